@@ -1,0 +1,143 @@
+"""Every error Pointsman raises on purpose.
+
+::
+
+    PointsmanError
+    ├── ConfigError            the configuration is wrong; stops the start
+    ├── PluginError            a plugin is at fault (carries its name)
+    │   ├── PluginLoadError    it cannot be found, imported or built; stops the start
+    │   ├── HookSignatureError an implementation is misspelt, wrongly coloured or wrongly typed; stops the start
+    │   └── HookError          an implementation failed or took too long during traffic
+    ├── StoreError             the state store
+    │   ├── StoreUnavailable   cannot be reached or written
+    │   └── StoreCorrupt       holds something this project never writes
+    ├── UpstreamError          a call of our own to a deployment failed
+    └── AdminError             an admin request that cannot be carried out (has an HTTP status)
+        ├── InvalidInput       422: a field is missing or wrong (carries the field's name)
+        ├── NotFound           404
+        └── Conflict           409
+
+Messages say what is wrong, where, and what to do about it. They never contain a key, a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+
+class PointsmanError(Exception):
+    """Base of all errors of this project."""
+
+
+class ConfigError(PointsmanError):
+    """The ``pointsman:`` section (or an environment variable it needs) is wrong."""
+
+
+class PluginError(PointsmanError):
+    """A plugin is at fault.
+
+    Args:
+        plugin: The plugin's name as written in the configuration.
+        message: What happened and what to do.
+    """
+
+    def __init__(self, plugin: str, message: str) -> None:
+        super().__init__(f"plugin {plugin!r}: {message}")
+        self.plugin = plugin
+
+
+class PluginLoadError(PluginError):
+    """The plugin cannot be found, imported, configured or built."""
+
+
+class HookSignatureError(PluginError):
+    """A hook implementation does not fit its specification."""
+
+
+class HookError(PluginError):
+    """A hook implementation failed during traffic.
+
+    Args:
+        plugin: The plugin's name.
+        hook: The hook's name, for example ``pre_route``.
+        request_id: The request it happened on, or None.
+        message: What happened.
+    """
+
+    def __init__(self, plugin: str, hook: str, request_id: str | None, message: str) -> None:
+        where = f"hook {hook!r}" + (f", request {request_id}" if request_id else "")
+        super().__init__(plugin, f"{where}: {message}")
+        self.hook = hook
+        self.request_id = request_id
+
+
+class StoreError(PointsmanError):
+    """The state store failed."""
+
+
+class StoreUnavailable(StoreError):
+    """The state store cannot be reached, opened or written."""
+
+
+class StoreCorrupt(StoreError):
+    """The state store holds a row that this project never writes (for example a pickle)."""
+
+
+class UpstreamError(PointsmanError):
+    """A call of our own (race leg, mirror, probe, judge) failed.
+
+    Args:
+        message: What happened; no secrets.
+        status: The provider's HTTP status, or None when there was no answer.
+        error_class: Stable class of the error: ``rate_limit``, ``auth``, ``timeout``, ``server``, ``client``,
+            ``content_policy``, ``connection`` or ``unknown``.
+        retry_after_s: What the provider asked for, in seconds, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        error_class: str = "unknown",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error_class = error_class
+        self.retry_after_s = retry_after_s
+
+
+class AdminError(PointsmanError):
+    """An admin request that cannot be carried out.
+
+    Args:
+        message: What is wrong and what to do.
+        param: The offending field of the request, or None.
+    """
+
+    status = 400
+    code = "bad_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidInput(AdminError):
+    """A field is missing, unknown or has a value that is not allowed."""
+
+    status = 422
+    code = "invalid_input"
+
+
+class NotFound(AdminError):
+    """What the request names does not exist."""
+
+    status = 404
+    code = "not_found"
+
+
+class Conflict(AdminError):
+    """The request contradicts the present state."""
+
+    status = 409
+    code = "conflict"
