@@ -14,8 +14,6 @@ from enum import StrEnum
 from typing import Self
 
 
-
-
 class Endpoint(StrEnum):
     """The kind of API the client called."""
 
@@ -481,10 +479,18 @@ class Signal:
         latency_ms: Whole calls.
         first_token_ms: First piece of content.
         tokens_per_s: Speed of the answers.
-        error_ratio: Errors over attempts in the window, 0 to 1.
+        error_ratio: Attempts in the window that failed by the deployment's own fault over all attempts, 0 to 1.
         in_flight: Attempts running now in this worker.
         reason: One phrase for people.
         extra: More numbers, by name.
+        active: Whether the gateway's configuration still has the deployment.
+        weight: The configured weight.
+        capacity: What the deployment can take, in whatever unit the configuration uses for its group, or None.
+        account: The provider account it belongs to, or None when nobody said.
+        last_used_at: Unix seconds of the latest attempt, or None.
+        last_success_at: Unix seconds of the latest answer, or None.
+        last_error_at: Unix seconds of the latest failure, or None.
+        last_error: What it said, without secrets.
     """
 
     deployment_id: str
@@ -499,6 +505,20 @@ class Signal:
     in_flight: int = 0
     reason: str = ""
     extra: Mapping[str, float] = field(default_factory=dict)
+    active: bool = True
+    weight: float = 1.0
+    capacity: float | None = None
+    account: str | None = None
+    last_used_at: float | None = None
+    last_success_at: float | None = None
+    last_error_at: float | None = None
+    last_error: str = ""
+
+    def status_at(self, now: float) -> SignalStatus:
+        """Return the verdict at ``now`` (Unix seconds): one that has ended by itself no longer holds."""
+        if self.until is not None and now >= self.until and self.status is not SignalStatus.UNKNOWN:
+            return SignalStatus.AVAILABLE
+        return self.status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
