@@ -1,0 +1,452 @@
+"""One client request's life: opened once, closed once, and so is each of its attempts.
+
+``Exchange`` is the only mutable object on the request path. The gateway's bridge (or a test) drives it::
+
+    exchange = host.open(ctx)
+    denial = await exchange.admit()                      pre_route
+    candidates = exchange.select(deployments)            select
+    refusal, attempt = await exchange.begin(deployment)  before_attempt
+    attempt.first_token()
+    attempt.end(Outcome.OK, usage=...)                   post_response | on_error
+    exchange.close(status_code=200)                      settle, in the background
+
+Everything may be called again or out of turn without harm: the second closing of anything changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry.trace import SpanKind
+
+from ..types import (
+    Attempt,
+    AttemptError,
+    AttemptKind,
+    Candidate,
+    Denial,
+    Deployment,
+    ErrorClass,
+    Outcome,
+    Refusal,
+    RequestContext,
+    Route,
+    Settlement,
+    Usage,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.trace import Span
+
+    from .calls import Dropped
+    from .host import Host
+    from .tracing import Value
+
+_OPERATION: Final = {"embeddings": "embeddings"}
+
+
+class OpenAttempt:
+    """An attempt that is running, until ``end``."""
+
+    __slots__ = ("_exchange", "_first_token", "_started", "answered", "attempt", "span")
+
+    def __init__(self, exchange: Exchange, attempt: Attempt, span: Span | None, started: float) -> None:
+        self._exchange = exchange
+        self._started = started
+        self._first_token: float | None = None
+        self.attempt = attempt
+        self.span = span
+        #: What the gateway said about the answer before the attempt could be closed.
+        self.answered: dict[str, object] = {}
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``end`` has been called."""
+        return self.attempt.outcome is not None
+
+    def first_token(self) -> None:
+        """Note that the first piece of content has arrived; only the first call counts."""
+        if self._first_token is None:
+            self._first_token = self._exchange.host.clock.monotonic()
+
+    def end(
+        self,
+        outcome: Outcome,
+        *,
+        usage: Usage | None = None,
+        cost_usd_micros: int | None = None,
+        status_code: int | None = None,
+        headers: Mapping[str, str] | None = None,
+        model: str | None = None,
+        error: AttemptError | None = None,
+        cached: bool = False,
+    ) -> None:
+        """Close the attempt; only the first call counts. Runs ``post_response`` or ``on_error``."""
+        if self.attempt.outcome is not None:
+            return
+        exchange = self._exchange
+        now = exchange.host.clock.monotonic()
+        first = self._first_token
+        self.attempt = attempt = replace(
+            self.attempt,
+            outcome=outcome,
+            duration_ms=(now - self._started) * 1000,
+            first_token_ms=None if first is None else (first - self._started) * 1000,
+            usage=usage,
+            cost_usd_micros=cost_usd_micros,
+            status_code=status_code,
+            headers=headers or {},
+            model=model,
+            error=error,
+            cached=cached,
+        )
+        if first is not None and exchange.first_token_at is None:
+            exchange.first_token_at = first
+        hook = "post_response" if outcome is Outcome.OK else "on_error"
+        host = exchange.host
+        with host.tracing.current(self.span):
+            host.calls.run_observers(hook, exchange.ctx, attempt)
+        if self.span is not None:
+            host.tracing.end(self.span, _attempt_attributes(attempt), error=_error_text(attempt))
+
+
+class Exchange:
+    """One client request, or one call of our own (``detached``: it has attempts but is never settled)."""
+
+    __slots__ = (
+        "_admitted",
+        "_closed",
+        "_group",
+        "_selection",
+        "attempts",
+        "ctx",
+        "current",
+        "denial",
+        "detached",
+        "disconnected",
+        "first_token_at",
+        "host",
+        "opened_at",
+        "route",
+        "span",
+    )
+
+    def __init__(
+        self,
+        host: Host,
+        ctx: RequestContext,
+        *,
+        parent: Span | Context | None = None,
+        detached: bool = False,
+        link: Span | None = None,
+    ) -> None:
+        self.host = host
+        self.ctx = ctx
+        self.route = Route(target=ctx.model)
+        self.denial: Denial | None = None
+        self.attempts: list[OpenAttempt] = []
+        #: The attempt that the gateway itself is making; attempts of an executor are known to the executor.
+        self.current: OpenAttempt | None = None
+        self.disconnected = False
+        self.detached = detached
+        self.opened_at = host.clock.monotonic()
+        self.first_token_at: float | None = None
+        self._group: str | None = None
+        self._selection: tuple[Sequence[Candidate], Sequence[Dropped]] | None = None
+        self._closed = False
+        self._admitted = False
+        self.span: Span | None = None
+        if host.tracing.enabled:
+            name = f"pointsman {ctx.endpoint}"
+            self.span = host.tracing.start(name, parent=parent, attributes=_request_attributes(ctx), link=link)
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` has been called."""
+        return self._closed
+
+    async def admit(self) -> Denial | None:
+        """Run ``pre_route``, once; afterwards ``route`` says where the request goes, or a Denial is returned."""
+        if self._admitted:
+            return self.denial
+        self._admitted = True
+        host = self.host
+        if not host.calls.pre_route:
+            return None
+        if self.span is None:
+            self.route, self.denial = await host.calls.run_pre_route(self.ctx, self.route)
+            return self.denial
+        tracing = host.tracing
+        span = tracing.start("pre_route", parent=self.span)
+
+        def seen(plugin: str, route: Route) -> None:
+            tracing.event(span, plugin, _route_attributes(route))
+
+        with tracing.current(span):
+            self.route, self.denial = await host.calls.run_pre_route(self.ctx, self.route, seen)
+        if self.denial is not None:
+            attributes: dict[str, Value] = {
+                "pointsman.denied_by": self.denial.plugin,
+                "pointsman.denial.code": self.denial.code,
+                "pointsman.denial.reason": self.denial.message,
+            }
+            tracing.set(self.span, attributes)
+            tracing.end(span, attributes)
+        else:
+            tracing.end(span)
+        tracing.set(self.span, _route_attributes(self.route))
+        return self.denial
+
+    def select(self, deployments: Sequence[Deployment]) -> list[Candidate]:
+        """Run ``select``: return who may serve the next attempt, possibly nobody.
+
+        A route whose target is a deployment id keeps to that deployment as long as its group is asked.
+        """
+        candidates = [Candidate(deployment=d, weight=d.weight) for d in deployments]
+        if any(d.id == self.route.target for d in deployments):
+            candidates = [c for c in candidates if c.deployment.id == self.route.target]
+        left, dropped = self.host.calls.run_select(self.ctx, candidates)
+        self._selection = (left, dropped)
+        if self.span is not None and not left:
+            self.host.tracing.event(self.span, "nobody can serve", _selection_attributes(left, dropped))
+        return left
+
+    async def begin(
+        self, deployment: Deployment, kind: AttemptKind | None = None, *, gateway: bool = False
+    ) -> tuple[Refusal | None, OpenAttempt]:
+        """Open an attempt and run ``before_attempt``. A refused attempt is closed already, with error ``refused``.
+
+        Args:
+            deployment: Who will be called.
+            kind: Why; by default primary, then retry in the same model group, fallback in another.
+            gateway: The gateway itself makes it: it becomes ``current``, and an attempt that was still open ends.
+        """
+        host = self.host
+        if gateway and self.current is not None and not self.current.closed:
+            self.current.end(
+                Outcome.ERROR,
+                error=AttemptError(kind=ErrorClass.UNKNOWN, message="the gateway went on to another attempt"),
+            )
+        attempt = Attempt(
+            id=host.new_id(),
+            request_id=self.ctx.request_id,
+            number=len(self.attempts) + 1,
+            kind=kind or self._next_kind(deployment),
+            deployment=deployment,
+            started_at=host.clock.now(),
+            labels=self.route.labels,
+        )
+        opened = OpenAttempt(self, attempt, self._attempt_span(attempt), host.clock.monotonic())
+        self.attempts.append(opened)
+        if gateway:
+            self.current = opened
+        if not host.calls.before_attempt:
+            return None, opened
+        try:
+            refusal = await self._ask(opened)
+        except BaseException:
+            opened.end(Outcome.CANCELLED)
+            raise
+        if refusal is not None:
+            error = AttemptError(
+                kind=ErrorClass.REFUSED,
+                message=f"{refusal.plugin}: {refusal.reason}",
+                retry_after_s=refusal.retry_after_s,
+            )
+            opened.end(Outcome.ERROR, error=error)
+        return refusal, opened
+
+    def _next_kind(self, deployment: Deployment) -> AttemptKind:
+        if self._group is None:
+            self._group = deployment.group
+            return AttemptKind.PRIMARY
+        return AttemptKind.RETRY if deployment.group == self._group else AttemptKind.FALLBACK
+
+    def _attempt_span(self, attempt: Attempt) -> Span | None:
+        selection, self._selection = self._selection, None
+        if self.span is None:
+            return None
+        attributes = _attempt_start_attributes(self.ctx, attempt)
+        if selection is not None:
+            attributes.update(_selection_attributes(*selection))
+        name = f"attempt {attempt.deployment.id}"
+        return self.host.tracing.start(name, parent=self.span, kind=SpanKind.CLIENT, attributes=attributes)
+
+    async def _ask(self, opened: OpenAttempt) -> Refusal | None:
+        host = self.host
+        if opened.span is None:
+            return await host.calls.run_before_attempt(self.ctx, opened.attempt)
+        hook = host.tracing.start("before_attempt", parent=opened.span)
+        with host.tracing.current(hook):
+            refusal = await host.calls.run_before_attempt(self.ctx, opened.attempt)
+        host.tracing.end(hook, {"pointsman.refused_by": refusal.plugin} if refusal else None)
+        return refusal
+
+    def answer_headers(self) -> dict[str, str]:
+        """Return the headers to add to the answer, as known now."""
+        headers = {"x-pointsman-request-id": self.ctx.request_id, **self.route.headers}
+        if self.attempts:
+            headers["x-pointsman-attempts"] = str(len(self.attempts))
+        return headers
+
+    def close(self, status_code: int) -> Settlement | None:
+        """Close the request; only the first call counts. Ends what is still open and hands over the settlement.
+
+        Args:
+            status_code: What the client got; 0 when it got nothing.
+
+        Returns:
+            The settlement, or None for a detached exchange and for a second call.
+        """
+        if self._closed:
+            return None
+        self._closed = True
+        for opened in self.attempts:
+            if not opened.closed:
+                opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
+        attempts = tuple(opened.attempt for opened in self.attempts)
+        outcome = self._outcome(status_code, attempts)
+        answer = next((a for a in reversed(attempts) if a.outcome is Outcome.OK), None)
+        usage = (answer or next((a for a in reversed(attempts) if a.usage), None) or _NOTHING).usage
+        first = self.first_token_at
+        settlement = Settlement(
+            request_id=self.ctx.request_id,
+            call_id=self.ctx.call_id,
+            endpoint=self.ctx.endpoint,
+            model=self.ctx.model,
+            stream=self.ctx.stream,
+            identity=self.ctx.identity,
+            route=self.route,
+            outcome=outcome,
+            status_code=status_code,
+            started_at=self.ctx.received_at,
+            finished_at=self.host.clock.now(),
+            first_token_ms=None if first is None else (first - self.opened_at) * 1000,
+            attempts=attempts,
+            usage=usage,
+            cost_usd_micros=sum(a.cost_usd_micros or 0 for a in attempts),
+            denial=self.denial,
+        )
+        if self.span is not None:
+            self.host.tracing.end(
+                self.span,
+                _settlement_attributes(settlement),
+                error=str(outcome) if outcome in {Outcome.ERROR, Outcome.DISCONNECTED} else None,
+            )
+        if self.detached:
+            return None
+        self.host.closed(self, settlement)
+        return settlement
+
+    def _outcome(self, status_code: int, attempts: Sequence[Attempt]) -> Outcome:
+        if self.denial is not None:
+            return Outcome.DENIED
+        if self.disconnected:
+            return Outcome.DISCONNECTED
+        if status_code == 0:
+            return Outcome.CANCELLED
+        answered = not attempts or any(a.outcome is Outcome.OK for a in attempts)
+        return Outcome.OK if answered and status_code < 400 else Outcome.ERROR  # noqa: PLR2004  # HTTP's own limit
+
+
+_NOTHING: Final = Attempt(
+    id="",
+    request_id="",
+    number=0,
+    kind=AttemptKind.PRIMARY,
+    deployment=Deployment(id="", group="", provider="", model=""),
+    started_at=0.0,
+)
+
+
+def _error_text(attempt: Attempt) -> str | None:
+    if attempt.outcome is Outcome.OK:
+        return None
+    return f"{attempt.outcome}: {attempt.error.message}" if attempt.error else str(attempt.outcome)
+
+
+def _request_attributes(ctx: RequestContext) -> dict[str, Value]:
+    attributes: dict[str, Value] = {
+        "gen_ai.operation.name": _OPERATION.get(ctx.endpoint, "chat"),
+        "gen_ai.request.model": ctx.model,
+        "pointsman.request_id": ctx.request_id,
+        "pointsman.endpoint": str(ctx.endpoint),
+        "pointsman.stream": ctx.stream,
+    }
+    if ctx.identity.tenant:
+        attributes["pointsman.tenant"] = ctx.identity.tenant
+    return attributes
+
+
+def _route_attributes(route: Route) -> dict[str, Value]:
+    attributes: dict[str, Value] = {"pointsman.target": route.target}
+    attributes.update((f"pointsman.label.{name}", value) for name, value in route.labels.items())
+    if route.fallbacks:
+        attributes["pointsman.fallbacks"] = route.fallbacks
+    if route.executor:
+        attributes["pointsman.executor"] = route.executor
+    if route.reservations:
+        attributes["pointsman.reserved_by"] = sorted({r.plugin for r in route.reservations})
+    return attributes
+
+
+def _selection_attributes(left: Sequence[Candidate], dropped: Sequence[Dropped]) -> dict[str, Value]:
+    attributes: dict[str, Value] = {"pointsman.candidates": [c.deployment.id for c in left]}
+    if any(c.score is not None for c in left):
+        attributes["pointsman.scores"] = [float("-inf") if c.score is None else c.score for c in left]
+    if notes := [f"{c.deployment.id}: {'; '.join(c.notes)}" for c in left if c.notes]:
+        attributes["pointsman.notes"] = notes
+    if dropped:
+        attributes["pointsman.dropped"] = [f"{d.deployment_id}: {d.reason} ({d.plugin})" for d in dropped]
+    return attributes
+
+
+def _attempt_start_attributes(ctx: RequestContext, attempt: Attempt) -> dict[str, Value]:
+    deployment = attempt.deployment
+    return {
+        "gen_ai.operation.name": _OPERATION.get(ctx.endpoint, "chat"),
+        "gen_ai.provider.name": deployment.provider,
+        "gen_ai.request.model": deployment.model,
+        "pointsman.attempt": attempt.number,
+        "pointsman.attempt.kind": str(attempt.kind),
+        "pointsman.deployment": deployment.id,
+        "pointsman.group": deployment.group,
+    }
+
+
+def _attempt_attributes(attempt: Attempt) -> dict[str, Value]:
+    attributes: dict[str, Value] = {"pointsman.outcome": str(attempt.outcome)}
+    if attempt.usage is not None:
+        attributes["gen_ai.usage.input_tokens"] = attempt.usage.prompt_tokens
+        attributes["gen_ai.usage.output_tokens"] = attempt.usage.completion_tokens
+        if attempt.usage.estimated:
+            attributes["pointsman.usage.estimated"] = True
+    if attempt.model:
+        attributes["gen_ai.response.model"] = attempt.model
+    if attempt.status_code is not None:
+        attributes["http.response.status_code"] = attempt.status_code
+    if attempt.first_token_ms is not None:
+        attributes["pointsman.first_token_ms"] = attempt.first_token_ms
+    if attempt.cost_usd_micros is not None:
+        attributes["pointsman.cost_usd_micros"] = attempt.cost_usd_micros
+    if attempt.error is not None:
+        attributes["error.type"] = str(attempt.error.kind)
+        if attempt.error.retry_after_s is not None:
+            attributes["pointsman.retry_after_s"] = attempt.error.retry_after_s
+    return attributes
+
+
+def _settlement_attributes(settlement: Settlement) -> dict[str, Value]:
+    attributes: dict[str, Value] = {
+        "pointsman.outcome": str(settlement.outcome),
+        "pointsman.attempts": len(settlement.attempts),
+        "http.response.status_code": settlement.status_code,
+        "pointsman.cost_usd_micros": settlement.cost_usd_micros,
+    }
+    if settlement.usage is not None:
+        attributes["gen_ai.usage.input_tokens"] = settlement.usage.prompt_tokens
+        attributes["gen_ai.usage.output_tokens"] = settlement.usage.completion_tokens
+    return attributes

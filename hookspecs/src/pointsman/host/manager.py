@@ -1,0 +1,253 @@
+"""Discovery, order and validation of plugins.
+
+Plugins are entry points of the group ``pointsman``; the configuration's list says which are used and in which order.
+Everything that can be wrong with one is found here, before the first request, and named: the plugin, the hook, what is
+allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final
+
+import pluggy
+
+from .. import specs
+from ..errors import ConfigError, HookSignatureError, PluginLoadError, PointsmanError
+from ..plugin import PluginConfig, PluginInfo
+from .calls import Calls, Faults, Impl
+
+if TYPE_CHECKING:
+    from .config import PluginEntry
+
+GROUP: Final = "pointsman"
+HOOK_NAMES: Final = tuple(hook.__name__ for hook in specs.HOOKS)
+_ASYNC: Final = {hook.__name__: inspect.iscoroutinefunction(hook) for hook in specs.HOOKS}
+_ARGS: Final = {hook.__name__: tuple(inspect.signature(hook).parameters) for hook in specs.HOOKS}
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A plugin that is in use.
+
+    Attributes:
+        name: Its name.
+        info: What its entry point names.
+        config: Its validated configuration.
+        instance: The plugin object.
+        distribution: Name and version of the package it comes from.
+    """
+
+    name: str
+    info: PluginInfo
+    config: PluginConfig
+    instance: object
+    distribution: str = ""
+
+
+@dataclass(slots=True)
+class Plugins:
+    """The plugins of one host: those in use, in order, and those left out with the reason."""
+
+    loaded: list[Loaded] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Return the names in use, in order."""
+        return [plugin.name for plugin in self.loaded]
+
+
+def discover() -> dict[str, EntryPoint]:
+    """Return the installed plugins by name, without importing them.
+
+    Raises:
+        ConfigError: two installed distributions claim one name.
+    """
+    found: dict[str, EntryPoint] = {}
+    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+        other = found.get(point.name)
+        if other is not None and other.value != point.value:
+            raise ConfigError(
+                f"two installed plugins are called {point.name!r}: {_origin(other)} ({other.value}) and "
+                f"{_origin(point)} ({point.value}); uninstall one of them"
+            )
+        found[point.name] = point
+    return found
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+
+
+def import_plugin(point: EntryPoint) -> PluginInfo:
+    """Import what an entry point names.
+
+    Raises:
+        PluginLoadError: it cannot be imported, or is not a ``PluginInfo``.
+    """
+    try:
+        info = point.load()
+    except Exception as err:
+        raise PluginLoadError(
+            point.name,
+            f"its entry point {point.value!r} ({_origin(point)}) cannot be imported: {type(err).__name__}: {err}",
+        ) from err
+    if not isinstance(info, PluginInfo):
+        raise PluginLoadError(
+            point.name, f"its entry point {point.value!r} is a {type(info).__name__}, not a pointsman.PluginInfo"
+        )
+    if info.name != point.name:
+        raise PluginLoadError(point.name, f"its PluginInfo calls itself {info.name!r}; both names must be the same")
+    return info
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def load(entries: Sequence[PluginEntry], available: Mapping[str, EntryPoint | PluginInfo] | None = None) -> Plugins:
+    """Build the plugins of the configuration, in its order.
+
+    Args:
+        entries: The configuration's list.
+        available: What is installed; by default what ``discover`` finds.
+
+    Raises:
+        PluginLoadError, HookSignatureError, ConfigError: for the first plugin that cannot be used and is not optional.
+    """
+    available = discover() if available is None else available
+    plugins = Plugins()
+    for entry in entries:
+        try:
+            plugins.loaded.append(_load_one(entry, available))
+        except PointsmanError as err:
+            if not entry.optional:
+                raise
+            plugins.broken[entry.name] = str(err)
+    return plugins
+
+
+def _load_one(entry: PluginEntry, available: Mapping[str, EntryPoint | PluginInfo]) -> Loaded:
+    point = available.get(entry.name)
+    if point is None:
+        installed = ", ".join(sorted(available)) or "none"
+        raise PluginLoadError(
+            entry.name,
+            f"{entry.where}: no such plugin is installed{nearest(entry.name, available)}. Installed: {installed}. "
+            f"Install it (for example 'pip install pointsman-{entry.name}') or correct the name.",
+        )
+    info = point if isinstance(point, PluginInfo) else import_plugin(point)
+    config = entry.validate(info.config)
+    try:
+        instance = info.factory(config)
+    except PointsmanError:
+        raise
+    except Exception as err:
+        raise PluginLoadError(entry.name, f"it cannot be built: {type(err).__name__}: {err}") from err
+    loaded = Loaded(
+        name=entry.name,
+        info=info,
+        config=config,
+        instance=instance,
+        distribution=_origin(point) if isinstance(point, EntryPoint) else "",
+    )
+    implementations(loaded)
+    return loaded
+
+
+def implementations(plugin: Loaded) -> dict[str, Impl]:
+    """Return a plugin's hook implementations, checked against the specifications.
+
+    Raises:
+        HookSignatureError: a hook is misspelt, has the wrong colour, unknown arguments or pluggy ordering options.
+    """
+    _check_methods(plugin.name, plugin.instance)
+    manager = pluggy.PluginManager(specs.PROJECT)
+    manager.add_hookspecs(specs)
+    name = plugin.name
+    try:
+        manager.register(plugin.instance, name=name)
+        manager.check_pending()
+    except pluggy.PluginValidationError as err:
+        hook = next((h for h in HOOK_NAMES if f"'{h}'" in str(err) or f"{h}(" in str(err)), "unknown")
+        allowed = ", ".join(_ARGS.get(hook, ())) or "no arguments"
+        raise HookSignatureError(
+            name, f"hook {hook!r} does not fit its specification (allowed: {allowed}): {err}"
+        ) from err
+    found: dict[str, Impl] = {}
+    for hook in HOOK_NAMES:
+        for impl in getattr(manager.hook, hook).get_hookimpls():
+            found[hook] = Impl(
+                plugin=name,
+                call=_adapt(impl.function, impl.argnames, _ARGS[hook]),
+                on_failure=plugin.config.on_failure,
+                deadline_s=plugin.config.deadline_ms / 1000 if plugin.config.deadline_ms else None,
+            )
+    return found
+
+
+def _check_methods(name: str, instance: object) -> None:
+    """Check what pluggy does not: colour, spelling, a forgotten marker, ordering options."""
+    for attribute in HOOK_NAMES:
+        method = getattr(instance, attribute, None)
+        if callable(method) and not hasattr(method, f"{specs.PROJECT}_impl"):
+            raise HookSignatureError(name, f"its method {attribute!r} has a hook's name but is not marked @hookimpl")
+    for attribute, method in inspect.getmembers(instance, callable):
+        if not hasattr(method, f"{specs.PROJECT}_impl"):
+            continue
+        if attribute not in HOOK_NAMES:
+            raise HookSignatureError(
+                name,
+                f"there is no hook {attribute!r}{nearest(attribute, HOOK_NAMES)}. Hooks: {', '.join(HOOK_NAMES)}.",
+            )
+        if inspect.iscoroutinefunction(method) != _ASYNC[attribute]:
+            want, have = ("async", "a plain function") if _ASYNC[attribute] else ("a plain function", "async")
+            raise HookSignatureError(name, f"hook {attribute!r} must be {want}; the implementation is {have}")
+        options = getattr(method, f"{specs.PROJECT}_impl")
+        if forbidden := [key for key in ("tryfirst", "trylast", "wrapper", "hookwrapper") if options.get(key)]:
+            raise HookSignatureError(
+                name,
+                f"hook {attribute!r} sets {', '.join(forbidden)}; the order is that of the configuration's plugin list",
+            )
+
+
+def _adapt(function: Any, wanted: Sequence[str], given: Sequence[str]) -> Any:
+    if tuple(wanted) == tuple(given):
+        return function
+    indices = tuple(given.index(argument) for argument in wanted)
+
+    def call(*args: object) -> object:
+        return function(*(args[i] for i in indices))
+
+    return call
+
+
+def compile_calls(plugins: Sequence[Loaded], faults: Faults) -> Calls:
+    """Compile all hooks of all plugins, in order."""
+    table: dict[str, list[Impl]] = {hook: [] for hook in HOOK_NAMES}
+    for plugin in plugins:
+        for hook, impl in implementations(plugin).items():
+            table[hook].append(impl)
+    by_name = {hook: {impl.plugin: impl for impl in table[hook]} for hook in ("execute", "settle", "status")}
+    return Calls(
+        faults=faults,
+        startup=tuple(table["startup"]),
+        shutdown=tuple(table["shutdown"]),
+        authenticate=tuple(table["authenticate"]),
+        pre_route=tuple(table["pre_route"]),
+        select=tuple(table["select"]),
+        before_attempt=tuple(table["before_attempt"]),
+        execute=by_name["execute"],
+        post_response=tuple(table["post_response"]),
+        on_error=tuple(table["on_error"]),
+        settle=by_name["settle"],
+        on_event=tuple(table["on_event"]),
+        status=by_name["status"],
+        routes=tuple(table["routes"]),
+    )

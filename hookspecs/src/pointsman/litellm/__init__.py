@@ -1,0 +1,39 @@
+"""The bridge to the LiteLLM proxy: the only code that imports litellm.
+
+In the proxy's configuration::
+
+    litellm_settings:
+      callbacks: ["pointsman.litellm.handler"]
+
+and, for tenants without a database::
+
+    general_settings:
+      custom_auth: pointsman.litellm.custom_auth
+
+Importing this package does nothing. Asking for ``handler``, as LiteLLM does inside its start-up, reads the ``pointsman:``
+section, loads the plugins and installs the bridge into the running proxy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .auth import custom_auth
+    from .callbacks import Callbacks
+
+    handler: Callbacks
+
+__all__ = ["custom_auth", "handler"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "handler":
+        from .install import install  # noqa: PLC0415  # importing litellm takes seconds; only the proxy needs it
+
+        return install()
+    if name == "custom_auth":
+        from .auth import custom_auth  # noqa: PLC0415  # as above
+
+        return custom_auth
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

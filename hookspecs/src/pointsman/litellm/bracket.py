@@ -1,0 +1,156 @@
+"""The outermost ASGI layer: the one place where every client request begins and ends exactly once.
+
+LiteLLM's callbacks skip, double or reorder themselves between endpoints, streams and disconnects. What they say about a
+request is gathered in its ``Call``; when the application is done with the request, however that came about, the call's
+exchange is closed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from ..host.runtime import new_id
+
+if TYPE_CHECKING:
+    from ..host.exchange import Exchange, OpenAttempt
+    from ..types import AttemptKind
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Call:
+    """What LiteLLM's callbacks share about one request or one call of our own.
+
+    Attributes:
+        request_id: Ours.
+        scope: The ASGI scope; None for a call of our own.
+        exchange: The request's exchange, once LiteLLM has authenticated it.
+        kind: For a call of our own, the kind of its attempt.
+        opened: For a call of our own, its attempt.
+        chosen: LiteLLM has asked for candidates since the last attempt was opened: the next one is new.
+        metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
+        gone: The client has gone away.
+        status: The HTTP status sent.
+        complete: The whole answer has been handed to the server.
+    """
+
+    __slots__ = (
+        "chosen",
+        "complete",
+        "exchange",
+        "gone",
+        "kind",
+        "metadata",
+        "opened",
+        "request_id",
+        "scope",
+        "status",
+    )
+
+    def __init__(self, request_id: str, scope: Scope | None = None, kind: AttemptKind | None = None) -> None:
+        self.request_id = request_id
+        self.scope = scope
+        self.kind = kind
+        self.exchange: Exchange | None = None
+        self.opened: OpenAttempt | None = None
+        self.chosen = False
+        self.metadata: dict[str, Any] = {}
+        self.gone = False
+        self.status = 0
+        self.complete = False
+
+
+#: The call that the running code works for. Tasks inherit it, so it survives LiteLLM's own task hops.
+current_call: Final[ContextVar[Call | None]] = ContextVar("pointsman_call", default=None)
+
+
+class Bracket:
+    """ASGI middleware.
+
+    Args:
+        app: What it wraps.
+        ready: Awaited before the first request; raises when the host could not start.
+    """
+
+    def __init__(self, app: App, ready: Callable[[], Awaitable[None]]) -> None:
+        self.app = app
+        self._ready: Callable[[], Awaitable[None]] | None = ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if self._ready is not None:
+            await self._ready()
+            self._ready = None
+        call = Call(new_id(), scope)
+        token = current_call.set(call)
+
+        async def receive_noting() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect" and not call.complete:
+                call.gone = True
+            return message
+
+        async def send_noting(message: Message) -> None:
+            kind = message["type"]
+            if kind == "http.response.start":
+                call.status = message["status"]
+                if call.exchange is not None and not call.gone and _has_gone(receive):
+                    call.gone = True
+                message["headers"] = [*message.get("headers", ()), *_answer_headers(call)]
+            elif kind == "http.response.body" and not message.get("more_body", False):
+                call.complete = not call.gone
+            await send(message)
+
+        try:
+            await self.app(scope, receive_noting, send_noting)
+        finally:
+            current_call.reset(token)
+            exchange = call.exchange
+            if exchange is not None:
+                exchange.disconnected = call.gone and not call.complete
+                exchange.close(call.status)
+
+
+def _answer_headers(call: Call) -> list[tuple[bytes, bytes]]:
+    exchange = call.exchange
+    headers = {"x-pointsman-request-id": call.request_id} if exchange is None else exchange.answer_headers()
+    return [
+        (name.encode("latin-1", "replace"), _one_line(value).encode("latin-1", "replace"))
+        for name, value in headers.items()
+    ]
+
+
+def _one_line(value: str) -> str:
+    """Return a value without line breaks, whatever a plugin's label holds."""
+    return " ".join(value.split()) if not value.isprintable() else value
+
+
+def _has_gone(receive: Receive) -> bool:
+    """Look, without waiting, whether the server has noticed that the client went away.
+
+    LiteLLM finishes a plain request for a client that has gone, and nobody asks the server about it. One step of
+    ``receive`` tells: it either has a message now, or would wait.
+    """
+    pending = receive()
+    if not inspect.iscoroutine(pending):
+        return False
+    try:
+        pending.send(None)
+    except StopIteration as stop:
+        message: Message = stop.value
+        return bool(message["type"] == "http.disconnect")
+    except Exception:  # noqa: BLE001  # a server that cannot be asked has not said that the client is gone
+        return False
+    with contextlib.suppress(Exception):
+        pending.close()
+    return False

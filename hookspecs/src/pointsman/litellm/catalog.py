@@ -1,0 +1,187 @@
+"""What the running proxy can serve, what it costs, and how many tokens a prompt has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+import litellm
+from litellm.cost_calculator import cost_per_token
+from litellm.proxy import proxy_server
+
+from ..errors import Conflict
+from ..types import Deployment, Price, Usage
+from . import values
+
+#: The model list is read again after this time, since an administrator can change it while the proxy runs.
+_FRESH_S: Final = 1.0
+
+
+def router() -> Any:
+    """Return LiteLLM's router; None before the configuration has been loaded."""
+    return proxy_server.llm_router
+
+
+class RouterCatalog:
+    """The proxy's model list as values."""
+
+    def __init__(self) -> None:
+        self._read_at = -_FRESH_S
+        self._by_id: dict[str, Deployment] = {}
+        self._by_group: dict[str, tuple[Deployment, ...]] = {}
+        self._listed: set[str] = set()
+
+    def _read(self) -> None:
+        now = time.monotonic()
+        if now - self._read_at < _FRESH_S:
+            return
+        llm_router = router()
+        entries = list(llm_router.model_list) if llm_router is not None else []
+        found = [values.deployment(entry) for entry in entries]
+        self._by_id = {d.id: d for d in found}
+        groups: dict[str, list[Deployment]] = {}
+        for d in found:
+            groups.setdefault(d.group, []).append(d)
+        self._by_group = {name: tuple(members) for name, members in groups.items()}
+        self._read_at = now
+
+    def by_id(self, deployment_id: str) -> Deployment | None:
+        """Return one deployment, or None."""
+        self._read()
+        return self._by_id.get(deployment_id)
+
+    def deployments(self, target: str | None = None) -> Sequence[Deployment]:
+        """Return the deployments of a model group or the one with this id; all of them for None; empty if unknown."""
+        self._read()
+        if target is None:
+            return tuple(self._by_id.values())
+        if target in self._by_group:
+            return self._by_group[target]
+        one = self._by_id.get(target)
+        return () if one is None else (one,)
+
+    def is_group(self, target: str) -> bool:
+        """Say whether the target is a model group."""
+        self._read()
+        return target in self._by_group
+
+    def list_model(self, name: str, target: str | None) -> None:
+        """Show ``name`` in ``GET /v1/models`` as an alias of ``target``; None stops showing it.
+
+        Raises:
+            Conflict: the configuration has a model group or an alias of this name.
+        """
+        llm_router = router()
+        if llm_router is None:
+            return
+        aliases = llm_router.model_group_alias
+        if target is None:
+            if name in self._listed:
+                self._listed.discard(name)
+                aliases.pop(name, None)
+            return
+        if self.is_group(name) or (name in aliases and name not in self._listed):
+            raise Conflict(
+                f"the model name {name!r} is taken: the gateway's configuration has a model group or an alias of this "
+                "name; choose another name or rename the group",
+                param="name",
+            )
+        members = self.deployments(target)
+        group = target if self.is_group(target) or not members else members[0].group
+        aliases[name] = {"model": group, "hidden": False}
+        self._listed.add(name)
+
+
+class CostMap:
+    """LiteLLM's prices."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, str] = {}
+
+    def _key(self, deployment: Deployment) -> str:
+        """Return the cost map's key: the deployment's own id when it has prices of its own, else its model."""
+        key = self._keys.get(deployment.id)
+        if key is None:
+            own = litellm.model_cost.get(deployment.id) or {}
+            key = deployment.id if "input_cost_per_token" in own else deployment.model
+            self._keys[deployment.id] = key
+        return key
+
+    def get(self, deployment: Deployment) -> Price:
+        """Return the unit prices of a deployment; fields are None where the map does not know."""
+        try:
+            info: Mapping[str, Any] = litellm.get_model_info(self._key(deployment), deployment.provider)
+        except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
+            return Price()
+        return Price(
+            input_usd=_decimal(info.get("input_cost_per_token")),
+            output_usd=_decimal(info.get("output_cost_per_token")),
+            cache_read_usd=_decimal(info.get("cache_read_input_token_cost")),
+            cache_write_usd=_decimal(info.get("cache_creation_input_token_cost")),
+        )
+
+    def cost_usd_micros(self, deployment: Deployment, usage: Usage | None) -> int | None:
+        """Return what an answer cost by LiteLLM's own calculation, or None when it does not know the model."""
+        if usage is None:
+            return None
+        try:
+            counted = litellm.Usage(
+                prompt_tokens=usage.prompt_tokens,
+                completion_tokens=usage.completion_tokens,
+                total_tokens=usage.total_tokens,
+                prompt_tokens_details={
+                    "cached_tokens": usage.cached_tokens,
+                    "cache_creation_tokens": usage.cache_write_tokens,
+                    "audio_tokens": usage.audio_prompt_tokens,
+                },
+                completion_tokens_details={
+                    "reasoning_tokens": usage.reasoning_tokens,
+                    "audio_tokens": usage.audio_completion_tokens,
+                },
+                cache_read_input_tokens=usage.cached_tokens,
+                cache_creation_input_tokens=usage.cache_write_tokens,
+            )
+            parts = cost_per_token(
+                model=self._key(deployment), custom_llm_provider=deployment.provider, usage_object=counted
+            )
+        except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
+            return None
+        return values.usd_micros(sum(parts))
+
+
+def _decimal(value: Any) -> Decimal | None:
+    return None if value is None else Decimal(str(value))
+
+
+class PromptTokenizer:
+    """LiteLLM's token counter."""
+
+    def count(self, model: str, body: Mapping[str, object]) -> int:
+        """Count the prompt tokens of a chat, messages, responses or embeddings request."""
+        messages = body.get("messages")
+        if isinstance(messages, list):
+            return int(litellm.token_counter(model=model, messages=messages))
+        source = body.get("input", body.get("prompt"))
+        texts = (
+            [source]
+            if isinstance(source, str)
+            else [_text_of(part) for part in source]
+            if isinstance(source, list)
+            else []
+        )
+        return sum(int(litellm.token_counter(model=model, text=text)) for text in texts if text)
+
+    def count_text(self, model: str, text: str) -> int:
+        """Count the tokens of a text."""
+        return int(litellm.token_counter(model=model, text=text)) if text else 0
+
+
+def _text_of(part: Any) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping):
+        content = part.get("content") or part.get("text") or ""
+        return content if isinstance(content, str) else " ".join(_text_of(item) for item in content)
+    return ""

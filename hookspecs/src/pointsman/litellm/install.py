@@ -1,0 +1,224 @@
+"""Installs the host into the running LiteLLM proxy: start-up, shutdown, the ASGI bracket, the admin routes.
+
+Everything here that is not a documented callback, so that a change in LiteLLM has one place to be met:
+
+* ``proxy_config.get_config_state`` and ``user_config_file_path``: the configuration.
+* ``app.middleware_stack``: the bracket becomes the outermost layer.
+* ``initialize_shared_aiohttp_session``: awaited by LiteLLM's start-up once the router exists; ours goes before it.
+* ``proxy_shutdown_event``: awaited by LiteLLM's shutdown after in-flight requests have drained; ours goes before it.
+* ``litellm.custom_provider_map``: the provider that lets a plugin execute a route.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import litellm
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
+from litellm.proxy import proxy_server
+from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
+from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from starlette.responses import Response
+
+from ..errors import ConfigError, PointsmanError
+from ..host import config
+from ..host.admin import error_body
+from ..host.host import Host
+from ..host.tracing import configure
+from .bracket import Bracket, Scope
+from .callbacks import Callbacks
+from .catalog import CostMap, PromptTokenizer, RouterCatalog
+from .executor import PROVIDER, Executor, ensure_deployment
+from .upstream import RouterUpstream
+
+log: Final = logging.getLogger("pointsman")
+
+#: The exit code of a failed start: uvicorn's own, and the one that makes gunicorn stop instead of starting again.
+EXIT_START_FAILED: Final = 3
+_METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
+
+
+class Bridge:
+    """The gateway as the host sees it, and the host as the callbacks see it."""
+
+    def __init__(self) -> None:
+        self.catalog = RouterCatalog()
+        self.prices = CostMap()
+        self.tokenizer = PromptTokenizer()
+        self.upstream: RouterUpstream = RouterUpstream(self)
+        self.host: Host = Host(_settings(), self)
+        self.callbacks = Callbacks(self)
+        self._starting: asyncio.Task[None] | None = None
+
+    async def ready(self) -> None:
+        """Wait until the host has started, starting it if nobody has yet."""
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._start(), name="pointsman:start")
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        try:
+            self.host.tracing = configure(enabled=self.host.settings.host.tracing.enabled)
+            await self.host.start()
+        except PointsmanError as err:
+            stop_the_start(err)
+
+    def executor_model(self) -> str:
+        """Return the model group that executes routes; it is added to the router when it is first needed."""
+        return ensure_deployment()
+
+    async def stop(self) -> None:
+        """Shut the host down."""
+        if self._starting is not None:
+            await self.host.stop()
+
+
+_bridge: Bridge | None = None
+
+
+def stop_the_start(err: PointsmanError) -> NoReturn:
+    """Say what is wrong, once, and end the process: an exception here would drown in tracebacks of the servers."""
+    sys.stdout.flush()
+    sys.stderr.write(f"\npointsman: cannot start: {err}\n\n")
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(EXIT_START_FAILED)
+
+
+async def running_host() -> Host:
+    """Return the host of this worker, started."""
+    if _bridge is None:
+        raise ConfigError('litellm_settings.callbacks does not mention "pointsman.litellm.handler"; add it')
+    await _bridge.ready()
+    return _bridge.host
+
+
+def install() -> Callbacks:
+    """Build the host and install it; the second call returns the same callbacks. Called by LiteLLM's start-up."""
+    global _bridge  # noqa: PLW0603  # LiteLLM imports an instance: there is one per worker
+    if _bridge is not None:
+        return _bridge.callbacks
+    try:
+        bridge = Bridge()
+    except PointsmanError as err:
+        stop_the_start(err)
+    _setup_logging()
+    app = proxy_server.app
+    app.include_router(_admin_router(bridge))
+    if app.middleware_stack is None:
+        app.middleware_stack = app.build_middleware_stack()
+    app.middleware_stack = Bracket(app.middleware_stack, bridge.ready)
+    _go_before("initialize_shared_aiohttp_session", bridge.ready)
+    _go_before("proxy_shutdown_event", bridge.stop)
+    litellm.custom_provider_map = [
+        *litellm.custom_provider_map,
+        {"provider": PROVIDER, "custom_handler": Executor(bridge)},
+    ]
+    litellm.utils.custom_llm_setup()
+    _bridge = bridge
+    return bridge.callbacks
+
+
+def _settings() -> config.Settings:
+    section = proxy_server.proxy_config.get_config_state().get(config.SECTION)
+    file = proxy_server.user_config_file_path
+    base = Path(file).resolve().parent if file else Path.cwd()
+    return config.parse(section, str(file or "LiteLLM configuration"), base)
+
+
+def _go_before(name: str, work: Any) -> None:
+    """Await ``work`` before LiteLLM's function of this name, which its lifespan looks up when it needs it."""
+    original = getattr(proxy_server, name, None)
+    if original is None:
+        raise ConfigError(
+            f"this version of LiteLLM ({litellm.__version__ if hasattr(litellm, '__version__') else 'unknown'}) has no "
+            f"{name}; install a version that Pointsman supports: litellm[proxy]>=1.106,!=1.107.*"
+        )
+
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        await work()
+        return await original(*args, **kwargs)
+
+    setattr(proxy_server, name, wrapped)
+
+
+def _setup_logging() -> None:
+    """Let our messages be seen where LiteLLM's are, unless the operator has set up logging."""
+    if not log.handlers and not logging.getLogger().handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s:%(levelname)s: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def _admin_router(bridge: Bridge) -> APIRouter:
+    routes = APIRouter()
+
+    async def admin(request: Request, key: UserAPIKeyAuth = Depends(user_api_key_auth)) -> Response:  # noqa: B008  # FastAPI's way
+        if key.user_role != LitellmUserRoles.PROXY_ADMIN:
+            body = error_body(
+                "this route needs LiteLLM's admin key (general_settings.master_key or a proxy_admin's key)",
+                code="admin_key_needed",
+                type_="permission_error",
+            )
+            return JSONResponse(body, status_code=403)
+        await bridge.ready()
+        return await _forward(bridge.host, request, key.user_id or key.key_alias or "admin")
+
+    routes.add_api_route("/pointsman", admin, methods=_METHODS, include_in_schema=False)
+    routes.add_api_route("/pointsman/{path:path}", admin, methods=_METHODS, include_in_schema=False)
+    return routes
+
+
+async def _forward(host: Host, request: Request, who: str) -> Response:
+    """Run a request through the host's admin application and return its answer."""
+    body = await request.body()
+    sent = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        if sent:
+            return {"type": "http.disconnect"}
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    original = request.scope
+    path = original["path"].removeprefix("/pointsman") or "/"
+    headers = [(name, value) for name, value in original["headers"] if name.lower() != b"x-pointsman-user"]
+    headers.append((b"x-pointsman-user", who.encode("utf-8", "replace")))
+    scope: Scope = {
+        "type": "http",
+        "asgi": original.get("asgi", {"version": "3.0"}),
+        "http_version": original.get("http_version", "1.1"),
+        "method": original["method"],
+        "scheme": original.get("scheme", "http"),
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": original.get("query_string", b""),
+        "root_path": "",
+        "headers": headers,
+        "client": original.get("client"),
+        "server": original.get("server"),
+    }
+    return _Forwarded(host, scope, receive)
+
+
+class _Forwarded(Response):
+    """The admin application's answer, passed on as it comes, so that a live page can stream."""
+
+    def __init__(self, host: Host, scope: Scope, receive: Any) -> None:
+        super().__init__()
+        self._host = host
+        self._scope = scope
+        self._receive = receive
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG002  # ours replace FastAPI's
+        assert self._host.admin is not None  # noqa: S101  # a started host has one
+        await self._host.admin(self._scope, self._receive, send)

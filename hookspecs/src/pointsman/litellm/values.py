@@ -1,0 +1,339 @@
+"""LiteLLM's objects read into the contract's values. Total: odd input gives None or an empty value, never an error."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from email.utils import parsedate_to_datetime
+from typing import Any, Final
+
+from ..types import AttemptError, Deployment, Endpoint, ErrorClass, Identity, Usage
+
+#: LiteLLM's call types by endpoint; every other one is ``Endpoint.OTHER``.
+ENDPOINTS: Final[Mapping[str, Endpoint]] = {
+    "acompletion": Endpoint.CHAT,
+    "completion": Endpoint.CHAT,
+    "anthropic_messages": Endpoint.MESSAGES,
+    "aresponses": Endpoint.RESPONSES,
+    "responses": Endpoint.RESPONSES,
+    "aembedding": Endpoint.EMBEDDINGS,
+    "embedding": Endpoint.EMBEDDINGS,
+    "embeddings": Endpoint.EMBEDDINGS,
+}
+CREDENTIAL_HEADERS: Final = frozenset(
+    {
+        "authorization",
+        "proxy-authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+        "x-litellm-api-key",
+        "ocp-apim-subscription-key",
+        "cookie",
+        "set-cookie",
+    }
+)
+_PROVIDER_PREFIX: Final = "llm_provider-"
+_MESSAGE_CHARS: Final = 300
+
+
+def request_headers(
+    raw: Iterable[tuple[bytes, bytes]], extra_credentials: frozenset[str] = frozenset()
+) -> dict[str, str]:
+    """Return ASGI headers as text, lower case, without credentials."""
+    headers = {}
+    for name_bytes, value in raw:
+        name = name_bytes.decode("latin-1").lower()
+        if name not in CREDENTIAL_HEADERS and name not in extra_credentials:
+            headers[name] = value.decode("latin-1")
+    return headers
+
+
+def identity(key: Any, end_user: str | None) -> Identity:
+    """Return who calls, from LiteLLM's ``UserAPIKeyAuth``."""
+    metadata = getattr(key, "metadata", None)
+    own = metadata.get("pointsman") if isinstance(metadata, dict) else None
+    own = own if isinstance(own, dict) else {}
+    role = getattr(key, "user_role", None)
+    return Identity(
+        tenant=own.get("tenant"),
+        key_hash=getattr(key, "api_key", None) or getattr(key, "token", None),
+        key_alias=getattr(key, "key_alias", None),
+        user_id=getattr(key, "user_id", None),
+        team_id=getattr(key, "team_id", None),
+        org_id=getattr(key, "org_id", None),
+        end_user=end_user or getattr(key, "end_user_id", None),
+        admin=str(getattr(role, "value", role)) == "proxy_admin",
+        claims=own.get("claims") or {},
+    )
+
+
+def deployment(entry: Mapping[str, Any]) -> Deployment:
+    """Return one entry of LiteLLM's ``model_list`` without its secrets."""
+    params = entry.get("litellm_params") or {}
+    info = entry.get("model_info") or {}
+    model = str(params.get("model") or "")
+    provider, slash, rest = model.partition("/")
+    provider = str(params.get("custom_llm_provider") or (provider if slash else "openai"))
+    weight = params.get("weight")
+    return Deployment(
+        id=str(info.get("id") or ""),
+        group=str(entry.get("model_name") or ""),
+        provider=provider,
+        model=rest if slash else model,
+        api_base=params.get("api_base"),
+        weight=float(weight) if isinstance(weight, int | float) else 1.0,
+        rpm=_whole(params.get("rpm")),
+        tpm=_whole(params.get("tpm")),
+        info={str(k): v for k, v in info.items() if isinstance(v, str | int | float | bool)},
+    )
+
+
+def _whole(value: Any) -> int | None:
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def usage(source: Any) -> Usage | None:
+    """Return the tokens of a chat, messages, responses or embeddings usage object, or None when there is none."""
+    if source is None:
+        return None
+    get = source.get if isinstance(source, Mapping) else lambda name, default=None: getattr(source, name, default)
+    prompt, completion = get("prompt_tokens"), get("completion_tokens")
+    if prompt is None and completion is None:
+        return _usage_of_input_output(get)
+    prompt_details = _fields(get("prompt_tokens_details"))
+    completion_details = _fields(get("completion_tokens_details"))
+    return Usage(
+        prompt_tokens=_count(prompt),
+        completion_tokens=_count(completion),
+        cached_tokens=_count(prompt_details.get("cached_tokens")) or _count(get("cache_read_input_tokens")),
+        cache_write_tokens=_count(prompt_details.get("cache_creation_tokens"))
+        or _count(get("cache_creation_input_tokens")),
+        reasoning_tokens=_count(completion_details.get("reasoning_tokens")),
+        audio_prompt_tokens=_count(prompt_details.get("audio_tokens")),
+        audio_completion_tokens=_count(completion_details.get("audio_tokens")),
+    )
+
+
+def _usage_of_input_output(get: Any) -> Usage | None:
+    """Anthropic counts cached tokens beside ``input_tokens``, OpenAI's responses within it."""
+    inside, outside = get("input_tokens"), get("output_tokens")
+    if inside is None and outside is None:
+        return None
+    read, written = _count(get("cache_read_input_tokens")), _count(get("cache_creation_input_tokens"))
+    input_details, output_details = _fields(get("input_tokens_details")), _fields(get("output_tokens_details"))
+    return Usage(
+        prompt_tokens=_count(inside) + read + written,
+        completion_tokens=_count(outside),
+        cached_tokens=read or _count(input_details.get("cached_tokens")),
+        cache_write_tokens=written,
+        reasoning_tokens=_count(output_details.get("reasoning_tokens")),
+    )
+
+
+def _fields(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    return getattr(value, "__dict__", None) or {}
+
+
+def _count(value: Any) -> int:
+    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
+
+
+def response_usage(response: Any) -> Usage | None:
+    """Return the usage of a whole answer."""
+    return usage(response.get("usage") if isinstance(response, Mapping) else getattr(response, "usage", None))
+
+
+def response_model(response: Any) -> str | None:
+    """Return the model name in a whole answer."""
+    model = response.get("model") if isinstance(response, Mapping) else getattr(response, "model", None)
+    return model if isinstance(model, str) else None
+
+
+def provider_headers(*sources: Any) -> dict[str, str]:
+    """Return the provider's response headers, raw names, from the first source that has any.
+
+    LiteLLM keeps them raw on its logging object, and with the prefix ``llm_provider-`` among hidden parameters.
+    """
+    for source in sources:
+        if not source:
+            continue
+        try:
+            pairs = [(str(name).lower(), str(value)) for name, value in dict(source).items()]
+        except (TypeError, ValueError):
+            continue
+        prefixed = {n.removeprefix(_PROVIDER_PREFIX): v for n, v in pairs if n.startswith(_PROVIDER_PREFIX)}
+        found = prefixed or {n: v for n, v in pairs if not n.startswith("x-litellm-")}
+        if found:
+            return {name: value for name, value in found.items() if name not in CREDENTIAL_HEADERS}
+    return {}
+
+
+def hidden_params(response: Any) -> Mapping[str, Any]:
+    """Return what LiteLLM hides on a response object."""
+    hidden = getattr(response, "_hidden_params", None)
+    if isinstance(hidden, Mapping):
+        return hidden
+    return getattr(hidden, "__dict__", None) or {}
+
+
+def usd_micros(cost: Any) -> int | None:
+    """Return dollars as integer micro-dollars, rounded half to even, or None."""
+    return round(cost * 1_000_000) if isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0 else None
+
+
+_BY_STATUS: Final[Mapping[int, ErrorClass]] = {
+    401: ErrorClass.AUTH,
+    403: ErrorClass.AUTH,
+    404: ErrorClass.NOT_FOUND,
+    408: ErrorClass.TIMEOUT,
+    429: ErrorClass.RATE_LIMIT,
+    504: ErrorClass.TIMEOUT,
+}
+#: LiteLLM's exception classes whose status alone would mislead.
+_BY_NAME: Final[Mapping[str, ErrorClass]] = {
+    "Timeout": ErrorClass.TIMEOUT,
+    "APIConnectionError": ErrorClass.CONNECTION,
+    "ContentPolicyViolationError": ErrorClass.CONTENT_POLICY,
+    "ContextWindowExceededError": ErrorClass.CONTEXT_WINDOW,
+    "RateLimitError": ErrorClass.RATE_LIMIT,
+    "AuthenticationError": ErrorClass.AUTH,
+    "PermissionDeniedError": ErrorClass.AUTH,
+    "MidStreamFallbackError": ErrorClass.SERVER,
+}
+
+
+def attempt_error(err: BaseException, headers: Mapping[str, str], now: float) -> AttemptError:
+    """Return why an attempt failed, told by the exception's type and status."""
+    raw = getattr(err, "status_code", None)
+    status = raw if isinstance(raw, int) else None
+    kind = next((_BY_NAME[c.__name__] for c in type(err).__mro__ if c.__name__ in _BY_NAME), None)
+    if kind is None and status is not None:
+        kind = _BY_STATUS.get(status) or (ErrorClass.SERVER if status >= 500 else ErrorClass.CLIENT)  # noqa: PLR2004  # HTTP's own limit
+    # The provider's own words may quote the prompt: only the first line, and not for errors about content.
+    text = (
+        "" if kind in {ErrorClass.CONTENT_POLICY, ErrorClass.CLIENT} else str(err).partition("\n")[0][:_MESSAGE_CHARS]
+    )
+    return AttemptError(
+        kind=kind or ErrorClass.UNKNOWN,
+        status=status,
+        message=f"{type(err).__name__}: {text}" if text else type(err).__name__,
+        retry_after_s=retry_after_s(headers, now),
+    )
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """Return ``retry-after-ms`` or ``retry-after`` (seconds or HTTP date) in seconds from now, or None."""
+    for name, scale in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = headers.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            seconds = float(text) / scale
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(text).timestamp() - now
+            except (TypeError, ValueError):
+                continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    return None
+
+
+class StreamReader:
+    """Reads the pieces of a stream as they pass: first content, usage, model, text for an estimate.
+
+    Pieces are chat chunks, responses events, or bytes of server-sent events on the messages endpoint.
+    """
+
+    __slots__ = ("_input", "failed", "model", "text", "usage")
+
+    def __init__(self) -> None:
+        self.usage: Usage | None = None
+        self.model: str | None = None
+        self.text: list[str] = []
+        self.failed: str | None = None
+        self._input: dict[str, Any] = {}
+
+    def read(self, piece: Any) -> bool:
+        """Read one piece; say whether it carries content."""
+        if isinstance(piece, bytes | str):
+            return self._read_sse(piece.decode("utf-8", "replace") if isinstance(piece, bytes) else piece)
+        choices = getattr(piece, "choices", None)
+        if choices is not None:
+            return self._read_chat(piece, choices)
+        return self._read_event(piece)
+
+    def _read_chat(self, piece: Any, choices: Any) -> bool:
+        if (found := getattr(piece, "usage", None)) is not None:
+            self.usage = usage(found) or self.usage
+        if self.model is None:
+            self.model = getattr(piece, "model", None)
+        content = False
+        for choice in choices:
+            delta = getattr(choice, "delta", None)
+            text = getattr(delta, "content", None) or getattr(delta, "reasoning_content", None)
+            if text:
+                self.text.append(text)
+                content = True
+            elif getattr(delta, "tool_calls", None) or getattr(delta, "function_call", None):
+                content = True
+        return content
+
+    def _read_event(self, piece: Any) -> bool:
+        get: Any = piece.get if isinstance(piece, Mapping) else lambda name: getattr(piece, name, None)
+        kind = get("type")
+        kind = str(getattr(kind, "value", kind))
+        if kind.endswith(".delta"):
+            delta = get("delta")
+            if isinstance(delta, str):
+                self.text.append(delta)
+            return True
+        if kind in {"response.completed", "response.incomplete", "response.failed"}:
+            response = get("response")
+            self.usage = response_usage(response) or self.usage
+            self.model = response_model(response) or self.model
+        if kind in {"response.failed", "error"}:
+            self.failed = kind
+        return False
+
+    def _read_sse(self, text: str) -> bool:
+        content = False
+        for line in text.splitlines():
+            if not line.startswith("data:"):
+                continue
+            if '"content_block_delta"' in line:
+                content = True
+            try:
+                data = json.loads(line[5:])
+            except ValueError:
+                continue
+            if isinstance(data, dict):
+                self._read_anthropic(data)
+        return content
+
+    def _read_anthropic(self, data: dict[str, Any]) -> None:
+        kind = data.get("type")
+        if kind == "content_block_delta":
+            delta = data.get("delta") or {}
+            for name in ("text", "thinking", "partial_json"):
+                if delta.get(name):
+                    self.text.append(delta[name])
+        elif kind == "message_start":
+            message = data.get("message") or {}
+            self._input = dict(message.get("usage") or {})
+            self.model = message.get("model") or self.model
+        elif kind == "message_delta" and data.get("usage"):
+            # The last delta has the final counts; providers differ in whether it repeats the input's.
+            merged = {**self._input, **{k: v for k, v in data["usage"].items() if v is not None}}
+            self._input = merged
+            self.usage = usage(merged)
+        elif kind == "error":
+            self.failed = "error"
+
+    def partial_usage(self) -> Usage | None:
+        """Return what an interrupted messages stream said about its input, as an estimate of the output so far."""
+        return usage(self._input) if self._input else None
