@@ -1,0 +1,1 @@
+"""Versions of a model: clients call a name, the gateway serves the active version."""

@@ -1,0 +1,246 @@
+"""The registry in one worker: a copy of what the store holds, and changes to it.
+
+Requests read the copy, which is a dict lookup. It is replaced when this worker changes something, and within
+``poll_interval_s`` when another one did. Every change is computed from a copy and written in one atomic step that fails
+if somebody else was faster; then it is computed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, TypeVar
+
+from pointsman.errors import ConfigError, Conflict, InvalidInput, StoreUnavailable
+from pointsman.plugin import Catalog, Services
+from pointsman.types import VersionActivated
+
+from . import changes
+from .fields import VersionSpec, nearest
+from .storage import REVISION, STATE, decode_history, decode_state, history_prefix, step
+from .versions import Activation, Author, Change, State, Version
+
+log: Final = logging.getLogger("pointsman.registry")
+
+MAX_TRIES: Final = 20
+MAX_READS: Final = 10
+FIRST_WAIT_S: Final = 0.002
+LONGEST_WAIT_S: Final = 0.1
+
+C = TypeVar("C", Change, Change | None)
+
+
+class Registry:
+    """The versions of all models.
+
+    Args:
+        services: What the host offers.
+    """
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._store = services.store
+        self._changing = asyncio.Lock()
+        self._listed: dict[str, str] = {}
+        self._clashes: dict[str, str] = {}
+        self.state = State()
+        self.read_at = 0.0
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def refresh(self) -> None:
+        """Read the store again if it has changed.
+
+        Raises:
+            StoreError: it cannot be read; the copy stays as it was.
+        """
+        async with self._changing:
+            await self._reread()
+
+    async def history(self, name: str | None, limit: int) -> list[Activation]:
+        """Return the newest history entries of a name or of all names, newest first."""
+        return decode_history(await self._store.scan(history_prefix(name)))[:limit]
+
+    def problems(self) -> list[str]:
+        """Return what keeps registered names from being served, one sentence each."""
+        found = [clash for _, clash in sorted(self._clashes.items())]
+        for name, version in self.state.active.items():
+            if version is not None and not is_target(self._services.catalog, version.path):
+                found.append(
+                    f"{name!r}: the gateway has no {version.path!r}, the path of the active version {version.id!r}"
+                )
+        return found
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    async def seed(self, specs: Sequence[VersionSpec]) -> None:
+        """Register what the configuration lists. Harmless at every start, also of several workers at once.
+
+        Raises:
+            ConfigError: a version contradicts the store or the gateway's configuration.
+        """
+        catalog = self._services.catalog
+        # Some gateways know their deployments only after the plugins have started; requests are checked again anyway.
+        if catalog.deployments():
+            for index, spec in enumerate(specs):
+                try:
+                    check_target(catalog, spec.name, spec.path)
+                except (InvalidInput, Conflict) as err:
+                    raise ConfigError(f"versions[{index}].{err}") from err
+        author = Author(who="configuration", at=self._services.clock.now())
+        # No event: nothing changes for anybody while everybody starts.
+        await self._change(lambda state: changes.seed(state, specs, author))
+
+    async def register(self, spec: VersionSpec, who: str) -> Version:
+        """Add a version, active if it says so.
+
+        Raises:
+            Conflict: the id is taken, or the name is one of the gateway's own.
+            InvalidInput: the gateway has no such path.
+        """
+        check_target(self._services.catalog, spec.name, spec.path)
+        author = self._author(who, "registered as active")
+        change = await self._change(
+            lambda state: changes.register(state, changes.built(spec, author.at), author, active=spec.active)
+        )
+        self._announce(change)
+        return change.registered[0]
+
+    async def activate(self, version_id: str, who: str, reason: str, *, name: str | None = None) -> Version:
+        """Make a version the active one of its name; nothing happens when it is already.
+
+        Args:
+            version_id: The version.
+            who: On whose behalf.
+            reason: For the history.
+            name: The name it is expected to have, or None for any.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: it belongs to another name.
+        """
+
+        def checked(state: State) -> Change | None:
+            if name is not None and (version := state.get(version_id)).name != name:
+                raise Conflict(f"version {version_id!r} belongs to {version.name!r}, not to {name!r}", param="name")
+            return changes.activate(state, version_id, self._author(who, reason))
+
+        change = await self._change(checked)
+        if change is not None:
+            self._announce(change)
+        return self.state.get(version_id)
+
+    async def rollback(self, name: str, who: str, reason: str) -> Version:
+        """Return to the version that was active before.
+
+        Raises:
+            NotFound: the name has no version.
+            Conflict: there was none before.
+        """
+        change = await self._change(lambda state: changes.rollback(state, name, self._author(who, reason)))
+        self._announce(change)
+        return self.state.get(change.standings[name].active_id or "")
+
+    async def delete(self, version_id: str, who: str, reason: str, *, force: bool) -> None:
+        """Remove a version; the active one only with ``force``.
+
+        Raises:
+            NotFound: there is no such version.
+            Conflict: it is active and ``force`` was not given.
+        """
+        change = await self._change(
+            lambda state: changes.delete(state, version_id, self._author(who, reason), force=force)
+        )
+        self._announce(change)
+
+    # -- within -------------------------------------------------------------------------------------------------------
+
+    async def _change(self, compute: Callable[[State], C]) -> C:
+        async with self._changing:
+            for tried in range(MAX_TRIES):
+                await self._reread()
+                before = self.state
+                change = compute(before)
+                if change is None:
+                    return change
+                revision = self._services.new_id()
+                if await self._store.update(step(change, expected=before.revision, revision=revision)):
+                    self._adopt(before.after(change, revision))
+                    return change
+                longest_s = min(FIRST_WAIT_S * 2**tried, LONGEST_WAIT_S)
+                await self._services.clock.sleep(self._services.random.uniform(0, longest_s))
+        raise Conflict("the registry is being changed by others all the time; try again")
+
+    async def _reread(self) -> None:
+        for _ in range(MAX_READS):
+            revision = await self._store.get(REVISION)
+            if revision == self.state.revision:
+                self.read_at = self._services.clock.now()
+                return
+            rows = await self._store.scan(STATE)
+            # Equal before and after: no change came between the rows of the scan.
+            if await self._store.get(REVISION) == revision:
+                self._adopt(decode_state(revision, rows))
+                self.read_at = self._services.clock.now()
+                return
+        raise StoreUnavailable("the registry changes faster than it can be read; the last copy stays in use")
+
+    def _adopt(self, state: State) -> None:
+        self.state = state
+        wanted = {name: version.path for name, version in state.active.items() if version is not None}
+        for name in self._listed.keys() - wanted.keys():
+            self._services.catalog.list_model(name, None)
+            del self._listed[name]
+        self._clashes = {name: clash for name, clash in self._clashes.items() if name in wanted}
+        for name, path in wanted.items():
+            if self._listed.get(name) == path:
+                continue
+            try:
+                self._services.catalog.list_model(name, path)
+            except Conflict as err:
+                self._clashes[name] = f"{name!r} is not listed: {err}"
+                log.warning("registered name %s", self._clashes[name])
+            else:
+                self._listed[name] = path
+                self._clashes.pop(name, None)
+
+    def _author(self, who: str, reason: str) -> Author:
+        return Author(who=who, at=self._services.clock.now(), reason=reason)
+
+    def _announce(self, change: Change) -> None:
+        for entry in change.activations:
+            log.info(
+                "%s: %r is active now, before it %r (%s)", entry.name, entry.version_id, entry.previous_id, entry.action
+            )
+            self._services.publish(
+                VersionActivated(
+                    name=entry.name,
+                    version_id=entry.version_id,
+                    previous_id=entry.previous_id,
+                    who=entry.who,
+                    reason=entry.reason or entry.action.value,
+                )
+            )
+
+
+def is_target(catalog: Catalog, path: str) -> bool:
+    """Say whether the gateway can serve a path."""
+    return catalog.is_group(path) or bool(catalog.deployments(path))
+
+
+def check_target(catalog: Catalog, name: str, path: str) -> None:
+    """Refuse a path that the gateway cannot serve, and a name that it serves itself.
+
+    Raises:
+        InvalidInput: the path is unknown; names the nearest one.
+        Conflict: the name is a model group or a deployment of the gateway.
+    """
+    deployments = catalog.deployments()
+    groups = {deployment.group for deployment in deployments}
+    ids = {deployment.id for deployment in deployments}
+    if name in groups or name in ids:
+        raise Conflict(f"name: the gateway's configuration has {name!r} itself; register another name", param="name")
+    if not is_target(catalog, path):
+        near = nearest(path, groups | ids, shown=groups)
+        raise InvalidInput(f"path: the gateway has no model group or deployment {path!r}{near}", param="path")
