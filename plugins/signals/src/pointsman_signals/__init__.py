@@ -1,0 +1,1 @@
+"""Pointsman plugin ``signals``: the state of every deployment, from response headers, traffic and checks."""

@@ -1,0 +1,265 @@
+"""All deployments this worker knows: observes attempts, keeps the states, publishes the signals. No I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+from .quota import Quota
+from .state import Check, Rules, State
+from .view import Summary, capacity_of, make_signal
+from .window import SLICES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pointsman.types import Attempt, Deployment, Signal
+
+    from .config import SignalsConfig
+    from .dialects import DialectTable
+    from .reading import Reading
+
+#: Statistics are worked out for at most this many deployments in one go, so that the event loop is not held up.
+SUMMARIES_AT_ONCE: Final = 100
+#: An attempt that has been running for so long has been lost.
+LOST_AFTER_S: Final = 6 * 3_600.0
+
+
+def rules_of(config: SignalsConfig) -> Rules:
+    """Return the part of the configuration that judging needs."""
+    return Rules(
+        reserve_ratio=config.reserve_ratio,
+        assumed_reset_s=config.assumed_reset_s,
+        refused_s=config.refused_s,
+        ttl_s=config.ttl_s,
+        degraded_error_ratio=config.degraded_error_ratio,
+        min_attempts=config.min_attempts,
+    )
+
+
+class Book:
+    """The states.
+
+    Args:
+        config: The plugin's configuration.
+        dialects: How headers are read.
+    """
+
+    def __init__(self, config: SignalsConfig, dialects: DialectTable) -> None:
+        self.config = config
+        self.rules = rules_of(config)
+        self.slice_s = config.window_s / SLICES
+        self.dialects = dialects
+        self.states: dict[str, State] = {}
+        self.forgotten = 0
+        self._summaries: dict[str, Summary] = {}
+        self._quotas: dict[tuple[str, str], tuple[Quota, set[str]]] = {}
+        self._changed: dict[str, None] = {}
+        self._account_of = {target: name for name, targets in config.accounts.items() for target in targets}
+
+    # -- observing ----------------------------------------------------------------------------------------------------
+
+    def begin(self, attempt: Attempt, now: float) -> Signal:
+        """Note an attempt that is about to be made; return the new signal."""
+        state = self.state(attempt.deployment, now)
+        state.in_flight[attempt.id] = attempt.started_at
+        return self.signal(state, now)
+
+    def observe(self, attempt: Attempt, now: float) -> Sequence[Signal]:
+        """Learn from an attempt that has ended; return the new signals, the deployment's own first.
+
+        When the quota that it shares with others is judged anew, theirs follow.
+        """
+        state = self.state(attempt.deployment, now)
+        state.in_flight.pop(attempt.id, None)
+        reading = self.read(attempt.deployment, attempt.headers, now) if attempt.headers else None
+        siblings = state.siblings
+        before = state.quota.judge(now, self.rules).exhausted_until if siblings else None
+        state.observe(attempt, reading, now, self.rules)
+        self._changed[state.id] = None
+        signal = self.signal(state, now)
+        if siblings and state.quota.judge(now, self.rules).exhausted_until != before:
+            others = (self.states[one] for one in siblings if one != state.id and one in self.states)
+            return (signal, *(self.signal(other, now) for other in others))
+        return (signal,)
+
+    def read(self, deployment: Deployment, headers: Mapping[str, str], now: float) -> Reading:
+        """Read response headers in the deployment's dialect."""
+        return self.dialects.reader(deployment).read(headers, now)
+
+    def checked(self, state: State, check: Check, reading: Reading | None) -> None:
+        """Take over the outcome of an active check."""
+        state.facts.check = check
+        state.unsaved = True
+        if reading is not None:
+            state.quota.observe(reading, check.at)
+        self._changed[state.id] = None
+
+    # -- states -------------------------------------------------------------------------------------------------------
+
+    def state(self, deployment: Deployment, now: float) -> State:
+        """Return a deployment's state; a new one when it has not been seen before or has changed."""
+        state = self.states.get(deployment.id)
+        if state is not None and state.deployment is deployment:
+            return state
+        if state is None or state.deployment != deployment:
+            state = self._introduce(deployment, state, now)
+        state.deployment = deployment
+        return state
+
+    def restored(self, state: State) -> None:
+        """Take over a state from the store; its deployment is introduced when it is next seen."""
+        if state.id not in self.states and len(self.states) < self.config.max_deployments:
+            self.states[state.id] = state
+            self._changed[state.id] = None
+
+    def changed(self, state: State) -> None:
+        """Note that a state knows more than its signal says."""
+        self._changed[state.id] = None
+
+    def _introduce(self, deployment: Deployment, known: State | None, now: float) -> State:
+        state = known or State(deployment.id, self.slice_s)
+        state.seen_at = max(state.seen_at, now)
+        if known is None:
+            self.states[deployment.id] = state
+            self._make_room(state)
+        self._leave_quota(state)
+        state.account = self.account_of(deployment)
+        state.capacity = capacity_of(deployment)
+        if state.account is not None:
+            per_account = self.dialects.reader(deployment).dialect.per_account
+            key = (state.account, "" if per_account else deployment.model)
+            pool, siblings = self._quotas.setdefault(key, (Quota(), set()))
+            pool.merge(state.quota)
+            siblings.add(state.id)
+            state.quota, state.siblings = pool, siblings
+        return state
+
+    def account_of(self, deployment: Deployment) -> str | None:
+        """Return the account that the operator says it belongs to (configuration, else ``model_info.account``)."""
+        for target in (deployment.id, deployment.group, deployment.provider):
+            if target in self._account_of:
+                return self._account_of[target]
+        account = deployment.info.get("account")
+        return account if isinstance(account, str) and account else None
+
+    def _leave_quota(self, state: State) -> None:
+        if state.siblings is None:
+            return
+        state.siblings.discard(state.id)
+        own = Quota()
+        own.merge(state.quota)
+        state.quota, state.siblings = own, None
+        for key in [key for key, (_, siblings) in self._quotas.items() if not siblings]:
+            del self._quotas[key]
+
+    def forget(self, deployment_id: str) -> None:
+        """Forget a deployment."""
+        state = self.states.pop(deployment_id, None)
+        if state is not None:
+            self._leave_quota(state)
+            self.forgotten += 1
+        self._summaries.pop(deployment_id, None)
+        self._changed.pop(deployment_id, None)
+
+    def _make_room(self, newest: State) -> None:
+        excess = len(self.states) - self.config.max_deployments
+        if excess <= 0:
+            return
+        # A tenth more than needed goes, so that a flood of new names does not sort all of them each time.
+        idle = [state for state in self.states.values() if not state.in_flight and state is not newest]
+        idle.sort(key=lambda state: (state.active, state.seen_at))
+        for state in idle[: excess + self.config.max_deployments // 10]:
+            self.forget(state.id)
+
+    # -- upkeep -------------------------------------------------------------------------------------------------------
+
+    def adopt(self, deployments: Iterable[Deployment], now: float) -> None:
+        """Compare with the gateway's configuration: learn its deployments, mark and later forget those that are gone."""
+        present = {deployment.id: deployment for deployment in deployments}
+        if not present:
+            return
+        for deployment in present.values():
+            if deployment.id in self.states or len(self.states) < self.config.max_deployments:
+                known = deployment.id in self.states
+                state = self.state(deployment, now)
+                if not known or not state.active:
+                    state.active = True
+                    self._changed[state.id] = None
+        for state in tuple(self.states.values()):
+            if state.id in present:
+                continue
+            if state.active:
+                state.active = False
+                self._changed[state.id] = None
+            if not state.in_flight and now - max(state.seen_at, state.recorded_at) > max(
+                self.config.ttl_s, self.config.window_s
+            ):
+                self.forget(state.id)
+
+    def refresh(self, current: Mapping[str, Signal], now: float) -> list[Signal]:
+        """Return the signals that have to be replaced: new knowledge, an end that has come, statistics gone stale.
+
+        Args:
+            current: The signals as published.
+            now: Unix seconds.
+        """
+        budget = SUMMARIES_AT_ONCE
+        due: list[State] = []
+        for state in self.states.values():
+            if state.in_flight and (started := next(iter(state.in_flight.values()))) < now - LOST_AFTER_S:
+                state.in_flight = {k: v for k, v in state.in_flight.items() if v > started}
+                due.append(state)
+                continue
+            signal = current.get(state.id)
+            if state.id in self._changed or signal is None:
+                due.append(state)
+            elif now - state.totals_at >= self.slice_s and state.totals is not None and state.totals.requests:
+                self._changed[state.id] = None
+                due.append(state)
+            elif state.judge(now, self.rules).status is not signal.status or (
+                signal.until is not None and now >= signal.until
+            ):
+                due.append(state)
+        signals = []
+        for state in due:
+            if state.id in self._changed and budget > 0:
+                budget -= 1
+                del self._changed[state.id]
+                self._summaries[state.id] = Summary(state.sum_up(now), state.recent)
+            signals.append(self.signal(state, now))
+        return signals
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def signal(self, state: State, now: float) -> Signal:
+        """Return a state as a signal; its statistics are those of the last ``refresh``."""
+        return make_signal(state, self._summaries.get(state.id), now, self.rules)
+
+    def fresh_signal(self, state: State, now: float) -> Signal:
+        """Return a state as a signal with statistics of this moment."""
+        self._changed.pop(state.id, None)
+        self._summaries[state.id] = Summary(state.sum_up(now), state.recent)
+        return self.signal(state, now)
+
+    def accounts(self) -> dict[tuple[str, bool], list[State]]:
+        """Return the states by provider account and whether the operator has declared it.
+
+        What nobody has declared is grouped by provider and host.
+        """
+        grouped: dict[tuple[str, bool], list[State]] = {}
+        for state in self.states.values():
+            deployment = state.deployment
+            if deployment is None:
+                continue
+            key = (state.account, True) if state.account else (_place(deployment), False)
+            grouped.setdefault(key, []).append(state)
+        return grouped
+
+
+def _place(deployment: Deployment) -> str:
+    try:
+        host = urlsplit(deployment.api_base or "").netloc.rpartition("@")[2]
+    except ValueError:
+        host = ""
+    return f"{deployment.provider}@{host}" if host else deployment.provider

@@ -1,0 +1,36 @@
+"""Which errors are a deployment's own, and error texts without secrets. Pure."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pointsman.types import ErrorClass
+
+#: The caller's fault: another deployment would have answered the same.
+CALLERS: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
+MAX_MESSAGE_CHARS: Final = 200
+
+_SECRETS: Final = (
+    # credentials in a URL
+    re.compile(r"(?<=://)[^/\s:@]{1,200}:[^/\s@]{1,200}(?=@)"),
+    # a header or a parameter with a telling name
+    re.compile(
+        r"(?i)(?<=[\"'?&\s,{(])(?:[\w-]{0,30}(?:api[_-]?key|token|secret|password|credential|authorization|signature)s?)"
+        r"[\"']?\s{0,3}[:=]\s{0,3}(?:bearer\s{1,3})?[\"']?[^\s\"',;&)}]{3,}"
+    ),
+    re.compile(r"(?i)\bbearer\s{1,3}[\w.~+/=-]{4,}"),
+    # the keys of well-known providers
+    re.compile(r"\b(?:sk|pk|rk|gsk|xai|hf|ghp|gho|pplx|csk|fw|AKIA|AIza|ya29)[-_.]?[A-Za-z0-9*][\w*.-]{10,}"),
+    # anything long without a gap that has both letters and digits: a token, a hash, base64
+    re.compile(r"(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Za-z])[\w+/=-]{32,}"),
+)
+
+
+def scrub(text: str) -> str:
+    """Return an error text on one line, short, with everything that looks like a secret as ``***``."""
+    line = " " + " ".join(text[: 8 * MAX_MESSAGE_CHARS].split())
+    for pattern in _SECRETS:
+        line = pattern.sub("***", line)
+    line = "".join(char if char.isprintable() else "?" for char in line.strip())
+    return line if len(line) <= MAX_MESSAGE_CHARS else line[: MAX_MESSAGE_CHARS - 3] + "..."
