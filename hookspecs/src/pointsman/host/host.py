@@ -145,7 +145,7 @@ class Host:
                 config.store.backend,
                 path=self.settings.base / config.store.path,
                 url=config.store.url,
-                prefix=config.store.prefix,
+                prefix=f"{config.store.prefix}:",
                 timeout_s=config.store.timeout_ms / 1000,
             )
         await self._store.ping()

@@ -26,6 +26,10 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+#: The model group (and deployment) behind which a plugin executes a route; not a deployment that can be chosen.
+EXECUTOR_MODEL: Final = "pointsman-executor"
+
+
 class Call:
     """What LiteLLM's callbacks share about one request or one call of our own.
 
@@ -37,12 +41,14 @@ class Call:
         opened: For a call of our own, its attempt.
         chosen: LiteLLM has asked for candidates since the last attempt was opened: the next one is new.
         metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
+        awaited: A plugin is going to execute the route and has not begun to answer: its headers are not known yet.
         gone: The client has gone away.
         status: The HTTP status sent.
         complete: The whole answer has been handed to the server.
     """
 
     __slots__ = (
+        "awaited",
         "chosen",
         "complete",
         "exchange",
@@ -62,6 +68,7 @@ class Call:
         self.exchange: Exchange | None = None
         self.opened: OpenAttempt | None = None
         self.chosen = False
+        self.awaited = False
         self.metadata: dict[str, Any] = {}
         self.gone = False
         self.status = 0
@@ -100,16 +107,27 @@ class Bracket:
                 call.gone = True
             return message
 
+        held: list[Message] = []
+
         async def send_noting(message: Message) -> None:
-            kind = message["type"]
-            if kind == "http.response.start":
+            more = False
+            if message["type"] == "http.response.start":
                 call.status = message["status"]
                 if call.exchange is not None and not call.gone and _has_gone(receive):
                     call.gone = True
-                message["headers"] = [*message.get("headers", ()), *_answer_headers(call)]
-            elif kind == "http.response.body" and not message.get("more_body", False):
-                call.complete = not call.gone
-            await send(message)
+                more = True
+            elif message["type"] == "http.response.body":
+                more = message.get("more_body", False)
+                call.complete = not more and not call.gone
+            if call.awaited and more:
+                # Some endpoints send headers and a first event before the executor has started: wait for it.
+                held.append(message)
+                return
+            for waiting in (*held, message):
+                if waiting["type"] == "http.response.start":
+                    waiting["headers"] = [*waiting.get("headers", ()), *_answer_headers(call)]
+                await send(waiting)
+            held.clear()
 
         try:
             await self.app(scope, receive_noting, send_noting)

@@ -7,7 +7,7 @@ to is told by ``current_call``, never by metadata, which the client can write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -20,7 +20,7 @@ from ..host.tracing import outgoing_headers, remote_parent
 from ..types import AttemptError, AttemptKind, Deployment, Endpoint, ErrorClass, Outcome, RequestContext, Usage
 from . import values
 from .auth import denial_error
-from .bracket import Call, current_call
+from .bracket import EXECUTOR_MODEL, Call, current_call
 
 if TYPE_CHECKING:
     from ..host.exchange import Exchange, OpenAttempt
@@ -57,13 +57,16 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         denial = await exchange.admit()
         if denial is not None:
             raise denial_error(denial)
-        self._apply(exchange, data)
+        self._apply(call, exchange, data)
         return data
 
-    def _apply(self, exchange: Exchange, data: dict[str, Any]) -> None:
+    def _apply(self, call: Call, exchange: Exchange, data: dict[str, Any]) -> None:
         route = exchange.route
         if route.executor is not None:
+            call.awaited = True
             data["model"] = self._bridge.executor_model()
+            # The executor decides about further attempts: a retry here would run its whole race again.
+            data["num_retries"] = 0
         elif route.target != data.get("model"):
             found = self._bridge.catalog.deployments(route.target)
             # A deployment is reached through its group, so that cooldowns, select and fallbacks still apply.
@@ -71,6 +74,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             data["model"] = found[0].group if one else route.target
         if route.fallbacks:
             data["fallbacks"] = list(route.fallbacks)
+
+    async def async_filter_listed_models(self, user_api_key_dict: Any, model_names: Sequence[str]) -> Sequence[str]:
+        """Hide the model group that executes routes: nobody can call it."""
+        return [name for name in model_names if name != EXECUTOR_MODEL]
 
     # -- the attempts -------------------------------------------------------------------------------------------------
 
@@ -84,7 +91,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     ) -> list[dict[str, Any]]:
         """Let the plugins narrow the candidates of the next attempt."""
         call = current_call.get()
-        if call is None or call.exchange is None or not healthy_deployments:
+        if call is None or call.exchange is None or not healthy_deployments or model == EXECUTOR_MODEL:
             return healthy_deployments
         call.chosen = True
         found = [self._deployment(entry) for entry in healthy_deployments]
@@ -102,6 +109,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             return None
         info = kwargs.get("model_info") or (_metadata(kwargs).get("model_info")) or {}
         deployment_id = str(info.get("id") or "")
+        if deployment_id == EXECUTOR_MODEL:
+            return None
         running = call.opened or call.exchange.current
         if (
             running is not None

@@ -15,7 +15,7 @@ from litellm.llms.custom_llm import CustomLLM, CustomLLMError
 
 from ..errors import UpstreamError
 from ..types import AttemptKind, Endpoint, Execution, UpstreamRequest
-from .bracket import Call, current_call
+from .bracket import EXECUTOR_MODEL, Call, current_call
 from .catalog import router
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from .install import Bridge
 
 PROVIDER: Final = "pointsman"
-MODEL: Final = "pointsman-executor"
 _NOT_FOR_PROVIDERS: Final = frozenset({"stream", "stream_options", "extra_headers", "max_retries"})
 
 
@@ -56,7 +55,7 @@ class Executor(CustomLLM):  # type: ignore[misc]  # LiteLLM is not typed for us
     async def _execute(self, arguments: Mapping[str, Any], *, stream: bool) -> tuple[Call, Execution]:
         call = current_call.get()
         if call is None or call.exchange is None or call.exchange.route.executor is None:
-            raise CustomLLMError(status_code=404, message=f"model {MODEL!r} is internal and cannot be called")
+            raise CustomLLMError(status_code=404, message=f"model {EXECUTOR_MODEL!r} is internal and cannot be called")
         exchange = call.exchange
         options = {k: v for k, v in (arguments.get("optional_params") or {}).items() if k not in _NOT_FOR_PROVIDERS}
         body = MappingProxyType({**options, "messages": arguments["messages"]})
@@ -72,6 +71,8 @@ class Executor(CustomLLM):  # type: ignore[misc]  # LiteLLM is not typed for us
                 execution = Execution(chunks=plain.chunks()) if stream else Execution(response=await plain.response())
         except UpstreamError as err:
             raise _final(err) from err
+        finally:
+            call.awaited = False
         if execution.headers:
             exchange.route = exchange.route.with_headers(execution.headers)
         return call, execution
@@ -114,14 +115,15 @@ def _final(err: UpstreamError) -> Exception:
 def ensure_deployment() -> str:
     """Make sure that the router has our model group; return its name."""
     llm_router = router()
-    if not llm_router.get_model_list(model_name=MODEL):
+    if not llm_router.get_model_list(model_name=EXECUTOR_MODEL):
         from litellm.types.router import Deployment, LiteLLM_Params  # noqa: PLC0415  # seldom needed
 
         llm_router.add_deployment(
             Deployment(
-                model_name=MODEL,
-                litellm_params=LiteLLM_Params(model=f"{PROVIDER}/{MODEL}"),
-                model_info={"id": MODEL},
+                model_name=EXECUTOR_MODEL,
+                # A failed race says nothing about the next one: no cooldown.
+                litellm_params=LiteLLM_Params(model=f"{PROVIDER}/{EXECUTOR_MODEL}", cooldown_time=0),
+                model_info={"id": EXECUTOR_MODEL},
             )
         )
-    return MODEL
+    return EXECUTOR_MODEL

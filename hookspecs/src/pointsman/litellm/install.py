@@ -6,12 +6,15 @@ Everything here that is not a documented callback, so that a change in LiteLLM h
 * ``app.middleware_stack``: the bracket becomes the outermost layer.
 * ``initialize_shared_aiohttp_session``: awaited by LiteLLM's start-up once the router exists; ours goes before it.
 * ``proxy_shutdown_event``: awaited by LiteLLM's shutdown after in-flight requests have drained; ours goes before it.
+* ``PrismaDBExceptionHandler``: without the prisma package a refused key must still be a 401.
+* ``litellm.DEFAULT_MAX_RETRIES``: no retries inside an attempt.
 * ``litellm.custom_provider_map``: the provider that lets a plugin execute a route.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
 import sys
@@ -24,6 +27,7 @@ from fastapi.responses import JSONResponse
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
+from litellm.proxy.db.exception_handler import PrismaDBExceptionHandler
 from starlette.responses import Response
 
 from ..errors import ConfigError, PointsmanError
@@ -114,6 +118,9 @@ def install() -> Callbacks:
     if app.middleware_stack is None:
         app.middleware_stack = app.build_middleware_stack()
     app.middleware_stack = Bracket(app.middleware_stack, bridge.ready)
+    # An attempt is one call: the provider SDK's own silent retries (LiteLLM's default for embeddings) would hide in it.
+    litellm.DEFAULT_MAX_RETRIES = 0
+    _without_prisma()
     _go_before("initialize_shared_aiohttp_session", bridge.ready)
     _go_before("proxy_shutdown_event", bridge.stop)
     litellm.custom_provider_map = [
@@ -130,6 +137,17 @@ def _settings() -> config.Settings:
     file = proxy_server.user_config_file_path
     base = Path(file).resolve().parent if file else Path.cwd()
     return config.parse(section, str(file or "LiteLLM configuration"), base)
+
+
+def _without_prisma() -> None:
+    """Let a refused key be a 401 where the prisma package is missing.
+
+    ``litellm[proxy]`` does not install it, and LiteLLM asks it about every authentication error: its ImportError would
+    turn the 401 into a bare 500. Without the package there is no database that could have failed.
+    """
+    if importlib.util.find_spec("prisma") is None:
+        PrismaDBExceptionHandler.is_database_service_unavailable_error = staticmethod(lambda _: False)
+        PrismaDBExceptionHandler.is_database_infrastructure_error = staticmethod(lambda _: False)
 
 
 def _go_before(name: str, work: Any) -> None:

@@ -1,0 +1,253 @@
+"""A plugin that writes down every hook call and does what the test's request headers say.
+
+It is loaded by a real proxy in another process, so it speaks through a file: one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman.errors import UpstreamError
+from pointsman.plugin import Services, Upstream
+from pointsman.types import (
+    AttemptKind,
+    Candidate,
+    Credential,
+    Denial,
+    Event,
+    Execution,
+    Identity,
+    Refusal,
+    RequestContext,
+    Reservation,
+    Route,
+    Settlement,
+    Status,
+    UpstreamRequest,
+)
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
+from starlette.routing import Route as HttpRoute
+
+_SETTLEMENT = TypeAdapter(Settlement)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced(Event):
+    """An event of our own."""
+
+    case: str = ""
+
+
+class RecorderConfig(PluginConfig):
+    """Where to write, and how slowly to settle."""
+
+    file: str
+    settle_sleep_s: float = 0.0
+    fail_startup: bool = False
+
+
+class Recorder:
+    """Records."""
+
+    def __init__(self, config: RecorderConfig) -> None:
+        self.config = config
+        self.path = Path(config.file)
+        self.services: Services | None = None
+
+    def write(self, hook: str, request_id: str | None, **facts: Any) -> None:
+        row = {"hook": hook, "request": request_id, "pid": os.getpid(), "at": time.time(), **facts}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, default=str) + "\n")
+
+    @hookimpl
+    async def startup(self, services: Services) -> None:
+        if self.config.fail_startup:
+            raise RuntimeError("told to fail")
+        self.services = services
+        self.write("startup", None)
+
+    @hookimpl
+    async def shutdown(self) -> None:
+        self.write("shutdown", None)
+
+    @hookimpl
+    async def authenticate(self, credential: Credential) -> Identity | None:
+        self.write("authenticate", None, path=credential.path)
+        name = credential.api_key
+        return Identity(tenant=name.removeprefix("tenant-"), user_id=name) if name.startswith("tenant-") else None
+
+    @hookimpl
+    async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:
+        say = {name: value for name, value in ctx.headers.items() if name.startswith("x-test-")}
+        self.write(
+            "pre_route",
+            ctx.request_id,
+            case=ctx.headers.get("x-test-case"),
+            endpoint=ctx.endpoint,
+            model=ctx.model,
+            stream=ctx.stream,
+            call_id=ctx.call_id,
+            tenant=ctx.identity.tenant,
+            user=ctx.identity.user_id,
+            admin=ctx.identity.admin,
+            key_hash=ctx.identity.key_hash,
+            headers=dict(ctx.headers),
+            has_body=bool(ctx.body),
+        )
+        assert self.services is not None
+        reservation = Reservation(
+            plugin="recorder", id=ctx.request_id, expires_at=self.services.clock.now() + 60, amounts={"tokens": 7}
+        )
+        route = route.with_labels(case=say.get("x-test-case", "")).with_reservation(reservation)
+        if target := say.get("x-test-target"):
+            route = route.to(target)
+        if executor := say.get("x-test-executor"):
+            route = replace(route, executor=executor)
+        if fallback := say.get("x-test-fallback"):
+            route = replace(route, fallbacks=(fallback,))
+        if say.get("x-test-publish"):
+            self.services.publish(Announced(case=say.get("x-test-case", "")))
+        return route
+
+    @hookimpl
+    def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
+        self.write("select", ctx.request_id, candidates=[c.deployment.id for c in candidates])
+        unwanted = ctx.headers.get("x-test-drop", "").split(",")
+        return [c.drop("unwanted") if c.deployment.id in unwanted else c.scored(1.0, "wanted") for c in candidates]
+
+    @hookimpl
+    async def before_attempt(self, ctx: RequestContext, attempt: Any) -> Refusal | None:
+        self.write("before_attempt", ctx.request_id, deployment=attempt.deployment.id, kind=attempt.kind)
+        if ctx.headers.get("x-test-refuse") == attempt.deployment.id:
+            return Refusal(reason="told to refuse", retry_after_s=3.0)
+        return None
+
+    @hookimpl
+    async def execute(self, ctx: RequestContext, route: Route, upstream: Upstream) -> Execution:
+        self.write("execute", ctx.request_id, target=route.target)
+        if ctx.headers.get("x-test-execute") == "fault":
+            raise ValueError("told to fail")
+        if ctx.headers.get("x-test-execute") == "give-up":
+            raise UpstreamError("gave up", status=503)
+        first = upstream.start(UpstreamRequest(target=route.target, kind=AttemptKind.PRIMARY, body={}))
+        if loser := ctx.headers.get("x-test-loser"):
+            second = upstream.start(UpstreamRequest(target=loser, kind=AttemptKind.HEDGE, body={}))
+            if not ctx.stream:
+                answer = await first.response()
+                await second.cancel()
+                return Execution(response=answer, headers={"x-pointsman-raced": "2"})
+            return Execution(chunks=self._race(first, second), headers={"x-pointsman-raced": "2"})
+        if ctx.stream:
+            return Execution(chunks=first.chunks(), headers={"x-pointsman-raced": "1"})
+        return Execution(response=await first.response(), headers={"x-pointsman-raced": "1"})
+
+    async def _race(self, first: Any, second: Any) -> Any:
+        chunks = first.chunks()
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+            await second.cancel()
+
+    @hookimpl
+    def post_response(self, ctx: RequestContext, attempt: Any) -> None:
+        self._attempt("post_response", ctx, attempt)
+
+    @hookimpl
+    def on_error(self, ctx: RequestContext, attempt: Any) -> None:
+        self._attempt("on_error", ctx, attempt)
+
+    def _attempt(self, hook: str, ctx: RequestContext, attempt: Any) -> None:
+        self.write(
+            hook,
+            ctx.request_id,
+            id=attempt.id,
+            number=attempt.number,
+            deployment=attempt.deployment.id,
+            provider=attempt.deployment.provider,
+            kind=attempt.kind,
+            outcome=attempt.outcome,
+            status=attempt.status_code,
+            error=attempt.error and {"kind": attempt.error.kind, "retry_after_s": attempt.error.retry_after_s},
+            usage=attempt.usage
+            and {
+                "prompt": attempt.usage.prompt_tokens,
+                "completion": attempt.usage.completion_tokens,
+                "cached": attempt.usage.cached_tokens,
+                "reasoning": attempt.usage.reasoning_tokens,
+                "estimated": attempt.usage.estimated,
+            },
+            cost=attempt.cost_usd_micros,
+            headers=dict(attempt.headers),
+            model=attempt.model,
+            first_token_ms=attempt.first_token_ms,
+            duration_ms=attempt.duration_ms,
+        )
+
+    @hookimpl
+    async def settle(self, ctx: RequestContext, settlement: Settlement) -> None:
+        if self.config.settle_sleep_s:
+            assert self.services is not None
+            await self.services.clock.sleep(self.config.settle_sleep_s)
+        self.write(
+            "settle",
+            ctx.request_id,
+            case=settlement.labels.get("case"),
+            settlement=_SETTLEMENT.dump_python(settlement, mode="json"),
+        )
+
+    @hookimpl
+    async def on_event(self, event: Event) -> None:
+        self.write("on_event", None, event=type(event).__name__, source=event.source, case=getattr(event, "case", None))
+
+    @hookimpl
+    def status(self) -> Status:
+        return Status(ok=True, summary="recording", details={"file": str(self.path)})
+
+    @hookimpl
+    def routes(self) -> Sequence[BaseRoute]:
+        async def echo(request: Request) -> JSONResponse:
+            body = await request.body()
+            return JSONResponse({"who": request.headers.get("x-pointsman-user"), "body": body.decode()})
+
+        return [HttpRoute("/echo", echo, methods=["GET", "POST"])]
+
+
+plugin = PluginInfo(name="recorder", config=RecorderConfig, factory=Recorder, summary="Records every hook call.")
+
+
+class Denier:
+    """A later plugin that denies what the test's header says."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    async def pre_route(self, ctx: RequestContext, route: Route) -> Denial | None:
+        if ctx.headers.get("x-test-fault"):
+            raise RuntimeError("told to fail")
+        if status := ctx.headers.get("x-test-deny"):
+            return Denial(
+                status=int(status),
+                code="told_to_deny",
+                message="The test denies this.",
+                retry_after_s=2.2,
+                type="rate_limit_error",
+                param="model",
+                headers={"x-denied": "yes"},
+            )
+        return None
+
+
+denier = PluginInfo(name="denier", config=PluginConfig, factory=Denier)
