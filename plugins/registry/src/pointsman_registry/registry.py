@@ -8,23 +8,25 @@ if somebody else was faster; then it is computed again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, TypeVar
 
-from pointsman.errors import ConfigError, Conflict, InvalidInput, StoreUnavailable
+from pointsman.errors import ConfigError, Conflict, InvalidInput, StoreError
 from pointsman.plugin import Catalog, Services
+from pointsman.store.base import JSON
+from pointsman.store.snapshot import Snapshot
 from pointsman.types import VersionActivated
 
 from . import changes
 from .fields import VersionSpec, nearest
-from .storage import REVISION, STATE, decode_history, decode_state, history_prefix, step
+from .storage import STATE, decode_history, decode_state, history_prefix, step
 from .versions import Activation, Author, Change, State, Version
 
 log: Final = logging.getLogger("pointsman.registry")
 
 MAX_TRIES: Final = 20
-MAX_READS: Final = 10
 FIRST_WAIT_S: Final = 0.002
 LONGEST_WAIT_S: Final = 0.1
 
@@ -41,8 +43,14 @@ class Registry:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._store = services.store
+        self._snapshot = Snapshot(
+            services.store,
+            STATE,
+            on_change=self._adopt,
+            clock=services.clock.monotonic,
+        )
         self._changing = asyncio.Lock()
-        self._listed: dict[str, str] = {}
+        self._listed: set[str] = set()
         self._clashes: dict[str, str] = {}
         self.state = State()
         self.read_at = 0.0
@@ -50,13 +58,14 @@ class Registry:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Read the store again if it has changed.
+        """Read the store again if it has changed, and bring the gateway's list of models in step.
 
         Raises:
             StoreError: it cannot be read; the copy stays as it was.
         """
-        async with self._changing:
-            await self._reread()
+        await self._snapshot.refresh()
+        self._list_models()
+        self.read_at = self._services.clock.now()
 
     async def history(self, name: str | None, limit: int) -> list[Activation]:
         """Return the newest history entries of a name or of all names, newest first."""
@@ -159,51 +168,38 @@ class Registry:
     async def _change(self, compute: Callable[[State], C]) -> C:
         async with self._changing:
             for tried in range(MAX_TRIES):
-                await self._reread()
-                before = self.state
-                change = compute(before)
+                await self.refresh()
+                change = compute(self.state)
                 if change is None:
                     return change
-                revision = self._services.new_id()
-                if await self._store.update(step(change, expected=before.revision, revision=revision)):
-                    self._adopt(before.after(change, revision))
+                update = step(change, expected=self._snapshot.revision, stamp=self._services.new_id())
+                if await self._store.update(update):
+                    # It is done, so a failure to read it back is no failure of the change; the next poll reads it.
+                    with contextlib.suppress(StoreError):
+                        await self.refresh()
                     return change
                 longest_s = min(FIRST_WAIT_S * 2**tried, LONGEST_WAIT_S)
                 await self._services.clock.sleep(self._services.random.uniform(0, longest_s))
         raise Conflict("the registry is being changed by others all the time; try again")
 
-    async def _reread(self) -> None:
-        for _ in range(MAX_READS):
-            revision = await self._store.get(REVISION)
-            if revision == self.state.revision:
-                self.read_at = self._services.clock.now()
-                return
-            rows = await self._store.scan(STATE)
-            # Equal before and after: no change came between the rows of the scan.
-            if await self._store.get(REVISION) == revision:
-                self._adopt(decode_state(revision, rows))
-                self.read_at = self._services.clock.now()
-                return
-        raise StoreUnavailable("the registry changes faster than it can be read; the last copy stays in use")
+    def _adopt(self, rows: Mapping[str, JSON]) -> None:
+        self.state = decode_state(rows)
 
-    def _adopt(self, state: State) -> None:
-        self.state = state
-        wanted = {name: version.path for name, version in state.active.items() if version is not None}
-        for name in self._listed.keys() - wanted.keys():
+    def _list_models(self) -> None:
+        """Bring ``GET /v1/models`` in step; at every reading, because the gateway's own configuration changes too."""
+        wanted = {name: version.path for name, version in self.state.active.items() if version is not None}
+        for name in self._listed - wanted.keys():
             self._services.catalog.list_model(name, None)
-            del self._listed[name]
-        self._clashes = {name: clash for name, clash in self._clashes.items() if name in wanted}
+        self._listed = set(wanted)
+        clashes: dict[str, str] = {}
         for name, path in wanted.items():
-            if self._listed.get(name) == path:
-                continue
             try:
                 self._services.catalog.list_model(name, path)
             except Conflict as err:
-                self._clashes[name] = f"{name!r} is not listed: {err}"
-                log.warning("registered name %s", self._clashes[name])
-            else:
-                self._listed[name] = path
-                self._clashes.pop(name, None)
+                clashes[name] = f"{name!r} is not listed: {err}"
+                if name not in self._clashes:
+                    log.warning("the registered name %s", clashes[name])
+        self._clashes = clashes
 
     def _author(self, who: str, reason: str) -> Author:
         return Author(who=who, at=self._services.clock.now(), reason=reason)

@@ -2,7 +2,7 @@
 
 ::
 
-    {registry}revision                  text that differs after every change
+    {registry}state/@revision           counts the changes
     {registry}state/version/ID          one version
     {registry}state/name/NAME           which version is active, and the trail for rollbacks
     {registry}history/NAME/NUMBER       one history entry
@@ -15,7 +15,7 @@ redis cluster, so that such a step is possible there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
@@ -23,13 +23,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from pointsman.errors import StoreCorrupt
 from pointsman.store.base import JSON, Put, Update
+from pointsman.store.snapshot import revision_key, with_revision
 
 from .fields import MAX_HISTORY
 from .tally import Tally, Timing
 from .versions import Activation, Change, Standing, State, Version
 
 TAG: Final = "{registry}"
-REVISION: Final = f"{TAG}revision"
 STATE: Final = f"{TAG}state/"
 VERSION: Final = f"{STATE}version/"
 NAME: Final = f"{STATE}name/"
@@ -73,19 +73,19 @@ def history_prefix(name: str | None) -> str:
     return HISTORY if name is None else f"{HISTORY}{escaped(name)}/"
 
 
-def step(change: Change, *, expected: str | None, revision: str) -> Update:
+def step(change: Change, *, expected: int | None, stamp: str) -> Update:
     """Return the atomic step that carries out a change.
 
     Args:
         change: What to do.
         expected: The revision that the change was computed from; the step does nothing if it is not the present one.
-        revision: The revision afterwards, unique; it also becomes the first stamp of new versions.
+        stamp: Unique; the first stamp of new versions.
     """
-    puts: dict[str, Put] = {REVISION: Put(revision)}
+    puts: dict[str, Put] = {}
     deletes: list[str] = []
     for version in change.registered:
         puts[VERSION + escaped(version.id)] = Put(asdict(version))
-        puts[stamp_key(version.id)] = Put(revision)
+        puts[stamp_key(version.id)] = Put(stamp)
         puts[tally_key(version.id)] = Put(encode_tally(Tally(since=version.created_at)))
     if change.deleted_id is not None:
         key = escaped(change.deleted_id)
@@ -96,10 +96,10 @@ def step(change: Change, *, expected: str | None, revision: str) -> Update:
         puts[_history_key(entry.name, entry.number)] = Put(_plain(entry))
         if entry.number > MAX_HISTORY:
             deletes.append(_history_key(entry.name, entry.number - MAX_HISTORY))
-    return Update(checks={REVISION: expected}, puts=puts, deletes=deletes)
+    return with_revision(Update(checks={revision_key(STATE): expected}, puts=puts, deletes=deletes), STATE)
 
 
-def decode_state(revision: JSON, rows: Iterable[tuple[str, JSON]]) -> State:
+def decode_state(rows: Mapping[str, JSON]) -> State:
     """Return the state that lies under ``STATE``.
 
     Raises:
@@ -107,7 +107,7 @@ def decode_state(revision: JSON, rows: Iterable[tuple[str, JSON]]) -> State:
     """
     versions: dict[str, Version] = {}
     standings: dict[str, Standing] = {}
-    for key, row in rows:
+    for key, row in rows.items():
         if key.startswith(VERSION):
             version = _decoded(_VERSION, key, row)
             versions[version.id] = version
@@ -120,9 +120,7 @@ def decode_state(revision: JSON, rows: Iterable[tuple[str, JSON]]) -> State:
         for version_id in (*standing.trail, standing.active_id):
             if version_id is not None and (version_id not in versions or versions[version_id].name != name):
                 raise _corrupt(NAME + escaped(name))
-    if revision is not None and not isinstance(revision, str):
-        raise _corrupt(REVISION)
-    return State(revision, versions, standings)
+    return State(versions, standings)
 
 
 def decode_history(rows: Iterable[tuple[str, JSON]]) -> list[Activation]:

@@ -125,13 +125,11 @@ class State:
     """Everything that is registered.
 
     Attributes:
-        revision: Differs after every change; None while nothing was ever written.
         versions: By id, in the order of the ids.
         standings: By name; a name without versions keeps its standing, so that its history goes on.
         active: Registered name to its active version or None.
     """
 
-    revision: str | None = None
     versions: Mapping[str, Version] = field(default_factory=dict)
     standings: Mapping[str, Standing] = field(default_factory=dict)
     active: Mapping[str, Version | None] = field(init=False)
@@ -166,10 +164,3 @@ class State:
     def is_active(self, version: Version) -> bool:
         """Say whether this is the active version of its name."""
         return self.standing(version.name).active_id == version.id
-
-    def after(self, change: Change, revision: str) -> State:
-        """Return the state that a change leads to."""
-        versions = {**self.versions, **{version.id: version for version in change.registered}}
-        if change.deleted_id is not None:
-            del versions[change.deleted_id]
-        return State(revision, versions, {**self.standings, **change.standings})
