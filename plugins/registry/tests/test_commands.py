@@ -1,0 +1,116 @@
+"""The commands against the plugin's routes behind a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+
+import pytest
+import uvicorn
+from click.testing import CliRunner
+
+from pointsman_registry.commands import registry
+
+
+@pytest.fixture
+def gateway(kit):
+    """Serve a started plugin's routes on a real socket; yields worker and URL."""
+    ready, stop, found = threading.Event(), threading.Event(), {}
+
+    async def serve(listener):
+        async with kit.open_store("memory", None) as store:
+            found["worker"] = await kit.start(store)
+            server = uvicorn.Server(uvicorn.Config(found["worker"].app(), log_level="error", lifespan="off"))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+            server.should_exit = True
+            await serving
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
+        thread.start()
+        assert ready.wait(20)
+        yield found["worker"], f"http://127.0.0.1:{listener.getsockname()[1]}"
+        stop.set()
+        thread.join(20)
+
+
+@pytest.fixture
+def run(gateway):
+    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
+
+    def invoke(*args, exit_code=0):
+        result = CliRunner().invoke(registry, [*args, "--url", gateway[1]], catch_exceptions=False)
+        assert result.exit_code == exit_code, result.output
+        return json.loads(result.output) if "--json" in args else result.output
+
+    return invoke
+
+
+def register(run, id_, *more):
+    return run("register", "--id", id_, "--name", "chat/x", "--version", "1.0", "--path", "small", *more)
+
+
+def test_register_activate_roll_back_delete(run):
+    """The whole life of two versions through the commands alone, with ids that need escaping."""
+    assert "a/1" in register(run, "a/1", "--metric", "accuracy=0.5", "--metric", "k=v=2", "--activate")
+    made = register(run, "ü 2", "--format", "openai", "--json")
+    assert (made["active"], made["format"], made["metrics"]) == (False, "openai", {})
+    assert run("get", "a/1", "--json")["metrics"] == {"accuracy": 0.5, "k=v": 2.0}
+    assert [v["id"] for v in run("list", "--name", "chat/x", "--json")["versions"]] == ["a/1", "ü 2"]
+    assert run("activate", "ü 2", "--who", "anna", "--reason", "better", "--json")["active"] is True
+    assert "anna" in run("history", "chat/x")
+    assert run("rollback", "chat/x", "--who", "berta", "--json")["id"] == "a/1"
+    assert run("history", "--limit", "1", "--json")["history"][0]["who"] == "berta"
+    assert "is the active version" in run("delete", "a/1", exit_code=1)
+    assert run("delete", "a/1", "--force", "--reason", "old", "--json") == {"deleted": "a/1"}
+    assert "ü 2" in run("delete", "ü 2")
+    assert run("list", "--json") == {"versions": []}
+
+
+def test_tables_show_what_people_look_for(run):
+    register(run, "a/1", "--metric", "accuracy=0.5", "--activate")
+    shown = run("list")
+    for part in ("a/1", "chat/x", "1.0", "small", "yes", "accuracy=0.5", "2027-01-15 08:00:00Z"):
+        assert part in shown
+
+
+def test_metrics_are_shown_and_reset(run, gateway, kit):
+    worker, _ = gateway
+    register(run, "a/1")
+    register(run, "b")
+    worker.plugin.post_response(kit.attempt("a/1", duration_ms=1234.5, first_token_ms=67.25))
+    shown = run("metrics", "a/1")
+    for part in ("1234.5", "67.25", "0.0%"):
+        assert part in shown
+    assert [m["requests"] for m in run("metrics", "--json")["metrics"]] == [1, 0]
+    assert "0.0%" in run("metrics", "--name", "chat/x")
+    worker.clock.at += 1
+    assert run("metrics", "a/1", "--reset", "--json") == {"reset": ["a/1"]}
+    assert run("metrics", "a/1", "--json")["requests"] == 0
+    assert "b" in run("metrics", "--reset")
+
+
+@pytest.mark.parametrize(
+    ("args", "exit_code", "message"),
+    [
+        (["get", "x"], 1, "there is no version 'x'"),
+        (["activate", "x"], 1, "there is no version 'x'"),
+        (["rollback", "x"], 1, "there is no model 'x'"),
+        (["register", "--id", "1", "--name", "n", "--version", "1", "--path", "smal"], 1, "did you mean 'small'?"),
+        (["register", "--id", "1"], 2, "Missing option '--name'"),
+        (["register", "--id", "1", "--name", "n", "--version", "1", "--path", "p", "--metric", "a"], 2, "NAME=NUMBER"),
+        (
+            ["register", "--id", "1", "--name", "n", "--version", "1", "--path", "p", "--metric", "a=nan"],
+            2,
+            "NAME=NUMBER",
+        ),
+        (["metrics", "1", "--name", "n"], 2, "not both"),
+        (["history", "--limit", "0"], 2, "1<=x<=1000"),
+    ],
+)
+def test_mistakes_are_one_clear_message(run, args, exit_code, message):
+    assert message in run(*args, exit_code=exit_code)
