@@ -110,7 +110,7 @@ class Behaviour:
         bad_request: What status 400 complains about.
         retry_after_s: Value of the header ``retry-after`` on 429, 503 and 529, in seconds; None leaves it out.
         retry_after_ms: Value of the header ``retry-after-ms`` on the same, in milliseconds; None leaves it out.
-        fault: What goes wrong beside statuses. ``drop``: the connection is closed before the headers. ``hang``: nothing
+        fault: What goes wrong with requests that do not fail with a status. ``drop``: the connection is closed before the headers. ``hang``: nothing
             more comes, for ever. ``break``: the connection is closed in the middle. ``error_event``: a stream ends with
             the provider's error event. ``malformed_json``: half of the JSON is missing. ``wrong_content_type``: the
             answer claims to be HTML.

@@ -21,7 +21,7 @@ class Plan:
 
     Attributes:
         status: 200, or the status it fails with.
-        fault: What else goes wrong, or None.
+        fault: What else goes wrong, or None; always None when the request fails with a status.
         fault_after_events: Events of a stream that are sent before the fault.
         latency_s: Wait before the headers, in seconds.
         first_token_s: Wait before the first token, in seconds.
@@ -59,10 +59,10 @@ def make_plan(behaviour: Behaviour, model: str, number: int, elapsed_s: float) -
         if isinstance(behaviour.fail_with, int):
             status = behaviour.fail_with
         else:
-            fault = behaviour.fail_with
+            status, fault = OK, behaviour.fail_with
     return Plan(
         status=status,
-        fault=fault,
+        fault=fault if status == OK else None,
         fault_after_events=behaviour.fault_after_events,
         latency_s=_seconds(behaviour.latency, draw, number) * factor,
         first_token_s=_seconds(behaviour.first_token, draw, number) * factor,
