@@ -1,0 +1,371 @@
+"""What an experiment is: its definition, as it is written in the configuration or sent over HTTP.
+
+Two kinds. A rollout has one ``canary`` and a plan of ``steps`` (or a ``ramp``); a plain A/B experiment has ``arms`` with
+fixed weights. Everything else is the same for both.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from .assignment import FULL_BP, Hasher
+
+STABLE: Final = "stable"
+CANARY: Final = "canary"
+MAX_STEPS: Final = 200
+
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
+
+_HEADER: Final = re.compile(r"^header:[a-z0-9-]{1,100}$")
+_UNITS: Final = ("request", "key", "end_user", "session")
+_CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-api-key", "api-key", "x-litellm-api-key"})
+
+
+class Model(BaseModel):
+    """Base of the definitions: nothing unknown, nothing infinite, nothing changes."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def basis_points(percent: float) -> int:
+    """Return a percentage in 1/10 000.
+
+    Raises:
+        ValueError: it has more than two decimals.
+    """
+    points = round(percent * FULL_BP / 100)
+    if abs(points - percent * FULL_BP / 100) > 1e-6:  # noqa: PLR2004  # rounding of a decimal fraction
+        raise ValueError(f"{percent} % is finer than 0.01 %, the resolution of the assignment")
+    return points
+
+
+class Version(Model):
+    """A version of the model in the registry plugin."""
+
+    version: Text = Field(description="The version's id.")
+
+
+#: A model group, a deployment id, or a registered version.
+Target: TypeAlias = Text | Version
+
+
+class Arm(Model):
+    """One arm of a plain A/B experiment."""
+
+    target: Target = Field(description="A model group, a deployment id, or {version: id}.")
+    percent: Percent = Field(description="Its share of the units, in percent, at most two decimals.")
+
+
+class Ramp(Model):
+    """Steps of one size."""
+
+    initial_percent: float = Field(gt=0, le=100, description="Weight of the first step, in percent.")
+    step_percent: float = Field(gt=0, le=100, description="What each step adds, in percent.")
+    max_percent: float = Field(default=100, gt=0, le=100, description="Weight of the last step, in percent.")
+
+    def percents(self) -> list[float]:
+        """Return the weights of the steps in percent.
+
+        Raises:
+            ValueError: the first is above the maximum, there are more than 200, or one is too fine.
+        """
+        first, size, last = (basis_points(p) for p in (self.initial_percent, self.step_percent, self.max_percent))
+        if first > last:
+            raise ValueError(f"initial_percent {self.initial_percent} is above max_percent {self.max_percent}")
+        points = [*range(first, last, size), last]
+        if len(points) > MAX_STEPS:
+            raise ValueError(f"a ramp of {len(points)} steps is too long; at most {MAX_STEPS}")
+        return [point * 100 / FULL_BP for point in points]
+
+
+class MetricName(StrEnum):
+    """What can be compared."""
+
+    ERROR_RATE = "error_rate"
+    DISCONNECT_RATE = "disconnect_rate"
+    SCORE = "score"
+    LATENCY_MS = "latency_ms"
+    FIRST_TOKEN_MS = "first_token_ms"  # noqa: S105  # a duration
+    TOKENS_PER_S = "tokens_per_s"
+    COST_USD_MICROS = "cost_usd_micros"
+
+
+#: These lie between 0 and 1; ``tolerance`` and ``margin`` are absolute. For the others they are relative.
+BOUNDED: Final = frozenset({MetricName.ERROR_RATE, MetricName.DISCONNECT_RATE, MetricName.SCORE})
+
+_DEFAULTS: Final[dict[MetricName, dict[str, Any]]] = {
+    MetricName.ERROR_RATE: {"statistic": "mean", "tolerance": 0.0, "margin": 0.05},
+    MetricName.DISCONNECT_RATE: {"statistic": "mean", "tolerance": 0.0, "margin": 0.05},
+    MetricName.SCORE: {"statistic": "mean", "tolerance": 0.0, "margin": 0.05},
+    MetricName.LATENCY_MS: {"statistic": "p90", "tolerance": 0.10, "margin": 0.25},
+    MetricName.FIRST_TOKEN_MS: {"statistic": "p90", "tolerance": 0.10, "margin": 0.25},
+    MetricName.TOKENS_PER_S: {"statistic": "p50", "tolerance": 0.10, "margin": 0.25},
+    MetricName.COST_USD_MICROS: {"statistic": "mean", "tolerance": 0.10, "margin": 0.25},
+}
+
+
+class Metric(Model):
+    """One comparison of the canary with stable.
+
+    "Fail" is said when it is shown that the canary is worse by more than ``tolerance``, "pass" when it is shown that it
+    is worse by less than ``margin``, or not at all.
+    """
+
+    metric: MetricName = Field(description="What is compared.")
+    statistic: str = Field(
+        default="mean",
+        pattern=r"^(mean|p[1-9][0-9]?)$",
+        description="'mean', or a quantile such as 'p90' (of latency, first token, speed or cost).",
+    )
+    tolerance: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="How much worse is no harm yet. Rates and score: absolute (0.01 is one point); else relative.",
+    )
+    margin: float = Field(
+        default=0.05,
+        gt=0,
+        le=10,
+        description="How much worse must be ruled out before a pass; not below the tolerance. Same unit.",
+    )
+    required: bool = Field(default=True, description="False: it can fail the canary, but is not needed for a pass.")
+    share: float = Field(default=1.0, gt=0, le=1000, description="Its share of alpha, relative to the other metrics.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        if isinstance(raw, str):
+            raw = {"metric": raw}
+        if isinstance(raw, dict) and raw.get("metric") in _DEFAULTS:
+            raw = {**_DEFAULTS[raw["metric"]], **raw}
+            if "tolerance" in raw and "margin" not in raw:
+                raw["margin"] = max(raw["margin"], raw["tolerance"])
+        return raw
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.margin < self.tolerance:
+            raise ValueError(f"margin {self.margin} is below tolerance {self.tolerance}: nothing could pass or fail")
+        if self.metric in BOUNDED and self.statistic != "mean":
+            raise ValueError(f"statistic {self.statistic!r} makes no sense for {self.metric}; leave it out")
+        return self
+
+    @property
+    def quantile(self) -> float | None:
+        """The quantile, 0 to 1, or None for the mean."""
+        return None if self.statistic == "mean" else int(self.statistic[1:]) / 100
+
+    @property
+    def key(self) -> str:
+        """Names the comparison within its experiment."""
+        return f"{self.metric}:{self.statistic}"
+
+
+class Filter(Model):
+    """Which requests take part: those that match everything given here."""
+
+    tenant: Text | None = Field(default=None, description="The caller's tenant.")
+    key: Text | None = Field(default=None, description="The caller's key: its alias or LiteLLM's hash of it.")
+    headers: dict[Annotated[str, StringConstraints(to_lower=True, min_length=1)], str] = Field(
+        default={}, description="Request headers and the exact values they must have."
+    )
+
+
+class Gates(Model):
+    """Webhooks to ask, by their names in the plugin's ``webhooks``."""
+
+    before_step: Name | None = Field(default=None, description="Asked before each step.")
+    before_promotion: Name | None = Field(default=None, description="Asked before the promotion.")
+    after_rollback: Name | None = Field(default=None, description="Told after a rollback; its verdict is ignored.")
+
+    def names(self) -> list[str]:
+        """Return the webhooks that are asked somewhere."""
+        return [name for name in (self.before_step, self.before_promotion, self.after_rollback) if name is not None]
+
+    def at(self, gate: str) -> str | None:
+        """Return the webhook to ask at one of the fields' names, or None."""
+        webhook: str | None = getattr(self, gate)
+        return webhook
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStep:
+    """One step of a rollout.
+
+    Attributes:
+        weight_bp: The canary's weight, in 1/10 000.
+        waits: Whether a person must say "resume" after it.
+    """
+
+    weight_bp: int
+    waits: bool = False
+
+
+Step: TypeAlias = Annotated[float, Field(gt=0, le=100)] | Literal["pause"]
+
+
+class Experiment(Model):
+    """One experiment."""
+
+    name: Name = Field(description="Lower-case letters, digits, hyphens and underscores.")
+    model: Text = Field(description="The model name that clients ask for.")
+    stable: Target | None = Field(
+        default=None, description="What the canary is compared with; by default where the request would go anyway."
+    )
+    canary: Target | None = Field(default=None, description="Rollout: what is to be rolled out.")
+    arms: dict[Name, Arm] | None = Field(default=None, description="A/B: the arms beside stable, at fixed weights.")
+    unit: str = Field(
+        default="request",
+        description="What stays on one arm: request, key, end_user, session, or header:<name>.",
+    )
+    salt: Text | None = Field(default=None, description="Chooses which units come first; by default the name.")
+    salted: bool = Field(default=True, description="False: plain FNV-1a-64 of the unit in 1000 buckets.")
+    filter: Filter = Field(default=Filter(), description="Which requests take part; by default all of the model.")
+    steps: tuple[Step, ...] | None = Field(
+        default=None,
+        max_length=MAX_STEPS,
+        description="Rollout: weights in percent, increasing; 'pause' waits for a person. By default [1, 5, 25, 50, 100].",
+    )
+    ramp: Ramp | None = Field(default=None, description="Rollout: instead of steps.")
+    interval_s: float = Field(default=600, gt=0, le=30 * 86_400, description="Shortest time of one step, in seconds.")
+    min_samples: int = Field(default=50, ge=1, le=10_000_000, description="Fewest requests of each arm in a step.")
+    inconclusive_limit_s: float = Field(
+        default=3600,
+        gt=0,
+        le=90 * 86_400,
+        description="How long after the interval an undecided step waits before it pauses, in seconds.",
+    )
+    window_s: float = Field(
+        default=3600,
+        gt=0,
+        le=90 * 86_400,
+        description="Statistics are restarted this often within a step and count for two windows, in seconds.",
+    )
+    metrics: tuple[Metric, ...] = Field(
+        default=(Metric(metric=MetricName.ERROR_RATE), Metric(metric=MetricName.LATENCY_MS)),
+        min_length=1,
+        max_length=16,
+        description="What is compared.",
+    )
+    alpha: float = Field(
+        default=0.01, gt=0, lt=1, description="Chance that a harmless canary is ever failed, for the whole rollout."
+    )
+    beta: float = Field(
+        default=0.05, gt=0, lt=1, description="Chance that a canary at the margin passes a metric of a step."
+    )
+    pass_on: Literal["evidence", "samples"] = Field(
+        default="evidence",
+        description="'evidence': harm beyond the margin must be ruled out; 'samples': min_samples without a fail.",
+    )
+    on_fail: Literal["rollback", "pause", "report"] | None = Field(
+        default=None, description="What a fail does; by default rollback for a rollout and report for A/B."
+    )
+    fallback_to_stable: bool = Field(
+        default=False, description="Whether stable answers when the assigned arm cannot; still counted as its failure."
+    )
+    gates: Gates = Field(default=Gates(), description="Webhooks that decide with us.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._check_arms()
+        self._check_unit()
+        self._check_plan()
+        keys = [metric.key for metric in self.metrics]
+        if len(set(keys)) < len(keys):
+            raise ValueError("metrics: the same statistic of the same metric is listed twice")
+        if not any(metric.required for metric in self.metrics):
+            raise ValueError("metrics: at least one must be required, or no step could ever pass")
+        if any(name in _CREDENTIALS for name in self.filter.headers):
+            raise ValueError("filter.headers: credentials cannot be matched; use filter.key")
+        return self
+
+    def _check_arms(self) -> None:
+        if (self.canary is None) == (self.arms is None):
+            raise ValueError("give either 'canary' (a rollout) or 'arms' (plain A/B)")
+        if self.arms is not None:
+            if not self.arms:
+                raise ValueError("arms: name at least one arm beside stable")
+            if STABLE in self.arms:
+                raise ValueError("arms: 'stable' is described by the key 'stable' and gets the remaining weight")
+            if sum(basis_points(arm.percent) for arm in self.arms.values()) > FULL_BP:
+                raise ValueError("arms: the percentages are more than 100 together")
+        targets = list(self.targets.values())
+        if self.stable is not None:
+            targets.append(self.stable)
+        for index, target in enumerate(targets):
+            if target in targets[:index]:
+                raise ValueError("stable and every other arm need different targets")
+        if self.stable is None and self.model in targets:
+            raise ValueError(f"an arm's target is {self.model!r} itself, which is where stable goes")
+
+    def _check_unit(self) -> None:
+        if self.unit not in _UNITS and not _HEADER.match(self.unit):
+            raise ValueError(f"unit: {self.unit!r} is not allowed; use {', '.join(_UNITS)} or header:<name>")
+        if self.unit.removeprefix("header:") in _CREDENTIALS:
+            raise ValueError("unit: credentials cannot be a unit; use 'key'")
+
+    def _check_plan(self) -> None:
+        if self.arms is not None:
+            if self.steps is not None or self.ramp is not None:
+                raise ValueError("'steps' and 'ramp' belong to a rollout; an A/B experiment has fixed weights")
+            return
+        if self.steps is not None and self.ramp is not None:
+            raise ValueError("give either 'steps' or 'ramp'")
+        if self.ramp is not None:
+            self.ramp.percents()
+        if self.steps is not None:
+            weights = [basis_points(step) for step in self.steps if step != "pause"]
+            if not weights or self.steps[0] == "pause":
+                raise ValueError("steps: must begin with a weight")
+            if any(after <= before for before, after in pairwise(weights)):
+                raise ValueError("steps: the weights must increase")
+            if self.steps[-1] == "pause" and weights[-1] == FULL_BP:
+                raise ValueError("steps: nothing can wait after 100 %; put 'pause' before it")
+            if any(a == b == "pause" for a, b in pairwise(self.steps)):
+                raise ValueError("steps: two pauses follow each other")
+
+    @property
+    def targets(self) -> dict[str, Target]:
+        """The arms beside stable, in the order in which they lie on the buckets."""
+        if self.arms is not None:
+            return {name: arm.target for name, arm in self.arms.items()}
+        assert self.canary is not None  # noqa: S101  # checked at construction
+        return {CANARY: self.canary}
+
+    @property
+    def failing(self) -> Literal["rollback", "pause", "report"]:
+        """What a fail does."""
+        return self.on_fail or ("report" if self.arms is not None else "rollback")
+
+    @property
+    def hasher(self) -> Hasher:
+        """What puts units into buckets."""
+        return Hasher.salted(self.salt or self.name) if self.salted else Hasher.unsalted()
+
+    def plan(self) -> tuple[PlannedStep, ...]:
+        """Return the steps of a rollout, in order; none for A/B."""
+        if self.arms is not None:
+            return ()
+        steps: tuple[Step, ...] = self.steps or (1, 5, 25, 50, 100)
+        if self.ramp is not None:
+            steps = tuple(self.ramp.percents())
+        planned: list[PlannedStep] = []
+        for step in steps:
+            if isinstance(step, str):
+                planned[-1] = PlannedStep(planned[-1].weight_bp, waits=True)
+            else:
+                planned.append(PlannedStep(basis_points(step)))
+        return tuple(planned)
+
+    def rivals(self, other: Experiment) -> bool:
+        """Say whether the other experiment wants the same requests."""
+        return self.model == other.model and self.filter == other.filter

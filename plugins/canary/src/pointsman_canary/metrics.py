@@ -1,0 +1,175 @@
+"""From what an attempt cost and brought to numbers that can be compared.
+
+Every observation is kept as a bucket index, so that the counts of all workers can be added and the state stays small:
+for a rate or a score the thousandth it lies in, for the others its logarithm to the base 1.02 (a relative error of at
+most 1 %; J. Masson et al., "DDSketch", VLDB 2019). Speed is kept as time per token: then more is worse, as everywhere.
+
+A comparison turns both arms' counts into values from 0 to 1 (``evidence`` wants them so):
+
+- rate, score: the harm itself; "worse by more than d" is tested by adding d to stable's;
+- mean: the value divided by a cap, twice stable's 99th percentile so far; what is above the cap counts as the cap;
+- quantile q: 1 above stable's q-quantile so far, else 0. "Worse by more than a share d" is tested by multiplying
+  stable's values by 1 + d, and the quantile with them.
+
+Caps and quantiles come from the reference, which holds earlier observations of stable only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from math import ceil, exp, fsum, log, log1p
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from pointsman.types import Outcome
+
+from .experiment import BOUNDED, Metric, MetricName
+
+if TYPE_CHECKING:
+    from pointsman.types import Attempt
+
+    from .evidence import Counts
+
+#: Bucket index to how many observations it has.
+Histogram: TypeAlias = Mapping[int, int]
+
+_PER_UNIT: Final = 1000
+_LOG_BASE: Final = log1p(0.02)
+_LEAST: Final = 1e-3
+_MOST: Final = 1e15
+_CAP_QUANTILE: Final = 0.99
+_CAP_FACTOR: Final = 2.0
+# Fewer tokens say more about rounding than about speed.
+_LEAST_TOKENS: Final = 8
+
+
+def index(metric: MetricName, value: float) -> int:
+    """Return the bucket of a value in the metric's own unit (tokens per second for speed, 0 to 1 for a score)."""
+    if metric in BOUNDED:
+        harm = 1 - value if metric is MetricName.SCORE else value
+        return round(min(max(harm, 0.0), 1.0) * _PER_UNIT)
+    if metric is MetricName.TOKENS_PER_S:
+        value = 1 / max(value, 1 / _MOST)
+    return round(log(min(max(value, _LEAST), _MOST)) / _LOG_BASE)
+
+
+@cache
+def _harm(metric: MetricName, bucket: int) -> float:
+    """Return the value of a bucket, more being worse."""
+    return bucket / _PER_UNIT if metric in BOUNDED else exp(bucket * _LOG_BASE)
+
+
+def observe(attempt: Attempt) -> dict[MetricName, int]:
+    """Return the buckets of what one closed attempt shows; nothing for an answer out of the gateway's cache."""
+    if attempt.cached or attempt.outcome is Outcome.CANCELLED or attempt.outcome is None:
+        return {}
+    seen = {MetricName.DISCONNECT_RATE: float(attempt.outcome is Outcome.DISCONNECTED)}
+    if attempt.outcome is not Outcome.DISCONNECTED:
+        seen[MetricName.ERROR_RATE] = float(attempt.outcome is not Outcome.OK)
+    if attempt.outcome is Outcome.OK:
+        if attempt.duration_ms is not None:
+            seen[MetricName.LATENCY_MS] = attempt.duration_ms
+        if attempt.first_token_ms is not None:
+            seen[MetricName.FIRST_TOKEN_MS] = attempt.first_token_ms
+        if (speed := _tokens_per_s(attempt)) is not None:
+            seen[MetricName.TOKENS_PER_S] = speed
+        if attempt.cost_usd_micros is not None:
+            seen[MetricName.COST_USD_MICROS] = attempt.cost_usd_micros
+    return {metric: index(metric, value) for metric, value in seen.items()}
+
+
+def _tokens_per_s(attempt: Attempt) -> float | None:
+    """Return the speed of generation: after the first token where that is known."""
+    if attempt.usage is None or attempt.duration_ms is None or attempt.usage.completion_tokens < _LEAST_TOKENS:
+        return None
+    generating_ms = attempt.duration_ms - (attempt.first_token_ms or 0.0)
+    return attempt.usage.completion_tokens * 1000 / generating_ms if generating_ms > 0 else None
+
+
+def added(first: Histogram, second: Histogram) -> dict[int, int]:
+    """Return the sum of two histograms."""
+    total = dict(first)
+    for bucket, count in second.items():
+        total[bucket] = total.get(bucket, 0) + count
+    return total
+
+
+def halved(histogram: Histogram) -> dict[int, int]:
+    """Return the histogram with all counts halved, rounded up."""
+    return {bucket: (count + 1) // 2 for bucket, count in histogram.items()}
+
+
+def quantile_bucket(histogram: Histogram, quantile: float) -> int:
+    """Return the bucket of the quantile (nearest rank) of a histogram that is not empty."""
+    rank = max(1, ceil(quantile * sum(histogram.values())))
+    for bucket in sorted(histogram):
+        rank -= histogram[bucket]
+        if rank <= 0:
+            return bucket
+    raise ValueError("an empty histogram has no quantile")
+
+
+def _level(metric: Metric) -> float:
+    """Return the quantile of the harm: a low quantile of the speed is a high one of the time per token."""
+    quantile = metric.quantile or 0.0
+    return 1 - quantile if metric.metric is MetricName.TOKENS_PER_S else quantile
+
+
+def figure(metric: Metric, histogram: Histogram) -> float | None:
+    """Return the metric's statistic in its own unit, or None when nothing was seen."""
+    if not histogram:
+        return None
+    name = metric.metric
+    if metric.quantile is not None:
+        harm = _harm(name, quantile_bucket(histogram, _level(metric)))
+    else:
+        total = fsum(_harm(name, bucket) * count for bucket, count in histogram.items())
+        harm = total / sum(histogram.values())
+    if name is MetricName.SCORE:
+        return 1 - harm
+    return 1 / harm if name is MetricName.TOKENS_PER_S else harm
+
+
+class Scale:
+    """Turns histograms of one metric into values from 0 to 1, fixed by what stable has shown so far.
+
+    Args:
+        metric: The comparison.
+        reference: Earlier observations of stable, not empty.
+        excess: How much worse is granted to the canary: absolute for rates and scores, else relative.
+    """
+
+    __slots__ = ("_cap", "_edge", "_excess", "_name")
+
+    def __init__(self, metric: Metric, reference: Histogram, excess: float) -> None:
+        self._name = metric.metric
+        self._excess = excess
+        self._edge: float | None = None
+        self._cap = 1.0
+        if metric.metric in BOUNDED:
+            return
+        if metric.quantile is not None:
+            self._edge = (1 + excess) * _harm(self._name, quantile_bucket(reference, _level(metric)))
+        else:
+            highest = _harm(self._name, quantile_bucket(reference, _CAP_QUANTILE))
+            self._cap = (1 + excess) * _CAP_FACTOR * highest
+
+    def stable(self, histogram: Histogram) -> Counts:
+        """Return stable's observations, made worse by the excess."""
+        return self._values(histogram, worsened=True)
+
+    def canary(self, histogram: Histogram) -> Counts:
+        """Return the canary's observations on the same scale."""
+        return self._values(histogram, worsened=False)
+
+    def _values(self, histogram: Histogram, *, worsened: bool) -> Counts:
+        bounded = self._name in BOUNDED
+        shift = self._excess if worsened and bounded else 0.0
+        factor = 1 + self._excess if worsened and not bounded else 1.0
+        whole = 1 + self._excess if bounded else self._cap
+        values: dict[float, int] = {}
+        for bucket, count in histogram.items():
+            harm = factor * _harm(self._name, bucket) + shift
+            value = float(harm > self._edge) if self._edge is not None else min(harm / whole, 1.0)
+            values[value] = values.get(value, 0) + count
+        return values

@@ -1,0 +1,196 @@
+"""Where requests go: the experiments compiled for the request path, a dictionary lookup and a hash per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from .assignment import FULL_BP, Hasher, Split
+from .experiment import STABLE, Experiment, Filter, Version
+from .rollout import Phase, Rollout
+
+if TYPE_CHECKING:
+    from pointsman.types import Deployment, RequestContext, Route
+
+ARM_HEADER: Final = "x-pointsman-arm"
+LABEL_EXPERIMENT: Final = "experiment"
+LABEL_ARM: Final = "arm"
+LABEL_STAGE: Final = "stage"
+LABEL_BUCKET: Final = "bucket"
+LABEL_WEIGHT: Final = "weight"
+#: With this label the registry plugin serves a version other than the active one; it puts the one it serves there.
+LABEL_VERSION_ID: Final = "version_id"
+#: The registry plugin's word that it has served a version.
+LABEL_VERSION: Final = "version"
+
+UnitOf: TypeAlias = "Callable[[RequestContext], str | None]"
+
+
+class Misplaced(Exception):
+    """The order of the plugins makes an experiment impossible."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What one arm does to a request.
+
+    Attributes:
+        arm: Its name.
+        target: Model group or deployment id; None leaves the route's.
+        labels: Labels without the bucket.
+        headers: Headers for the answer.
+        fallback: What answers when the arm cannot; None leaves the route's fallbacks.
+    """
+
+    arm: str
+    target: str | None
+    labels: Mapping[str, str]
+    headers: Mapping[str, str]
+    fallback: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One experiment, compiled.
+
+    Attributes:
+        experiment: Its definition.
+        tag: The stage whose requests count.
+        hasher: Puts units into buckets.
+        matches: Says whether a request takes part; None when all do.
+        unit_of: Returns the request's unit, or None when it has none.
+        split: The shares of the arms beside stable.
+        ways: What the arms do, in the order of the shares; the last one is stable.
+    """
+
+    experiment: Experiment
+    tag: str
+    hasher: Hasher
+    matches: Callable[[RequestContext], bool] | None
+    unit_of: UnitOf
+    split: Split
+    ways: tuple[Way, ...]
+
+    def route(self, ctx: RequestContext, route: Route) -> Route | None:
+        """Return where the request goes, or None when it does not take part or has no unit.
+
+        Raises:
+            Misplaced: an arm is a registered version, and the registry comes before this plugin.
+        """
+        if self.matches is not None and not self.matches(ctx):
+            return None
+        if (unit := self.unit_of(ctx)) is None:
+            return None
+        bucket = self.hasher.bucket(unit)
+        way = self.ways[self.split.arm(bucket, self.hasher.buckets)]
+        if LABEL_VERSION_ID in way.labels and LABEL_VERSION in route.labels:
+            raise Misplaced(
+                f"{self.experiment.name}: the registry has chosen a version already; list 'canary' before 'registry'"
+            )
+        return replace(
+            route,
+            target=route.target if way.target is None else way.target,
+            labels={**route.labels, **way.labels, LABEL_BUCKET: str(bucket)},
+            headers={**route.headers, **way.headers},
+            fallbacks=route.fallbacks if way.fallback is None else (way.fallback, *route.fallbacks),
+        )
+
+    def serves(self, arm: str, deployment: Deployment, labels: Mapping[str, str]) -> bool:
+        """Say whether an attempt on a deployment was the arm's own, not one that saved it."""
+        target = self.experiment.stable if arm == STABLE else self.experiment.targets.get(arm)
+        if isinstance(target, Version):
+            return labels.get(LABEL_VERSION_ID) == target.version and LABEL_VERSION in labels
+        if target is None:
+            return arm == STABLE
+        return target in {deployment.group, deployment.id}
+
+
+Table: TypeAlias = Mapping[str, Sequence[Entry]]
+
+
+def build(rollouts: Iterable[Rollout], *, blind: bool = False) -> dict[str, tuple[Entry, ...]]:
+    """Compile experiments, in the order in which they are asked.
+
+    Args:
+        rollouts: The experiments.
+        blind: Whether the store is lost, so that what would roll itself back goes to stable.
+
+    Returns:
+        Model name to its experiments. One whose version has been promoted and activated is left out: the registry
+        serves it now.
+    """
+    table: dict[str, list[Entry]] = {}
+    for rollout in rollouts:
+        if rollout.phase is Phase.PROMOTED and rollout.activation is not None and rollout.activation.done:
+            continue
+        lost = blind and not rollout.finished and rollout.experiment.failing == "rollback"
+        weights = (0,) * len(rollout.weights_bp) if lost else rollout.weights_bp
+        table.setdefault(rollout.experiment.model, []).append(_compiled(rollout, weights))
+    return {model: tuple(entries) for model, entries in table.items()}
+
+
+def _compiled(rollout: Rollout, weights: tuple[int, ...]) -> Entry:
+    experiment = rollout.experiment
+    arms = [*experiment.targets.items(), (STABLE, experiment.stable)]
+    shares = [*weights, FULL_BP - sum(weights)]
+    # Without a stable target of its own, or with a version, it is what the gateway or the registry knows by the name.
+    saviour = experiment.stable if isinstance(experiment.stable, str) else experiment.model
+    ways = []
+    for (arm, target), share in zip(arms, shares, strict=True):
+        labels = {
+            LABEL_EXPERIMENT: experiment.name,
+            LABEL_ARM: arm,
+            LABEL_STAGE: rollout.tag,
+            LABEL_WEIGHT: f"{share * 100 / FULL_BP:g}",
+        }
+        if isinstance(target, Version):
+            labels[LABEL_VERSION_ID] = target.version
+        ways.append(
+            Way(
+                arm=arm,
+                target=target if isinstance(target, str) else None,
+                labels=labels,
+                headers={ARM_HEADER: arm},
+                fallback=saviour if experiment.fallback_to_stable and arm != STABLE else None,
+            )
+        )
+    return Entry(
+        experiment=experiment,
+        tag=rollout.tag,
+        hasher=experiment.hasher,
+        matches=_matcher(experiment.filter),
+        unit_of=_unit_of(experiment.unit),
+        split=Split.of(weights),
+        ways=tuple(ways),
+    )
+
+
+def _matcher(wanted: Filter) -> Callable[[RequestContext], bool] | None:
+    if wanted == Filter():
+        return None
+
+    def matches(ctx: RequestContext) -> bool:
+        identity = ctx.identity
+        if wanted.tenant is not None and identity.tenant != wanted.tenant:
+            return False
+        if wanted.key is not None and wanted.key not in {identity.key_alias, identity.key_hash}:
+            return False
+        return all(ctx.headers.get(name) == value for name, value in wanted.headers.items())
+
+    return matches
+
+
+def _unit_of(unit: str) -> UnitOf:
+    if unit.startswith("header:"):
+        name = unit.removeprefix("header:")
+        return lambda ctx: ctx.headers.get(name) or None
+    return _UNITS[unit]
+
+
+_UNITS: Final[Mapping[str, UnitOf]] = {
+    "request": lambda ctx: ctx.request_id,
+    "key": lambda ctx: ctx.identity.key_hash,
+    "end_user": lambda ctx: ctx.identity.end_user,
+    "session": lambda ctx: ctx.session_id,
+}
