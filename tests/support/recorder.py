@@ -84,7 +84,8 @@ class Recorder:
     async def authenticate(self, credential: Credential) -> Identity | None:
         self.write("authenticate", None, path=credential.path)
         name = credential.api_key
-        return Identity(tenant=name.removeprefix("tenant-"), user_id=name) if name.startswith("tenant-") else None
+        tenant = name.removeprefix("tenant-")[:1]
+        return Identity(tenant=tenant, user_id=f"user-{tenant}") if name.startswith("tenant-") else None
 
     @hookimpl
     async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:

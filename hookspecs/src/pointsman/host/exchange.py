@@ -120,6 +120,7 @@ class Exchange:
         "_admitted",
         "_closed",
         "_group",
+        "_refused",
         "_selection",
         "attempts",
         "ctx",
@@ -155,6 +156,7 @@ class Exchange:
         self.opened_at = host.clock.monotonic()
         self.first_token_at: float | None = None
         self._group: str | None = None
+        self._refused: set[str] = set()
         self._selection: tuple[Sequence[Candidate], Sequence[Dropped]] | None = None
         self._closed = False
         self._admitted = False
@@ -203,11 +205,14 @@ class Exchange:
     def select(self, deployments: Sequence[Deployment]) -> list[Candidate]:
         """Run ``select``: return who may serve the next attempt, possibly nobody.
 
-        A route whose target is a deployment id keeps to that deployment as long as its group is asked.
+        A route whose target is a deployment id keeps to that deployment as long as its group is asked. A deployment that
+        refused an attempt of this request is left out while there are others.
         """
         candidates = [Candidate(deployment=d, weight=d.weight) for d in deployments]
         if any(d.id == self.route.target for d in deployments):
             candidates = [c for c in candidates if c.deployment.id == self.route.target]
+        # A refusal causes no cooldown, so the gateway would ask the same deployment again while others are free.
+        candidates = [c for c in candidates if c.deployment.id not in self._refused] or candidates
         left, dropped = self.host.calls.run_select(self.ctx, candidates)
         self._selection = (left, dropped)
         if self.span is not None and not left:
@@ -251,6 +256,7 @@ class Exchange:
             opened.end(Outcome.CANCELLED)
             raise
         if refusal is not None:
+            self._refused.add(deployment.id)
             error = AttemptError(
                 kind=ErrorClass.REFUSED,
                 message=f"{refusal.plugin}: {refusal.reason}",
