@@ -445,7 +445,7 @@ class Limit:
         axis: ``requests``, ``tokens``, ``input_tokens``, ``output_tokens`` or another unit the provider counts.
         window_s: Length of the window in seconds, or None when the provider does not say.
         limit: The most the window allows, or None.
-        remaining: What is left, or None.
+        remaining: What was left when the provider last said so, or None.
         resets_at: Unix seconds when the window is full again, or None.
     """
 
@@ -454,6 +454,10 @@ class Limit:
     limit: float | None = None
     remaining: float | None = None
     resets_at: float | None = None
+
+    def remaining_at(self, now: float) -> float | None:
+        """Return what is left at ``now`` (Unix seconds), as far as is known: everything once the reset has come."""
+        return self.limit if self.resets_at is not None and now >= self.resets_at else self.remaining
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

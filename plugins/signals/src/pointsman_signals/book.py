@@ -74,11 +74,11 @@ class Book:
         state.in_flight.pop(attempt.id, None)
         reading = self.read(attempt.deployment, attempt.headers, now) if attempt.headers else None
         siblings = state.siblings
-        before = state.quota.judge(now, self.rules).exhausted_until if siblings else None
-        state.observe(attempt, reading, now, self.rules)
+        before = state.quota.judge(now).exhausted_until if siblings else None
+        state.observe(attempt, reading, now)
         self._changed[state.id] = None
         signal = self.signal(state, now)
-        if siblings and state.quota.judge(now, self.rules).exhausted_until != before:
+        if siblings and state.quota.judge(now).exhausted_until != before:
             others = (self.states[one] for one in siblings if one != state.id and one in self.states)
             return (signal, *(self.signal(other, now) for other in others))
         return (signal,)
@@ -118,7 +118,7 @@ class Book:
         self._changed[state.id] = None
 
     def _introduce(self, deployment: Deployment, known: State | None, now: float) -> State:
-        state = known or State(deployment.id, self.slice_s)
+        state = known or State(deployment.id, self.slice_s, self.rules)
         state.seen_at = max(state.seen_at, now)
         if known is None:
             self.states[deployment.id] = state
@@ -129,7 +129,7 @@ class Book:
         if state.account is not None:
             per_account = self.dialects.reader(deployment).dialect.per_account
             key = (state.account, "" if per_account else deployment.model)
-            pool, siblings = self._quotas.setdefault(key, (Quota(), set()))
+            pool, siblings = self._quotas.setdefault(key, (Quota(self.rules), set()))
             pool.merge(state.quota)
             siblings.add(state.id)
             state.quota, state.siblings = pool, siblings
@@ -147,7 +147,7 @@ class Book:
         if state.siblings is None:
             return
         state.siblings.discard(state.id)
-        own = Quota()
+        own = Quota(self.rules)
         own.merge(state.quota)
         state.quota, state.siblings = own, None
         for key in [key for key, (_, siblings) in self._quotas.items() if not siblings]:
@@ -217,9 +217,7 @@ class Book:
             elif now - state.totals_at >= self.slice_s and state.totals is not None and state.totals.requests:
                 self._changed[state.id] = None
                 due.append(state)
-            elif state.judge(now, self.rules).status is not signal.status or (
-                signal.until is not None and now >= signal.until
-            ):
+            elif state.judge(now).status is not signal.status or (signal.until is not None and now >= signal.until):
                 due.append(state)
         signals = []
         for state in due:
@@ -227,20 +225,20 @@ class Book:
                 budget -= 1
                 del self._changed[state.id]
                 self._summaries[state.id] = Summary(state.sum_up(now), state.recent)
-            signals.append(self.signal(state, now))
+            signals.append(make_signal(state, self._summaries.get(state.id), state.quota.limits(now), now))
         return signals
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def signal(self, state: State, now: float) -> Signal:
-        """Return a state as a signal; its statistics are those of the last ``refresh``."""
-        return make_signal(state, self._summaries.get(state.id), now, self.rules)
+        """Return a state as a signal: its quotas as the provider put them, statistics of the last ``refresh``."""
+        return make_signal(state, self._summaries.get(state.id), state.quota.seen(), now)
 
     def fresh_signal(self, state: State, now: float) -> Signal:
-        """Return a state as a signal with statistics of this moment."""
+        """Return a state as a signal, everything as of this moment."""
         self._changed.pop(state.id, None)
-        self._summaries[state.id] = Summary(state.sum_up(now), state.recent)
-        return self.signal(state, now)
+        summary = self._summaries[state.id] = Summary(state.sum_up(now), state.recent)
+        return make_signal(state, summary, state.quota.limits(now), now)
 
     def accounts(self) -> dict[tuple[str, bool], list[State]]:
         """Return the states by provider account and whether the operator has declared it.

@@ -57,11 +57,12 @@ class Cache:
         records = [
             record
             for _, value in await self._store.scan(PREFIX)
-            if (record := from_json(value, book.slice_s)) is not None and record.useful(now, book.rules)
+            if (record := from_json(value, book.slice_s, book.rules)) is not None
+            and record.useful(now, book.rules.ttl_s)
         ]
         records.sort(key=lambda record: record.written_at, reverse=True)
         for record in records[: book.config.max_deployments]:
-            state = State(record.deployment_id, book.slice_s)
+            state = State(record.deployment_id, book.slice_s, book.rules)
             self._learn(state, record, now)
             book.restored(state)
         return len(book.states)
@@ -96,7 +97,7 @@ class Cache:
                 before = await self._store.get(key)
                 now = self._clock.now()
                 record = self._merged(state, before, state.pending, now)
-                ttl_s = max(book.rules.ttl_s, book.config.window_s, state.quota.ends_at(now, book.rules) - now)
+                ttl_s = max(book.rules.ttl_s, book.config.window_s, state.quota.ends_at(now) - now)
                 if await self._store.compare_and_set(key, before, to_json(record), ttl_s=ttl_s):
                     state.base, state.revision = record.window, record.revision
                     self.writes += 1
@@ -118,10 +119,10 @@ class Cache:
         values = await self._store.get_many([key_of(state.id) for state in states])
         now = self._clock.now()
         for state, value in zip(states, values, strict=True):
-            record = from_json(value, self._book.slice_s) if value is not None else None
+            record = from_json(value, self._book.slice_s, self._book.rules) if value is not None else None
             if record is None or record.revision == state.revision or state.pending is not None:
                 continue
-            if record.useful(now, self._book.rules):
+            if record.useful(now, self._book.rules.ttl_s):
                 self._learn(state, record, now)
                 self._book.changed(state)
 
@@ -146,7 +147,8 @@ class Cache:
     def _merged(self, state: State, before: JSON, pending: Window, now: float) -> Record:
         """Return the record to write; the state learns what the present one knows on the way."""
         window = Window(self._book.slice_s)
-        present = from_json(before, self._book.slice_s) if before is not None else None
+        state.facts.clean()
+        present = from_json(before, self._book.slice_s, self._book.rules) if before is not None else None
         if present is not None and present.deployment_id == state.id:
             state.facts.merge(present.facts)
             state.quota.merge(present.quota)

@@ -6,8 +6,8 @@ minutes of exhaustion, for the tokens. Nothing here outlives its end. Pure: the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pointsman.types import Limit
 
@@ -24,8 +24,6 @@ MAX_ASSUMED_S: Final = 3_600.0
 #: Notes that mean trouble when they are not 0, and how long one is believed, in seconds.
 FLAGS: Final = ("over_limit", "abuse_penalty")
 NOTED_S: Final = 60.0
-_AXIS_FIELDS: Final = 6
-_BLOCK_FIELDS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,33 +41,34 @@ class QuotaRules:
     refused_s: float = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """One axis as last seen.
 
     Attributes:
         limit: The figures.
         at: Unix seconds when the provider said so.
+        ends_at: Unix seconds when the figures stop being true: the provider's reset, else the end of the window.
+        left_ratio: The part that is left, 0 to 1, or None when unknown.
     """
 
     limit: Limit
     at: float
+    ends_at: float
+    left_ratio: float | None
 
-    def resets_at(self, rules: QuotaRules) -> float:
-        """Return when these figures stop being true: the provider's reset, else the end of the window."""
-        resets_at = self.limit.resets_at
-        if resets_at is not None and resets_at > self.at:
-            return resets_at
-        return self.at + min(self.limit.window_s or rules.assumed_reset_s, MAX_ASSUMED_S)
 
-    def left_ratio(self) -> float | None:
-        """Return the part that is left, 0 to 1, or None when unknown."""
-        limit, remaining = self.limit.limit, self.limit.remaining
-        if remaining is None:
-            return None
+def know(limit: Limit, at: float, rules: QuotaRules) -> Known:
+    """Return an axis as seen at ``at``."""
+    ends_at = limit.resets_at
+    if ends_at is None or ends_at <= at:
+        ends_at = at + min(limit.window_s or rules.assumed_reset_s, MAX_ASSUMED_S)
+    remaining, ratio = limit.remaining, None
+    if remaining is not None:
         if remaining <= 0:
-            return 0.0
-        return min(1.0, remaining / limit) if limit else None
+            ratio = 0.0
+        elif limit.limit:
+            ratio = min(1.0, remaining / limit.limit)
+    return Known(limit, at, ends_at, ratio)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +99,16 @@ _FINE: Final = QuotaState()
 
 
 class Quota:
-    """One pool of quota: a deployment's own, or that of all deployments of one account (and model)."""
+    """One pool of quota: a deployment's own, or that of all deployments of one account (and model).
 
-    __slots__ = ("answered_at", "axes", "block", "noted_at", "notes", "strain")
+    Args:
+        rules: How it is judged.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("answered_at", "axes", "block", "noted_at", "notes", "rules", "strain")
+
+    def __init__(self, rules: QuotaRules) -> None:
+        self.rules = rules
         self.axes: dict[tuple[str, float | None], Known] = {}
         self.block: Block | None = None
         self.strain: Block | None = None
@@ -115,17 +119,18 @@ class Quota:
 
     def observe(self, reading: Reading, at: float) -> None:
         """Take over what an answer said at ``at``; older answers that arrive late do not overwrite newer ones."""
+        rules = self.rules
         for limit in reading.limits:
-            self._learn(Known(limit, at))
+            self._learn(know(limit, at, rules))
         if reading.notes and at >= self.noted_at:
             self.notes, self.noted_at = reading.notes, at
 
-    def refused(self, retry_after_s: float | None, at: float, rules: QuotaRules, reason: str) -> None:
+    def refused(self, retry_after_s: float | None, at: float, reason: str) -> None:
         """Note a 429: exhausted until the provider's own word, else until its empty axes reset, else for a while."""
         if retry_after_s is None:
-            if any(known.left_ratio() == 0.0 and known.resets_at(rules) > at for known in self.axes.values()):
+            if any(known.left_ratio == 0.0 and known.ends_at > at for known in self.axes.values()):
                 return
-            retry_after_s = rules.refused_s
+            retry_after_s = self.rules.refused_s
         self.block = _longer(self.block, Block(at + retry_after_s, at, reason))
 
     def strained(self, retry_after_s: float, at: float, reason: str) -> None:
@@ -141,40 +146,44 @@ class Quota:
     def _standing(self, block: Block | None) -> Block | None:
         return block if block is not None and block.at >= self.answered_at else None
 
-    def judge(self, now: float, rules: QuotaRules) -> QuotaState:
+    def judge(self, now: float) -> QuotaState:
         """Say how things stand at ``now``."""
+        reserve = self.rules.reserve_ratio
         exhausted_until = low_until = 0.0
         empty = low = ""
-        for known in self.axes.values():
-            ratio = known.left_ratio()
-            if ratio is None or ratio >= rules.reserve_ratio > 0.0:
+        for limit, _, until, ratio in self.axes.values():
+            if ratio is None or until <= now:
                 continue
-            until = known.resets_at(rules)
-            if until <= now:
-                continue
-            if ratio == 0.0 and until > exhausted_until:
-                exhausted_until, empty = until, f"no {_words(known.limit.axis)} left"
-            elif 0.0 < ratio < rules.reserve_ratio and until > low_until:
-                low_until, low = until, f"{ratio:.1%} of {_words(known.limit.axis)} left"
+            if ratio == 0.0:
+                if until > exhausted_until:
+                    exhausted_until, empty = until, f"no {_words(limit.axis)} left"
+            elif ratio < reserve and until > low_until:
+                low_until, low = until, f"{ratio:.1%} of {_words(limit.axis)} left"
         if self.block is not None and self.block.until > max(now, exhausted_until):
             exhausted_until, empty = self.block.until, self.block.reason
         if self.strain is not None and self.strain.until > max(now, low_until):
             low_until, low = self.strain.until, self.strain.reason
-        if low_until <= now < self.noted_at + NOTED_S and (flag := next((f for f in FLAGS if self.notes.get(f)), None)):
+        if (
+            self.notes
+            and low_until <= now < self.noted_at + NOTED_S
+            and (flag := next((f for f in FLAGS if self.notes.get(f)), None))
+        ):
             low_until, low = self.noted_at + NOTED_S, f"the provider says {_words(flag)}"
         if exhausted_until:
             return QuotaState(exhausted_until, low_until or None, empty)
         return QuotaState(None, low_until, low) if low_until else _FINE
 
-    def limits(self, now: float, rules: QuotaRules) -> tuple[Limit, ...]:
-        """Return the axes as they are at ``now``: one whose window has ended since is full again."""
-        return tuple(
-            known.limit if known.resets_at(rules) > now else _full(known.limit) for known in self.axes.values()
-        )
+    def seen(self) -> tuple[Limit, ...]:
+        """Return the axes as the provider last put them."""
+        return tuple([known.limit for known in self.axes.values()])
 
-    def ends_at(self, now: float, rules: QuotaRules) -> float:
+    def limits(self, now: float) -> tuple[Limit, ...]:
+        """Return the axes as they are at ``now``: one whose window has ended since is full again."""
+        return tuple(k.limit if k.ends_at > now else _full(k.limit) for k in self.axes.values())
+
+    def ends_at(self, now: float) -> float:
         """Return the last time at which an exhaustion that is known now ends, ``now`` when there is none."""
-        ends = [known.resets_at(rules) for known in self.axes.values() if known.left_ratio() == 0.0]
+        ends = [known.ends_at for known in self.axes.values() if known.left_ratio == 0.0]
         ends.extend(block.until for block in (self.block, self.strain) if block is not None)
         return max((now, *ends))
 
@@ -189,19 +198,17 @@ class Quota:
             self.notes, self.noted_at = other.notes, other.noted_at
 
     def _learn(self, known: Known) -> None:
-        key = (known.limit.axis, known.limit.window_s)
+        limit = known.limit
+        key = (limit.axis, limit.window_s)
         before = self.axes.get(key)
         if before is None:
             if len(self.axes) >= MAX_AXES:
-                oldest = min(self.axes, key=lambda k: self.axes[k].at)
-                del self.axes[oldest]
-            self.axes[key] = known
-        elif known.at >= before.at:
-            limit = known.limit
-            if limit.limit is None and before.limit.limit is not None:
-                limit = _with_size(limit, before.limit.limit)
-                known = Known(limit, known.at)
-            self.axes[key] = known
+                del self.axes[min(self.axes, key=lambda k: self.axes[k].at)]
+        elif known.at < before.at:
+            return
+        elif limit.limit is None and before.limit.limit is not None:
+            known = know(replace(limit, limit=before.limit.limit), known.at, self.rules)
+        self.axes[key] = known
 
     def to_json(self) -> JSON:
         """Return it as JSON."""
@@ -218,43 +225,26 @@ class Quota:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> Quota:
+    def from_json(cls, value: Any, rules: QuotaRules) -> Quota:
         """Rebuild it.
 
         Raises:
-            ValueError: it has not the form of one of ours.
+            ValueError, TypeError, KeyError: it has not the form of one of ours.
         """
-        quota = cls()
-        match value:
-            case {
-                "axes": list(axes),
-                "block": block,
-                "strain": strain,
-                "notes": dict(notes),
-                "noted_at": float() | int() as noted_at,
-                "answered_at": float() | int() as answered_at,
-            }:
-                for axis in axes:
-                    if not isinstance(axis, list | tuple) or len(axis) != _AXIS_FIELDS:
-                        raise ValueError("not a quota")
-                    name, window_s, limit, remaining, resets_at, at = axis
-                    quota._learn(
-                        Known(
-                            Limit(
-                                axis=str(name),
-                                window_s=_number(window_s),
-                                limit=_number(limit),
-                                remaining=_number(remaining),
-                                resets_at=_number(resets_at),
-                            ),
-                            float(at),
-                        )
-                    )
-                quota.block, quota.strain = _block(block), _block(strain)
-                quota.notes = {str(name): float(number) for name, number in notes.items()}
-                quota.noted_at, quota.answered_at = float(noted_at), float(answered_at)
-                return quota
-        raise ValueError("not a quota")
+        quota = cls(rules)
+        for name, window_s, size, remaining, resets_at, at in value["axes"]:
+            limit = Limit(
+                axis=str(name),
+                window_s=_number(window_s),
+                limit=_number(size),
+                remaining=_number(remaining),
+                resets_at=_number(resets_at),
+            )
+            quota._learn(know(limit, float(at), rules))
+        quota.block, quota.strain = _block(value["block"]), _block(value["strain"])
+        quota.notes = {str(name): float(number) for name, number in value["notes"].items()}
+        quota.noted_at, quota.answered_at = float(value["noted_at"]), float(value["answered_at"])
+        return quota
 
 
 def _words(axis: str) -> str:
@@ -263,12 +253,6 @@ def _words(axis: str) -> str:
 
 def _full(limit: Limit) -> Limit:
     return Limit(axis=limit.axis, window_s=limit.window_s, limit=limit.limit, remaining=limit.limit)
-
-
-def _with_size(limit: Limit, size: float) -> Limit:
-    return Limit(
-        axis=limit.axis, window_s=limit.window_s, limit=size, remaining=limit.remaining, resets_at=limit.resets_at
-    )
 
 
 def _longer(one: Block | None, other: Block) -> Block:
@@ -288,9 +272,8 @@ def _block_json(block: Block | None) -> JSON:
 def _block(value: Any) -> Block | None:
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or len(value) != _BLOCK_FIELDS:
-        raise ValueError("not a quota")
-    return Block(float(value[0]), float(value[1]), str(value[2]))
+    until, at, reason = value
+    return Block(float(until), float(at), str(reason))
 
 
 def _number(value: Any) -> float | None:

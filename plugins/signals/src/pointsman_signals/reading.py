@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Final
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from pointsman.types import Limit
 
@@ -21,20 +21,23 @@ PER_S: Final = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0,
 ResetParser = Callable[[str, float, "Axis"], float | None]
 
 
-@dataclass(slots=True)
-class Axis:
-    """One quota axis while its headers are being read."""
+class Axis(NamedTuple):
+    """One quota axis while its headers are being read: what a reset parser gets to see.
+
+    Attributes:
+        axis: Its name.
+        window_s: Length of its window in seconds, or None.
+        limit: The most the window allows, or None.
+        remaining: What is left, or None.
+    """
 
     axis: str
     window_s: float | None
-    limit: float | None = None
-    remaining: float | None = None
-    resets_at: float | None = None
-    reset_text: str | None = None
+    limit: float | None
+    remaining: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Reading(NamedTuple):
     """What one answer said.
 
     Attributes:
@@ -45,17 +48,26 @@ class Reading:
 
     limits: tuple[Limit, ...] = ()
     retry_after_s: float | None = None
-    notes: Mapping[str, float] = field(default_factory=dict)
+    notes: Mapping[str, float] = MappingProxyType({})
 
 
 NOTHING: Final = Reading()
 
 
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    part: str
+class _Meaning(NamedTuple):
+    """What a header name stands for.
+
+    Attributes:
+        part: Index into a row of figures, or ``_NOTE``.
+        axis: The axis' name, or the note's.
+        window_s: The axis' window.
+        row: Number of the axis among all that this reader has met.
+    """
+
+    part: int
     axis: str
     window_s: float | None
+    row: int
 
 
 def clock_reset(text: str, now: float, axis: Axis) -> float | None:
@@ -100,7 +112,17 @@ class Dialect:
     source: str = ""
 
 
-_PARTS: Final = frozenset({"limit", "remaining", "reset", "used_ratio", "window"})
+_LIMIT, _REMAINING, _RESET, _WINDOW, _USED_RATIO, _NOTE = range(6)
+_PARTS: Final = {
+    "limit": _LIMIT,
+    "remaining": _REMAINING,
+    "reset": _RESET,
+    "window": _WINDOW,
+    "used_ratio": _USED_RATIO,
+}
+#: Header names come from outside: no more of them are remembered.
+_MAX_NAMES: Final = 1024
+_SHORT: Final = 15
 
 
 class Reader:
@@ -108,7 +130,7 @@ class Reader:
 
     Args:
         dialect: The row to read by.
-        structured: Reads headers that one expression a header cannot describe, tried after the row's own.
+        structured: Reads headers that one expression a header cannot describe, after the row's own.
 
     Raises:
         ValueError: an expression of the row is not one.
@@ -121,11 +143,12 @@ class Reader:
     ) -> None:
         self.dialect = dialect
         self._structured = structured
+        self._meanings: dict[str, _Meaning | None] = {}
+        self._rows: dict[tuple[str, float | None], int] = {}
         try:
             self._patterns = tuple(re.compile(pattern, re.ASCII) for pattern in dialect.headers)
         except re.error as err:
             raise ValueError(f"dialect {dialect.name!r}: {err.pattern!r} is no regular expression: {err}") from err
-        self._meaning = lru_cache(maxsize=512)(self._find_meaning)
 
     def read(self, headers: Mapping[str, str], now: float) -> Reading:
         """Read an answer's headers (lower-case names). Never raises, whatever they hold.
@@ -134,24 +157,33 @@ class Reader:
             headers: Raw response headers.
             now: Unix seconds when they arrived.
         """
-        axes: dict[tuple[str, float | None], Axis] = {}
+        meanings = self._meanings
+        if len(meanings) > _MAX_NAMES:
+            meanings.clear()
+            self._rows.clear()
+        found: dict[int, tuple[_Meaning, list[float | None]]] = {}
+        resets: dict[int, str] = {}
         notes: dict[str, float] = {}
         for name, text in headers.items():
-            meaning = self._meaning(name)
-            if meaning is None or len(text) > MAX_TEXT_CHARS:
+            meaning = meanings[name] if name in meanings else self._meet(name)
+            if meaning is None:
                 continue
-            if meaning.part == "note":
+            part, _, _, row = meaning
+            if part == _NOTE:
                 value = parse_number(text)
                 value = parse_flag(text) if value is None else value
                 if value is not None:
                     notes[meaning.axis] = value
                 continue
-            key = (meaning.axis, meaning.window_s)
-            axis = axes.get(key)
-            if axis is None:
-                axis = axes[key] = Axis(meaning.axis, meaning.window_s)
-            _fill(axis, meaning.part, text)
-        limits = [limit for axis in axes.values() if (limit := self._limit(axis, now))] if axes else []
+            figures = found.get(row)
+            if figures is None:
+                figures = found[row] = (meaning, [None, None, None, None, None])
+            if part == _RESET:
+                resets[row] = text
+            else:
+                short = len(text) <= _SHORT and text.isdecimal()
+                figures[1][part] = float(text) if short else parse_number(text)
+        limits = [limit for row in found if (limit := self._limit(*found[row], resets.get(row), now))] if found else []
         if self._structured is not None:
             limits.extend(self._structured(headers, now))
         retry_after_s = parse_retry_after(headers.get("retry-after"), headers.get("retry-after-ms"), now)
@@ -159,31 +191,38 @@ class Reader:
             return NOTHING
         return Reading(limits=tuple(limits), retry_after_s=retry_after_s, notes=notes)
 
-    def _limit(self, axis: Axis, now: float) -> Limit | None:
-        if axis.reset_text is not None:
-            axis.resets_at = self.dialect.reset(axis.reset_text, now, axis)
-        if axis.limit is None and axis.remaining is None and axis.resets_at is None:
+    def _limit(self, meaning: _Meaning, figures: list[float | None], reset: str | None, now: float) -> Limit | None:
+        size, remaining, _, window_s, used = figures
+        if used is not None and remaining is None:
+            size, remaining = 1.0, max(0.0, 1.0 - used)
+        window_s = window_s or meaning.window_s
+        resets_at = None
+        if reset is not None:
+            parse = self.dialect.reset
+            if parse is clock_reset:
+                resets_at = parse_reset(reset, now)
+            else:
+                resets_at = parse(reset, now, Axis(meaning.axis, window_s, size, remaining))
+        if size is None and remaining is None and resets_at is None:
             return None
-        return Limit(
-            axis=axis.axis,
-            window_s=axis.window_s,
-            limit=axis.limit,
-            remaining=axis.remaining,
-            resets_at=axis.resets_at,
-        )
+        return Limit(axis=meaning.axis, window_s=window_s, limit=size, remaining=remaining, resets_at=resets_at)
+
+    def _meet(self, name: str) -> _Meaning | None:
+        meaning = self._meanings[name] = self._find_meaning(name) if len(name) <= MAX_TEXT_CHARS else None
+        return meaning
 
     def _find_meaning(self, name: str) -> _Meaning | None:
         dialect = self.dialect
         if name in dialect.notes:
-            return _Meaning("note", dialect.notes[name], None)
+            return _Meaning(_NOTE, dialect.notes[name], None, -1)
         for pattern in self._patterns:
             match = pattern.fullmatch(name)
             if match is None:
                 continue
             groups = match.groupdict()
             word = groups.get("part") or dialect.part
-            part = dialect.parts.get(word, word)
-            if part not in _PARTS:
+            part = _PARTS.get(dialect.parts.get(word, word))
+            if part is None:
                 continue
             word = groups.get("axis") or ""
             axis = dialect.axes.get(word, word.replace("-", "_"))
@@ -191,23 +230,6 @@ class Reader:
             unit = groups.get("unit")
             if unit in PER_S:
                 window_s = PER_S[unit] * int(groups.get("count") or 1)
-            return _Meaning(part, axis, window_s)
+            row = self._rows.setdefault((axis, window_s), len(self._rows))
+            return _Meaning(part, axis, window_s, row)
         return None
-
-
-def _fill(axis: Axis, part: str, text: str) -> None:
-    if part == "reset":
-        axis.reset_text = text
-        return
-    value = parse_number(text)
-    if value is None:
-        return
-    if part == "limit":
-        axis.limit = value
-    elif part == "remaining":
-        axis.remaining = value
-    elif part == "used_ratio":
-        axis.limit = 1.0
-        axis.remaining = max(0.0, 1.0 - value)
-    elif value > 0:
-        axis.window_s = value

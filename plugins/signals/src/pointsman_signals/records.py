@@ -48,9 +48,9 @@ class Record:
     window: Window
     recent_ms: Sequence[float] = ()
 
-    def useful(self, now: float, rules: Rules) -> bool:
+    def useful(self, now: float, ttl_s: float) -> bool:
         """Say whether it still says something: it is not older than ``ttl_s``, or an exhaustion in it has not ended."""
-        return now - self.written_at <= rules.ttl_s or self.quota.ends_at(now, rules) > now
+        return now - self.written_at <= ttl_s or self.quota.ends_at(now) > now
 
 
 def key_of(deployment_id: str, prefix: str = PREFIX) -> str:
@@ -80,12 +80,13 @@ def to_json(record: Record) -> JSON:
     }
 
 
-def from_json(value: Any, slice_s: float) -> Record | None:
+def from_json(value: Any, slice_s: float, rules: Rules) -> Record | None:
     """Rebuild a record; None when it is not one of this version.
 
     Args:
         value: JSON from the store.
         slice_s: Length of a slice of statistics; those of another length are left out.
+        rules: How quotas are judged.
     """
     try:
         if value["version"] != VERSION:
@@ -103,9 +104,9 @@ def from_json(value: Any, slice_s: float) -> Record | None:
             revision=str(value["revision"]),
             written_at=float(value["written_at"]),
             facts=facts,
-            quota=Quota.from_json(value["quota"]),
+            quota=Quota.from_json(value["quota"], rules),
             window=Window.from_json(value["window"], slice_s) if same else Window(slice_s),
             recent_ms=[float(item) for item in value["recent_ms"]] if same else (),
         )
-    except (KeyError, TypeError, ValueError, IndexError):
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         return None

@@ -140,8 +140,7 @@ class Refresher:
         if finding.exhausted is False:
             state.quota.succeeded(finding.at or now)
         elif finding.exhausted and not any(limit.remaining == 0 for limit in reading.limits):
-            rules = self._book.rules
-            state.quota.refused(rules.ttl_s, now, rules, "its quota document says exhausted")
+            state.quota.refused(self._book.rules.ttl_s, now, "its quota document says exhausted")
 
     async def _lease(self, state: State) -> bool:
         """Take the lease; without a store to ask, this worker checks for itself."""

@@ -66,25 +66,40 @@ class Verdict:
     reason: str
 
 
+_AVAILABLE: Final = Verdict(SignalStatus.AVAILABLE, None, "")
+
+
 class Facts:
     """The latest of everything, except what is left of the quota."""
 
-    __slots__ = ("check", "error", "error_at", "error_kind", "success_at", "used_at")
+    __slots__ = ("_raw_error", "check", "error", "error_at", "error_kind", "success_at", "used_at")
 
     def __init__(self) -> None:
         self.used_at = 0.0
         self.success_at = 0.0
         self.error_at = 0.0
         self.error_kind: ErrorClass | None = None
+        #: The latest error's text without secrets; what is not cleaned yet waits in ``_raw_error``.
         self.error = ""
+        self._raw_error: str | None = None
         self.check: Check | None = None
+
+    def failed(self, kind: ErrorClass, message: str, at: float) -> None:
+        """Note a failure. Its text is cleaned later, by ``clean``: that takes too long for the request path."""
+        self.error_at, self.error_kind, self.error, self._raw_error = at, kind, "", message
+
+    def clean(self) -> None:
+        """Make the latest error's text presentable."""
+        if self._raw_error is not None:
+            self.error, self._raw_error = scrub(self._raw_error), None
 
     def merge(self, other: Facts) -> None:
         """Keep the newer of each."""
         self.used_at = max(self.used_at, other.used_at)
         self.success_at = max(self.success_at, other.success_at)
         if other.error_at > self.error_at:
-            self.error_at, self.error_kind, self.error = other.error_at, other.error_kind, other.error
+            self.error_at, self.error_kind = other.error_at, other.error_kind
+            self.error, self._raw_error = other.error, other._raw_error
         if other.check is not None and (self.check is None or other.check.at > self.check.at):
             self.check = other.check
 
@@ -95,7 +110,7 @@ class State:
     Args:
         deployment_id: Its id.
         slice_s: Length of a slice of statistics in seconds.
-        quota: Its pool of quota, possibly shared with others.
+        rules: How it is judged.
     """
 
     __slots__ = (
@@ -113,6 +128,7 @@ class State:
         "quota",
         "recent",
         "revision",
+        "rules",
         "seen_at",
         "siblings",
         "totals",
@@ -120,15 +136,17 @@ class State:
         "unsaved",
     )
 
-    def __init__(self, deployment_id: str, slice_s: float, quota: Quota | None = None) -> None:
+    def __init__(self, deployment_id: str, slice_s: float, rules: Rules) -> None:
         self.id = deployment_id
+        self.rules = rules
         self.deployment: Deployment | None = None
         self.active = True
         self.account: str | None = None
         self.capacity: float | None = None
         #: Ids of all deployments that share ``quota``, this one included; None when it is the deployment's own.
         self.siblings: set[str] | None = None
-        self.quota = quota or Quota()
+        #: Its pool of quota, possibly shared with others.
+        self.quota = Quota(rules)
         self.facts = Facts()
         self.base = Window(slice_s)
         self.delta = Window(slice_s)
@@ -151,14 +169,13 @@ class State:
         facts = self.facts
         return max(facts.success_at, facts.error_at, facts.check.at if facts.check else 0.0)
 
-    def observe(self, attempt: Attempt, reading: Reading | None, now: float, rules: Rules) -> None:
+    def observe(self, attempt: Attempt, reading: Reading | None, now: float) -> None:
         """Learn from a finished attempt.
 
         Args:
             attempt: It, closed.
             reading: What its headers said, or None when it had none.
             now: Unix seconds.
-            rules: For the length of an exhaustion that has no end of its own.
         """
         error = attempt.error
         kind = error.kind if error else None
@@ -173,13 +190,12 @@ class State:
             facts.success_at = now
             quota.succeeded(attempt.started_at)
         elif attempt.outcome is Outcome.ERROR:
-            facts.error_at, facts.error_kind = now, kind or ErrorClass.UNKNOWN
-            facts.error = scrub(error.message) if error else ""
+            facts.failed(kind or ErrorClass.UNKNOWN, error.message if error else "", now)
             retry_after_s = reading.retry_after_s if reading is not None else None
             if retry_after_s is None and error is not None:
                 retry_after_s = error.retry_after_s
             if kind is ErrorClass.RATE_LIMIT:
-                quota.refused(retry_after_s, now, rules, "refused by the provider's rate limit")
+                quota.refused(retry_after_s, now, "refused by the provider's rate limit")
             elif retry_after_s is not None and kind not in CALLERS:
                 quota.strained(retry_after_s, now, "the provider asks to come back later")
         sample = _sample(attempt, kind)
@@ -202,11 +218,12 @@ class State:
             if window is not None and window.slices:
                 total.merge(window.total(now))
         self.totals, self.totals_at = total, now
+        self.facts.clean()
         return total
 
-    def judge(self, now: float, rules: Rules) -> Verdict:
+    def judge(self, now: float) -> Verdict:
         """Say how the deployment stands at ``now``."""
-        quota = self.quota.judge(now, rules)
+        rules, quota = self.rules, self.quota.judge(now)
         if quota.exhausted_until is not None:
             return Verdict(SignalStatus.EXHAUSTED, quota.exhausted_until, quota.reason)
         facts = self.facts
@@ -222,11 +239,13 @@ class State:
             ratio, attempts = error_ratio(self.totals)
             if ratio is not None and attempts >= rules.min_attempts and ratio >= rules.degraded_error_ratio:
                 return Verdict(SignalStatus.DEGRADED, None, f"{ratio:.0%} of {attempts} attempts failed")
+        if facts.success_at > fresh_from:
+            return _AVAILABLE
         known_at = self.recorded_at
         if known_at <= fresh_from:
             reason = "nothing seen yet" if known_at == 0.0 else f"nothing heard for {rules.ttl_s:.0f} s"
             return Verdict(SignalStatus.UNKNOWN, None, reason)
-        return Verdict(SignalStatus.AVAILABLE, None, "")
+        return _AVAILABLE
 
 
 def error_ratio(totals: Slice) -> tuple[float | None, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from math import isfinite
 from typing import Final
 
@@ -31,16 +32,19 @@ _SECONDS: Final = {
 _NUMBER: Final = re.compile(r"[+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _DURATION_PART: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ns|us|µs|ms|s|m|h|d|w)", re.ASCII)
 _DURATION: Final = re.compile(rf"(?:{_DURATION_PART.pattern}\s*)+", re.ASCII)
+_SHORT: Final = 15
 _TRUE: Final = frozenset({"true", "yes", "1", "on"})
 _FALSE: Final = frozenset({"false", "no", "0", "off"})
 
-# An instant this small as seconds since 1970 would lie in 2001 or earlier, one this large after the year 5138.
+# A bare number is an instant from September 2001 on; as seconds, one of this size would lie after the year 5138.
 _UNIX_S_FROM: Final = 1e9
 _UNIX_MS_FROM: Final = 1e11
 
 
 def parse_number(text: str) -> float | None:
     """Return a plain decimal number; None for anything else, a negative one (providers write -1 for "unknown") included."""
+    if len(text) <= _SHORT and text.isdecimal() and text.isascii():
+        return float(text)
     text = text.strip()
     if len(text) > MAX_TEXT_CHARS or not _NUMBER.fullmatch(text):
         return None
@@ -56,28 +60,29 @@ def parse_flag(text: str) -> float | None:
     return 0.0 if text in _FALSE else None
 
 
+@lru_cache(maxsize=4096)
 def parse_duration(text: str) -> float | None:
     """Return seconds: ``6m0s``, ``12ms``, ``1.5s``, ``1h2m3s``, ``2d``, or a bare number of seconds."""
     text = text.strip()
-    if len(text) > MAX_TEXT_CHARS:
-        return None
     bare = parse_number(text)
     if bare is not None:
         return bare if bare <= MAX_DURATION_S else None
-    if not _DURATION.fullmatch(text):
+    if len(text) > MAX_TEXT_CHARS or not _DURATION.fullmatch(text):
         return None
     total = sum(float(amount) * _SECONDS[unit] for amount, unit in _DURATION_PART.findall(text))
     return total if total <= MAX_DURATION_S else None
 
 
+@lru_cache(maxsize=1024)
 def parse_instant(text: str) -> float | None:
-    """Return Unix seconds: RFC 3339, an HTTP date, Unix seconds or Unix milliseconds."""
+    """Return Unix seconds: RFC 3339, an HTTP date, or Unix seconds or milliseconds from the year 2002 on."""
     text = text.strip()
     if len(text) > MAX_TEXT_CHARS:
         return None
     bare = parse_number(text)
     if bare is not None:
-        return _unix(bare)
+        value = bare / 1e3 if bare >= _UNIX_MS_FROM else bare
+        return value if _UNIX_S_FROM <= value <= MAX_INSTANT_S else None
     moment = _rfc3339(text) or _http_date(text)
     if moment is None:
         return None
@@ -96,11 +101,11 @@ def parse_reset(text: str, now: float) -> float | None:
     A duration counts from ``now``; a bare number is a duration in seconds, unless it is so large that it can only be a
     date in Unix seconds or milliseconds. A date more than 400 days ahead is no reset.
     """
-    bare = parse_number(text)
-    if bare is None or bare < _UNIX_S_FROM:
-        after_s = parse_duration(text)
-        if after_s is not None:
-            return now + after_s
+    if len(text) > MAX_TEXT_CHARS:
+        return None
+    after_s = parse_duration(text)
+    if after_s is not None:
+        return now + after_s
     at = parse_instant(text)
     return at if at is not None and at - now <= MAX_DURATION_S else None
 
@@ -120,11 +125,6 @@ def parse_retry_after(seconds: str | None, milliseconds: str | None, now: float)
         return None if exact is None or exact else 0.0
     at = parse_reset(seconds, now)
     return max(0.0, min(at - now, MAX_DURATION_S)) if at is not None else None
-
-
-def _unix(value: float) -> float | None:
-    value = value / 1e3 if value >= _UNIX_MS_FROM else value
-    return value if value <= MAX_INSTANT_S else None
 
 
 def _rfc3339(text: str) -> datetime | None:

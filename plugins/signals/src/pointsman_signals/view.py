@@ -13,9 +13,9 @@ from .window import Slice, recent_p50
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pointsman.types import Deployment, Quantiles
+    from pointsman.types import Deployment, Limit, Quantiles
 
-    from .state import Rules, State
+    from .state import State
 
 _SEVERITY = {
     SignalStatus.AVAILABLE: 0,
@@ -70,9 +70,9 @@ def capacity_of(deployment: Deployment) -> float | None:
     return float(deployment.rpm or deployment.tpm or 0) or None
 
 
-def make_signal(state: State, summary: Summary | None, now: float, rules: Rules) -> Signal:
-    """Return a state as a signal at ``now`` (Unix seconds)."""
-    verdict = state.judge(now, rules)
+def make_signal(state: State, summary: Summary | None, limits: tuple[Limit, ...], now: float) -> Signal:
+    """Return a state as a signal at ``now`` (Unix seconds), with these quota axes."""
+    verdict = state.judge(now)
     facts, quota, deployment = state.facts, state.quota, state.deployment
     summary = summary or _EMPTY
     return Signal(
@@ -80,7 +80,7 @@ def make_signal(state: State, summary: Summary | None, now: float, rules: Rules)
         status=verdict.status,
         recorded_at=state.recorded_at or now,
         until=verdict.until,
-        limits=quota.limits(now, rules) if quota.axes else (),
+        limits=limits,
         latency_ms=summary.latency_ms,
         first_token_ms=summary.first_token_ms,
         tokens_per_s=summary.tokens_per_s,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .sketch import Sketch
 
@@ -27,9 +26,8 @@ _COUNTS: Final = (
 _SKETCHES: Final = ("latency_ms", "first_token_ms", "tokens_per_s")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One finished attempt, as far as statistics care.
+class Sample(NamedTuple):
+    """One finished attempt, as far as statistics care; a tuple because one is made for every attempt.
 
     Attributes:
         latency_ms: Whole call, None when it says nothing (an error, a cancelled call, a probe).
