@@ -1,0 +1,1 @@
+"""Quota: who may call, how much, and what is left."""

@@ -1,0 +1,281 @@
+"""The ledger: what each scope has spent and what is set aside, and the one atomic step that changes it.
+
+A *scope* is whatever has limits of its own: the gateway, a tenant, a key, a model pattern. A request takes from all its
+scopes in one step or from none. What is taken is kept apart from what was spent:
+
+- A *lease* is the estimate of a request that is running. It counts against every limit until the request is settled
+  or until it expires; nothing is ever "given back", a lease just ends.
+- Only real usage is *spent*, when the request is settled. So an estimate that was too high costs nobody anything, and
+  the spendings themselves keep to the limit.
+
+Rates per minute follow the generic cell rate algorithm (ITU-T Recommendation I.371, Annex A; ATM Forum, Traffic
+Management Specification 4.0, section 4.4.2) in its form as a continuous-state leaky bucket, which is equivalent to the
+virtual-scheduling form and needs integers only: a bucket's level rises with every cell and drains steadily at the rate.
+With a bucket ``burst`` deep, what is spent in any window of ``w`` seconds is at most ``burst + rate * w / 60``; there
+is no edge at which it could be spent twice. Budgets per day and month are sums that begin anew with the calendar.
+
+Everything here is a pure function of its arguments. All numbers are integers below 2**53, so that the script for redis
+(``lua.py``), which computes with doubles, gives the same results.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, TypedDict, cast
+
+from pointsman.store.base import JSON, AtomicOp, Put
+
+from .lua import SCRIPT
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+#: A level counts cells in 1/60 000: a rate of n a minute drains n of these a millisecond.
+LEVEL_UNIT: Final = 60_000
+#: Levels and sums end here, below 2**53, so that doubles stay exact.
+MAX_AMOUNT: Final = 8_000_000_000_000_000
+#: The most one request may take. More is a mistake or an attack.
+MAX_REQUEST_TOKENS: Final = 1_000_000_000
+MAX_REQUEST_USD_MICROS: Final = 1_000_000_000_000
+
+
+class Caps(TypedDict, total=False):
+    """The limits of one scope; a limit that is left out does not exist. Rates are a minute, bursts are depths."""
+
+    requests: int
+    requests_burst: int
+    tokens: int
+    tokens_burst: int
+    concurrent: int
+    day_tokens: int
+    day_usd_micros: int
+    month_tokens: int
+    month_usd_micros: int
+
+
+class ScopeState(TypedDict):
+    """What is stored for a scope.
+
+    ``requests`` and ``tokens`` are levels at ``at_ms``. ``day`` and ``month`` number the calendar period that the sums
+    belong to. ``leases`` maps Unix seconds of expiry to how many requests, tokens and micro-dollars end then.
+    """
+
+    at_ms: int
+    requests: int
+    tokens: int
+    day: int
+    day_tokens: int
+    day_usd_micros: int
+    month: int
+    month_tokens: int
+    month_usd_micros: int
+    leases: dict[str, list[int]]
+
+
+class Hold(TypedDict):
+    """What is stored for a request in flight. ``expires_s`` 0 marks one that was settled without ever being held."""
+
+    expires_s: int
+    tokens: int
+    usd_micros: int
+
+
+class Step(TypedDict):
+    """The arguments of the atomic step.
+
+    Attributes:
+        do: ``reserve``: take from all scopes if all limits allow it. ``settle``: end the hold and spend the real usage.
+            ``renew``: move the hold's expiry. ``spend``: spend without a hold. ``look``: change nothing.
+        now_ms: Unix milliseconds.
+        day: Number of the calendar day, growing.
+        month: Number of the calendar month, growing.
+        keep_s: How long a scope's state is kept when nobody touches it.
+        hold_keep_s: How long an unsettled hold is remembered, beyond its expiry, for a settlement that comes late.
+        caps: The limits of each scope, in the order of the keys.
+        tokens: Estimated (``reserve``) or real (``settle``, ``spend``) tokens.
+        usd_micros: The same in micro-dollars.
+        expires_s: Unix seconds at which the lease ends (``reserve``, ``renew``).
+        force: ``reserve`` takes although a limit is exceeded.
+        anew: ``settle`` spends, once, also when there is no hold.
+    """
+
+    do: Literal["reserve", "settle", "renew", "spend", "look"]
+    now_ms: int
+    day: int
+    month: int
+    keep_s: int
+    hold_keep_s: int
+    caps: list[Caps]
+    tokens: int
+    usd_micros: int
+    expires_s: int
+    force: bool
+    anew: bool
+
+
+class Result(TypedDict):
+    """The answer of the atomic step.
+
+    Attributes:
+        done: Whether something was taken, settled, renewed or spent.
+        fits: Whether every limit of every scope allows what was asked for.
+        scopes: The states as they were before, brought up to ``now_ms``.
+    """
+
+    done: bool
+    fits: bool
+    scopes: list[ScopeState]
+
+
+def rolled(state: ScopeState | None, caps: Caps, step: Step) -> ScopeState:
+    """Return a state brought up to the step's time: levels drained, old periods and leases gone.
+
+    Time never runs backwards in a scope: a machine whose clock is behind sees the time of the one that is ahead.
+    """
+    if state is None:
+        state = _EMPTY
+    now_ms = max(step["now_ms"], state["at_ms"])
+    elapsed_ms = now_ms - state["at_ms"]
+    same_day = step["day"] <= state["day"]
+    same_month = step["month"] <= state["month"]
+    return {
+        "at_ms": now_ms,
+        "requests": max(0, state["requests"] - caps["requests"] * elapsed_ms) if "requests" in caps else 0,
+        "tokens": max(0, state["tokens"] - caps["tokens"] * elapsed_ms) if "tokens" in caps else 0,
+        "day": max(step["day"], state["day"]),
+        "day_tokens": state["day_tokens"] if same_day else 0,
+        "day_usd_micros": state["day_usd_micros"] if same_day else 0,
+        "month": max(step["month"], state["month"]),
+        "month_tokens": state["month_tokens"] if same_month else 0,
+        "month_usd_micros": state["month_usd_micros"] if same_month else 0,
+        "leases": {expiry: lease for expiry, lease in state["leases"].items() if int(expiry) * 1000 > now_ms},
+    }
+
+
+def held(state: ScopeState) -> tuple[int, int, int]:
+    """Return how many requests, tokens and micro-dollars are set aside."""
+    requests = tokens = usd_micros = 0
+    for lease in state["leases"].values():
+        requests += lease[0]
+        tokens += lease[1]
+        usd_micros += lease[2]
+    return requests, tokens, usd_micros
+
+
+def fits(state: ScopeState, caps: Caps, tokens: int, usd_micros: int) -> bool:
+    """Say whether a scope can take one more request of this size."""
+    held_requests, held_tokens, held_usd_micros = held(state)
+    tokens += held_tokens
+    usd_micros += held_usd_micros
+    return (
+        ("requests" not in caps or state["requests"] + LEVEL_UNIT <= caps["requests_burst"] * LEVEL_UNIT)
+        and ("tokens" not in caps or state["tokens"] + tokens * LEVEL_UNIT <= caps["tokens_burst"] * LEVEL_UNIT)
+        and ("concurrent" not in caps or held_requests + 1 <= caps["concurrent"])
+        and ("day_tokens" not in caps or state["day_tokens"] + tokens <= caps["day_tokens"])
+        and ("day_usd_micros" not in caps or state["day_usd_micros"] + usd_micros <= caps["day_usd_micros"])
+        and ("month_tokens" not in caps or state["month_tokens"] + tokens <= caps["month_tokens"])
+        and ("month_usd_micros" not in caps or state["month_usd_micros"] + usd_micros <= caps["month_usd_micros"])
+    )
+
+
+def _leased(state: ScopeState, hold: Hold) -> ScopeState:
+    leases = dict(state["leases"])
+    expiry = str(hold["expires_s"])
+    requests, tokens, usd_micros = leases.get(expiry, (0, 0, 0))
+    leases[expiry] = [requests + 1, tokens + hold["tokens"], usd_micros + hold["usd_micros"]]
+    return {**state, "leases": leases}
+
+
+def _released(state: ScopeState, hold: Hold) -> ScopeState:
+    """Return the state without a hold; one that has expired is gone already."""
+    expiry = str(hold["expires_s"])
+    if expiry not in state["leases"]:
+        return state
+    leases = dict(state["leases"])
+    requests, tokens, usd_micros = leases.pop(expiry)
+    if requests > 1:
+        leases[expiry] = [requests - 1, max(0, tokens - hold["tokens"]), max(0, usd_micros - hold["usd_micros"])]
+    return {**state, "leases": leases}
+
+
+def _counted(state: ScopeState, caps: Caps) -> ScopeState:
+    """Return the state with one more request against the rate: it counts from now on, whatever becomes of it."""
+    return {**state, "requests": min(MAX_AMOUNT, state["requests"] + LEVEL_UNIT) if "requests" in caps else 0}
+
+
+def _spent(state: ScopeState, caps: Caps, step: Step) -> ScopeState:
+    tokens, usd_micros = step["tokens"], step["usd_micros"]
+    return {
+        **state,
+        "tokens": min(MAX_AMOUNT, state["tokens"] + tokens * LEVEL_UNIT) if "tokens" in caps else 0,
+        "day_tokens": min(MAX_AMOUNT, state["day_tokens"] + tokens),
+        "day_usd_micros": min(MAX_AMOUNT, state["day_usd_micros"] + usd_micros),
+        "month_tokens": min(MAX_AMOUNT, state["month_tokens"] + tokens),
+        "month_usd_micros": min(MAX_AMOUNT, state["month_usd_micros"] + usd_micros),
+    }
+
+
+def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], JSON]:
+    """Carry out the step; see ``Step`` and ``AtomicOp.python``. The first key is the hold, the others are scopes."""
+    step = cast("Step", args)
+    hold = cast("Hold | None", values[0])
+    before = [
+        rolled(cast("ScopeState | None", state), caps, step)
+        for state, caps in zip(values[1:], step["caps"], strict=True)
+    ]
+    after: list[ScopeState] | None = None
+    kept: Hold | None = None
+    fitting = True
+    match step["do"]:
+        case "reserve" if hold is not None:  # the same request again, after an answer that was lost on its way
+            return {}, _result(before, done=True, fits=True)
+        case "reserve":
+            fitting = all(
+                map(partial(fits, tokens=step["tokens"], usd_micros=step["usd_micros"]), before, step["caps"])
+            )
+            if fitting or step["force"]:
+                kept = {"expires_s": step["expires_s"], "tokens": step["tokens"], "usd_micros": step["usd_micros"]}
+                after = [_counted(_leased(state, kept), caps) for state, caps in zip(before, step["caps"], strict=True)]
+        case "settle" if hold is not None and hold["expires_s"]:
+            after = [
+                _spent(_released(state, hold), caps, step) for state, caps in zip(before, step["caps"], strict=True)
+            ]
+        case "settle" if hold is None and step["anew"]:
+            kept = {"expires_s": 0, "tokens": 0, "usd_micros": 0}
+            after = [_spent(state, caps, step) for state, caps in zip(before, step["caps"], strict=True)]
+        case "renew" if hold is not None and hold["expires_s"]:
+            kept = {**hold, "expires_s": step["expires_s"]}
+            after = [_leased(_released(state, hold), kept) for state in before]
+        case "spend":
+            after = [_spent(state, caps, step) for state, caps in zip(before, step["caps"], strict=True)]
+        case _:
+            pass
+    if after is None:
+        return {}, _result(before, done=False, fits=fitting)
+    writes: dict[int, Put | None] = {
+        index: Put(cast("JSON", state), step["keep_s"]) for index, state in enumerate(after, 1)
+    }
+    if step["do"] != "spend":
+        writes[0] = None if kept is None else Put(cast("JSON", kept), step["hold_keep_s"])
+    return writes, _result(before, done=True, fits=fitting)
+
+
+def _result(scopes: list[ScopeState], *, done: bool, fits: bool) -> JSON:
+    result: Result = {"done": done, "fits": fits, "scopes": scopes}
+    return cast("JSON", result)
+
+
+_EMPTY: Final[ScopeState] = {
+    "at_ms": 0,
+    "requests": 0,
+    "tokens": 0,
+    "day": 0,
+    "day_tokens": 0,
+    "day_usd_micros": 0,
+    "month": 0,
+    "month_tokens": 0,
+    "month_usd_micros": 0,
+    "leases": {},
+}
+
+LEDGER: Final = AtomicOp("quota ledger", run, SCRIPT)

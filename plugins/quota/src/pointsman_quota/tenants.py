@@ -1,0 +1,175 @@
+"""Tenants, and who is one of them. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from pointsman.types import Credential, Identity
+
+    from .config import Key, Tenant, TrustedHeader
+
+#: The claim that carries the name of the tenant's own key from ``authenticate`` to ``pre_route``.
+KEY_CLAIM: Final = "pointsman.quota.key"
+
+_SCHEME: Final = "hmac-sha256"
+
+
+def hash_key(api_key: str, salt: str) -> str:
+    """Return the salted hash of an API key, ``hmac-sha256$SALT$DIGEST``.
+
+    API keys are long and random, so a fast keyed hash is enough; it must be fast, for it is computed on every request.
+
+    Args:
+        api_key: The raw key.
+        salt: Hexadecimal.
+    """
+    digest = hmac.digest(bytes.fromhex(salt), api_key.encode(), hashlib.sha256).hex()
+    return f"{_SCHEME}${salt}${digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A recognised caller.
+
+    Attributes:
+        tenant: The tenant.
+        key: The tenant's own key that was used, or None.
+    """
+
+    tenant: Tenant
+    key: Key | None = None
+
+    @property
+    def priority(self) -> int:
+        """The place in a queue."""
+        if self.key is not None and self.key.priority is not None:
+            return self.key.priority
+        return self.tenant.priority
+
+
+class Directory:
+    """Finds the tenant of a caller.
+
+    Args:
+        tenants: All tenants.
+        default: Id of the tenant for callers that nobody knows, or None.
+        header: The trusted header, or None.
+
+    Raises:
+        ValueError: two tenants claim the same id, key, user, team, ...; the message names them.
+    """
+
+    def __init__(self, tenants: Iterable[Tenant], *, default: str | None, header: TrustedHeader | None) -> None:
+        self._header = header
+        self._tenants: dict[str, Tenant] = {}
+        self._keys: dict[str, dict[str, Caller]] = {}
+        self._marks: dict[tuple[str, str], Tenant] = {}
+        for tenant in tenants:
+            if tenant.id in self._tenants:
+                raise ValueError(f"there are two tenants {tenant.id!r}; give each its own id")
+            self._tenants[tenant.id] = tenant
+            for mark in _marks(tenant):
+                other = self._marks.setdefault(mark, tenant)
+                if other is not tenant:
+                    raise ValueError(
+                        f"tenants {other.id!r} and {tenant.id!r} both match {mark[0]} {mark[1]!r}; remove it from one"
+                    )
+            for key in tenant.keys:
+                salt = key.hash.split("$")[1]
+                caller = self._keys.setdefault(salt, {}).setdefault(key.hash, Caller(tenant, key))
+                if caller.tenant is not tenant or caller.key is not key:
+                    raise ValueError(
+                        f"key {key.name!r} of tenant {tenant.id!r} is also key of tenant {caller.tenant.id!r}; "
+                        "remove it from one"
+                    )
+        self._default = self._tenants.get(default) if default is not None else None
+
+    def __len__(self) -> int:
+        return len(self._tenants)
+
+    def get(self, tenant_id: str) -> Tenant | None:
+        """Return the tenant with this id, or None."""
+        return self._tenants.get(tenant_id)
+
+    def all(self) -> list[Tenant]:
+        """Return all tenants by id."""
+        return [self._tenants[name] for name in sorted(self._tenants)]
+
+    def by_credential(self, credential: Credential) -> Caller | None:
+        """Return who shows this key, or whom a trusted front vouches for; None if nobody is known."""
+        if credential.api_key:
+            for salt, callers in self._keys.items():
+                if (caller := callers.get(hash_key(credential.api_key, salt))) is not None:
+                    return caller
+        if self._header and self._header.networks and _within(credential.client_host, self._header):
+            tenant = self._marks.get(("header value", credential.headers.get(self._header.name, "")))
+            return Caller(tenant) if tenant else None
+        return None
+
+    def by_identity(self, identity: Identity, headers: Mapping[str, str]) -> Caller | None:
+        """Return the tenant of an authenticated caller; the default where there is one; else None.
+
+        What the caller can choose freely (``end_user``, metadata) is never looked at.
+        """
+        if identity.tenant is not None and (tenant := self._tenants.get(identity.tenant)) is not None:
+            name = identity.claims.get(KEY_CLAIM)
+            return Caller(tenant, next((key for key in tenant.keys if key.name == name), None))
+        for mark in self._traits(identity, headers):
+            if (found := self._marks.get(mark)) is not None:
+                return Caller(found)
+        return Caller(self._default) if self._default else None
+
+    def _traits(self, identity: Identity, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+        yield "LiteLLM key", identity.key_hash or ""
+        for name, value in identity.claims.items():
+            yield f"claim {name}", value
+        yield "user", identity.user_id or ""
+        yield "team", identity.team_id or ""
+        yield "org", identity.org_id or ""
+        if self._header and not self._header.networks:
+            yield "header value", headers.get(self._header.name, "")
+
+
+def _marks(tenant: Tenant) -> Iterator[tuple[str, str]]:
+    match = tenant.match
+    for kind, values in (
+        ("LiteLLM key", match.litellm_keys),
+        ("user", match.users),
+        ("team", match.teams),
+        ("org", match.orgs),
+        ("header value", match.header_values),
+    ):
+        for value in values:
+            yield kind, value
+    for name, values in match.claims.items():
+        for value in values:
+            yield f"claim {name}", value
+
+
+def _within(host: str | None, header: TrustedHeader) -> bool:
+    try:
+        address = ip_address(host or "")
+    except ValueError:
+        return False
+    return any(address in network for network in header.networks)
+
+
+def allowed(tenant: Tenant, names: Iterable[str]) -> bool:
+    """Say whether a tenant may ask for all of these models."""
+    return not tenant.models or all(
+        name and any(fnmatchcase(name, pattern) for pattern in tenant.models) for name in names
+    )
+
+
+def limited_patterns(tenant: Tenant, names: Iterable[str]) -> list[str]:
+    """Return the patterns with limits of their own that fit one of these models: the first that fits each."""
+    found = (next((pattern for pattern in tenant.model_limits if fnmatchcase(name, pattern)), None) for name in names)
+    return sorted({pattern for pattern in found if pattern is not None})

@@ -1,0 +1,302 @@
+"""The ledger against an exact oracle, on every store, under any interleaving."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from pointsman.store.base import StateStore
+from pointsman.store.disk import DiskStore
+from pointsman.store.memory import MemoryStore
+from pointsman.store.redis import RedisStore
+from pointsman_quota.ledger import LEDGER, Caps
+from pointsman_quota.periods import Calendar
+from pointsman_quota.verdict import breaches, left
+
+from .ledger_oracle import Scope
+
+#: 20 seconds before midnight at the end of a month, so that days and months turn within a run.
+START_MS = 1_764_547_180_000
+KEEP_S = 100 * 86_400
+FAR_MS = 70 * 86_400_000
+
+tokens = st.integers(1, 120)
+money = st.integers(1, 50)
+#: Few, so that several requests expire in the same second and time can pass to exactly that second.
+leases = st.sampled_from([5, 30, 60, 90])
+caps = st.fixed_dictionaries(
+    {},
+    optional={
+        "requests": st.integers(1, 200),
+        "tokens": st.integers(1, 5000),
+        "concurrent": st.integers(1, 4),
+        "day_tokens": st.integers(30, 300),
+        "day_usd_micros": st.integers(20, 200),
+        "month_tokens": st.integers(30, 600),
+        "month_usd_micros": st.integers(20, 300),
+    },
+)
+
+
+def with_bursts(limits: dict[str, int], requests_burst: int, tokens_burst: int) -> Caps:
+    made = dict(limits)
+    if "requests" in made:
+        made["requests_burst"] = requests_burst
+    if "tokens" in made:
+        made["tokens_burst"] = tokens_burst
+    return made  # type: ignore[return-value]
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Requests of three scopes (tenant, key, model) come, end, are settled twice, forgotten and renewed."""
+
+    open_store: ClassVar[Callable[[], Coroutine[Any, Any, StateStore]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.store = self.runner.run(type(self).open_store())
+        self.calendar = Calendar(ZoneInfo("Europe/Berlin"))
+        self.now_ms = START_MS
+        self.tag = f"{{{uuid.uuid4().hex}}}"
+        self.count = 0
+        self.scopes: dict[str, Scope] = {}
+        self.open: dict[str, tuple[list[str], bool]] = {}
+        self.settled: list[tuple[str, list[str]]] = []
+
+    def teardown(self) -> None:
+        self.runner.run(self.store.close())
+        self.runner.close()
+
+    @initialize(
+        limits=st.tuples(caps, caps, caps),
+        requests_burst=st.integers(1, 6),
+        tokens_burst=st.integers(60, 300),
+    )
+    def configure(self, limits: Any, requests_burst: int, tokens_burst: int) -> None:
+        for name, own in zip(("tenant", "key", "model"), limits, strict=True):
+            self.scopes[name] = Scope(with_bursts(own, requests_burst, tokens_burst), self.calendar)
+
+    def step(self, do: str, request: str, names: list[str], *, behind_ms: int = 0, **given: Any) -> Any:
+        now_ms = self.now_ms - behind_ms
+        period = self.calendar.at(now_ms)
+        args = {
+            "do": do, "now_ms": now_ms, "day": period.day, "month": period.month,
+            "keep_s": KEEP_S, "hold_keep_s": KEEP_S, "caps": [self.scopes[name].caps for name in names],
+            "tokens": 0, "usd_micros": 0, "expires_s": 0, "force": False, "anew": False, **given,
+        }  # fmt: skip
+        keys = [f"{self.tag}h/{request}", *(f"{self.tag}{name}" for name in names)]
+        return self.runner.run(self.store.run(LEDGER, keys, args))
+
+    def look(self, names: list[str], behind_ms: int = 0) -> list[Any]:
+        scopes: list[Any] = self.step("look", "-", names, behind_ms=behind_ms)["scopes"]
+        return scopes
+
+    @rule(
+        names=st.sampled_from([["tenant"], ["tenant", "key"], ["tenant", "model"], ["tenant", "key", "model"]]),
+        take=tokens, usd_micros=money, lease_s=leases, behind_ms=st.sampled_from([0, 0, 0, 1700]),
+        force=st.sampled_from([False, False, False, True]),
+    )  # fmt: skip
+    def admit(self, *, names: list[str], take: int, usd_micros: int, lease_s: int, behind_ms: int, force: bool) -> None:
+        request = f"r{self.count}"
+        self.count += 1
+        now_ms = self.now_ms - behind_ms
+        period = self.calendar.at(now_ms)
+        expected = {
+            (index, limit)
+            for index, name in enumerate(names)
+            for limit in self.scopes[name].refusing(now_ms, take, usd_micros)
+        }
+        expires_s = -(-now_ms // 1000) + lease_s
+        given = {"tokens": take, "usd_micros": usd_micros, "expires_s": expires_s, "force": force}
+        result = self.step("reserve", request, names, behind_ms=behind_ms, **given)
+        limits = [self.scopes[name].caps for name in names]
+        found = breaches(result["scopes"], limits, period, (take, usd_micros))
+
+        assert result["fits"] is (not expected)
+        assert result["done"] is (force or not expected)
+        assert {(breach.scope, breach.limit) for breach in found} == expected
+        for breach in found:
+            scope = self.scopes[names[breach.scope]]
+            start = scope.moment(now_ms)[0]
+            if breach.wait_ms is None:
+                assert breach.limit in scope.refusing(start + FAR_MS, take, usd_micros)
+            else:
+                assert breach.wait_ms > 0
+                assert breach.limit in scope.refusing(start + breach.wait_ms - 1, take, usd_micros)
+                assert breach.limit not in scope.refusing(start + breach.wait_ms, take, usd_micros)
+                assert breach.idle_wait_ms is not None
+                assert breach.idle_wait_ms <= breach.wait_ms
+        if not result["done"]:
+            return
+        for name in names:
+            self.scopes[name].take(request, now_ms, (expires_s, take, usd_micros))
+        self.open[request] = (names, bool(expected))
+        if not expected:
+            for axis in left(result["scopes"], limits, period, (1, take)):
+                assert axis is None or 0 <= axis.remaining < axis.limit
+        again = self.step("reserve", request, names, behind_ms=behind_ms, **given)
+        assert again["done"]
+
+    @precondition(lambda self: self.open)
+    @rule(
+        data=st.data(), used=st.integers(0, 200), usd_micros=st.integers(0, 80), behind_ms=st.sampled_from([0, 0, 900])
+    )
+    def settle(self, data: Any, used: int, usd_micros: int, behind_ms: int) -> None:
+        request = data.draw(st.sampled_from(sorted(self.open)))
+        names, forced = self.open.pop(request)
+        result = self.step("settle", request, names, behind_ms=behind_ms, tokens=used, usd_micros=usd_micros)
+        assert result["done"]
+        for name in names:
+            self.scopes[name].spend(request, self.now_ms - behind_ms, used, usd_micros, forced=forced)
+        self.settled.append((request, names))
+
+    @precondition(lambda self: self.settled)
+    @rule(data=st.data(), used=tokens)
+    def settle_again(self, data: Any, used: int) -> None:
+        request, names = data.draw(st.sampled_from(self.settled))
+        before = self.look(names)
+        assert not self.step("settle", request, names, tokens=used, usd_micros=used)["done"]
+        assert self.look(names) == before
+
+    @rule(used=tokens, usd_micros=money)
+    def settle_what_was_never_held(self, used: int, usd_micros: int) -> None:
+        request = f"r{self.count}"
+        self.count += 1
+        given = {"tokens": used, "usd_micros": usd_micros, "anew": True}
+        assert self.step("settle", request, ["tenant"], **given)["done"]
+        assert not self.step("settle", request, ["tenant"], **given)["done"]
+        self.scopes["tenant"].spend(request, self.now_ms, used, usd_micros, forced=False)
+
+    @rule(usd_micros=money)
+    def spend_money(self, usd_micros: int) -> None:
+        assert self.step("spend", "-", ["tenant"], usd_micros=usd_micros)["done"]
+        self.scopes["tenant"].spend("-", self.now_ms, 0, usd_micros, forced=False)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), lease_s=leases)
+    def renew(self, data: Any, lease_s: int) -> None:
+        request = data.draw(st.sampled_from(sorted(self.open)))
+        names, _ = self.open[request]
+        expires_s = -(-self.now_ms // 1000) + lease_s
+        assert self.step("renew", request, names, expires_s=expires_s)["done"]
+        for name in names:
+            scope = self.scopes[name]
+            lapsed = scope.holds[request][0] * 1000 <= scope.moment(self.now_ms)[0]
+            scope.touch(self.now_ms)
+            scope.holds[request] = (expires_s, *scope.holds[request][1:])
+            if lapsed:  # it was free meanwhile, so others may have taken its place
+                self.open[request] = (names, True)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data())
+    def worker_dies(self, data: Any) -> None:
+        for request in data.draw(st.lists(st.sampled_from(sorted(self.open)), min_size=1, unique=True)):
+            del self.open[request]
+
+    @rule(
+        ms=st.one_of(
+            st.integers(0, 3000),
+            st.integers(0, 100_000),
+            st.sampled_from([1000, 5000, 25_000, 30_000, 86_400_000, 31 * 86_400_000]),
+        )
+    )
+    def time_passes(self, ms: int) -> None:
+        self.now_ms += ms
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), early_ms=st.integers(0, 1))
+    def time_passes_to_an_expiry(self, data: Any, early_ms: int) -> None:
+        request = data.draw(st.sampled_from(sorted(self.open)))
+        expires_s = self.scopes[self.open[request][0][0]].holds[request][0]
+        self.now_ms = max(self.now_ms, expires_s * 1000 - early_ms)
+
+    @invariant()
+    def states_are_exact(self) -> None:
+        if not self.scopes:
+            return
+        for state, scope in zip(self.look(list(self.scopes)), self.scopes.values(), strict=True):
+            at_ms, day, month = scope.moment(self.now_ms)
+            assert (state["at_ms"], state["day"], state["month"]) == (at_ms, day, month)
+            live = scope.live(at_ms)
+            leases: dict[str, list[int]] = {}
+            for expires_s, take, usd_micros in live:
+                count = leases.setdefault(str(expires_s), [0, 0, 0])
+                count[:] = [count[0] + 1, count[1] + take, count[2] + usd_micros]
+            assert state["leases"] == leases
+            for name, tat in (("requests", scope.requests_tat), ("tokens", scope.tokens_tat)):
+                rate: Any = scope.caps.get(name)
+                assert state[name] == (scope.level(tat, rate, self.now_ms) if rate else 0)
+            for unit in ("tokens", "usd_micros"):
+                assert state[f"day_{unit}"] == sum(getattr(s, unit) for s in scope.spendings if s.day == day)
+                assert state[f"month_{unit}"] == sum(getattr(s, unit) for s in scope.spendings if s.month == month)
+
+    @invariant()
+    def nothing_is_overspent_within_the_estimates(self) -> None:
+        for scope in self.scopes.values():
+            assert scope.overspent() is None
+
+    @precondition(lambda self: self.scopes)
+    @rule()
+    def every_hold_is_free_after_its_lease(self) -> None:
+        self.now_ms += 92_000
+        assert all(not state["leases"] for state in self.look(list(self.scopes)))
+
+
+def run(open_store: Callable[[], Coroutine[Any, Any, StateStore]], examples: int, steps: int) -> None:
+    machine = type("Machine", (LedgerMachine,), {"open_store": staticmethod(open_store)})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=steps, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
+
+
+def test_on_memory() -> None:
+    """Decisions, waits, remainders and sums are those of the oracle, whatever happens in whatever order."""
+
+    async def open_store() -> StateStore:
+        return MemoryStore()
+
+    run(open_store, 150, 40)
+
+
+def test_on_disk() -> None:
+    """The same on the disk store."""
+
+    async def open_store() -> StateStore:
+        return await DiskStore.open(tempfile.mkdtemp(dir=directory))
+
+    directory = tempfile.mkdtemp()
+    try:
+        run(open_store, 25, 25)
+    finally:
+        shutil.rmtree(directory)
+
+
+@pytest.mark.services
+def test_on_redis(redis_url: str) -> None:
+    """The same on redis: the script and the Python function are one step."""
+
+    async def open_store() -> StateStore:
+        return await RedisStore.open(redis_url)
+
+    run(open_store, 40, 30)
