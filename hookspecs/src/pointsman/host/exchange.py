@@ -15,9 +15,9 @@ Everything may be called again or out of turn without harm: the second closing o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from opentelemetry.trace import SpanKind
 
@@ -36,6 +36,7 @@ from ..types import (
     Settlement,
     Usage,
 )
+from . import attributes
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -43,9 +44,6 @@ if TYPE_CHECKING:
 
     from .calls import Dropped
     from .host import Host
-    from .tracing import Value
-
-_OPERATION: Final = {"embeddings": "embeddings"}
 
 
 class OpenAttempt:
@@ -110,7 +108,7 @@ class OpenAttempt:
         with host.tracing.current(self.span):
             host.calls.run_observers(hook, exchange.ctx, attempt)
         if self.span is not None:
-            host.tracing.end(self.span, _attempt_attributes(attempt), error=_error_text(attempt))
+            host.tracing.end(self.span, attributes.of_attempt(attempt), error=_error_text(attempt))
 
 
 class Exchange:
@@ -119,6 +117,7 @@ class Exchange:
     __slots__ = (
         "_admitted",
         "_closed",
+        "_followers",
         "_group",
         "_refused",
         "_selection",
@@ -160,10 +159,11 @@ class Exchange:
         self._selection: tuple[Sequence[Candidate], Sequence[Dropped]] | None = None
         self._closed = False
         self._admitted = False
+        self._followers: list[Callable[[], object]] = []
         self.span: Span | None = None
         if host.tracing.enabled:
             name = f"pointsman {ctx.endpoint}"
-            self.span = host.tracing.start(name, parent=parent, attributes=_request_attributes(ctx), link=link)
+            self.span = host.tracing.start(name, parent=parent, attributes=attributes.of_request(ctx), link=link)
 
     @property
     def closed(self) -> bool:
@@ -178,28 +178,30 @@ class Exchange:
         host = self.host
         if not host.calls.pre_route:
             return None
-        if self.span is None:
-            self.route, self.denial = await host.calls.run_pre_route(self.ctx, self.route)
-            return self.denial
         tracing = host.tracing
-        span = tracing.start("pre_route", parent=self.span)
+        span = None if self.span is None else tracing.start("pre_route", parent=self.span)
 
         def seen(plugin: str, route: Route) -> None:
-            tracing.event(span, plugin, _route_attributes(route))
+            # At once, so that what is reserved reaches the settlement even if the chain is cancelled later on.
+            self.route = route
+            if span is not None:
+                tracing.event(span, plugin, attributes.of_route(route))
 
-        with tracing.current(span):
-            self.route, self.denial = await host.calls.run_pre_route(self.ctx, self.route, seen)
+        try:
+            with tracing.current(span):
+                self.route, self.denial = await host.calls.run_pre_route(self.ctx, self.route, seen)
+        except BaseException:
+            tracing.end(span, error="cancelled")
+            raise
+        if self.span is None:
+            return self.denial
         if self.denial is not None:
-            attributes: dict[str, Value] = {
-                "pointsman.denied_by": self.denial.plugin,
-                "pointsman.denial.code": self.denial.code,
-                "pointsman.denial.reason": self.denial.message,
-            }
-            tracing.set(self.span, attributes)
-            tracing.end(span, attributes)
+            denied = attributes.of_denial(self.denial)
+            tracing.set(self.span, denied)
+            tracing.end(span, denied)
         else:
             tracing.end(span)
-        tracing.set(self.span, _route_attributes(self.route))
+        tracing.set(self.span, attributes.of_route(self.route))
         return self.denial
 
     def select(self, deployments: Sequence[Deployment]) -> list[Candidate]:
@@ -216,18 +218,26 @@ class Exchange:
         left, dropped = self.host.calls.run_select(self.ctx, candidates)
         self._selection = (left, dropped)
         if self.span is not None and not left:
-            self.host.tracing.event(self.span, "nobody can serve", _selection_attributes(left, dropped))
+            self.host.tracing.event(self.span, "nobody can serve", attributes.of_selection(left, dropped))
         return left
 
     async def begin(
-        self, deployment: Deployment, kind: AttemptKind | None = None, *, gateway: bool = False
+        self,
+        deployment: Deployment,
+        kind: AttemptKind | None = None,
+        *,
+        gateway: bool = False,
+        labels: Mapping[str, str] | None = None,
     ) -> tuple[Refusal | None, OpenAttempt]:
         """Open an attempt and run ``before_attempt``. A refused attempt is closed already, with error ``refused``.
+
+        An attempt of a request that has ended is refused: nobody would wait for its answer or pay for it.
 
         Args:
             deployment: Who will be called.
             kind: Why; by default primary, then retry in the same model group, fallback in another.
             gateway: The gateway itself makes it: it becomes ``current``, and an attempt that was still open ends.
+            labels: More labels than the route's.
         """
         host = self.host
         if gateway and self.current is not None and not self.current.closed:
@@ -242,9 +252,11 @@ class Exchange:
             kind=kind or self._next_kind(deployment),
             deployment=deployment,
             started_at=host.clock.now(),
-            labels=self.route.labels,
+            labels={**self.route.labels, **labels} if labels else self.route.labels,
         )
         opened = OpenAttempt(self, attempt, self._attempt_span(attempt), host.clock.monotonic())
+        if self._closed:
+            return self._too_late(opened), opened
         self.attempts.append(opened)
         if gateway:
             self.current = opened
@@ -263,7 +275,20 @@ class Exchange:
                 retry_after_s=refusal.retry_after_s,
             )
             opened.end(Outcome.ERROR, error=error)
+        elif self.closed:
+            return self._too_late(opened), opened
         return refusal, opened
+
+    def _too_late(self, opened: OpenAttempt) -> Refusal:
+        refusal = Refusal(reason="the request has ended", plugin="pointsman")
+        error = AttemptError(kind=ErrorClass.REFUSED, message=f"{refusal.plugin}: {refusal.reason}")
+        opened.end(Outcome.CANCELLED, error=error)
+        return refusal
+
+    def on_close(self, follow: Callable[[], object]) -> None:
+        """Call ``follow`` when the request ends, to stop what still runs for it. Nothing when it has ended already."""
+        if not self._closed:
+            self._followers.append(follow)
 
     def _next_kind(self, deployment: Deployment) -> AttemptKind:
         if self._group is None:
@@ -275,20 +300,23 @@ class Exchange:
         selection, self._selection = self._selection, None
         if self.span is None:
             return None
-        attributes = _attempt_start_attributes(self.ctx, attempt)
+        start = attributes.of_attempt_start(self.ctx, attempt)
         if selection is not None:
-            attributes.update(_selection_attributes(*selection))
+            start.update(attributes.of_selection(*selection))
         name = f"attempt {attempt.deployment.id}"
-        return self.host.tracing.start(name, parent=self.span, kind=SpanKind.CLIENT, attributes=attributes)
+        return self.host.tracing.start(name, parent=self.span, kind=SpanKind.CLIENT, attributes=start)
 
     async def _ask(self, opened: OpenAttempt) -> Refusal | None:
         host = self.host
         if opened.span is None:
             return await host.calls.run_before_attempt(self.ctx, opened.attempt)
         hook = host.tracing.start("before_attempt", parent=opened.span)
-        with host.tracing.current(hook):
-            refusal = await host.calls.run_before_attempt(self.ctx, opened.attempt)
-        host.tracing.end(hook, {"pointsman.refused_by": refusal.plugin} if refusal else None)
+        refusal: Refusal | None = None
+        try:
+            with host.tracing.current(hook):
+                refusal = await host.calls.run_before_attempt(self.ctx, opened.attempt)
+        finally:
+            host.tracing.end(hook, {"pointsman.refused_by": refusal.plugin} if refusal else None)
         return refusal
 
     def answer_headers(self) -> dict[str, str]:
@@ -313,10 +341,13 @@ class Exchange:
         for opened in self.attempts:
             if not opened.closed:
                 opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
+        followers, self._followers = self._followers, []
+        for follow in followers:
+            follow()
         attempts = tuple(opened.attempt for opened in self.attempts)
         outcome = self._outcome(status_code, attempts)
         answer = next((a for a in reversed(attempts) if a.outcome is Outcome.OK), None)
-        usage = (answer or next((a for a in reversed(attempts) if a.usage), None) or _NOTHING).usage
+        usage = answer.usage if answer is not None else next((a.usage for a in reversed(attempts) if a.usage), None)
         first = self.first_token_at
         settlement = Settlement(
             request_id=self.ctx.request_id,
@@ -339,7 +370,7 @@ class Exchange:
         if self.span is not None:
             self.host.tracing.end(
                 self.span,
-                _settlement_attributes(settlement),
+                attributes.of_settlement(settlement),
                 error=str(outcome) if outcome in {Outcome.ERROR, Outcome.DISCONNECTED} else None,
             )
         if self.detached:
@@ -358,101 +389,7 @@ class Exchange:
         return Outcome.OK if answered and status_code < 400 else Outcome.ERROR  # noqa: PLR2004  # HTTP's own limit
 
 
-_NOTHING: Final = Attempt(
-    id="",
-    request_id="",
-    number=0,
-    kind=AttemptKind.PRIMARY,
-    deployment=Deployment(id="", group="", provider="", model=""),
-    started_at=0.0,
-)
-
-
 def _error_text(attempt: Attempt) -> str | None:
     if attempt.outcome is Outcome.OK:
         return None
     return f"{attempt.outcome}: {attempt.error.message}" if attempt.error else str(attempt.outcome)
-
-
-def _request_attributes(ctx: RequestContext) -> dict[str, Value]:
-    attributes: dict[str, Value] = {
-        "gen_ai.operation.name": _OPERATION.get(ctx.endpoint, "chat"),
-        "gen_ai.request.model": ctx.model,
-        "pointsman.request_id": ctx.request_id,
-        "pointsman.endpoint": str(ctx.endpoint),
-        "pointsman.stream": ctx.stream,
-    }
-    if ctx.identity.tenant:
-        attributes["pointsman.tenant"] = ctx.identity.tenant
-    return attributes
-
-
-def _route_attributes(route: Route) -> dict[str, Value]:
-    attributes: dict[str, Value] = {"pointsman.target": route.target}
-    attributes.update((f"pointsman.label.{name}", value) for name, value in route.labels.items())
-    if route.fallbacks:
-        attributes["pointsman.fallbacks"] = route.fallbacks
-    if route.executor:
-        attributes["pointsman.executor"] = route.executor
-    if route.reservations:
-        attributes["pointsman.reserved_by"] = sorted({r.plugin for r in route.reservations})
-    return attributes
-
-
-def _selection_attributes(left: Sequence[Candidate], dropped: Sequence[Dropped]) -> dict[str, Value]:
-    attributes: dict[str, Value] = {"pointsman.candidates": [c.deployment.id for c in left]}
-    if any(c.score is not None for c in left):
-        attributes["pointsman.scores"] = [float("-inf") if c.score is None else c.score for c in left]
-    if notes := [f"{c.deployment.id}: {'; '.join(c.notes)}" for c in left if c.notes]:
-        attributes["pointsman.notes"] = notes
-    if dropped:
-        attributes["pointsman.dropped"] = [f"{d.deployment_id}: {d.reason} ({d.plugin})" for d in dropped]
-    return attributes
-
-
-def _attempt_start_attributes(ctx: RequestContext, attempt: Attempt) -> dict[str, Value]:
-    deployment = attempt.deployment
-    return {
-        "gen_ai.operation.name": _OPERATION.get(ctx.endpoint, "chat"),
-        "gen_ai.provider.name": deployment.provider,
-        "gen_ai.request.model": deployment.model,
-        "pointsman.attempt": attempt.number,
-        "pointsman.attempt.kind": str(attempt.kind),
-        "pointsman.deployment": deployment.id,
-        "pointsman.group": deployment.group,
-    }
-
-
-def _attempt_attributes(attempt: Attempt) -> dict[str, Value]:
-    attributes: dict[str, Value] = {"pointsman.outcome": str(attempt.outcome)}
-    if attempt.usage is not None:
-        attributes["gen_ai.usage.input_tokens"] = attempt.usage.prompt_tokens
-        attributes["gen_ai.usage.output_tokens"] = attempt.usage.completion_tokens
-        if attempt.usage.estimated:
-            attributes["pointsman.usage.estimated"] = True
-    if attempt.model:
-        attributes["gen_ai.response.model"] = attempt.model
-    if attempt.status_code is not None:
-        attributes["http.response.status_code"] = attempt.status_code
-    if attempt.first_token_ms is not None:
-        attributes["pointsman.first_token_ms"] = attempt.first_token_ms
-    if attempt.cost_usd_micros is not None:
-        attributes["pointsman.cost_usd_micros"] = attempt.cost_usd_micros
-    if attempt.error is not None:
-        attributes["error.type"] = str(attempt.error.kind)
-        if attempt.error.retry_after_s is not None:
-            attributes["pointsman.retry_after_s"] = attempt.error.retry_after_s
-    return attributes
-
-
-def _settlement_attributes(settlement: Settlement) -> dict[str, Value]:
-    attributes: dict[str, Value] = {
-        "pointsman.outcome": str(settlement.outcome),
-        "pointsman.attempts": len(settlement.attempts),
-        "http.response.status_code": settlement.status_code,
-        "pointsman.cost_usd_micros": settlement.cost_usd_micros,
-    }
-    if settlement.usage is not None:
-        attributes["gen_ai.usage.input_tokens"] = settlement.usage.prompt_tokens
-        attributes["gen_ai.usage.output_tokens"] = settlement.usage.completion_tokens
-    return attributes
