@@ -217,7 +217,11 @@ class Book:
             elif now - state.totals_at >= self.slice_s and state.totals is not None and state.totals.requests:
                 self._changed[state.id] = None
                 due.append(state)
-            elif state.judge(now).status is not signal.status or (signal.until is not None and now >= signal.until):
+            elif (
+                state.judge(now).status is not signal.status
+                or (signal.until is not None and now >= signal.until)
+                or state.quota.limits(now) != signal.limits
+            ):
                 due.append(state)
         signals = []
         for state in due:

@@ -128,11 +128,12 @@ class SignalsPlugin:
         return Surface(self._book, self._refresher, self._services).routes()
 
     def _observe(self, attempt: Attempt) -> None:
-        signals = self._book.observe(attempt, self._services.clock.now())
+        now = self._services.clock.now()
+        signals = self._book.observe(attempt, now)
         self._publish(signals)
         span = trace.get_current_span()
         if span.is_recording():
-            span.set_attributes(span_attributes(signals[0]))
+            span.set_attributes(span_attributes(signals[0], now))
 
     async def _tick(self) -> None:
         services, book = self._services, self._book

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pointsman.types import Limit
 
@@ -120,6 +120,7 @@ _PARTS: Final = {
     "window": _WINDOW,
     "used_ratio": _USED_RATIO,
 }
+_UNMET: Final = _Meaning(_NOTE, "", None, -1)
 #: Header names come from outside: no more of them are remembered.
 _MAX_NAMES: Final = 1024
 _SHORT: Final = 15
@@ -161,41 +162,39 @@ class Reader:
         if len(meanings) > _MAX_NAMES:
             meanings.clear()
             self._rows.clear()
-        found: dict[int, tuple[_Meaning, list[float | None]]] = {}
-        resets: dict[int, str] = {}
+        rows: dict[int, list[Any]] = {}
         notes: dict[str, float] = {}
         for name, text in headers.items():
-            meaning = meanings[name] if name in meanings else self._meet(name)
+            meaning = meanings.get(name, _UNMET)
+            if meaning is _UNMET:
+                meaning = self._meet(name)
             if meaning is None:
                 continue
-            part, _, _, row = meaning
+            part, axis, _, number = meaning
             if part == _NOTE:
-                value = parse_number(text)
-                value = parse_flag(text) if value is None else value
-                if value is not None:
-                    notes[meaning.axis] = value
+                _note(notes, axis, text)
                 continue
-            figures = found.get(row)
-            if figures is None:
-                figures = found[row] = (meaning, [None, None, None, None, None])
+            row = rows.get(number)
+            if row is None:
+                row = rows[number] = [None, None, None, None, None, meaning]
             if part == _RESET:
-                resets[row] = text
+                row[_RESET] = text
             else:
-                short = len(text) <= _SHORT and text.isdecimal()
-                figures[1][part] = float(text) if short else parse_number(text)
-        limits = [limit for row in found if (limit := self._limit(*found[row], resets.get(row), now))] if found else []
+                row[part] = float(text) if len(text) <= _SHORT and text.isdecimal() else parse_number(text)
+        limits = [limit for row in rows.values() if (limit := self._limit(row, now)) is not None]
         if self._structured is not None:
             limits.extend(self._structured(headers, now))
         retry_after_s = parse_retry_after(headers.get("retry-after"), headers.get("retry-after-ms"), now)
         if not limits and retry_after_s is None and not notes:
             return NOTHING
-        return Reading(limits=tuple(limits), retry_after_s=retry_after_s, notes=notes)
+        return Reading(tuple(limits), retry_after_s, notes)
 
-    def _limit(self, meaning: _Meaning, figures: list[float | None], reset: str | None, now: float) -> Limit | None:
-        size, remaining, _, window_s, used = figures
+    def _limit(self, row: list[Any], now: float) -> Limit | None:
+        size, remaining, reset, window_s, used, meaning = row
         if used is not None and remaining is None:
             size, remaining = 1.0, max(0.0, 1.0 - used)
-        window_s = window_s or meaning.window_s
+        if not window_s:
+            window_s = meaning.window_s
         resets_at = None
         if reset is not None:
             parse = self.dialect.reset
@@ -233,3 +232,11 @@ class Reader:
             row = self._rows.setdefault((axis, window_s), len(self._rows))
             return _Meaning(part, axis, window_s, row)
         return None
+
+
+def _note(notes: dict[str, float], name: str, text: str) -> None:
+    value = parse_number(text)
+    if value is None:
+        value = parse_flag(text)
+    if value is not None:
+        notes[name] = value

@@ -143,18 +143,19 @@ def account_json(name: str, shared: bool, members: Sequence[tuple[State, Signal]
     }
 
 
-def headroom(signal: Signal) -> tuple[str, float] | None:
-    """Return the axis with the smallest part left and that part, 0 to 1; None when no axis says."""
+def headroom(signal: Signal, now: float) -> tuple[str, float] | None:
+    """Return the axis with the smallest part left at ``now`` and that part, 0 to 1; None when no axis says."""
     tightest: tuple[str, float] | None = None
     for limit in signal.limits:
-        if limit.limit and limit.remaining is not None:
-            ratio = min(1.0, limit.remaining / limit.limit)
+        remaining = limit.remaining_at(now)
+        if limit.limit and remaining is not None:
+            ratio = min(1.0, remaining / limit.limit)
             if tightest is None or ratio < tightest[1]:
                 tightest = (limit.axis, ratio)
     return tightest
 
 
-def span_attributes(signal: Signal) -> Mapping[str, str | float | int]:
+def span_attributes(signal: Signal, now: float) -> Mapping[str, str | float | int]:
     """Return what an attempt's span shows of its deployment's signal."""
     attributes: dict[str, str | float | int] = {
         "pointsman.signals.status": str(signal.status),
@@ -166,7 +167,7 @@ def span_attributes(signal: Signal) -> Mapping[str, str | float | int]:
         attributes["pointsman.signals.until"] = signal.until
     if signal.error_ratio is not None:
         attributes["pointsman.signals.error_ratio"] = signal.error_ratio
-    if (tightest := headroom(signal)) is not None:
+    if (tightest := headroom(signal, now)) is not None:
         attributes["pointsman.signals.headroom_axis"], attributes["pointsman.signals.headroom_ratio"] = tightest
     return attributes
 
