@@ -109,7 +109,7 @@ GOLDEN = [
             "x-ratelimit-remaining-tokens": "-1",
             "x-ratelimit-reset-tokens": "0",
         },
-        [lim("tokens", None, None, None, in_s=0)],
+        [lim("tokens", MINUTE, None, None, in_s=0)],
         None,
         {},
         id="azure-minus-one-is-unknown",

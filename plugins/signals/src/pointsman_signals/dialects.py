@@ -71,9 +71,10 @@ DIALECTS: Final = (
         hosts=(".openai.azure.com", ".cognitiveservices.azure.com", ".services.ai.azure.com", "models.github.ai"),
         headers=(r"x-ratelimit-(?P<part>limit|remaining|reset|renewalperiod)-(?P<axis>requests|tokens)",),
         parts={"renewalperiod": "window"},
+        windows_s={"requests": _MINUTE_S, "tokens": _MINUTE_S},
         reset=azure_reset,
         notes={"x-ratelimit-abusepenalty-active": "abuse_penalty"},
-        source="observed answers; -1 means unknown, renewal period in seconds",
+        source="observed answers; -1 means unknown, renewal period in seconds, a minute without one",
     ),
     Dialect(
         name="anthropic",
