@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import redis as redis_client
 from pointsman.store import StateStore, open_store
 
 START_PATIENCE_S = 20.0
+HIGHEST_PORT = 55_000  # a cluster node also listens 10 000 ports higher
 
 
 class ManualClock:
@@ -28,9 +30,11 @@ class ManualClock:
         self.now = now
 
     def __call__(self) -> float:
+        """Return the time in seconds."""
         return self.now
 
     def advance(self, seconds: float) -> None:
+        """Move it."""
         self.now += seconds
 
 
@@ -46,15 +50,13 @@ class RedisServer:
 
     @property
     def url(self) -> str:
+        """What a store is opened with."""
         user = f":{self.password}@" if self.password else ""
         return f"redis://{user}127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
         """Start it, on the port of the last time if there was one, and wait until it answers."""
-        if not self.port:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                self.port = probe.getsockname()[1]
+        self.port = self.port or _free_port()
         binary = shutil.which("redis-server")
         assert binary is not None
         command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
@@ -62,7 +64,7 @@ class RedisServer:
         if self.password:
             command += ["--requirepass", self.password]
         with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 - our own words
         give_up_at = time.monotonic() + START_PATIENCE_S
         with self.client() as client:
             while True:
@@ -99,6 +101,15 @@ class RedisServer:
             self.process = None
 
 
+def _free_port() -> int:
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        if port < HIGHEST_PORT:
+            return port
+
+
 def _cluster_info(client: redis_client.Redis) -> bytes:
     client.set_response_callback("CLUSTER INFO", lambda reply: reply)
     reply = client.execute_command("CLUSTER INFO")
@@ -112,7 +123,7 @@ def _require_redis() -> None:
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A server that all tests share; each store has a prefix of its own."""
+    """Run a server that all tests share; each store has a prefix of its own."""
     _require_redis()
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
@@ -122,7 +133,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(scope="session")
 def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A cluster of one node: as strict about where keys lie as a large one."""
+    """Run a cluster of one node: as strict about where keys lie as a large one."""
     _require_redis()
     server = RedisServer(tmp_path_factory.mktemp("cluster"), ("--cluster-enabled", "yes"))
     server.start()
@@ -165,8 +176,6 @@ class Backend:
         if self.clock:
             self.clock.advance(seconds)
         else:
-            import asyncio
-
             await asyncio.sleep(seconds + 0.02)
 
 
@@ -205,7 +214,7 @@ def shared_backend(request: pytest.FixtureRequest) -> Backend:
 
 @pytest.fixture
 async def store(backend: Backend):
-    """An open store of each backend in turn."""
+    """Open a store of each backend in turn."""
     store = await backend.open()
     yield store
     await store.close()

@@ -83,9 +83,10 @@ class AtomicOp:
 
     Two functions are there for the script: ``json_decode(text)`` (redis's ``cjson.decode``) and ``json_encode(value)``.
     Use the latter instead of ``cjson.encode``, which keeps 14 digits of a number only and leaves the order of names to
-    chance. What Lua cannot keep, whoever encodes: 1.0 becomes 1, an integer beyond 2**53 is rounded, an empty list
-    becomes ``{}``, and a null in an object is ``cjson.null``, not ``nil``. A counter can be changed with ``INCRBY``. A
-    value written with a plain ``SET`` loses its time to live, as with a ``Put``; ``'PX', milliseconds`` gives it one.
+    chance. What Lua cannot keep, whoever encodes: 1.0 becomes 1, -0.0 becomes 0, an integer beyond 2**53 is rounded, an
+    empty list becomes ``{}``, and a null in an object is ``cjson.null``, not ``nil``. A counter can be changed with
+    ``INCRBY``. A value written with a plain ``SET`` loses its time to live, as with a ``Put``; ``'PX', milliseconds``
+    gives it one.
     ``pointsman.store.ops`` is an example.
     """
 

@@ -18,7 +18,7 @@ local function json_encode(value)
       error('not a finite number')
     end
     if value == math.floor(value) and math.abs(value) <= 2^53 then
-      return string.format('%.0f', value)
+      return string.format('%.0f', value + 0)
     end
     local text
     for digits = 15, 17 do

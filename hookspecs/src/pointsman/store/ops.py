@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, cast
 
+from . import encoding
 from .base import JSON, AtomicOp, Put, StateStore
 
 
@@ -49,6 +50,9 @@ async def take(store: StateStore, key: str, amount: int, *, limit: int, ttl_s: f
     Returns:
         Whether it was granted, and how much is taken now.
     """
+    encoding.check_amount(amount)
+    encoding.check_amount(limit)
+    encoding.check_ttl(ttl_s)
     result = await store.run(TAKE, [key], {"amount": amount, "limit": limit, "ttl_s": ttl_s})
     answer = cast("Mapping[str, JSON]", result)
     return cast("bool", answer["granted"]), cast("int", answer["total"])

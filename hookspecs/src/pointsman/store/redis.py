@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _CONNECTIONS: Final = 50
 _SCAN_KEYS: Final = 1000
+_REFUSED: Final = re.compile(r"(^|-)(OOM|READONLY|MISCONF|NOREPLICAS|NOPERM|MASTERDOWN|LOADING|CLUSTERDOWN) ")
+"""What a server says in the middle of a script when the fault is not the script's."""
 
 
 class RedisStore:
@@ -180,7 +183,7 @@ class RedisStore:
     async def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> JSON:
         """See ``StateStore.run``."""
         encoding.check_keys(keys)
-        reply = await self._script(lua.PRELUDE + op.lua, keys, [encoding.encode_any(args)], f" ({op.name})")
+        reply = await self._script(lua.PRELUDE + op.lua, keys, [encoding.encode_any(args)], f" of {op.name!r}")
         try:
             return encoding.decode_any(reply)
         except (ValueError, AttributeError, TypeError):
@@ -225,11 +228,11 @@ class RedisStore:
         except TimeoutError:
             raise StoreUnavailable(f"{self._where} did not answer within {self._timeout_s:g} s") from None
         except (RedisError, RedisClusterException, OSError) as err:
-            raise self._failure(err, whose) from err
+            # A server may repeat the arguments of a command it does not know: values, or the password.
+            reason, repeated, _ = str(err).partition(", with args")
+            raise self._failure(err, reason, whose) from (None if repeated else err)
 
-    def _failure(self, err: Exception, whose: str) -> Exception:
-        # What the server says may end with the arguments of the command, and those are values.
-        reason = str(err).partition(", with args")[0]
+    def _failure(self, err: Exception, reason: str, whose: str) -> Exception:
         if "same slot" in reason or "same key slot" in reason or reason.startswith("CROSSSLOT"):
             return ValueError(
                 "the keys of one atomic step lie on different nodes of the redis cluster: give them the same hash tag,"
@@ -238,8 +241,8 @@ class RedisStore:
         if isinstance(err, ResponseError):
             if "WRONGTYPE" in reason:
                 return StoreCorrupt(f"{self._where} holds something that is not a string; find out who wrote it")
-            if "user_script" in reason or "script" in reason.partition(":")[0].lower():
-                return StoreError(f"{self._where}: a Lua script{whose} failed: {reason}")
+            if type(err) is ResponseError and "user_script" in reason and not _REFUSED.search(reason):
+                return StoreError(f"{self._where}: the Lua script{whose} failed: {reason}")
         return StoreUnavailable(f"{self._where} cannot be used: {reason or type(err).__name__}")
 
     def _value(self, key: str, text: bytes | None) -> JSON:

@@ -1,0 +1,89 @@
+"""Values become canonical texts."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict, UserDict, UserList
+from enum import IntEnum, StrEnum
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.store import StoreCorrupt, encoding, open_store
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+)
+
+
+class Colour(StrEnum):
+    """A text that is an enumeration as well."""
+
+    RED = "red"
+
+
+class Level(IntEnum):
+    """A number that is an enumeration as well."""
+
+    LOW = 1
+
+
+@given(value=JSON.filter(lambda value: value is not None))
+def test_a_text_means_its_value_and_is_the_only_one(value):
+    """Decoding gives the value back, and encoding that gives the same text, whatever the order of names was."""
+    text = encoding.encode(value)
+    back = encoding.decode(text, "here")
+    assert json.dumps(back, sort_keys=True) == json.dumps(value, sort_keys=True)
+    assert encoding.encode(back) == text
+    assert encoding.decode(text.encode(), "here") == back
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"b": 1, "a": [1.0, True, None]}, '{"a":[1.0,true,null],"b":1}'),
+        ("ü/\n", '"ü/\\n"'),
+        ({Colour.RED: Colour.RED, "level": Level.LOW}, '{"level":1,"red":"red"}'),
+        (OrderedDict(b=UserDict(c=()), a=UserList([1])), '{"a":[1],"b":{"c":[]}}'),
+        (1e16, "1e+16"),
+        (-0.0, "-0.0"),
+    ],
+)
+def test_canonical_texts(value, text):
+    assert encoding.encode(value) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "null", "{", "NaN", "[Infinity]", "-Infinity", "{'a': 1}", "[1] [2]", b"\xff", b""]
+)
+def test_what_is_not_json_is_corrupt(text):
+    """The message says where, and does not repeat what was found."""
+    with pytest.raises(StoreCorrupt, match=r"^here holds something"):
+        encoding.decode(text, "here")
+
+
+def test_deep_nesting_is_refused_both_ways():
+    """Neither direction runs out of stack."""
+    value = []
+    for _ in range(100_000):
+        value = [value]
+    with pytest.raises(ValueError, match="nested too deeply"):
+        encoding.encode(value)
+    with pytest.raises(StoreCorrupt):
+        encoding.decode("[" * 100_000 + "]" * 100_000, "here")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"backend": "disk"}, "needs a path"),
+        ({"backend": "redis"}, "needs a url"),
+        ({"backend": "etcd"}, "choose memory, disk or redis"),
+    ],
+)
+async def test_open_store_says_what_is_missing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        await open_store(**arguments)
