@@ -7,6 +7,7 @@ An implementation that fails does not fail the others: what happens instead is w
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter
@@ -70,6 +71,20 @@ class _Resumed:
                 return stop.value
 
 
+#: What a sync hook can fail with. It is never cancelled itself, since it never waits.
+_SYNC_FAULTS: Final = (Exception, asyncio.CancelledError)
+
+
+class StrayCancellationError(Exception):
+    """A plugin let a ``CancelledError`` out that was not meant for its caller: it waited for a task that was cancelled."""
+
+
+def is_stray() -> bool:
+    """Say whether a ``CancelledError`` that was just caught was not meant for the running task."""
+    task = asyncio.current_task()
+    return task is not None and not task.cancelling()
+
+
 async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
     """Await a coroutine for at most ``seconds``.
 
@@ -77,14 +92,21 @@ async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
 
     Raises:
         TimeoutError: when it takes longer; the coroutine is cancelled.
+        StrayCancellationError: it raised a ``CancelledError`` of its own. To its caller that is a fault like any
+            other: it must not end the request, or the host's own work.
     """
     try:
-        yielded = coroutine.send(None)
-    except StopIteration as stop:
-        value: T = stop.value
-        return value
-    async with asyncio.timeout(seconds):
-        result: T = await _Resumed(coroutine, yielded)
+        try:
+            yielded = coroutine.send(None)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+        async with asyncio.timeout(seconds):
+            result: T = await _Resumed(coroutine, yielded)
+    except asyncio.CancelledError as err:
+        if is_stray():
+            raise StrayCancellationError("it waited for something that was cancelled") from err
+        raise
     return result
 
 
@@ -208,11 +230,12 @@ class Calls:
                 answer = impl.call(ctx, tuple(left))
                 if answer is None:
                     continue
+                answer = tuple(answer)
                 known = {candidate.deployment.id for candidate in left}
                 kept = [candidate for candidate in answer if not candidate.dropped]
                 if foreign := {candidate.deployment.id for candidate in answer} - known:
-                    raise ValueError(f"select returned deployments it was not given: {sorted(foreign)}")  # noqa: TRY301  # one path for all faults
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                    raise ValueError(f"select returned deployments it was not given: {sorted(foreign)}")
+            except _SYNC_FAULTS as err:
                 self.faults.record(impl.plugin, "select", ctx.request_id, err)
                 continue
             if len(kept) < len(left):
@@ -256,7 +279,9 @@ class Calls:
                 raise TypeError("execute must return an Execution with either a response or chunks")  # noqa: TRY301  # one path for all faults
         except UpstreamError:
             raise
-        except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+        except (Exception, asyncio.CancelledError) as err:
+            if isinstance(err, asyncio.CancelledError) and not is_stray():
+                raise
             self.faults.record(plugin, "execute", ctx.request_id, err)
             return None
         return answer
@@ -266,7 +291,7 @@ class Calls:
         for impl in self.post_response if hook == "post_response" else self.on_error:
             try:
                 impl.call(ctx, attempt)
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            except _SYNC_FAULTS as err:
                 self.faults.record(impl.plugin, hook, ctx.request_id, err)
 
     async def run_settle(self, plugins: Sequence[str], ctx: RequestContext, settlement: Settlement) -> list[str]:
@@ -299,7 +324,9 @@ class Calls:
         if impl is not None:
             try:
                 status = impl.call()
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                # One plugin that says what JSON cannot hold would break the page of all.
+                json.dumps(dict(status.details) if status else None, allow_nan=False)
+            except _SYNC_FAULTS as err:
                 error = self.faults.record(plugin, "status", None, err)
                 status = Status(ok=False, summary=f"broken: {error}")
         status = status or Status(ok=True, summary="running")

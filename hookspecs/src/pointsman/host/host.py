@@ -129,16 +129,26 @@ class Host:
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
         self._plugin_tasks: dict[str, TaskGroup] = {}
         self._open: set[Exchange] = set()
+        self._started: set[str] = set()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Open the store, start the plugins in order, collect their routes, take over what dead workers left.
 
+        A start that fails undoes itself: what had been started is shut down, the store is closed.
+
         Raises:
             StoreUnavailable, StoreCorrupt: the store cannot be used.
             PluginLoadError: a plugin that is not optional failed to start.
         """
+        try:
+            await self._start()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _start(self) -> None:
         config = self.settings.host
         if self._store is None:
             self._store = await open_store(
@@ -178,6 +188,7 @@ class Host:
     async def _start_plugin(self, plugin: Loaded) -> None:
         impl = next((impl for impl in self.calls.startup if impl.plugin == plugin.name), None)
         if impl is None:
+            self._started.add(plugin.name)
             return
         try:
             await bounded(impl.call(self.services(plugin.name)), STARTUP_DEADLINE_S)
@@ -185,6 +196,8 @@ class Host:
             what = f"took longer than {STARTUP_DEADLINE_S:.0f} s" if isinstance(err, TimeoutError) else f"{err}"
             kind = "" if isinstance(err, PointsmanError | TimeoutError) else f"{type(err).__name__}: "
             await self._give_up(plugin, PluginLoadError(plugin.name, f"its start-up failed: {kind}{what}"), err)
+        else:
+            self._started.add(plugin.name)
 
     def _routes(self, plugin: Loaded) -> dict[str, list[BaseRoute]]:
         impl = next((impl for impl in self.calls.routes if impl.plugin == plugin.name), None)
@@ -217,13 +230,15 @@ class Host:
             left = await self._journal.flush(max(0.0, deadline - self.clock.monotonic()))
             if left:
                 log.warning("%d settlements are left in the journal; another worker will finish them", left)
+        started, self._started = self._started, set()
         for impl in reversed(self.calls.shutdown):
+            if impl.plugin not in started:
+                continue
             try:
                 await bounded(impl.call(), SHUTDOWN_DEADLINE_S)
             except Exception as err:  # noqa: BLE001  # the others still shut down
                 self.faults.record(impl.plugin, "shutdown", None, err)
-        for tasks in (*self._plugin_tasks.values(), self._tasks):
-            await tasks.cancel()
+        await self.abandon()
         if self._journal is not None:
             await self._journal.leave()
         if self._store is not None:
@@ -232,6 +247,11 @@ class Host:
             except Exception as err:  # noqa: BLE001  # nothing can be done about it any more
                 self.faults.record("pointsman", "shutdown", None, err)
         await asyncio.to_thread(self.tracing.shutdown)
+
+    async def abandon(self) -> None:
+        """End all background work at once. Alone, without ``stop``, it is what a crash leaves: nothing is flushed."""
+        for tasks in (*self._plugin_tasks.values(), self._tasks):
+            await tasks.cancel()
 
     # -- services -----------------------------------------------------------------------------------------------------
 
@@ -286,7 +306,7 @@ class Host:
                 "retried": journal.counts.retried,
                 "recovered": journal.counts.recovered,
                 "unjournaled": journal.counts.unjournaled,
-                "waiting": dict(journal.counts.by_plugin_waiting),
+                "waiting": dict(journal.waiting()),
             }
             if journal
             else {},
@@ -314,6 +334,15 @@ class Host:
     ) -> Exchange:
         """Open a call of our own: it has attempts, observers and spans, but is never settled."""
         return Exchange(self, ctx, parent=parent, link=link, detached=True)
+
+    async def settled(self) -> None:
+        """Wait until every request closed so far has been settled with every plugin."""
+        if self._journal is not None:
+            await self._journal.idle()
+
+    def waiting(self) -> Mapping[str, int]:
+        """Return how many settlements each plugin still has to hear of."""
+        return self._journal.waiting() if self._journal is not None else {}
 
     def closed(self, exchange: Exchange, settlement: Settlement) -> None:
         """Take a closed exchange over into the journal; called by the exchange."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import Span
@@ -70,7 +71,6 @@ class Counts:
     retried: int = 0
     recovered: int = 0
     unjournaled: int = 0
-    by_plugin_waiting: dict[str, int] = field(default_factory=dict)
 
 
 def restored_context(settlement: Settlement) -> RequestContext:
@@ -190,6 +190,8 @@ class Journal:
                         await self._wake.wait()
                 except TimeoutError:
                     await self._remove_finished()
+                    if self._finished:
+                        await self._clock.sleep(RETRY_FIRST_S)
                     continue
             self._wake.clear()
             if self._window_s:
@@ -207,8 +209,9 @@ class Journal:
         try:
             await self._store.update(Update(puts={row.key: Put(dump(entries))}, deletes=tuple(finished)))
             row.written = True
-        except StoreError as err:
-            # The hooks still run from memory: only a crash in this moment would lose these settlements.
+        except (StoreError, ValueError) as err:
+            # The hooks still run from memory: only a crash in this moment would lose these settlements. A ValueError
+            # is a value that the store cannot keep, which some plugin has put into the route.
             self._finished.extend(finished)
             self.counts.unjournaled += len(entries)
             self._calls.faults.record("pointsman", "journal", entries[0].settlement.request_id, err)
@@ -221,7 +224,6 @@ class Journal:
         except StoreError as err:
             self._finished.extend(finished)
             self._calls.faults.record("pointsman", "journal", None, err)
-            await self._clock.sleep(RETRY_FIRST_S)
 
     async def _settle(self, row: Row) -> None:
         while True:
@@ -258,20 +260,18 @@ class Journal:
 
     async def _note_progress(self, row: Row) -> None:
         """Write down who has settled already, so that nobody is asked twice after a crash."""
-        waiting: dict[str, int] = {}
-        for pending in (plugin for other in self._rows.values() for entry in other.entries for plugin in entry.pending):
-            waiting[pending] = waiting.get(pending, 0) + 1
-        self.counts.by_plugin_waiting = waiting
         try:
             await self._store.put(row.key, dump(row.entries))
             row.written = True
-        except StoreError as err:
+        except (StoreError, ValueError) as err:
             self._calls.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
 
     async def recover(self) -> None:
         """Take over the rows of workers that have died."""
+        # Rows first: a worker that starts in between has a heartbeat before it has a row.
+        rows = await self._store.scan(_ROW)
         alive = {key.removeprefix(_WORKER) for key, _ in await self._store.scan(_WORKER)}
-        for key, value in await self._store.scan(_ROW):
+        for key, value in rows:
             owner = key.removeprefix(_ROW).rpartition("/")[0]
             if owner == self._worker or owner in alive:
                 continue
@@ -291,6 +291,15 @@ class Journal:
                 self._rows[row.key] = row
                 self._idle.clear()
                 self._tasks.spawn(self._settle(row), name="settle")
+
+    async def idle(self) -> None:
+        """Wait until everything handed over so far has been settled."""
+        await self._idle.wait()
+
+    def waiting(self) -> Counter[str]:
+        """Return how many settlements each plugin still has to hear of."""
+        entries = [*self._waiting, *(entry for row in self._rows.values() for entry in row.entries)]
+        return Counter(plugin for entry in entries for plugin in entry.pending)
 
     async def flush(self, timeout_s: float) -> int:
         """Settle everything handed over so far, at most this long.

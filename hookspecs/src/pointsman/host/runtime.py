@@ -13,9 +13,11 @@ from typing import Final
 
 from ..plugin import Clock
 from ..types import Event, Signal
-from .calls import Faults
+from .calls import Faults, is_stray
 
 log: Final = logging.getLogger("pointsman")
+
+CANCEL_DEADLINE_S: Final = 5.0
 
 
 class SystemClock:
@@ -64,7 +66,10 @@ class TaskGroup:
         while True:
             try:
                 await work()
-            except Exception as err:  # noqa: BLE001  # the next round may succeed
+            except (Exception, asyncio.CancelledError) as err:
+                if isinstance(err, asyncio.CancelledError) and not is_stray():
+                    raise
+                # The next round may succeed.
                 self._faults.record(self._owner, f"task {name}", None, err)
             await self._clock.sleep(interval_s)
 
@@ -85,13 +90,14 @@ class TaskGroup:
             await asyncio.wait(tuple(self._tasks), timeout=timeout_s)
 
     async def cancel(self) -> None:
-        """End all tasks and wait until they have ended."""
+        """End all tasks and wait until they have ended. One that will not end is logged and left behind."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
-        for task in tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        if tasks:
+            _, stuck = await asyncio.wait(tasks, timeout=CANCEL_DEADLINE_S)
+            for task in stuck:
+                log.error("background task %s ignores its cancellation and is left behind", task.get_name())
 
 
 class SignalBoard:
