@@ -5,28 +5,25 @@ Every error names the file, the key path, the value, what is allowed and the nea
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import urlsplit
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import ConfigError, PluginLoadError
 from ..plugin import PluginConfig
+from .document import read_document
+from .explain import validate
 
 SECTION: Final = "pointsman"
 _ENV: Final = "os.environ/"
 _NAME: Final = re.compile(r"^[a-z][a-z0-9-]*$")
-_SECRET: Final = re.compile(r"key|token|secret|password|credential|url|dsn", re.IGNORECASE)
-_SHOWN_CHARS: Final = 60
-
-M = TypeVar("M", bound=BaseModel)
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix")
 
 
 class _Section(BaseModel):
@@ -46,6 +43,26 @@ class StoreConfig(_Section):
         default="pointsman", pattern=r"^[A-Za-z0-9_.-]{1,64}$", description="redis: first part of keys."
     )
     timeout_ms: int = Field(default=1000, ge=10, le=60_000, description="Longest wait for one operation.")
+
+    @field_validator("path")
+    @classmethod
+    def _home(cls, path: str) -> str:
+        return os.path.expanduser(path)  # noqa: PTH111 - pathlib raises where there is no home directory
+
+    @field_validator("url")
+    @classmethod
+    def _of_redis(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        allowed = "redis://[user:password@]host:port/db, rediss:// for TLS or unix://path"
+        try:
+            parts = urlsplit(url)
+            readable = parts.port is None or parts.port > 0
+        except ValueError:
+            readable = False
+        if not readable or parts.scheme not in _REDIS_SCHEMES:
+            raise ValueError(f"it must be {allowed}, with special characters of the password percent-encoded")
+        return url
 
 
 class TracingConfig(_Section):
@@ -67,7 +84,7 @@ class HostConfig(_Section):
         Field(ge=0, le=1000, description="Settlements that finish within this time share one write to the journal."),
     ] = 50
     plugins: Annotated[
-        list[str | dict[str, dict[str, Any] | None]],
+        list[Any],
         Field(description="Plugins to use; the order is the order of every hook."),
     ] = []
 
@@ -120,21 +137,29 @@ class Settings:
     base: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What could be read of a section, and everything that is wrong with it.
+
+    Attributes:
+        host: The host's own part, None when it is wrong.
+        entries: The plugins that are named properly, in order; their own parts are not validated yet.
+        problems: One line per wrong key.
+    """
+
+    host: HostConfig | None
+    entries: tuple[PluginEntry, ...]
+    problems: tuple[str, ...]
+
+
 def read(path: str | Path) -> Settings:
     """Read the section from a LiteLLM configuration file.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or the section is missing or wrong.
     """
-    file = Path(path)
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise ConfigError(f"{file}: cannot be read: {err.strerror or err}") from err
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{file}: is not YAML: {err}") from err
-    section = document.get(SECTION) if isinstance(document, dict) else None
-    return parse(section, str(file), file.resolve().parent)
+    document = read_document(path)
+    return parse(document.get(SECTION), str(path), Path(path).resolve().parent)
 
 
 def parse(section: object, source: str, base: Path) -> Settings:
@@ -148,108 +173,80 @@ def parse(section: object, source: str, base: Path) -> Settings:
     Raises:
         ConfigError: naming each wrong key.
     """
-    if section is None:
-        raise ConfigError(f"{source}: has no top-level key '{SECTION}'; add it, with at least 'plugins: []'")
+    found = survey(section, source)
+    if found.host is None or found.problems:
+        raise ConfigError("\n".join(found.problems))
+    return Settings(found.host, found.entries, source, base)
+
+
+def survey(section: object, source: str) -> Survey:
+    """Read as much of the section as can be read, and say everything that is wrong with the host's part of it.
+
+    Args:
+        section: The value of the top-level key ``pointsman``.
+        source: File name for messages.
+    """
     where = f"{source}: {SECTION}"
-    if not isinstance(section, dict):
-        raise ConfigError(f"{where}: must be a mapping, not {type(section).__name__}")
-    section = dict(_resolve(section, where))
-    host = validate(HostConfig, section, where)
-    entries: list[PluginEntry] = []
-    for index, element in enumerate(host.plugins):
-        at = f"{where}.plugins[{index}]"
-        if isinstance(element, str):
-            name, raw = element, None
-        elif len(element) == 1:
-            ((name, raw),) = element.items()
-        else:
-            raise ConfigError(f"{at}: must be a name or one 'name: {{...}}', but has the keys {sorted(element)}")
-        if not _NAME.match(name):
-            raise ConfigError(f"{at}: {name!r} is no plugin name; allowed are lower-case letters, digits and hyphens")
-        if name in {entry.name for entry in entries}:
-            raise ConfigError(f"{at}: plugin {name!r} is listed twice; keep one entry")
-        entries.append(PluginEntry(name, raw or {}, at))
-    if host.store.backend == "redis" and not host.store.url:
-        raise ConfigError(f"{where}.store.url: is needed for backend 'redis', for example redis://localhost:6379/0")
-    return Settings(host, tuple(entries), source, base)
+    if section is None:
+        return Survey(None, (), (f"{source}: has no top-level key '{SECTION}'; add it, with at least 'plugins: []'",))
+    if not isinstance(section, Mapping):
+        return Survey(None, (), (f"{where}: must be a mapping, not {type(section).__name__}",))
+    problems: list[str] = []
+    section = {key: _resolve(item, f"{where}.{key}", problems) for key, item in section.items()}
+    host = None
+    try:
+        host = validate(HostConfig, section, where)
+    except ConfigError as err:
+        problems.append(str(err))
+    if host is not None and host.store.backend == "redis" and not host.store.url:
+        problems.append(f"{where}.store.url: is needed for backend 'redis', for example redis://localhost:6379/0")
+    entries: dict[str, PluginEntry] = {}
+    plugins = section.get("plugins")
+    for index, element in enumerate(plugins if isinstance(plugins, list) else ()):
+        try:
+            entry = _entry(element, f"{where}.plugins[{index}]")
+        except ConfigError as err:
+            problems.append(str(err))
+            continue
+        if entry.name in entries:
+            problems.append(
+                f"{entry.where}: plugin {entry.name!r} is listed twice, first at {entries[entry.name].where}; keep one"
+            )
+        entries.setdefault(entry.name, entry)
+    return Survey(host, tuple(entries.values()), tuple(problems))
 
 
-def _resolve(value: Any, where: str) -> Any:
+def _entry(element: object, at: str) -> PluginEntry:
+    """Return one element of ``plugins:``.
+
+    Raises:
+        ConfigError: it is neither a name nor one name with its section.
+    """
+    how = "write a name, or 'name: {...}' with its keys indented below the name"
+    raw: object = None
+    if isinstance(element, Mapping):
+        if len(element) != 1:
+            keys = ", ".join(str(key) for key in element) or "none"
+            raise ConfigError(f"{at}: must be one plugin, but has the keys: {keys}; {how}")
+        ((element, raw),) = element.items()
+    if not isinstance(element, str) or not _NAME.match(element):
+        raise ConfigError(
+            f"{at}: {element!r} is no plugin name; allowed are lower-case letters, digits and hyphens; {how}"
+        )
+    if raw is not None and not isinstance(raw, Mapping):
+        raise ConfigError(f"{at}.{element}: must be a mapping, not {type(raw).__name__}; {how}")
+    return PluginEntry(element, raw or {}, at)
+
+
+def _resolve(value: Any, where: str, problems: list[str]) -> Any:
     """Replace ``os.environ/NAME`` by the variable's value, wherever LiteLLM has not done so already."""
     if isinstance(value, str) and value.startswith(_ENV):
         name = value.removeprefix(_ENV)
         if name not in os.environ:
-            raise ConfigError(f"{where}: the environment variable {name!r} is not set")
-        return os.environ[name]
+            problems.append(f"{where}: the environment variable {name!r} is not set")
+        return os.environ.get(name, value)
     if isinstance(value, Mapping):
-        return {key: _resolve(item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _resolve(item, f"{where}.{key}", problems) for key, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_resolve(item, f"{where}[{index}]", problems) for index, item in enumerate(value)]
     return value
-
-
-def validate(model: type[M], raw: Mapping[str, Any], where: str) -> M:
-    """Validate a mapping with a model.
-
-    Raises:
-        ConfigError: one line per wrong key: key path, value, what is allowed, nearest name.
-    """
-    try:
-        return model.model_validate(dict(raw))
-    except ValidationError as err:
-        raise ConfigError(
-            "\n".join(_explain(model, detail, where) for detail in err.errors(include_url=False))
-        ) from err
-
-
-def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> str:
-    path = [
-        part
-        for part in detail["loc"]
-        if not (isinstance(part, str) and part.startswith(("function-", "dict[", "list[")))
-    ]
-    location = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    if detail["type"] == "extra_forbidden":
-        allowed = _fields(model, path[:-1])
-        return (
-            f"{location}: unknown key{_near(str(path[-1]), allowed)}; allowed: {', '.join(sorted(allowed)) or 'none'}"
-        )
-    if detail["type"] == "missing":
-        return f"{location}: is missing"
-    secret = any(_SECRET.search(str(part)) for part in path)
-    shown = "***" if secret else repr(detail["input"])
-    if len(shown) > _SHOWN_CHARS:
-        shown = shown[:_SHOWN_CHARS] + "..."
-    near = ""
-    if detail["type"] == "literal_error" and isinstance(detail["input"], str):
-        near = _near(detail["input"], re.findall(r"'([^']*)'", str(detail.get("ctx", {}).get("expected", ""))))
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{location}: {shown} is not allowed{near}: {message[0].lower()}{message[1:]}"
-
-
-def _near(name: str, known: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def _fields(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
-    """Return the field names of the (sub)model at a path, as far as it can be followed."""
-    current: Any = model
-    for part in path:
-        if isinstance(part, int):
-            continue
-        fields = getattr(current, "model_fields", {})
-        if part not in fields:
-            # A discriminator of a union: pydantic puts the branch's class name or tag into the path.
-            continue
-        current = _model_in(fields[part].annotation) or current
-    return [field.alias or name for name, field in getattr(current, "model_fields", {}).items()]
-
-
-def _model_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        if (found := _model_in(argument)) is not None:
-            return found
-    return None

@@ -7,25 +7,30 @@ allowed.
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, Final
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import pluggy
 
 from .. import specs
-from ..errors import ConfigError, HookSignatureError, PluginLoadError, PointsmanError
+from ..errors import HookSignatureError, PluginError, PluginLoadError, PointsmanError
 from ..plugin import PluginConfig, PluginInfo
 from .calls import Calls, Faults, Impl
+from .explain import nearest
 
 if TYPE_CHECKING:
     from .config import PluginEntry
 
+#: What is known of an installed plugin: where it is, what it is, or why it cannot be used.
+Available: TypeAlias = EntryPoint | PluginInfo | PluginLoadError
+
 GROUP: Final = "pointsman"
 HOOK_NAMES: Final = tuple(hook.__name__ for hook in specs.HOOKS)
+_METHODS: Final = (FunctionType, MethodType, staticmethod, classmethod)
 _ASYNC: Final = {hook.__name__: inspect.iscoroutinefunction(hook) for hook in specs.HOOKS}
 _ARGS: Final = {hook.__name__: tuple(inspect.signature(hook).parameters) for hook in specs.HOOKS}
 
@@ -61,25 +66,22 @@ class Plugins:
         return [plugin.name for plugin in self.loaded]
 
 
-def discover() -> dict[str, EntryPoint]:
-    """Return the installed plugins by name, without importing them.
-
-    Raises:
-        ConfigError: two installed distributions claim one name.
-    """
-    found: dict[str, EntryPoint] = {}
+def discover() -> dict[str, Available]:
+    """Return the installed plugins by name, without importing them; an error for a name that two of them claim."""
+    found: dict[str, Available] = {}
     for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
-        other = found.get(point.name)
-        if other is not None and other.value != point.value:
-            raise ConfigError(
-                f"two installed plugins are called {point.name!r}: {_origin(other)} ({other.value}) and "
-                f"{_origin(point)} ({point.value}); uninstall one of them"
+        other = found.setdefault(point.name, point)
+        if isinstance(other, EntryPoint) and other.value != point.value:
+            found[point.name] = PluginLoadError(
+                point.name,
+                f"two installed packages provide it: {origin(other)} ({other.value}) and {origin(point)} "
+                f"({point.value}); uninstall one of them",
             )
-        found[point.name] = point
     return found
 
 
-def _origin(point: EntryPoint) -> str:
+def origin(point: EntryPoint) -> str:
+    """Return name and version of the distribution that an entry point belongs to."""
     return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
 
 
@@ -91,10 +93,10 @@ def import_plugin(point: EntryPoint) -> PluginInfo:
     """
     try:
         info = point.load()
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         raise PluginLoadError(
             point.name,
-            f"its entry point {point.value!r} ({_origin(point)}) cannot be imported: {type(err).__name__}: {err}",
+            f"its entry point {point.value!r} ({origin(point)}) cannot be imported: {type(err).__name__}: {err}",
         ) from err
     if not isinstance(info, PluginInfo):
         raise PluginLoadError(
@@ -102,16 +104,15 @@ def import_plugin(point: EntryPoint) -> PluginInfo:
         )
     if info.name != point.name:
         raise PluginLoadError(point.name, f"its PluginInfo calls itself {info.name!r}; both names must be the same")
+    config: object = info.config
+    if not (isinstance(config, type) and issubclass(config, PluginConfig)):
+        raise PluginLoadError(
+            point.name, "the config of its PluginInfo is not a class made from pointsman.PluginConfig"
+        )
     return info
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def load(entries: Sequence[PluginEntry], available: Mapping[str, EntryPoint | PluginInfo] | None = None) -> Plugins:
+def load(entries: Sequence[PluginEntry], available: Mapping[str, Available] | None = None) -> Plugins:
     """Build the plugins of the configuration, in its order.
 
     Args:
@@ -119,45 +120,59 @@ def load(entries: Sequence[PluginEntry], available: Mapping[str, EntryPoint | Pl
         available: What is installed; by default what ``discover`` finds.
 
     Raises:
-        PluginLoadError, HookSignatureError, ConfigError: for the first plugin that cannot be used and is not optional.
+        PluginLoadError, HookSignatureError: for the first plugin that cannot be used and is not optional.
     """
-    available = discover() if available is None else available
     plugins = Plugins()
-    for entry in entries:
-        try:
-            plugins.loaded.append(_load_one(entry, available))
-        except PointsmanError as err:
-            if not entry.optional:
-                raise
-            plugins.broken[entry.name] = str(err)
+    for entry, outcome in load_each(entries, available):
+        if isinstance(outcome, Loaded):
+            plugins.loaded.append(outcome)
+        elif entry.optional:
+            plugins.broken[entry.name] = str(outcome)
+        else:
+            raise outcome
     return plugins
 
 
-def _load_one(entry: PluginEntry, available: Mapping[str, EntryPoint | PluginInfo]) -> Loaded:
+def load_each(
+    entries: Sequence[PluginEntry], available: Mapping[str, Available] | None = None
+) -> Iterator[tuple[PluginEntry, Loaded | PointsmanError]]:
+    """Build the plugins one by one; yield each with its entry, or with the reason why it cannot be used."""
+    available = discover() if available is None else available
+    for entry in entries:
+        outcome: Loaded | PointsmanError
+        try:
+            outcome = _load_one(entry, available)
+        except PointsmanError as err:
+            outcome = err
+        yield entry, outcome
+
+
+def _load_one(entry: PluginEntry, available: Mapping[str, Available]) -> Loaded:
     point = available.get(entry.name)
     if point is None:
         installed = ", ".join(sorted(available)) or "none"
         raise PluginLoadError(
             entry.name,
-            f"{entry.where}: no such plugin is installed{nearest(entry.name, available)}. Installed: {installed}. "
-            f"Install it (for example 'pip install pointsman-{entry.name}') or correct the name.",
+            f"{entry.where}: no such plugin is installed{nearest(entry.name, available)}; installed: {installed}. "
+            f"Correct the name, or install the plugin (for example 'pip install pointsman-{entry.name}').",
         )
+    if isinstance(point, PluginLoadError):
+        raise point
     info = point if isinstance(point, PluginInfo) else import_plugin(point)
     config = entry.validate(info.config)
     try:
-        instance = info.factory(config)
-    except PointsmanError:
+        loaded = Loaded(
+            name=entry.name,
+            info=info,
+            config=config,
+            instance=info.factory(config),
+            distribution=origin(point) if isinstance(point, EntryPoint) else "",
+        )
+        implementations(loaded)
+    except PluginError:
         raise
     except Exception as err:
         raise PluginLoadError(entry.name, f"it cannot be built: {type(err).__name__}: {err}") from err
-    loaded = Loaded(
-        name=entry.name,
-        info=info,
-        config=config,
-        instance=instance,
-        distribution=_origin(point) if isinstance(point, EntryPoint) else "",
-    )
-    implementations(loaded)
     return loaded
 
 
@@ -194,12 +209,12 @@ def implementations(plugin: Loaded) -> dict[str, Impl]:
 
 def _check_methods(name: str, instance: object) -> None:
     """Check what pluggy does not: colour, spelling, a forgotten marker, ordering options."""
-    for attribute in HOOK_NAMES:
-        method = getattr(instance, attribute, None)
-        if callable(method) and not hasattr(method, f"{specs.PROJECT}_impl"):
-            raise HookSignatureError(name, f"its method {attribute!r} has a hook's name but is not marked @hookimpl")
-    for attribute, method in inspect.getmembers(instance, callable):
+    for attribute, method in _methods(instance):
         if not hasattr(method, f"{specs.PROJECT}_impl"):
+            if attribute in HOOK_NAMES:
+                raise HookSignatureError(
+                    name, f"its method {attribute!r} has a hook's name but is not marked @hookimpl"
+                )
             continue
         if attribute not in HOOK_NAMES:
             raise HookSignatureError(
@@ -215,6 +230,13 @@ def _check_methods(name: str, instance: object) -> None:
                 name,
                 f"hook {attribute!r} sets {', '.join(forbidden)}; the order is that of the configuration's plugin list",
             )
+
+
+def _methods(instance: object) -> Iterator[tuple[str, Any]]:
+    """Yield the methods by name, without running a property: those may need a plugin that has been started."""
+    for attribute in dir(instance):
+        if isinstance(inspect.getattr_static(instance, attribute, None), _METHODS):
+            yield attribute, getattr(instance, attribute)
 
 
 def _adapt(function: Any, wanted: Sequence[str], given: Sequence[str]) -> Any:

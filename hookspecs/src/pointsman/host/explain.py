@@ -1,0 +1,176 @@
+"""Validation with a pydantic model, and its errors as one line per wrong key.
+
+A line names the key path as the user wrote it, the value, what is allowed and the nearest name. Values that may be
+secrets, and whole sections (which may contain some), are not shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ..errors import ConfigError
+
+_SECRET: Final = re.compile(r"key|token(?!s)|secret|password|credential|auth|cookie|header|hash|url|dsn", re.IGNORECASE)
+_SHOWN_CHARS: Final = 60
+_NEAR_RATIO: Final = 0.5
+_MESSAGES: Final = {"model_type": "it must be a mapping", "dict_type": "it must be a mapping"}
+_WORDS: Final = {None: "null", True: "true", False: "false"}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = _NEAR_RATIO) -> str:
+    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text.
+
+    Args:
+        name: What was written.
+        known: What could have been meant.
+        cutoff: How alike they must be, 0 to 1.
+    """
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def validate(model: type[M], raw: Mapping[Any, Any], where: str) -> M:
+    """Validate a mapping with a model.
+
+    Args:
+        model: The model.
+        raw: What was written.
+        where: File and key path of the mapping, for messages.
+
+    Raises:
+        ConfigError: one line per wrong key.
+    """
+    try:
+        return model.model_validate(dict(raw))
+    except ValidationError as err:
+        raise ConfigError("\n".join(explain(model, err, where))) from err
+
+
+def explain(model: type[BaseModel], error: ValidationError, where: str) -> list[str]:
+    """Return what is wrong, one line per key: the branches of a union that all fail share one."""
+    lines: dict[str, list[str]] = {}
+    for detail in error.errors(include_url=False):
+        place, reason = _explain(model, detail, where)
+        reasons = lines.setdefault(place, [])
+        if reason not in reasons:
+            reasons.append(reason)
+    return [f"{place}{', or '.join(reasons)}" for place, reasons in lines.items()]
+
+
+def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[str, str]:
+    """Return the part of the line that says where and what, and the part that says why."""
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        *path, key = detail["loc"]
+        parents, annotations = _follow(model, path)
+        allowed = sorted({name for each in _models(annotations) for name in _names(each)})
+        place = _place(where, [*parents, key])
+        return f"{place}: unknown key{nearest(str(key), allowed)}", f"; allowed: {', '.join(allowed) or 'none'}"
+    path, _ = _follow(model, detail["loc"])
+    if kind == "missing":
+        return f"{_place(where, path)}: is missing", ""
+    if kind == "union_tag_not_found":
+        return f"{_place(where, [*path, context['discriminator'].strip(chr(39))])}: is missing", ""
+    near, names = "", re.findall(r"'([^']*)'", str(context.get("expected") or context.get("expected_tags") or ""))
+    if kind == "union_tag_invalid":
+        path, value = [*path, context["discriminator"].strip("'")], context["tag"]
+        message = f"it must be one of {', '.join(names)}"
+    else:
+        message = _MESSAGES.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    if names and isinstance(value, str):
+        near = nearest(value, names)
+    place = _place(where, path)
+    if (
+        kind in {"value_error", "assertion_error"}
+        and isinstance(value, Mapping | Sequence)
+        and not isinstance(value, str)
+    ):
+        return f"{place}: ", message
+    return f"{place}: {_shown(value, path)} is not allowed{near}: ", f"{message[:1].lower()}{message[1:]}"
+
+
+def _place(where: str, path: Sequence[int | str]) -> str:
+    return where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+
+
+def _shown(value: object, path: Sequence[int | str]) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "a list"
+    names = [part for part in path if isinstance(part, str)]
+    if any(_SECRET.search(name) for name in names) or (isinstance(value, str) and "token" in "".join(names).lower()):
+        return "the value (not shown, it may be a secret)"
+    if value is None or isinstance(value, bool):
+        return _WORDS[value]
+    shown = repr(value)
+    return shown if len(shown) <= _SHOWN_CHARS else f"{shown[:_SHOWN_CHARS]}..."
+
+
+def _follow(model: type[BaseModel], loc: Sequence[int | str]) -> tuple[list[int | str], list[Any]]:
+    """Return the part of pydantic's location that is a path of keys, and the annotations it ends at.
+
+    Between the keys pydantic names the branches of unions, by tag, class or validator, which nobody has written.
+    """
+    path: list[int | str] = []
+    at: list[Any] = [model]
+    for part in loc:
+        branches = [branch for annotation in at for branch in _branches(annotation)]
+        models = _models(branches)
+        fields = [field.annotation for each in models if (field := _field(each, part)) is not None]
+        items = [item for branch in branches for item in _items(branch, part)]
+        if fields or items:
+            path.append(part)
+            at = fields or items
+        else:
+            at = [each for each in models if part == each.__name__ or _is_tag(each, part)] or at
+    return path, at
+
+
+def _branches(annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Annotated:
+        return _branches(get_args(annotation)[0])
+    if get_origin(annotation) in {Union, UnionType}:
+        return [branch for argument in get_args(annotation) for branch in _branches(argument)]
+    return [annotation]
+
+
+def _models(annotations: Iterable[Any]) -> list[type[BaseModel]]:
+    return [
+        branch
+        for annotation in annotations
+        for branch in _branches(annotation)
+        if isinstance(branch, type) and issubclass(branch, BaseModel)
+    ]
+
+
+def _field(model: type[BaseModel], part: int | str) -> Any:
+    return next((field for name, field in model.model_fields.items() if part in {name, field.alias}), None)
+
+
+def _names(model: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _items(annotation: Any, part: int | str) -> list[Any]:
+    """Return what a container holds at an index or a key."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if not isinstance(origin, type) or not arguments:
+        return []
+    if issubclass(origin, Mapping):
+        return [] if part == "[key]" else [arguments[1]]
+    return [arguments[0]] if isinstance(part, int) else []
+
+
+def _is_tag(model: type[BaseModel], part: int | str) -> bool:
+    literals = (field.annotation for field in model.model_fields.values())
+    return any(part in get_args(literal) for literal in literals if get_origin(literal) is Literal)
