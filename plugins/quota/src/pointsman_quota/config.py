@@ -15,6 +15,7 @@ from pointsman.plugin import OnFailure, PluginConfig
 
 if TYPE_CHECKING:
     from .ledger import Caps
+from .tenants import Directory
 
 PRE_ROUTE_DEADLINE_MS: Final = 1000
 #: What a queued request needs beside waiting, before the host's deadline ends the call.
@@ -209,9 +210,7 @@ class QuotaConfig(PluginConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> QuotaConfig:
-        ids = [tenant.id for tenant in self.tenants]
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"two tenants have the id {max(ids, key=ids.count)!r}; give each its own")
+        Directory(self.tenants, default=None, header=None)
         deadline_ms = self.deadline_ms or PRE_ROUTE_DEADLINE_MS
         if self.queue and self.queue.max_wait_ms + QUEUE_MARGIN_MS > deadline_ms:
             raise ValueError(

@@ -69,28 +69,36 @@ class Directory:
 
     def __init__(self, tenants: Iterable[Tenant], *, default: str | None, header: TrustedHeader | None) -> None:
         self._header = header
+        self._default = default
         self._tenants: dict[str, Tenant] = {}
         self._keys: dict[str, dict[str, Caller]] = {}
         self._marks: dict[tuple[str, str], Tenant] = {}
         for tenant in tenants:
-            if tenant.id in self._tenants:
-                raise ValueError(f"there are two tenants {tenant.id!r}; give each its own id")
-            self._tenants[tenant.id] = tenant
-            for mark in _marks(tenant):
-                other = self._marks.setdefault(mark, tenant)
-                if other is not tenant:
-                    raise ValueError(
-                        f"tenants {other.id!r} and {tenant.id!r} both match {mark[0]} {mark[1]!r}; remove it from one"
-                    )
-            for key in tenant.keys:
-                salt = key.hash.split("$")[1]
-                caller = self._keys.setdefault(salt, {}).setdefault(key.hash, Caller(tenant, key))
-                if caller.tenant is not tenant or caller.key is not key:
-                    raise ValueError(
-                        f"key {key.name!r} of tenant {tenant.id!r} is also key of tenant {caller.tenant.id!r}; "
-                        "remove it from one"
-                    )
-        self._default = self._tenants.get(default) if default is not None else None
+            self.add(tenant)
+
+    def add(self, tenant: Tenant) -> None:
+        """Add a tenant.
+
+        Raises:
+            ValueError: another one claims the same id, key, user, team, ...; nothing was added.
+        """
+        if tenant.id in self._tenants:
+            raise ValueError(f"there is a tenant {tenant.id!r} already; give each its own id")
+        marks = list(_marks(tenant))
+        for mark in marks:
+            if (other := self._marks.get(mark)) is not None:
+                raise ValueError(
+                    f"tenants {other.id!r} and {tenant.id!r} both match {mark[0]} {mark[1]!r}; remove it from one"
+                )
+        for key in tenant.keys:
+            if (caller := self._keys.get(_salt(key), {}).get(key.hash)) is not None:
+                raise ValueError(
+                    f"key {key.name!r} of tenant {tenant.id!r} is also a key of {caller.tenant.id!r}; remove it from one"
+                )
+        self._tenants[tenant.id] = tenant
+        self._marks.update(dict.fromkeys(marks, tenant))
+        for key in tenant.keys:
+            self._keys.setdefault(_salt(key), {})[key.hash] = Caller(tenant, key)
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -125,17 +133,23 @@ class Directory:
         for mark in self._traits(identity, headers):
             if (found := self._marks.get(mark)) is not None:
                 return Caller(found)
-        return Caller(self._default) if self._default else None
+        fallback = self._tenants.get(self._default) if self._default is not None else None
+        return Caller(fallback) if fallback else None
 
     def _traits(self, identity: Identity, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "LiteLLM key", identity.key_hash or ""
         for name, value in identity.claims.items():
-            yield f"claim {name}", value
+            if isinstance(value, str):
+                yield f"claim {name}", value
         yield "user", identity.user_id or ""
         yield "team", identity.team_id or ""
         yield "org", identity.org_id or ""
         if self._header and not self._header.networks:
             yield "header value", headers.get(self._header.name, "")
+
+
+def _salt(key: Key) -> str:
+    return key.hash.split("$")[1]
 
 
 def _marks(tenant: Tenant) -> Iterator[tuple[str, str]]:

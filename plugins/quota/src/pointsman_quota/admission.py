@@ -1,0 +1,226 @@
+"""Admission: from a request to a reservation or a refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import trace
+
+from pointsman.types import Denial, Reservation
+
+from . import answers
+from .asked import OddRequest, choices, models_named, primary_models
+from .scopes import target_of
+from .tenants import allowed, limited_patterns
+from .verdict import LimitName, breaches, left
+
+if TYPE_CHECKING:
+    from pointsman.plugin import Services
+    from pointsman.types import RequestContext, Route
+
+    from .answers import Refused
+    from .config import QuotaConfig
+    from .durations import Durations
+    from .estimate import Estimator
+    from .gate import Gate
+    from .ledger import Result
+    from .queue import FairQueue
+    from .scopes import Target
+    from .tenants import Caller, Directory
+
+#: Label on the route: who pays. Other plugins read it there.
+TENANT_LABEL: Final = "tenant"
+#: Label on the route: what dry-run would have refused.
+MARK_LABEL: Final = "quota"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What admission did so far in this worker."""
+
+    admitted: int = 0
+    exempt: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    would_refuse: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a request wants.
+
+    Attributes:
+        ctx: The request.
+        caller: Who calls.
+        target: The scopes it takes from.
+        take: Estimated tokens and micro-dollars.
+        mark: What dry-run has let pass already, or None.
+        dry: Whether it is never refused.
+    """
+
+    ctx: RequestContext
+    caller: Caller
+    target: Target
+    take: tuple[int, int]
+    dry: bool
+    mark: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the ledger said to an ``Ask``.
+
+    Attributes:
+        result: The ledger's result.
+        expires_s: When the lease ends, in Unix seconds.
+        local: Whether only this worker counts it.
+        why: The limit that refuses, or None if it fits.
+    """
+
+    result: Result
+    expires_s: int
+    local: bool
+    why: Refused | None
+
+
+class Admission:
+    """Decides about requests.
+
+    Args:
+        config: The plugin's section.
+        services: The host's services.
+        gate: The ledger.
+        estimator: Estimates requests.
+        queue: The queue, or None.
+        durations: How long requests usually take.
+    """
+
+    def __init__(
+        self,
+        config: QuotaConfig,
+        services: Services,
+        *,
+        gate: Gate,
+        estimator: Estimator,
+        queue: FairQueue | None,
+        durations: Durations,
+    ) -> None:
+        self._config = config
+        self._services = services
+        self._gate = gate
+        self._estimator = estimator
+        self._queue = queue
+        self._durations = durations
+        self.counts = Counts()
+
+    async def admit(self, ctx: RequestContext, route: Route, directory: Directory) -> Route | Denial | None:
+        """Admit a request or deny it; see ``pre_route``."""
+        caller = directory.by_identity(ctx.identity, ctx.headers)
+        if caller is None:
+            if self._config.exempt_admin and ctx.identity.admin:
+                self.counts.exempt += 1
+                return None
+            return self._refuse(route, answers.unknown_caller(), dry=self._config.dry_run)
+        dry = self._config.dry_run or caller.tenant.dry_run
+        route = route.with_labels(**{TENANT_LABEL: caller.tenant.id})
+        try:
+            names = models_named(ctx.model, ctx.body)
+            if not (permitted := allowed(caller.tenant, names)) and not dry:
+                return self._refuse(route, answers.model_not_allowed(names), dry=dry)
+            models = primary_models(ctx.model)
+            prompt_tokens, output_tokens = await self._estimator.tokens(ctx, caller.tenant.id, models)
+        except OddRequest as err:
+            return self._refuse(route, answers.odd_request(str(err), err.param), dry=dry)
+        target = target_of(caller, limited_patterns(caller.tenant, names), self._config.gateway_limits)
+        money = any("day_usd_micros" in caps or "month_usd_micros" in caps for caps in target.caps)
+        usd_micros = self._estimator.usd_micros(models, prompt_tokens, output_tokens) if money else 0
+        ask = Ask(
+            ctx,
+            caller,
+            target,
+            (prompt_tokens + output_tokens, usd_micros),
+            dry,
+            None if permitted else "model_not_allowed",
+        )
+        try:
+            answer = await self._ask_or_wait(ask)
+        except asyncio.CancelledError:
+            # Nobody will settle it, and whether the store has carried it out is unknown.
+            self._services.tasks.spawn(self._gate.settle(target, ctx.request_id, (0, 0), local=False), name="release")
+            raise
+        return self._conclude(ask, answer, route)
+
+    async def _ask_or_wait(self, ask: Ask) -> Answer:
+        queue = self._queue
+        if queue is None or ask.dry:
+            return await self._ask(ask)
+        lanes = ask.target.scope_keys()
+        priority = ask.caller.priority
+        answer: Answer | None = None
+        lane = queue.lane_ahead(lanes, priority)
+        if lane is None:
+            answer = await self._ask(ask)
+            if answer.why is None or answer.why.breach.limit is not LimitName.CONCURRENT_REQUESTS:
+                return answer
+            lane = lanes[answer.why.breach.scope]
+
+        async def attempt() -> Answer | None:
+            nonlocal answer
+            answer = await self._ask(ask)
+            waiting = answer.why is not None and answer.why.breach.limit is LimitName.CONCURRENT_REQUESTS
+            return None if waiting else answer
+
+        return await queue.wait(lane, priority, attempt) or answer or await self._ask(ask)
+
+    async def _ask(self, ask: Ask) -> Answer:
+        expires_s = self._gate.expiry_s()
+        result, local = await self._gate.reserve(
+            ask.target, ask.ctx.request_id, ask.take, expires_s=expires_s, force=ask.dry
+        )
+        if result["fits"]:
+            return Answer(result, expires_s, local, None)
+        found = breaches(result["scopes"], ask.target.caps, self._gate.period(), ask.take)
+        typical_ms = self._durations.typical_ms(ask.caller.tenant.id)
+        return Answer(result, expires_s, local, answers.refused(found, ask.target.scopes, typical_ms))
+
+    def _conclude(self, ask: Ask, answer: Answer, route: Route) -> Route | Denial:
+        taken = (1, ask.take[0]) if answer.result["done"] else (0, 0)
+        headers = answers.limit_headers(*left(answer.result["scopes"], ask.target.caps, self._gate.period(), taken))
+        trace.get_current_span().set_attributes(
+            {
+                "pointsman.quota.tenant": ask.caller.tenant.id,
+                "pointsman.quota.reserved_tokens": ask.take[0],
+                "pointsman.quota.limit": answer.why.mark if answer.why else "",
+                "pointsman.quota.local": answer.local,
+            }
+        )
+        if answer.why is not None and not ask.dry:
+            self.counts.refused[answer.why.mark] += 1
+            return answers.over_limit(answer.why, headers, ask.take)
+        self.counts.admitted += 1
+        mark = ask.mark or (answer.why.mark if answer.why else None)
+        if mark is not None:
+            route = self._marked(route, mark)
+        return route.with_headers(headers).with_reservation(self._reservation(ask, answer))
+
+    def _reservation(self, ask: Ask, answer: Answer) -> Reservation:
+        return Reservation(
+            plugin=self._services.plugin,
+            id=ask.ctx.request_id,
+            expires_at=float(answer.expires_s),
+            amounts={"tokens": ask.take[0], "usd_micros": ask.take[1]},
+            data={**ask.target.as_data(), "local": answer.local, "choices": choices(ask.ctx.body)},
+        )
+
+    def _refuse(self, route: Route, denial: Denial, *, dry: bool) -> Route | Denial:
+        trace.get_current_span().set_attribute("pointsman.quota.limit", denial.code)
+        if not dry:
+            self.counts.refused[denial.code] += 1
+            return denial
+        return self._marked(route, denial.code)
+
+    def _marked(self, route: Route, mark: str) -> Route:
+        self.counts.would_refuse[mark] += 1
+        return route.with_labels(**{MARK_LABEL: f"would-refuse {mark}"}).with_headers(answers.would_refuse(mark))

@@ -1,0 +1,153 @@
+"""The tenants: those of the configuration, and those added at run time, which are kept in the store."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import TYPE_CHECKING, Final, cast
+
+from pydantic import ValidationError
+
+from pointsman.errors import Conflict, NotFound
+from pointsman.store.base import Put, Update
+from pointsman.store.snapshot import Snapshot, revision_key
+
+from .config import Tenant
+from .tenants import Directory
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pointsman.plugin import Clock
+    from pointsman.store.base import JSON, StateStore
+
+    from .config import QuotaConfig
+
+log: Final = logging.getLogger(__name__)
+
+_PREFIX: Final = "{tenants}/"
+_SALT_KEY: Final = "salt"
+_SALT_BYTES: Final = 16
+_TRIES: Final = 5
+
+
+class Roster:
+    """All tenants, as new as the last refresh.
+
+    Args:
+        config: The plugin's section.
+        store: The plugin's part of the state store.
+        clock: Time.
+
+    Attributes:
+        directory: Finds the tenant of a caller.
+        problems: Why stored tenants are left out, if any are: the configuration wins over the store.
+    """
+
+    def __init__(self, config: QuotaConfig, store: StateStore, clock: Clock) -> None:
+        self._config = config
+        self._store = store
+        self._snapshot = Snapshot(store, _PREFIX, on_change=self._rebuild, clock=clock.monotonic)
+        self._configured = frozenset(tenant.id for tenant in config.tenants)
+        self.problems: tuple[str, ...] = ()
+        self._rebuild({})
+
+    def source(self, tenant_id: str) -> str:
+        """Say where a tenant comes from: ``config`` or ``store``."""
+        return "config" if tenant_id in self._configured else "store"
+
+    async def refresh(self) -> None:
+        """See what other workers have changed.
+
+        Raises:
+            StoreError: the store failed; everything stays as it was.
+        """
+        await self._snapshot.refresh()
+
+    async def add(self, tenant: Tenant, *, replace: bool) -> None:
+        """Store a tenant.
+
+        Raises:
+            Conflict: the id, a key or a mark is taken, or the tenant is one of the configuration.
+            StoreError: the store failed.
+        """
+        key = _PREFIX + tenant.id
+        for _ in range(_TRIES):
+            await self.refresh()
+            self._check_stored(tenant.id)
+            present = self._snapshot.items.get(key)
+            if present is not None and not replace:
+                raise Conflict(
+                    f"there is a tenant {tenant.id!r} already; delete it first, or send replace=true", param="id"
+                )
+            trial, _ = self._build({name: value for name, value in self._snapshot.items.items() if name != key})
+            try:
+                trial.add(tenant)
+            except ValueError as err:
+                raise Conflict(str(err)) from err
+            put = Put(cast("JSON", tenant.model_dump(mode="json", exclude_none=True)))
+            if await self._write(Update(checks={key: present}, puts={key: put})):
+                return
+        raise Conflict("the tenants are being changed by others at the same time; try again")
+
+    async def remove(self, tenant_id: str) -> None:
+        """Remove a stored tenant; what it has spent stays until the month is over.
+
+        Raises:
+            NotFound: there is no such tenant.
+            Conflict: it is one of the configuration.
+            StoreError: the store failed.
+        """
+        key = _PREFIX + tenant_id
+        for _ in range(_TRIES):
+            await self.refresh()
+            self._check_stored(tenant_id)
+            if key not in self._snapshot.items:
+                raise NotFound(f"there is no tenant {tenant_id!r}; see GET /pointsman/quota/tenants", param="id")
+            if await self._write(Update(checks={key: self._snapshot.items[key]}, deletes=[key])):
+                return
+        raise Conflict("the tenants are being changed by others at the same time; try again")
+
+    async def salt(self) -> str:
+        """Return the salt for keys that are hashed here, in hexadecimal: one for all workers, made on first use.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        present = await self._store.get(_SALT_KEY)
+        if present is None:
+            await self._store.compare_and_set(_SALT_KEY, None, secrets.token_hex(_SALT_BYTES))
+            present = await self._store.get(_SALT_KEY)
+        return str(present)
+
+    def _check_stored(self, tenant_id: str) -> None:
+        if tenant_id in self._configured:
+            raise Conflict(f"tenant {tenant_id!r} is part of the configuration; change it there", param="id")
+
+    async def _write(self, update: Update) -> bool:
+        """Write, if nobody has changed any tenant since the last refresh."""
+        revision = revision_key(_PREFIX)
+        seen: Mapping[str, JSON] = {**update.checks, revision: self._snapshot.revision}
+        checked = Update(checks=seen, puts=update.puts, deletes=update.deletes)
+        written = await self._store.update(self._snapshot.raising(checked))
+        await self.refresh()
+        return written
+
+    def _rebuild(self, items: Mapping[str, JSON]) -> None:
+        self.directory, self.problems = self._build(items)
+        for problem in self.problems:
+            log.warning("a stored tenant is left out: %s", problem)
+
+    def _build(self, items: Mapping[str, JSON]) -> tuple[Directory, tuple[str, ...]]:
+        config = self._config
+        directory = Directory(config.tenants, default=config.default_tenant, header=config.trusted_header)
+        problems = []
+        for key, value in items.items():
+            try:
+                directory.add(Tenant.model_validate(value))
+            except ValidationError as err:
+                fields = ", ".join(".".join(map(str, detail["loc"])) for detail in err.errors())
+                problems.append(f"{key.removeprefix(_PREFIX)!r}: not readable by this version ({fields})")
+            except ValueError as err:
+                problems.append(str(err))
+        return directory, tuple(problems)

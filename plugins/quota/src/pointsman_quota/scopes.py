@@ -1,0 +1,134 @@
+"""The scopes of a request: which limits it takes from, and the keys their states are stored under. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .config import Limits, Tenant
+    from .ledger import Caps
+    from .tenants import Caller
+
+GATEWAY: Final = "gateway"
+TENANT: Final = "tenant"
+KEY: Final = "key"
+MODEL: Final = "model"
+
+#: The hash tag of all scopes when there are limits over all tenants: one atomic step then spans tenants.
+_SHARED_TAG: Final = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Something with limits of its own.
+
+    Attributes:
+        kind: ``gateway``, ``tenant``, ``key`` or ``model``.
+        name: The tenant's id, the key's name or the model pattern.
+        caps: Its limits.
+    """
+
+    kind: str
+    name: str
+    caps: Caps
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == GATEWAY else f"{self.kind} {self.name!r}"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The scopes of one request, and where they are stored.
+
+    Attributes:
+        tag: The hash tag that keeps all keys of the step on one node of a redis cluster.
+        tenant: The tenant's id.
+        scopes: The scopes, the widest first.
+    """
+
+    tag: str
+    tenant: str
+    scopes: tuple[Scope, ...]
+
+    @property
+    def caps(self) -> list[Caps]:
+        """The limits, in the order of the scopes."""
+        return [scope.caps for scope in self.scopes]
+
+    def keys(self, hold: str) -> list[str]:
+        """Return the keys of the atomic step: the hold's, then one for each scope."""
+        return [f"{{{self.tag}}}h/{self.tenant}/{hold}", *self.scope_keys()]
+
+    def scope_keys(self) -> list[str]:
+        """Return the key of each scope's state."""
+        return [f"{{{self.tag}}}s/{self._path(scope)}" for scope in self.scopes]
+
+    def _path(self, scope: Scope) -> str:
+        match scope.kind:
+            case "gateway":
+                return GATEWAY
+            case "tenant":
+                return f"{TENANT}/{self.tenant}"
+        # Names are free text and patterns have braces and slashes: only a digest is sure to be harmless in a key.
+        return f"{scope.kind}/{self.tenant}/{hashlib.sha256(scope.name.encode()).hexdigest()[:32]}"
+
+    def as_data(self) -> dict[str, str | int | float | bool | None]:
+        """Return what a reservation must carry to be settled by any worker, after any change of the configuration."""
+        return {
+            "tag": self.tag,
+            "tenant": self.tenant,
+            "scopes": json.dumps([[scope.kind, scope.name] for scope in self.scopes]),
+        }
+
+
+def target_of(caller: Caller, patterns: Sequence[str], gateway: Limits) -> Target:
+    """Return the scopes of a request: gateway and keys only where they have limits, the tenant always.
+
+    Args:
+        caller: Who calls.
+        patterns: The model patterns with limits that the request falls under.
+        gateway: The limits of all tenants together.
+    """
+    tenant, key = caller.tenant, caller.key
+    scopes = [Scope(TENANT, tenant.id, tenant.limits.caps)]
+    if gateway.caps:
+        scopes.insert(0, Scope(GATEWAY, "", gateway.caps))
+    if key is not None and key.limits is not None and key.limits.caps:
+        scopes.append(Scope(KEY, key.name, key.limits.caps))
+    scopes += [Scope(MODEL, pattern, tenant.model_limits[pattern].caps) for pattern in patterns]
+    return Target(_SHARED_TAG if gateway.caps else tenant.id, tenant.id, tuple(scopes))
+
+
+def target_from(data: Mapping[str, object], tenant: Tenant | None, gateway: Limits) -> Target:
+    """Return the scopes that a reservation took from, with their present limits.
+
+    Args:
+        data: What ``Target.as_data`` returned.
+        tenant: The tenant as it is now, or None if it has been removed.
+        gateway: The limits of all tenants together.
+    """
+    keys = {key.name: key for key in tenant.keys} if tenant else {}
+    scopes = []
+    for kind, name in json.loads(str(data["scopes"])):
+        limits: Limits | None = None
+        if kind == GATEWAY:
+            limits = gateway
+        elif kind == KEY:
+            limits = keys[name].limits if name in keys else None
+        elif tenant is not None:
+            limits = tenant.limits if kind == TENANT else tenant.model_limits.get(name)
+        scopes.append(Scope(kind, name, limits.caps if limits else {}))
+    return Target(str(data["tag"]), str(data["tenant"]), tuple(scopes))
+
+
+def all_scopes(tenant: Tenant, gateway: Limits) -> Target:
+    """Return every scope of a tenant, to look at."""
+    scopes = [Scope(TENANT, tenant.id, tenant.limits.caps)]
+    scopes += [Scope(KEY, key.name, key.limits.caps) for key in tenant.keys if key.limits and key.limits.caps]
+    scopes += [Scope(MODEL, pattern, limits.caps) for pattern, limits in tenant.model_limits.items()]
+    return Target(_SHARED_TAG if gateway.caps else tenant.id, tenant.id, tuple(scopes))

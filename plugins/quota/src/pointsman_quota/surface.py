@@ -1,0 +1,155 @@
+"""The admin routes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from pydantic import Field, SecretStr, ValidationError
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from pointsman.errors import InvalidInput, NotFound
+
+from .config import Key, Limits, Section, Tenant, Text
+from .ledger import LEVEL_UNIT, held
+from .scopes import all_scopes
+from .tenants import hash_key
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from .config import QuotaConfig
+    from .gate import Gate
+    from .ledger import Caps, ScopeState
+    from .roster import Roster
+
+_MAX_BODY_BYTES: Final = 1_000_000
+_TRUE: Final = frozenset({"true", "1", "yes"})
+
+
+class NewKey(Section):
+    """A raw API key to be hashed and forgotten."""
+
+    name: Text
+    key: SecretStr = Field(min_length=16, max_length=512)
+    limits: Limits | None = None
+    priority: int | None = Field(default=None, ge=-1000, le=1000)
+
+
+class NewTenant(Tenant):
+    """A tenant as it is posted: also with raw keys, of which only the hashes are kept."""
+
+    api_keys: tuple[NewKey, ...] = Field(default=(), max_length=1000)
+
+    def hashed(self, salt: str) -> Tenant:
+        """Return the tenant with the raw keys as salted hashes."""
+        keys = (
+            Key(
+                name=new.name, hash=hash_key(new.key.get_secret_value(), salt), limits=new.limits, priority=new.priority
+            )
+            for new in self.api_keys
+        )
+        fields = {name: getattr(self, name) for name in Tenant.model_fields}
+        return Tenant(**{**fields, "keys": (*self.keys, *keys)})
+
+
+class Surface:
+    """``/tenants`` and ``/tenants/{id}``.
+
+    Args:
+        config: The plugin's section.
+        roster: The tenants.
+        gate: The ledger.
+    """
+
+    def __init__(self, config: QuotaConfig, roster: Roster, gate: Gate) -> None:
+        self._config = config
+        self._roster = roster
+        self._gate = gate
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/tenants", self._list, methods=["GET"]),
+            Route("/tenants", self._add, methods=["POST"]),
+            Route("/tenants/{id}", self._show, methods=["GET"]),
+            Route("/tenants/{id}", self._remove, methods=["DELETE"]),
+        ]
+
+    async def _list(self, _request: Request) -> JSONResponse:
+        await self._roster.refresh()
+        tenants = [self._as_json(tenant) for tenant in self._roster.directory.all()]
+        return JSONResponse({"tenants": tenants, "problems": list(self._roster.problems)})
+
+    async def _add(self, request: Request) -> JSONResponse:
+        posted = await _read(request)
+        try:
+            tenant = posted.hashed(await self._roster.salt())
+        except ValidationError as err:
+            raise _invalid(err) from None
+        await self._roster.add(tenant, replace=request.query_params.get("replace", "").lower() in _TRUE)
+        return JSONResponse(self._as_json(tenant), status_code=201)
+
+    async def _show(self, request: Request) -> JSONResponse:
+        await self._roster.refresh()
+        tenant_id = request.path_params["id"]
+        tenant = self._roster.directory.get(tenant_id)
+        if tenant is None:
+            raise NotFound(f"there is no tenant {tenant_id!r}; see GET /pointsman/quota/tenants", param="id")
+        target = all_scopes(tenant, self._config.gateway_limits)
+        result = await self._gate.look(target)
+        usage = [
+            {"scope": scope.kind, "name": scope.name, **_usage(state, scope.caps)}
+            for scope, state in zip(target.scopes, result["scopes"], strict=True)
+        ]
+        return JSONResponse({**self._as_json(tenant), "usage": usage})
+
+    async def _remove(self, request: Request) -> JSONResponse:
+        tenant_id = request.path_params["id"]
+        await self._roster.remove(tenant_id)
+        return JSONResponse({"removed": tenant_id})
+
+    def _as_json(self, tenant: Tenant) -> dict[str, object]:
+        return {**tenant.model_dump(mode="json", exclude_none=True), "source": self._roster.source(tenant.id)}
+
+
+async def _read(request: Request) -> NewTenant:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            raise InvalidInput(f"the body is larger than {_MAX_BODY_BYTES} bytes")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidInput("the body is not JSON; send one tenant as a JSON object") from None
+    try:
+        return NewTenant.model_validate(value)
+    except ValidationError as err:
+        raise _invalid(err) from None
+
+
+def _invalid(err: ValidationError) -> InvalidInput:
+    """Name the first wrong field, never its value: it may be a key."""
+    detail = err.errors(include_url=False, include_input=False, include_context=False)[0]
+    path = ".".join(map(str, detail["loc"]))
+    return InvalidInput(f"{path or 'the body'}: {detail['msg'].removeprefix('Value error, ')}", param=path or None)
+
+
+def _usage(state: ScopeState, caps: Caps) -> dict[str, object]:
+    requests, tokens, usd_micros = held(state)
+    usage: dict[str, object] = {
+        "requests_in_flight": requests,
+        "reserved_tokens": tokens,
+        "reserved_usd_micros": usd_micros,
+        "day_tokens": state["day_tokens"],
+        "day_usd_micros": state["day_usd_micros"],
+        "month_tokens": state["month_tokens"],
+        "month_usd_micros": state["month_usd_micros"],
+    }
+    if "requests" in caps:
+        usage["requests_left"] = max(0, caps["requests_burst"] - -(-state["requests"] // LEVEL_UNIT))
+    if "tokens" in caps:
+        usage["tokens_left"] = max(0, caps["tokens_burst"] - -(-state["tokens"] // LEVEL_UNIT) - tokens)
+    return usage
