@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from .quota import Quota
-from .state import Check, Rules, State
+from .state import Check, Rules, State, answered_at
 from .view import Summary, capacity_of, make_signal
 from .window import SLICES
 
@@ -72,7 +72,9 @@ class Book:
         """
         state = self.state(attempt.deployment, now)
         state.in_flight.pop(attempt.id, None)
-        reading = self.read(attempt.deployment, attempt.headers, now) if attempt.headers else None
+        reading = None
+        if attempt.headers:
+            reading = self.dialects.reader(attempt.deployment).read(attempt.headers, answered_at(attempt))
         siblings = state.siblings
         before = state.quota.judge(now).exhausted_until if siblings else None
         state.observe(attempt, reading, now)
@@ -82,10 +84,6 @@ class Book:
             others = (self.states[one] for one in siblings if one != state.id and one in self.states)
             return (signal, *(self.signal(other, now) for other in others))
         return (signal,)
-
-    def read(self, deployment: Deployment, headers: Mapping[str, str], now: float) -> Reading:
-        """Read response headers in the deployment's dialect."""
-        return self.dialects.reader(deployment).read(headers, now)
 
     def checked(self, state: State, check: Check, reading: Reading | None) -> None:
         """Take over the outcome of an active check."""
@@ -211,16 +209,17 @@ class Book:
                 state.in_flight = {k: v for k, v in state.in_flight.items() if v > started}
                 due.append(state)
                 continue
-            signal = current.get(state.id)
-            if state.id in self._changed or signal is None:
-                due.append(state)
-            elif now - state.totals_at >= self.slice_s and state.totals is not None and state.totals.requests:
+            if now - state.totals_at >= self.slice_s and state.totals is not None and state.totals.requests:
                 self._changed[state.id] = None
-                due.append(state)
-            elif (
-                state.judge(now).status is not signal.status
-                or (signal.until is not None and now >= signal.until)
-                or state.quota.limits(now) != signal.limits
+            signal = current.get(state.id)
+            if (
+                state.id in self._changed
+                or signal is None
+                or (
+                    state.judge(now).status is not signal.status
+                    or (signal.until is not None and now >= signal.until)
+                    or state.quota.limits(now) != signal.limits
+                )
             ):
                 due.append(state)
         signals = []

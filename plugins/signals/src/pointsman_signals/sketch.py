@@ -86,7 +86,12 @@ class Sketch:
         """Rebuild a sketch; buckets that none of ours can have are left out."""
         sketch = cls()
         for key, count in value.items():
-            if isinstance(count, int) and count > 0 and key.lstrip("-").isdecimal() and _LOWEST <= int(key) <= _HIGHEST:
+            if (
+                isinstance(count, int)
+                and count > 0
+                and key.removeprefix("-").isdecimal()
+                and _LOWEST <= int(key) <= _HIGHEST
+            ):
                 sketch.buckets[int(key)] = count
                 sketch.count += count
         return sketch

@@ -185,7 +185,7 @@ class State:
         facts, quota = self.facts, self.quota
         facts.used_at = now
         if reading is not None:
-            quota.observe(reading, _answered_at(attempt))
+            quota.observe(reading, answered_at(attempt))
         if attempt.outcome is Outcome.OK:
             facts.success_at = now
             quota.succeeded(attempt.started_at)
@@ -259,7 +259,7 @@ def error_ratio(totals: Slice) -> tuple[float | None, int]:
     return (own / attempts if attempts > 0 else None), attempts
 
 
-def _answered_at(attempt: Attempt) -> float:
+def answered_at(attempt: Attempt) -> float:
     """Return when the headers arrived: resets count from then, not from the end of a long stream."""
     ms = attempt.first_token_ms if attempt.first_token_ms is not None else attempt.duration_ms
     return attempt.started_at + (ms or 0.0) / 1e3
