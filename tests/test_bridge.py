@@ -11,8 +11,9 @@ import anthropic
 import httpx
 import openai
 import pytest
-from pointsman.testing.upstream import Behaviour, Delay
 from rig import Rig, counts, deployment, only
+
+from pointsman.testing.upstream import Behaviour, Delay
 
 pytestmark = pytest.mark.proxy
 ASK = [{"role": "user", "content": "Say something."}]

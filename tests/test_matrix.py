@@ -13,8 +13,9 @@ from typing import Any
 
 import httpx
 import pytest
-from pointsman.testing.upstream import Behaviour, Delay
 from rig import Rig, counts, deployment, only
+
+from pointsman.testing.upstream import Behaviour, Delay
 
 pytestmark = pytest.mark.proxy
 

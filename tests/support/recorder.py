@@ -13,6 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import BaseRoute
+from starlette.routing import Route as HttpRoute
+
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import UpstreamError
 from pointsman.plugin import Services, Upstream
@@ -32,11 +38,6 @@ from pointsman.types import (
     Status,
     UpstreamRequest,
 )
-from pydantic import TypeAdapter
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.routing import BaseRoute
-from starlette.routing import Route as HttpRoute
 
 _SETTLEMENT = TypeAdapter(Settlement)
 

@@ -68,7 +68,7 @@ class Rig:
         self._plugins = plugins or []
         self._config = dict(config or {})
         self._recorder = dict(recorder or {})
-        self._store = dict(store or {"backend": "disk", "path": "store"})
+        self._store = dict(store or {"backend": "disk", "path": str(directory / "store")})
         self._proxy = proxy
         self.proxy: ProxyServer
 

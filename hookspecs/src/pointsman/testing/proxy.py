@@ -111,6 +111,9 @@ class ProxyServer:
             "--num_workers",
             str(self.workers),
         ]
+        if self.workers > 1:
+            # uvicorn's supervisor kills a worker that does not answer within 5 s; importing LiteLLM takes longer.
+            command += ["--timeout_worker_healthcheck", "120"]
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603  # our own command
                 command, cwd=self.directory, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
