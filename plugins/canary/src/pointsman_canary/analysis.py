@@ -16,7 +16,8 @@ from enum import StrEnum
 from math import exp, log
 from typing import TYPE_CHECKING, Final
 
-from .evidence import NO_EVIDENCE, grow, guess, log_mean_exp, log_share
+from .evidence import NO_EVIDENCE, grow, log_mean_exp, log_share
+from .experiment import RATES
 from .metrics import Histogram, Scale, added, figure, halved
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 
 #: Windows that count: the present one and the one before.
 _LIVE_WINDOWS: Final = 2
-#: The least number of stable observations from which a first guess is made.
+#: The least number of stable observations from which a first guess is made, rates apart.
 _LEAST_REFERENCE: Final = 30
+#: Evidence of harm, uncorrected, from which on nothing passes: harm within the margin may still become a fail.
+_SUSPICION: Final = log(3)
 #: From this number on the reference forgets half.
 _MOST_REFERENCE: Final = 4000
 
@@ -171,11 +174,11 @@ def _absorbed(comparison: Comparison, metric: Metric, stable: Histogram, canary:
         return replace(comparison, waiting_stable=stable, waiting_canary=canary)
     windows = comparison.windows
     reference = comparison.reference
-    if sum(reference.values()) >= _LEAST_REFERENCE:
+    if metric.metric in RATES or sum(reference.values()) >= _LEAST_REFERENCE:
         harm = Scale(metric, reference, metric.tolerance)
         harmless = Scale(metric, reference, metric.margin)
-        for_harm = (harm.stable(stable), harm.canary(canary), guess(harm.stable(reference)))
-        for_harmless = (harmless.stable(stable), harmless.canary(canary), guess(harmless.stable(reference)))
+        for_harm = (harm.stable(stable), harm.canary(canary), harm.guess())
+        for_harmless = (harmless.stable(stable), harmless.canary(canary), harmless.guess())
         windows = tuple(
             replace(
                 window, harm=grow(window.harm, *for_harm), harmless=grow(window.harmless, *for_harmless, worse=False)
@@ -207,7 +210,8 @@ def _finding(comparison: Comparison, experiment: Experiment, metric: Metric, sha
         stable, canary = added(stable, window.stable), added(canary, window.canary)
     p_harm = _p_value([log_share(w.restart) + log_mean_exp(w.harm) for w in windows], share)
     p_harmless = _p_value([log_share(w.in_step) + log_mean_exp(w.harmless) for w in windows], 1.0)
-    enough = min(sum(stable.values()), sum(canary.values())) >= experiment.min_samples
+    suspected = max(log_mean_exp(w.harm) for w in windows) > _SUSPICION
+    enough = min(sum(stable.values()), sum(canary.values())) >= experiment.min_samples and not suspected
     verdict = Verdict.INCONCLUSIVE
     if p_harm <= experiment.alpha:
         verdict = Verdict.FAIL

@@ -36,8 +36,8 @@ from typing import Final, TypeAlias
 #: Observations of one arm: value from 0 (good) to 1 (bad) to how often it was seen.
 Counts: TypeAlias = Mapping[float, int]
 
-#: Guesses for the canary's odds in multiples of stable's. A wide grid costs little: a factor six in evidence at worst.
-ODDS_RATIOS: Final = (1.3, 2.0, 3.5, 6.0, 12.0, 40.0)
+#: Guesses for the canary's odds in multiples of stable's. A wide grid costs little: a factor five in evidence at worst.
+ODDS_RATIOS: Final = (1.3, 2.0, 3.5, 6.5, 15.0)
 
 #: Evidence with no observation yet: logarithm of the wealth for each odds ratio.
 NO_EVIDENCE: Final = (0.0,) * len(ODDS_RATIOS)

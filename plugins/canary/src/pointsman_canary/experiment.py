@@ -98,8 +98,10 @@ class MetricName(StrEnum):
     COST_USD_MICROS = "cost_usd_micros"
 
 
+#: Shares of the requests.
+RATES: Final = frozenset({MetricName.ERROR_RATE, MetricName.DISCONNECT_RATE})
 #: These lie between 0 and 1; ``tolerance`` and ``margin`` are absolute. For the others they are relative.
-BOUNDED: Final = frozenset({MetricName.ERROR_RATE, MetricName.DISCONNECT_RATE, MetricName.SCORE})
+BOUNDED: Final = RATES | {MetricName.SCORE}
 
 _DEFAULTS: Final[dict[MetricName, dict[str, Any]]] = {
     MetricName.ERROR_RATE: {"statistic": "mean", "tolerance": 0.0, "margin": 0.05},
@@ -115,8 +117,8 @@ _DEFAULTS: Final[dict[MetricName, dict[str, Any]]] = {
 class Metric(Model):
     """One comparison of the canary with stable.
 
-    "Fail" is said when it is shown that the canary is worse by more than ``tolerance``, "pass" when it is shown that it
-    is worse by less than ``margin``, or not at all.
+    "Fail" is said when it is shown that the canary is worse by more than ``tolerance``; "pass" when it is shown that it
+    is worse by less than ``margin``, or not at all, and nothing speaks for a fail.
     """
 
     metric: MetricName = Field(description="What is compared.")
@@ -146,9 +148,11 @@ class Metric(Model):
         if isinstance(raw, str):
             raw = {"metric": raw}
         if isinstance(raw, dict) and raw.get("metric") in _DEFAULTS:
-            raw = {**_DEFAULTS[raw["metric"]], **raw}
-            if "tolerance" in raw and "margin" not in raw:
-                raw["margin"] = max(raw["margin"], raw["tolerance"])
+            usual = _DEFAULTS[raw["metric"]]
+            tolerance = raw.get("tolerance")
+            if isinstance(tolerance, int | float):
+                usual = {**usual, "margin": max(usual["margin"], tolerance)}
+            raw = {**usual, **raw}
         return raw
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 Every observation is kept as a bucket index, so that the counts of all workers can be added and the state stays small:
 for a rate or a score the thousandth it lies in, for the others its logarithm to the base 1.02 (a relative error of at
-most 1 %; J. Masson et al., "DDSketch", VLDB 2019). Speed is kept as time per token: then more is worse, as everywhere.
+most 1 %; J. Masson et al., "DDSketch", VLDB 2019). Speed is kept as milliseconds per token: then more is worse, as everywhere.
 
 A comparison turns both arms' counts into values from 0 to 1 (``evidence`` wants them so):
 
@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pointsman.types import Outcome
 
-from .experiment import BOUNDED, Metric, MetricName
+from .evidence import guess
+from .experiment import BOUNDED, RATES, Metric, MetricName
 
 if TYPE_CHECKING:
     from pointsman.types import Attempt
@@ -35,10 +36,12 @@ Histogram: TypeAlias = Mapping[int, int]
 
 _PER_UNIT: Final = 1000
 _LOG_BASE: Final = log1p(0.02)
+_MS_PER_S: Final = 1000.0
 _LEAST: Final = 1e-3
 _MOST: Final = 1e15
 _CAP_QUANTILE: Final = 0.99
 _CAP_FACTOR: Final = 2.0
+_USUAL_RATE: Final = {0: 49, _PER_UNIT: 1}
 # Fewer tokens say more about rounding than about speed.
 _LEAST_TOKENS: Final = 8
 
@@ -49,7 +52,7 @@ def index(metric: MetricName, value: float) -> int:
         harm = 1 - value if metric is MetricName.SCORE else value
         return round(min(max(harm, 0.0), 1.0) * _PER_UNIT)
     if metric is MetricName.TOKENS_PER_S:
-        value = 1 / max(value, 1 / _MOST)
+        value = _MS_PER_S / max(value, 1 / _MOST)
     return round(log(min(max(value, _LEAST), _MOST)) / _LOG_BASE)
 
 
@@ -83,7 +86,7 @@ def _tokens_per_s(attempt: Attempt) -> float | None:
     if attempt.usage is None or attempt.duration_ms is None or attempt.usage.completion_tokens < _LEAST_TOKENS:
         return None
     generating_ms = attempt.duration_ms - (attempt.first_token_ms or 0.0)
-    return attempt.usage.completion_tokens * 1000 / generating_ms if generating_ms > 0 else None
+    return attempt.usage.completion_tokens * _MS_PER_S / generating_ms if generating_ms > 0 else None
 
 
 def added(first: Histogram, second: Histogram) -> dict[int, int]:
@@ -127,7 +130,7 @@ def figure(metric: Metric, histogram: Histogram) -> float | None:
         harm = total / sum(histogram.values())
     if name is MetricName.SCORE:
         return 1 - harm
-    return 1 / harm if name is MetricName.TOKENS_PER_S else harm
+    return _MS_PER_S / harm if name is MetricName.TOKENS_PER_S else harm
 
 
 class Scale:
@@ -135,41 +138,57 @@ class Scale:
 
     Args:
         metric: The comparison.
-        reference: Earlier observations of stable, not empty.
+        reference: Earlier observations of stable; may be empty for a rate or a score only.
         excess: How much worse is granted to the canary: absolute for rates and scores, else relative.
     """
 
-    __slots__ = ("_cap", "_edge", "_excess", "_name")
+    __slots__ = ("_bounded", "_cap", "_edge", "_excess", "_name", "_reference")
 
     def __init__(self, metric: Metric, reference: Histogram, excess: float) -> None:
         self._name = metric.metric
+        self._reference = reference
         self._excess = excess
-        self._edge: float | None = None
+        self._bounded = metric.metric in BOUNDED
+        self._edge: int | None = None
         self._cap = 1.0
-        if metric.metric in BOUNDED:
+        if self._bounded:
             return
         if metric.quantile is not None:
-            self._edge = (1 + excess) * _harm(self._name, quantile_bucket(reference, _level(metric)))
+            self._edge = quantile_bucket(reference, _level(metric))
         else:
             highest = _harm(self._name, quantile_bucket(reference, _CAP_QUANTILE))
             self._cap = (1 + excess) * _CAP_FACTOR * highest
 
     def stable(self, histogram: Histogram) -> Counts:
         """Return stable's observations, made worse by the excess."""
-        return self._values(histogram, worsened=True)
+        if self._edge is not None:
+            return self._above(histogram, self._edge)
+        if self._bounded:
+            return self._shares(histogram, 1.0, self._excess, 1 + self._excess)
+        return self._shares(histogram, 1 + self._excess, 0.0, self._cap)
 
     def canary(self, histogram: Histogram) -> Counts:
         """Return the canary's observations on the same scale."""
-        return self._values(histogram, worsened=False)
+        if self._edge is not None:
+            return self._above(histogram, self._edge + log1p(self._excess) / _LOG_BASE)
+        return self._shares(histogram, 1.0, 0.0, 1 + self._excess if self._bounded else self._cap)
 
-    def _values(self, histogram: Histogram, *, worsened: bool) -> Counts:
-        bounded = self._name in BOUNDED
-        shift = self._excess if worsened and bounded else 0.0
-        factor = 1 + self._excess if worsened and not bounded else 1.0
-        whole = 1 + self._excess if bounded else self._cap
+    def guess(self) -> float:
+        """Return a guess for the mean of stable's values, never 0 or 1."""
+        seen = dict(self.stable(self._reference))
+        if self._name in RATES:
+            # Something to begin with, soon outweighed: the first requests of a bad canary count at once.
+            for value, count in self.stable(_USUAL_RATE).items():
+                seen[value] = seen.get(value, 0) + count
+        return guess(seen)
+
+    def _above(self, histogram: Histogram, edge: float) -> Counts:
+        above = sum(count for bucket, count in histogram.items() if bucket > edge)
+        return {value: count for value, count in ((0.0, sum(histogram.values()) - above), (1.0, above)) if count}
+
+    def _shares(self, histogram: Histogram, factor: float, shift: float, whole: float) -> Counts:
         values: dict[float, int] = {}
         for bucket, count in histogram.items():
-            harm = factor * _harm(self._name, bucket) + shift
-            value = float(harm > self._edge) if self._edge is not None else min(harm / whole, 1.0)
+            value = min((factor * _harm(self._name, bucket) + shift) / whole, 1.0)
             values[value] = values.get(value, 0) + count
         return values
