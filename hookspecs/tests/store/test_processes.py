@@ -15,7 +15,7 @@ WORKER = Path(__file__).with_name("worker.py")
 async def worker(what, times, backend):
     place = json.dumps({"backend": backend.name, "timeout_s": 60.0, **backend.place})
     process = await asyncio.create_subprocess_exec(
-        sys.executable, WORKER, what, str(times), place, stdout=asyncio.subprocess.PIPE
+        sys.executable, WORKER, what, str(times), place, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )
     try:
         yield process
@@ -29,6 +29,10 @@ async def test_processes_lose_no_update(shared_backend, opened):
     """Four processes that open a new store at once and increment the same counters in three ways all count."""
     async with contextlib.AsyncExitStack() as stack:
         workers = [await stack.enter_async_context(worker("count", 40, shared_backend)) for _ in range(4)]
+        for process in workers:
+            assert await process.stdout.readline() == b"ready\n"
+        for process in workers:
+            process.stdin.write(b"go\n")
         assert [await process.wait() for process in workers] == [0] * 4
     store = await opened(shared_backend.open())
     assert dict(await store.scan("{t}")) == dict.fromkeys(
@@ -40,6 +44,8 @@ async def test_a_killed_writer_leaves_whole_updates(shared_backend, opened):
     """After kill -9 amid writes the store opens, holds every accepted update, and none in part."""
     for _ in range(3):
         async with worker("write", 0, shared_backend) as process:
+            assert await process.stdout.readline() == b"ready\n"
+            process.stdin.write(b"go\n")
             accepted = 0
             while accepted < 20:
                 accepted = int(await process.stdout.readline())

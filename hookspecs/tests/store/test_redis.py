@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 
@@ -132,6 +133,10 @@ async def test_a_server_that_hangs_is_unavailable_in_time(start_redis, opened):
     errors = await asyncio.gather(*(store.get("n") for _ in range(120)), return_exceptions=True)
     assert {type(error) for error in errors} == {StoreUnavailable}
     server.send(signal.SIGCONT)
+    for _ in range(100):
+        with contextlib.suppress(StoreUnavailable):
+            await store.ping()
+            break
     assert await store.get("n") == 1
 
 
@@ -147,6 +152,37 @@ async def test_a_cancelled_caller_does_not_confuse_the_others(redis_server, open
             task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert [result for number, result in enumerate(results) if number % 3] == [n for n in range(50) if n % 3]
+
+
+async def test_nothing_is_sent_twice(redis_server, opened):
+    """When the connection breaks before the answer, the caller hears so; nobody adds a second time behind its back."""
+    broken = asyncio.Event()
+
+    async def forward(reader, writer):
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+        with contextlib.suppress(ConnectionError):
+            while request := await reader.read(65536):
+                server_writer.write(request)
+                answer = await server_reader.read(65536)
+                if broken.is_set():
+                    break
+                writer.write(answer)
+        for each in (server_writer, writer):
+            each.close()
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0)
+    async with proxy:
+        port = proxy.sockets[0].getsockname()[1]
+        store = await opened(RedisStore.open(f"redis://127.0.0.1:{port}/0", prefix="once:"))
+        calls = [lambda: store.add("n"), lambda: store.update(Update(adds={"m": 1}))]
+        for call in calls:
+            await call()
+            broken.set()
+            with pytest.raises(StoreUnavailable):
+                await call()
+            broken.clear()
+        assert await store.get_many(["n", "m"]) == [2, 2]
+        await store.close()
 
 
 async def test_scripts_that_the_server_forgot_are_loaded_again(redis_server, opened):

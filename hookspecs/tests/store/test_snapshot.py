@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 
 import pytest
 
@@ -13,23 +12,29 @@ from pointsman.store.memory import MemoryStore
 PREFIX = "{t}/"
 
 
+async def nothing():
+    """Do nothing."""
+
+
 class Watched:
-    """A memory store that counts its reads, and that does something to order before one of them."""
+    """A memory store that counts its reads, and awaits something between reading and answering."""
 
     def __init__(self, clock=lambda: 0.0):
         self.inner = MemoryStore(clock=clock)
         self.reads = []
-        self.before_scan = lambda: None
+        self.after_get = nothing
+        self.after_scan = nothing
 
     async def get(self, key):
         self.reads.append("get")
-        return await self.inner.get(key)
+        value = await self.inner.get(key)
+        await self.after_get()
+        return value
 
     async def scan(self, prefix):
         self.reads.append("scan")
-        await asyncio.sleep(0)
         pairs = await self.inner.scan(prefix)
-        await self.before_scan() if asyncio.iscoroutinefunction(self.before_scan) else self.before_scan()
+        await self.after_scan()
         return pairs
 
     def __getattr__(self, name):
@@ -139,14 +144,14 @@ async def test_a_failing_refresh_keeps_the_view_and_raises():
     await snapshot.refresh()
     await write(store, a=2)
 
-    def fail():
+    async def fail():
         raise StoreUnavailable("gone")
 
-    store.before_scan = fail
+    store.after_scan = fail
     with pytest.raises(StoreUnavailable, match="gone"):
         await snapshot.refresh()
     assert (snapshot.items, snapshot.revision) == ({f"{PREFIX}a": 1}, 1)
-    store.before_scan = lambda: None
+    store.after_scan = nothing
     assert await snapshot.refresh() is True
     assert (snapshot.items, snapshot.revision) == ({f"{PREFIX}a": 2}, 2)
 
@@ -196,7 +201,7 @@ async def test_a_change_during_the_reading_is_not_missed():
         for value in writes:
             await write(store, a=value)
 
-    store.before_scan = write_once_more
+    store.after_scan = write_once_more
     await snapshot.refresh()
     assert (snapshot.items, snapshot.revision) == ({f"{PREFIX}a": 2}, 2)
 
@@ -211,37 +216,49 @@ async def test_a_prefix_that_never_rests_does_not_stop_the_view():
         await write(store, a=next(counter))
 
     await keep_writing()
-    store.before_scan = keep_writing
+    store.after_scan = keep_writing
     await snapshot.refresh()
     assert store.reads.count("scan") == 3
     assert snapshot.items == {f"{PREFIX}a": 3}
-    store.before_scan = lambda: None
+    store.after_scan = nothing
     assert await snapshot.refresh() is True
     assert snapshot.items == {f"{PREFIX}a": 4}
 
 
-async def test_refreshes_at_once_do_not_go_backwards():
-    """An older reading never replaces a newer one."""
+async def test_a_slow_refresh_does_not_undo_a_later_one():
+    """An older reading that arrives late never replaces a newer one."""
     store = Watched()
     snapshot = Snapshot(store, PREFIX)
-    await write(store, a=0)
+    await write(store, a=1)
+    held, answer = asyncio.Event(), asyncio.Event()
 
-    async def refresh_after_write(value):
-        await write(store, a=value)
-        await snapshot.refresh()
-        assert snapshot.items[f"{PREFIX}a"] >= value
+    async def hold_the_last_read():
+        if store.reads == ["get", "scan", "get"]:
+            held.set()
+            await answer.wait()
 
-    await asyncio.gather(*(refresh_after_write(value) for value in range(1, 20)))
+    store.after_get = hold_the_last_read
+    slow = asyncio.create_task(snapshot.refresh())
+    await held.wait()
+    await write(store, a=2)
+    quick = asyncio.create_task(snapshot.refresh())
+    for _ in range(10):
+        await asyncio.sleep(0)
+    answer.set()
+    await asyncio.gather(slow, quick)
+    assert (snapshot.items, snapshot.revision) == ({f"{PREFIX}a": 2}, 2)
 
 
 async def test_a_cancelled_refresh_leaves_the_view_usable():
     store = Watched()
     snapshot = Snapshot(store, PREFIX)
     await write(store, a=1)
+    store.after_scan = asyncio.Event().wait
     refreshing = asyncio.create_task(snapshot.refresh())
-    await asyncio.sleep(0)
+    while "scan" not in store.reads:  # noqa: ASYNC110 - a step of the loop is all it takes
+        await asyncio.sleep(0)
     refreshing.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
+    with pytest.raises(asyncio.CancelledError):
         await refreshing
-    assert refreshing.cancelled()
+    store.after_scan = nothing
     assert await snapshot.refresh() is True

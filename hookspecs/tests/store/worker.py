@@ -1,4 +1,7 @@
-"""A process of its own that uses a store: ``worker.py WHAT COUNT OPEN_STORE_ARGUMENTS_AS_JSON``."""
+"""A process of its own that uses a store.
+
+``worker.py WHAT COUNT OPEN_STORE_ARGUMENTS_AS_JSON``; it says ``ready`` and waits for a line before it starts.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,9 @@ async def main() -> None:
     """Do what the command line says."""
     what, times, place = sys.argv[1:]
     store = await open_store(**json.loads(place))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
     await (count(store, int(times)) if what == "count" else write_pairs(store))
     await store.close()
 

@@ -85,7 +85,7 @@ class DiskStore(EmbeddedStore):
             async with asyncio.timeout(self._timeout_s):
                 await asyncio.shield(self._closed)
         except TimeoutError:
-            raise StoreUnavailable(f"{self._silence}; what was asked for last may not have been written") from None
+            raise StoreUnavailable(f"{self._silence} What was asked for last may not have been written.") from None
 
     async def _carry_out(self, step: Step[T]) -> T:
         result: T = await self._ask(step)
