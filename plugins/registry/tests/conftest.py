@@ -1,6 +1,5 @@
 """Real stores, a real plugin on them, and its routes behind real HTTP."""
 
-# ruff: noqa: D102, D401 - methods say what the protocol says that they carry out, fixtures say what they are
 from __future__ import annotations
 
 import asyncio

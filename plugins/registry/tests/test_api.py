@@ -12,7 +12,7 @@ FIELDS = {"id", "name", "version", "path", "format", "created_at", "metrics", "a
 
 @pytest.fixture
 async def worker(memory, kit):
-    """The backends behave alike, which is shown elsewhere; here it is about requests and answers."""
+    """Start a worker on one backend only: here it is about requests and answers."""
     return await kit.start(memory)
 
 
@@ -88,6 +88,17 @@ async def test_rollback_goes_back_step_by_step_and_never_forward(http, kit):
     assert [(entry["action"], entry["version_id"], entry["previous_id"]) for entry in newest] == [
         ("rollback", "1", "2")
     ]
+
+
+async def test_rollback_skips_what_was_deleted_and_never_stays_where_it_is(http, kit):
+    """1, 2, 1, 3 were active; with 2 deleted there is one step back to 1, not two."""
+    for id_ in ("1", "2", "3"):
+        await http.post("/versions", json=kit.spec(id_))
+    for id_ in ("1", "2", "1", "3"):
+        await http.post(f"/versions/{id_}/activate")
+    await http.delete("/versions/2")
+    assert (await http.post("/rollback", params={"name": "chat"})).json()["id"] == "1"
+    assert (await http.post("/rollback", params={"name": "chat"})).status_code == 409
 
 
 async def test_active_version_is_deleted_with_force_only(http, kit):

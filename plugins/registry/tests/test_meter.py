@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from pointsman.errors import Conflict, StoreUnavailable
@@ -34,6 +36,15 @@ async def test_workers_add_up(pair, kit):
     assert (latency.p50, latency.p95, latency.p99, latency.count) == (50.0, 95.0, 99.0, 100)
     assert (first.p50, first.p95, first.p99) == (5.0, 9.5, 9.9)
     assert (tally.requests, tally.errors, tally.updated_at) == (101, 1, pair[0].clock.at)
+
+
+async def test_workers_that_hand_in_at_the_same_time_lose_nothing(pair, kit):
+    for turn in range(10):
+        for worker in pair:
+            worker.plugin.post_response(kit.attempt("1", duration_ms=float(turn)))
+        await asyncio.gather(*(worker.plugin._meter.hand_in() for worker in pair))
+    tally = await read(pair[0])
+    assert (tally.requests, len(tally.window)) == (20, 20)
 
 
 async def test_only_client_traffic_on_the_versions_own_path_counts(pair, kit):

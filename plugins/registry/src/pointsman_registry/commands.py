@@ -13,7 +13,7 @@ from pointsman.client import AdminClient, admin_options, segment, table, when
 
 BASE: Final = "/registry"
 
-who_option: Final = click.option("--who", help="For the history; the default is the proxy's 'admin'.")
+who_option: Final = click.option("--who", help="For the history; without it the proxy decides.")
 reason_option: Final = click.option("--reason", help="For the history.")
 
 
@@ -131,7 +131,7 @@ def history(admin: AdminClient, name: str | None, limit: int) -> None:
 @click.option("--reset", is_flag=True, help="Count from now on.")
 @admin_options
 def metrics(admin: AdminClient, version_id: str | None, name: str | None, *, reset: bool) -> None:
-    """Show the live metrics of one version or of all, or reset them. Times are in milliseconds."""
+    """Show the live metrics of one version or of all, or reset them."""
     if version_id is not None and name is not None:
         raise click.UsageError("give ID or --name, not both")
     path = f"{BASE}/metrics" + (f"/{segment(version_id)}" if version_id is not None else "")
@@ -168,7 +168,8 @@ def _versions(versions: Sequence[Any]) -> Table:
 
 
 def _metrics(metrics: Sequence[Any]) -> Table:
-    columns = ["id", "requests", "errors", "error rate", "p50", "p95", "p99", "first token p50", "p95", "updated"]
+    times = ["p50 ms", "p95 ms", "p99 ms", "first token p50 ms", "p95 ms"]
+    columns = ["id", "requests", "errors", "error rate", *times, "updated"]
     return table(
         columns,
         [
