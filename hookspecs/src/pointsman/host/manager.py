@@ -85,6 +85,17 @@ def origin(point: EntryPoint) -> str:
     return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
 
 
+def plugin_info(available: Available) -> PluginInfo:
+    """Return what an installed plugin is, importing it if need be.
+
+    Raises:
+        PluginLoadError: it cannot be used.
+    """
+    if isinstance(available, PluginLoadError):
+        raise available
+    return available if isinstance(available, PluginInfo) else import_plugin(available)
+
+
 def import_plugin(point: EntryPoint) -> PluginInfo:
     """Import what an entry point names.
 
@@ -156,9 +167,7 @@ def _load_one(entry: PluginEntry, available: Mapping[str, Available]) -> Loaded:
             f"{entry.where}: no such plugin is installed{nearest(entry.name, available)}; installed: {installed}. "
             f"Correct the name, or install the plugin (for example 'pip install pointsman-{entry.name}').",
         )
-    if isinstance(point, PluginLoadError):
-        raise point
-    info = point if isinstance(point, PluginInfo) else import_plugin(point)
+    info = plugin_info(point)
     config = entry.validate(info.config)
     try:
         loaded = Loaded(

@@ -1,0 +1,130 @@
+"""The root command: built-in commands and those of the installed plugins, each imported when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pkgutil import resolve_name
+from typing import Any, Final
+
+import click
+
+from .. import __version__
+from ..errors import PluginLoadError
+from ..host.explain import nearest
+from ..host.manager import Available, discover, plugin_info
+
+#: Name, where its code is, and its line in the help.
+_BUILT_IN: Final = {
+    "check": ("pointsman.cli.check:check", "Validate a configuration without starting anything."),
+    "doctor": ("pointsman.cli.doctor:doctor", "Check a configuration and the environment it will run in."),
+    "plugins": ("pointsman.cli.plugins:plugins", "Show the installed plugins."),
+    "status": ("pointsman.cli.status:status", "Show how a running proxy and its plugins are doing."),
+}
+_INSTALLED: Final = "pointsman.installed"
+
+
+class Deferred(click.Command):
+    """A command of which only the name and one line are known until it is used.
+
+    Args:
+        name: Its name.
+        summary: Its line in the help.
+        load: Imports the command itself; raises ``ClickException`` when that fails.
+    """
+
+    def __init__(self, name: str, summary: str, load: Callable[[], click.Command]) -> None:
+        super().__init__(name, help=summary, short_help=summary)
+        self._load = load
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Import the command and let it take over."""
+        try:
+            command = self._load()
+        except click.ClickException:
+            # A shell that completes a line wants words, not errors.
+            if not extra.get("resilient_parsing"):
+                raise
+            return super().make_context(info_name, args, parent, **extra)
+        return command.make_context(info_name, args, parent, **extra)
+
+
+class Root(click.Group):
+    """Finds commands by name, the built-in ones first."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the built-in commands, then the plugins that have commands."""
+        plugins = (name for name in sorted(_installed(ctx)) if name not in _BUILT_IN)
+        return [*_BUILT_IN, *(name for name in plugins if self.get_command(ctx, name) is not None)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command, or None when there is none of this name."""
+        if cmd_name in _BUILT_IN:
+            target, summary = _BUILT_IN[cmd_name]
+            return Deferred(cmd_name, summary, partial(_import, target))
+        installed = _installed(ctx)
+        return _of_plugin(cmd_name, installed[cmd_name]) if cmd_name in installed else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first argument names; say what there is when it names none."""
+        name = args[0]
+        if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
+            if name in _installed(ctx):
+                ctx.fail(f"the plugin {name!r} has no commands")
+            known = self.list_commands(ctx)
+            ctx.fail(
+                f"there is no command {name!r}{nearest(name, known)}; there are: {', '.join(known)}. "
+                f"A plugin brings its own, for example 'pip install pointsman-{name}'."
+            )
+        return super().resolve_command(ctx, args)
+
+
+def _installed(ctx: click.Context) -> dict[str, Available]:
+    installed: dict[str, Available] = ctx.meta.setdefault(_INSTALLED, {})
+    if not installed:
+        installed.update(discover())
+    return installed
+
+
+def _of_plugin(name: str, available: Available) -> Deferred | None:
+    """Return a plugin's group, None when it has none; one that cannot be imported says so when it is used."""
+    try:
+        info = plugin_info(available)
+    except PluginLoadError as err:
+        return Deferred(name, "Cannot be loaded: see 'pointsman plugins list'.", partial(_fail, str(err)))
+    if info.commands is None:
+        return None
+    return Deferred(name, info.summary, partial(_import, info.commands, name))
+
+
+def _fail(message: str) -> click.Command:
+    raise click.ClickException(message)
+
+
+def _import(target: str, plugin: str | None = None) -> click.Command:
+    """Import ``"package.module:attribute"``.
+
+    Raises:
+        click.ClickException: a plugin's commands cannot be imported.
+    """
+    try:
+        command = resolve_name(target)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"it is a {type(command).__name__}, not a click command")  # noqa: TRY301 - one path for all faults
+    except Exception as err:
+        if plugin is None:
+            raise
+        raise click.ClickException(
+            f"plugin {plugin!r}: its commands {target!r} cannot be imported: {type(err).__name__}: {err}"
+        ) from err
+    return command
+
+
+@click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pointsman")
+def main() -> None:
+    """Traffic management for the LiteLLM proxy: look at a configuration, the environment and a running proxy."""
