@@ -6,6 +6,7 @@ every attempt of every worker once, and a worker that restarts knows what it kne
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +29,8 @@ log: Final = logging.getLogger("pointsman.signals")
 TRIES: Final = 5
 #: Deployments written and read in one round; the rest follows in the next one.
 AT_ONCE: Final = 200
+#: Writes under way at the same time: the disk store commits them together.
+TOGETHER: Final = 32
 
 
 class Cache:
@@ -44,6 +47,7 @@ class Cache:
         self._clock = services.clock
         self._new_id = services.new_id
         self._next = 0
+        self._round = asyncio.Lock()
         self.writes = 0
         self.failures = 0
 
@@ -70,10 +74,9 @@ class Cache:
     async def share(self) -> None:
         """Write what is new here, then read what is new elsewhere. A store that fails is logged and tried again."""
         try:
-            unsaved = [state for state in self._book.states.values() if state.unsaved or state.delta.slices]
-            for state in unsaved[:AT_ONCE]:
-                await self.write(state)
-            await self._pull()
+            async with self._round:
+                await self._write_all(self._unsaved()[:AT_ONCE])
+                await self._pull()
         except StoreError as err:
             self.failures += 1
             level = logging.WARNING if self.failures == 1 else logging.DEBUG
@@ -129,20 +132,28 @@ class Cache:
     async def flush(self) -> None:
         """Write everything that is not written yet, at shutdown."""
         try:
-            for state in tuple(self._book.states.values()):
-                if state.unsaved or state.delta.slices:
-                    await self.write(state)
+            async with self._round:
+                await self._write_all(self._unsaved())
         except StoreError as err:
             log.warning("what was last seen of the deployments is lost: %s", err)
 
+    def _unsaved(self) -> list[State]:
+        return [state for state in self._book.states.values() if state.unsaved or state.delta.slices]
+
+    async def _write_all(self, states: Sequence[State]) -> None:
+        for first in range(0, len(states), TOGETHER):
+            writes = (self.write(state) for state in states[first : first + TOGETHER])
+            failed = [one for one in await asyncio.gather(*writes, return_exceptions=True) if one is not None]
+            if failed:
+                raise failed[0]
+
     async def _pull(self) -> None:
         states = list(self._book.states.values())
-        if not states:
-            return
-        self._next %= len(states)
-        chosen = states[self._next : self._next + AT_ONCE]
-        self._next += AT_ONCE
-        await self.read(chosen)
+        if self._next >= len(states):
+            self._next = 0
+        if chosen := states[self._next : self._next + AT_ONCE]:
+            self._next += AT_ONCE
+            await self.read(chosen)
 
     def _merged(self, state: State, before: JSON, pending: Window, now: float) -> Record:
         """Return the record to write; the state learns what the present one knows on the way."""

@@ -64,7 +64,7 @@ class SignalsPlugin:
         await self._cache.restore()
         self._publish(self._book.refresh(services.signals.all(), services.clock.now()))
         services.tasks.every(TICK_S, self._tick, name="keep up")
-        services.tasks.every(self._config.share_interval_s, self._cache.share, name="share")
+        services.tasks.every(self._config.share_interval_s, self._share, name="share")
 
     @hookimpl
     async def shutdown(self) -> None:
@@ -143,6 +143,10 @@ class SignalsPlugin:
             book.adopt(services.catalog.deployments(), now)
         self._publish(book.refresh(services.signals.all(), now))
         await self._refresher.tick()
+
+    async def _share(self) -> None:
+        await self._cache.share()
+        self._publish(self._book.refresh(self._services.signals.all(), self._services.clock.now()))
 
     def _publish(self, signals: Sequence[Signal]) -> None:
         put = self._services.signals.put
