@@ -31,7 +31,7 @@ class OddRequest(ValueError):
 
 def primary_models(model: str) -> tuple[str, ...]:
     """Return the models that will answer: LiteLLM asks several when their names are joined by commas."""
-    return tuple(dict.fromkeys(part.strip() for part in model.split(",")))
+    return tuple(dict.fromkeys(part.strip() for part in model.split(","))) if "," in model else (model,)
 
 
 def models_named(model: str, body: Mapping[str, object]) -> tuple[str, ...]:

@@ -122,7 +122,9 @@ class Quota:
                 )
 
     def _tokens(self, reservation: Reservation, settlement: Settlement) -> int:
-        """Return the tokens to spend: the real ones; for an answer without usage the estimate; else none."""
+        """Return the tokens to spend: the real ones, none for a cached answer, the estimate for one without usage."""
+        if any(attempt.cached and attempt.outcome is Outcome.OK for attempt in settlement.attempts):
+            return 0
         estimate = reservation.amounts.get("tokens", 0) if settlement.outcome is Outcome.OK else 0
         if settlement.usage is None:
             return estimate
