@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from starlette.applications import Starlette
 
 from .. import __version__
-from ..errors import PluginLoadError, PointsmanError
+from ..errors import ConfigError, PluginLoadError, PointsmanError
 from ..plugin import Catalog, Clock, Prices, Services, Tokenizer, Upstream
 from ..store import ScopedStore, open_store
 from ..types import Event, RequestContext, Settlement, Status
@@ -151,13 +151,16 @@ class Host:
     async def _start(self) -> None:
         config = self.settings.host
         if self._store is None:
-            self._store = await open_store(
-                config.store.backend,
-                path=self.settings.base / config.store.path,
-                url=config.store.url,
-                prefix=f"{config.store.prefix}:",
-                timeout_s=config.store.timeout_ms / 1000,
-            )
+            try:
+                self._store = await open_store(
+                    config.store.backend,
+                    path=self.settings.base / config.store.path,
+                    url=config.store.url,
+                    prefix=f"{config.store.prefix}:",
+                    timeout_s=config.store.timeout_ms / 1000,
+                )
+            except ValueError as err:
+                raise ConfigError(f"{self.settings.source}: pointsman.store: {err}") from err
         await self._store.ping()
         self._tasks.spawn(self.events.run(), name="events")
         for plugin in tuple(self.plugins.loaded):

@@ -40,6 +40,7 @@ class Call:
         kind: For a call of our own, the kind of its attempt.
         opened: For a call of our own, its attempt.
         chosen: LiteLLM has asked for candidates since the last attempt was opened: the next one is new.
+        provider_headers: Headers of the provider's latest response, as the HTTP client saw them.
         metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
         awaited: A plugin is going to execute the route and has not begun to answer: its headers are not known yet.
         gone: The client has gone away.
@@ -56,6 +57,7 @@ class Call:
         "kind",
         "metadata",
         "opened",
+        "provider_headers",
         "request_id",
         "scope",
         "status",
@@ -70,6 +72,7 @@ class Call:
         self.chosen = False
         self.awaited = False
         self.metadata: dict[str, Any] = {}
+        self.provider_headers: Any = None
         self.gone = False
         self.status = 0
         self.complete = False

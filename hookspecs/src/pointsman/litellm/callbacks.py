@@ -120,6 +120,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         ):
             return None
         call.chosen = False
+        call.provider_headers = None
         deployment = self._bridge.catalog.by_id(deployment_id) or values.deployment(
             {"model_name": _metadata(kwargs).get("model_group"), "litellm_params": kwargs, "model_info": info}
         )
@@ -141,12 +142,13 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         """Keep what the provider said; the attempt is closed when LiteLLM has priced the answer."""
         call = current_call.get()
         running = _running(call)
-        if running is None or running.answered:
+        if call is None or running is None or running.answered:
             return
         running.answered.update(
             headers=values.provider_headers(
                 _details(request_data).get("response_headers"),
                 values.hidden_params(response).get("additional_headers"),
+                call.provider_headers,
             ),
             usage=values.response_usage(response),
             model=values.response_model(response),
@@ -233,6 +235,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
                 headers = values.provider_headers(
                     _details(request_data).get("response_headers"),
                     values.hidden_params(response).get("additional_headers"),
+                    call.provider_headers,
                 )
                 self.end_stream(running, reader, headers, error, exchange.ctx)
 

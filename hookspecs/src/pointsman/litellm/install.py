@@ -8,6 +8,7 @@ Everything here that is not a documented callback, so that a change in LiteLLM h
 * ``proxy_shutdown_event``: awaited by LiteLLM's shutdown after in-flight requests have drained; ours goes before it.
 * ``PrismaDBExceptionHandler``: without the prisma package a refused key must still be a 401.
 * ``litellm.DEFAULT_MAX_RETRIES``: no retries inside an attempt.
+* ``httpx.AsyncClient.send``: the provider's response headers, for the providers whose LiteLLM callbacks have none.
 * ``litellm.custom_provider_map``: the provider that lets a plugin execute a route.
 """
 
@@ -21,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+import httpx
 import litellm
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
@@ -35,7 +37,7 @@ from ..host import config
 from ..host.admin import error_body
 from ..host.host import Host
 from ..host.tracing import configure
-from .bracket import Bracket, Scope
+from .bracket import Bracket, Scope, current_call
 from .callbacks import Callbacks
 from .catalog import CostMap, PromptTokenizer, RouterCatalog
 from .executor import PROVIDER, Executor, ensure_deployment
@@ -121,6 +123,7 @@ def install() -> Callbacks:
     # An attempt is one call: the provider SDK's own silent retries (LiteLLM's default for embeddings) would hide in it.
     litellm.DEFAULT_MAX_RETRIES = 0
     _without_prisma()
+    _watch_responses()
     _go_before("initialize_shared_aiohttp_session", bridge.ready)
     _go_before("proxy_shutdown_event", bridge.stop)
     litellm.custom_provider_map = [
@@ -148,6 +151,20 @@ def _without_prisma() -> None:
     if importlib.util.find_spec("prisma") is None:
         PrismaDBExceptionHandler.is_database_service_unavailable_error = staticmethod(lambda _: False)
         PrismaDBExceptionHandler.is_database_infrastructure_error = staticmethod(lambda _: False)
+
+
+def _watch_responses() -> None:
+    """Note the headers of each provider response on the call it belongs to. LiteLLM keeps some providers' to itself."""
+    send = httpx.AsyncClient.send
+
+    async def noting(self: httpx.AsyncClient, *args: Any, **kwargs: Any) -> httpx.Response:
+        response = await send(self, *args, **kwargs)
+        call = current_call.get()
+        if call is not None:
+            call.provider_headers = response.headers
+        return response
+
+    httpx.AsyncClient.send = noting  # type: ignore[method-assign]  # see the module's docstring
 
 
 def _go_before(name: str, work: Any) -> None:

@@ -182,7 +182,9 @@ class RouterCall:
     async def _end_stream(self, reader: values.StreamReader, error: BaseException | None) -> None:
         opened = self._call.opened
         if opened is not None and not opened.closed and self._pieces is not None:
-            headers = values.provider_headers(values.hidden_params(self._pieces).get("additional_headers"))
+            headers = values.provider_headers(
+                values.hidden_params(self._pieces).get("additional_headers"), self._call.provider_headers
+            )
             self._bridge.callbacks.end_stream(opened, reader, headers, error, self._exchange.ctx)
         if self._pieces is not None:
             await _close_stream(self._pieces)

@@ -268,8 +268,10 @@ class StreamReader:
         return self._read_event(piece)
 
     def _read_chat(self, piece: Any, choices: Any) -> bool:
-        if (found := getattr(piece, "usage", None)) is not None:
-            self.usage = usage(found) or self.usage
+        # Where the client has not asked for usage, LiteLLM takes it off the chunk and hides it there.
+        found = getattr(piece, "usage", None) or hidden_params(piece).get("usage")
+        if found is not None and (told := usage(found)) is not None and told.total_tokens:
+            self.usage = told
         if self.model is None:
             self.model = getattr(piece, "model", None)
         content = False
