@@ -14,7 +14,7 @@ from tenacity import (
     RetryError,
     retry_if_exception_type,
     stop_after_attempt,
-    wait_exponential_jitter,
+    wait_random_exponential,
 )
 
 from . import codec
@@ -92,7 +92,7 @@ class Gatekeeper:
         try:
             async for attempt in AsyncRetrying(
                 stop=stop_after_attempt(webhook.attempts),
-                wait=wait_exponential_jitter(initial=_FIRST_WAIT_S, max=_LONGEST_WAIT_S, jitter=_FIRST_WAIT_S),
+                wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
                 retry=retry_if_exception_type((_Busy, httpx.TransportError, TimeoutError)),
             ):
                 with attempt:

@@ -1,0 +1,115 @@
+"""The commands against a whole worker behind a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+
+import pytest
+import uvicorn
+import yaml
+from click.testing import CliRunner
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from pointsman.testing import Harness
+from pointsman_canary.commands import canary
+from pointsman_canary.plugin import plugin
+
+
+@pytest.fixture
+def gateway(kit):
+    """Serve a worker's admin surface on a real socket; yields its URL."""
+    ready, stop = threading.Event(), threading.Event()
+
+    async def serve(listener):
+        experiments = [kit.rollout(steps=[1, 5, "pause", 100])]
+        async with Harness([(plugin, {"experiments": experiments})], deployments=kit.deployments) as harness:
+            app = Starlette(routes=[Mount("/pointsman", app=harness.host.admin)])
+            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+            server.should_exit = True
+            await serving
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
+        thread.start()
+        assert ready.wait(20)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        stop.set()
+        thread.join(20)
+
+
+@pytest.fixture
+def run(gateway):
+    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
+
+    def invoke(*args, exit_code=0):
+        result = CliRunner().invoke(canary, [*args, "--url", gateway], catch_exceptions=False)
+        assert result.exit_code == exit_code, result.output
+        return json.loads(result.output) if "--json" in args else result.output
+
+    return invoke
+
+
+def test_rollout_is_led_by_commands_alone(run):
+    shown = run("list")
+    for part in ("chat-v2", "running", "1/3", "canary 1 %"):
+        assert part in shown
+    assert run("pause", "chat-v2", "--who", "anna", "--reason", "lunch", "--json")["phase"] == "paused"
+    assert run("resume", "chat-v2", "--json")["phase"] == "running"
+    assert run("weight", "chat-v2", "3.5", "--json")["weights_percent"] == {"canary": 3.5}
+    assert run("weight", "chat-v2", "canary=4", "--json")["weights_percent"] == {"canary": 4}
+    assert run("promote", "chat-v2", "--json")["phase"] == "promoted"
+    assert "rolled_back" in run("rollback", "chat-v2")
+    assert run("restart", "chat-v2", "--json")["run"] == 2
+    trail = run("audit", "chat-v2")
+    assert "anna" in trail
+    assert "lunch" in trail
+    assert len(run("audit", "chat-v2", "--limit", "3", "--json")["audit"]) == 3
+    assert "error_rate:mean" in run("show", "chat-v2")
+
+
+def test_experiment_is_made_from_a_file_and_removed(run, kit, tmp_path):
+    file = tmp_path / "experiment.yaml"
+    arms = {"b": {"target": "new", "percent": 20}}
+    file.write_text(
+        yaml.safe_dump(kit.rollout(name="ab", model="old", canary=None, steps=None, stable=None, arms=arms))
+    )
+    assert run("create", str(file), "--json")["kind"] == "ab"
+    assert "A/B" in run("list")
+    file.write_text(json.dumps(kit.rollout(name="ab", model="old", canary="newer", stable=None)))
+    assert run("restart", "ab", "--file", str(file), "--json")["kind"] == "rollout"
+    assert "is running" in run("delete", "ab", exit_code=1)
+    assert run("delete", "ab", "--force", "--json") == {"deleted": "ab"}
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("show", "nothing"), "there is no experiment 'nothing'; known: chat-v2"),
+        (("resume", "chat-v2"), "not paused"),
+        (("weight", "chat-v2", "101"), "less than or equal to 100"),
+        (("promote", "chat-v2", "--arm", "b"), "no arm 'b'"),
+    ],
+)
+def test_refusal_of_the_gateway_is_one_line_and_exit_code_1(run, args, message):
+    assert message in run(*args, exit_code=1)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [("weight", "chat-v2"), ("weight", "chat-v2", "x"), ("weight", "chat-v2", "b=1", "2"), ("create", "/nowhere.yaml")],
+)
+def test_wrong_usage_is_exit_code_2(run, args):
+    run(*args, exit_code=2)
+
+
+def test_file_that_is_no_yaml_is_refused(run, tmp_path):
+    file = tmp_path / "broken.yaml"
+    file.write_text("{")
+    assert "neither YAML nor JSON" in run("create", str(file), exit_code=2)
