@@ -26,7 +26,7 @@ from pointsman.store.base import StateStore
 from pointsman.store.disk import DiskStore
 from pointsman.store.memory import MemoryStore
 from pointsman.store.redis import RedisStore
-from pointsman_quota.ledger import LEDGER, Caps
+from pointsman_quota.ledger import LEDGER, Caps, Result
 from pointsman_quota.periods import Calendar
 from pointsman_quota.verdict import breaches, left
 
@@ -103,10 +103,10 @@ class LedgerMachine(RuleBasedStateMachine):
             "tokens": 0, "usd_micros": 0, "expires_s": 0, "force": False, "anew": False, **given,
         }  # fmt: skip
         keys = [f"{self.tag}h/{request}", *(f"{self.tag}{name}" for name in names)]
-        return self.runner.run(self.store.run(LEDGER, keys, args))
+        return Result.read(self.runner.run(self.store.run(LEDGER, keys, args)))
 
     def look(self, names: list[str], behind_ms: int = 0) -> list[Any]:
-        scopes: list[Any] = self.step("look", "-", names, behind_ms=behind_ms)["scopes"]
+        scopes: list[Any] = self.step("look", "-", names, behind_ms=behind_ms).scopes
         return scopes
 
     @rule(
@@ -128,10 +128,10 @@ class LedgerMachine(RuleBasedStateMachine):
         given = {"tokens": take, "usd_micros": usd_micros, "expires_s": expires_s, "force": force}
         result = self.step("reserve", request, names, behind_ms=behind_ms, **given)
         limits = [self.scopes[name].caps for name in names]
-        found = breaches(result["scopes"], limits, period, (take, usd_micros))
+        found = breaches(result.scopes, limits, period, (take, usd_micros))
 
-        assert result["fits"] is (not expected)
-        assert result["done"] is (force or not expected)
+        assert result.fits is (not expected)
+        assert result.done is (force or not expected)
         assert {(breach.scope, breach.limit) for breach in found} == expected
         for breach in found:
             scope = self.scopes[names[breach.scope]]
@@ -144,16 +144,16 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert breach.limit not in scope.refusing(start + breach.wait_ms, take, usd_micros)
                 assert breach.idle_wait_ms is not None
                 assert breach.idle_wait_ms <= breach.wait_ms
-        if not result["done"]:
+        if not result.done:
             return
         for name in names:
             self.scopes[name].take(request, now_ms, (expires_s, take, usd_micros))
         self.open[request] = (names, bool(expected))
         if not expected:
-            for axis in left(result["scopes"], limits, period, (1, take)):
+            for axis in left(result.scopes, limits, period, (1, take)):
                 assert axis is None or 0 <= axis.remaining < axis.limit
         again = self.step("reserve", request, names, behind_ms=behind_ms, **given)
-        assert again["done"]
+        assert again.done
 
     @precondition(lambda self: self.open)
     @rule(
@@ -163,7 +163,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(sorted(self.open)))
         names, forced = self.open.pop(request)
         result = self.step("settle", request, names, behind_ms=behind_ms, tokens=used, usd_micros=usd_micros)
-        assert result["done"]
+        assert result.done
         for name in names:
             self.scopes[name].spend(request, self.now_ms - behind_ms, used, usd_micros, forced=forced)
         self.settled.append((request, names))
@@ -173,7 +173,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def settle_again(self, data: Any, used: int) -> None:
         request, names = data.draw(st.sampled_from(self.settled))
         before = self.look(names)
-        assert not self.step("settle", request, names, tokens=used, usd_micros=used)["done"]
+        assert not self.step("settle", request, names, tokens=used, usd_micros=used).done
         assert self.look(names) == before
 
     @rule(used=tokens, usd_micros=money)
@@ -181,13 +181,13 @@ class LedgerMachine(RuleBasedStateMachine):
         request = f"r{self.count}"
         self.count += 1
         given = {"tokens": used, "usd_micros": usd_micros, "anew": True}
-        assert self.step("settle", request, ["tenant"], **given)["done"]
-        assert not self.step("settle", request, ["tenant"], **given)["done"]
+        assert self.step("settle", request, ["tenant"], **given).done
+        assert not self.step("settle", request, ["tenant"], **given).done
         self.scopes["tenant"].spend(request, self.now_ms, used, usd_micros, forced=False)
 
     @rule(usd_micros=money)
     def spend_money(self, usd_micros: int) -> None:
-        assert self.step("spend", "-", ["tenant"], usd_micros=usd_micros)["done"]
+        assert self.step("spend", "-", ["tenant"], usd_micros=usd_micros).done
         self.scopes["tenant"].spend("-", self.now_ms, 0, usd_micros, forced=False)
 
     @precondition(lambda self: self.open)
@@ -196,7 +196,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = data.draw(st.sampled_from(sorted(self.open)))
         names, _ = self.open[request]
         expires_s = -(-self.now_ms // 1000) + lease_s
-        assert self.step("renew", request, names, expires_s=expires_s)["done"]
+        assert self.step("renew", request, names, expires_s=expires_s).done
         for name in names:
             scope = self.scopes[name]
             lapsed = scope.holds[request][0] * 1000 <= scope.moment(self.now_ms)[0]
@@ -234,19 +234,21 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         for state, scope in zip(self.look(list(self.scopes)), self.scopes.values(), strict=True):
             at_ms, day, month = scope.moment(self.now_ms)
-            assert (state["at_ms"], state["day"], state["month"]) == (at_ms, day, month)
+            assert (state.at_ms, state.day, state.month) == (at_ms, day, month)
             live = scope.live(at_ms)
             leases: dict[str, list[int]] = {}
             for expires_s, take, usd_micros in live:
                 count = leases.setdefault(str(expires_s), [0, 0, 0])
                 count[:] = [count[0] + 1, count[1] + take, count[2] + usd_micros]
-            assert state["leases"] == leases
+            assert state.leases == leases
             for name, tat in (("requests", scope.requests_tat), ("tokens", scope.tokens_tat)):
                 rate: Any = scope.caps.get(name)
-                assert state[name] == (scope.level(tat, rate, self.now_ms) if rate else 0)
+                assert getattr(state, name) == (scope.level(tat, rate, self.now_ms) if rate else 0)
             for unit in ("tokens", "usd_micros"):
-                assert state[f"day_{unit}"] == sum(getattr(s, unit) for s in scope.spendings if s.day == day)
-                assert state[f"month_{unit}"] == sum(getattr(s, unit) for s in scope.spendings if s.month == month)
+                assert getattr(state, f"day_{unit}") == sum(getattr(s, unit) for s in scope.spendings if s.day == day)
+                assert getattr(state, f"month_{unit}") == sum(
+                    getattr(s, unit) for s in scope.spendings if s.month == month
+                )
 
     @invariant()
     def nothing_is_overspent_within_the_estimates(self) -> None:
@@ -257,7 +259,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def every_hold_is_free_after_its_lease(self) -> None:
         self.now_ms += 92_000
-        assert all(not state["leases"] for state in self.look(list(self.scopes)))
+        assert all(not state.leases for state in self.look(list(self.scopes)))
 
 
 def run(open_store: Callable[[], Coroutine[Any, Any, StateStore]], examples: int, steps: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -16,11 +16,7 @@ PERIOD = Period(day=1, month=1, begins_ms=0, day_ends_ms=NOW_MS + 20_000, month_
 
 
 def state(**given: Any) -> ScopeState:
-    made: Any = {
-        "at_ms": NOW_MS, "requests": 0, "tokens": 0, "day": 1, "day_tokens": 0, "day_usd_micros": 0,
-        "month": 1, "month_tokens": 0, "month_usd_micros": 0, "leases": {}, **given,
-    }  # fmt: skip
-    return cast("ScopeState", made)
+    return ScopeState(**{"at_ms": NOW_MS, "day": 1, "month": 1, **given})
 
 
 def only(scope: ScopeState, caps: Caps, take: tuple[int, int] = (10, 0)) -> tuple[LimitName, int | None, int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .estimate import Estimator
     from .gate import Gate
     from .ledger import Result
+    from .periods import Period
     from .queue import FairQueue
     from .scopes import Target
     from .tenants import Caller, Directory
@@ -75,12 +76,14 @@ class Answer:
     Attributes:
         result: The ledger's result.
         expires_s: When the lease ends, in Unix seconds.
+        period: The day and month it was asked in.
         local: Whether only this worker counts it.
         why: The limit that refuses, or None if it fits.
     """
 
     result: Result
     expires_s: int
+    period: Period
     local: bool
     why: Refused | None
 
@@ -124,7 +127,6 @@ class Admission:
                 return None
             return self._refuse(route, answers.unknown_caller(), dry=self._config.dry_run)
         dry = self._config.dry_run or caller.tenant.dry_run
-        route = route.with_labels(**{TENANT_LABEL: caller.tenant.id})
         try:
             names = models_named(ctx.model, ctx.body)
             if not (permitted := allowed(caller.tenant, names)) and not dry:
@@ -175,35 +177,44 @@ class Admission:
         return await queue.wait(lane, priority, attempt) or answer or await self._ask(ask)
 
     async def _ask(self, ask: Ask) -> Answer:
-        expires_s = self._gate.expiry_s()
+        expires_s, period = self._gate.expiry_s(), self._gate.period()
         result, local = await self._gate.reserve(
             ask.target, ask.ctx.request_id, ask.take, expires_s=expires_s, force=ask.dry
         )
-        if result["fits"]:
-            return Answer(result, expires_s, local, None)
-        found = breaches(result["scopes"], ask.target.caps, self._gate.period(), ask.take)
+        if result.fits:
+            return Answer(result, expires_s, period, local, None)
+        found = breaches(result.scopes, ask.target.caps, period, ask.take)
         typical_ms = self._durations.typical_ms(ask.caller.tenant.id)
-        return Answer(result, expires_s, local, answers.refused(found, ask.target.scopes, typical_ms))
+        return Answer(result, expires_s, period, local, answers.refused(found, ask.target.scopes, typical_ms))
 
     def _conclude(self, ask: Ask, answer: Answer, route: Route) -> Route | Denial:
-        taken = (1, ask.take[0]) if answer.result["done"] else (0, 0)
-        headers = answers.limit_headers(*left(answer.result["scopes"], ask.target.caps, self._gate.period(), taken))
-        trace.get_current_span().set_attributes(
-            {
-                "pointsman.quota.tenant": ask.caller.tenant.id,
-                "pointsman.quota.reserved_tokens": ask.take[0],
-                "pointsman.quota.limit": answer.why.mark if answer.why else "",
-                "pointsman.quota.local": answer.local,
-            }
-        )
+        taken = (1, ask.take[0]) if answer.result.done else (0, 0)
+        headers = answers.limit_headers(*left(answer.result.scopes, ask.target.caps, answer.period, taken))
+        span = trace.get_current_span()
+        if span.is_recording():
+            span.set_attributes(
+                {
+                    "pointsman.quota.tenant": ask.caller.tenant.id,
+                    "pointsman.quota.reserved_tokens": ask.take[0],
+                    "pointsman.quota.limit": answer.why.mark if answer.why else "",
+                    "pointsman.quota.local": answer.local,
+                }
+            )
         if answer.why is not None and not ask.dry:
             self.counts.refused[answer.why.mark] += 1
             return answers.over_limit(answer.why, headers, ask.take)
         self.counts.admitted += 1
-        mark = ask.mark or (answer.why.mark if answer.why else None)
-        if mark is not None:
-            route = self._marked(route, mark)
-        return route.with_headers(headers).with_reservation(self._reservation(ask, answer))
+        labels = {TENANT_LABEL: ask.caller.tenant.id}
+        if (mark := ask.mark or (answer.why.mark if answer.why else None)) is not None:
+            self.counts.would_refuse[mark] += 1
+            labels[MARK_LABEL] = f"would-refuse {mark}"
+            headers |= answers.would_refuse(mark)
+        return replace(
+            route,
+            labels={**route.labels, **labels},
+            headers={**route.headers, **headers},
+            reservations=(*route.reservations, self._reservation(ask, answer)),
+        )
 
     def _reservation(self, ask: Ask, answer: Answer) -> Reservation:
         return Reservation(
@@ -219,8 +230,6 @@ class Admission:
         if not dry:
             self.counts.refused[denial.code] += 1
             return denial
-        return self._marked(route, denial.code)
-
-    def _marked(self, route: Route, mark: str) -> Route:
-        self.counts.would_refuse[mark] += 1
-        return route.with_labels(**{MARK_LABEL: f"would-refuse {mark}"}).with_headers(answers.would_refuse(mark))
+        self.counts.would_refuse[denial.code] += 1
+        labels = {MARK_LABEL: f"would-refuse {denial.code}"}
+        return route.with_labels(**labels).with_headers(answers.would_refuse(denial.code))

@@ -47,7 +47,7 @@ class LocalLedger:
                 self._values.pop(keys[index], None)
             else:
                 self._values[keys[index]] = put.value
-        return cast("Result", result)
+        return Result.read(result)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -136,7 +136,7 @@ class Gate:
         keys = target.keys(request_id)
         if local:
             self._local.run(keys, {**step, "anew": False})
-        return (await self._run(keys, step))["done"]
+        return (await self._run(keys, step)).done
 
     async def renew(self, target: Target, request_id: str) -> int | None:
         """Extend a reservation's lease; return its new end in Unix seconds, or None if it is settled.
@@ -146,7 +146,7 @@ class Gate:
         """
         expires_s = self.expiry_s()
         step = self._step("renew", target, (0, 0), expires_s=expires_s)
-        return expires_s if (await self._run(target.keys(request_id), step))["done"] else None
+        return expires_s if (await self._run(target.keys(request_id), step)).done else None
 
     async def spend(self, target: Target, usd_micros: int) -> None:
         """Spend money without a reservation.
@@ -174,7 +174,7 @@ class Gate:
         if self._store_down_until is not None:
             self._store_down_until = None
             self._local.clear()
-        return cast("Result", result)
+        return Result.read(result)
 
     def _step(
         self,

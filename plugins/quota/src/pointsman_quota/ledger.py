@@ -21,7 +21,8 @@ Everything here is a pure function of its arguments. All numbers are integers be
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, TypedDict, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypedDict, cast
 
 from pointsman.store.base import JSON, AtomicOp, Put
 
@@ -53,27 +54,42 @@ class Caps(TypedDict, total=False):
     month_usd_micros: int
 
 
-class ScopeState(TypedDict):
-    """What is stored for a scope.
+class ScopeState(NamedTuple):
+    """What is stored for a scope, as a JSON list: it is written and read twice for every request.
 
-    ``requests`` and ``tokens`` are levels at ``at_ms``. ``day`` and ``month`` number the calendar period that the sums
-    belong to. ``leases`` maps Unix seconds of expiry to how many requests, tokens and micro-dollars end then.
+    Attributes:
+        at_ms: Unix milliseconds of the last change; the levels are those of that moment.
+        requests: Level of the requests.
+        tokens: Level of the tokens.
+        day: Number of the calendar day that the next two sums belong to.
+        day_tokens: Tokens spent on that day.
+        day_usd_micros: Micro-dollars spent on that day.
+        month: Number of the calendar month that the next two sums belong to.
+        month_tokens: Tokens spent in that month.
+        month_usd_micros: Micro-dollars spent in that month.
+        leases: Unix seconds of expiry to how many requests, tokens and micro-dollars end then.
     """
 
-    at_ms: int
-    requests: int
-    tokens: int
-    day: int
-    day_tokens: int
-    day_usd_micros: int
-    month: int
-    month_tokens: int
-    month_usd_micros: int
-    leases: dict[str, list[int]]
+    at_ms: int = 0
+    requests: int = 0
+    tokens: int = 0
+    day: int = 0
+    day_tokens: int = 0
+    day_usd_micros: int = 0
+    month: int = 0
+    month_tokens: int = 0
+    month_usd_micros: int = 0
+    leases: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
-class Hold(TypedDict):
-    """What is stored for a request in flight. ``expires_s`` 0 marks one that was settled without ever being held."""
+class Hold(NamedTuple):
+    """What is stored for a request in flight, as a JSON list.
+
+    Attributes:
+        expires_s: Unix seconds at which its lease ends; 0 marks a request that was settled without ever being held.
+        tokens: Reserved tokens.
+        usd_micros: Reserved micro-dollars.
+    """
 
     expires_s: int
     tokens: int
@@ -113,8 +129,8 @@ class Step(TypedDict):
     anew: bool
 
 
-class Result(TypedDict):
-    """The answer of the atomic step.
+class Result(NamedTuple):
+    """The answer of the atomic step, a JSON list.
 
     Attributes:
         done: Whether something was taken, settled, renewed or spent.
@@ -124,38 +140,42 @@ class Result(TypedDict):
 
     done: bool
     fits: bool
-    scopes: list[ScopeState]
+    scopes: Sequence[ScopeState]
+
+    @classmethod
+    def read(cls, value: JSON) -> Result:
+        """Return the result that a store has returned."""
+        done, fitting, scopes = cast("tuple[bool, bool, Sequence[Sequence[Any]]]", value)
+        return cls(done, fitting, [ScopeState._make(scope) for scope in scopes])
 
 
-def rolled(state: ScopeState | None, caps: Caps, step: Step) -> ScopeState:
+def rolled(state: ScopeState, caps: Caps, step: Step) -> ScopeState:
     """Return a state brought up to the step's time: levels drained, old periods and leases gone.
 
     Time never runs backwards in a scope: a machine whose clock is behind sees the time of the one that is ahead.
     """
-    if state is None:
-        state = _EMPTY
-    now_ms = max(step["now_ms"], state["at_ms"])
-    elapsed_ms = now_ms - state["at_ms"]
-    same_day = step["day"] <= state["day"]
-    same_month = step["month"] <= state["month"]
-    return {
-        "at_ms": now_ms,
-        "requests": max(0, state["requests"] - caps["requests"] * elapsed_ms) if "requests" in caps else 0,
-        "tokens": max(0, state["tokens"] - caps["tokens"] * elapsed_ms) if "tokens" in caps else 0,
-        "day": max(step["day"], state["day"]),
-        "day_tokens": state["day_tokens"] if same_day else 0,
-        "day_usd_micros": state["day_usd_micros"] if same_day else 0,
-        "month": max(step["month"], state["month"]),
-        "month_tokens": state["month_tokens"] if same_month else 0,
-        "month_usd_micros": state["month_usd_micros"] if same_month else 0,
-        "leases": {expiry: lease for expiry, lease in state["leases"].items() if int(expiry) * 1000 > now_ms},
-    }
+    now_ms = max(step["now_ms"], state.at_ms)
+    elapsed_ms = now_ms - state.at_ms
+    same_day = step["day"] <= state.day
+    same_month = step["month"] <= state.month
+    return ScopeState(
+        now_ms,
+        max(0, state.requests - caps["requests"] * elapsed_ms) if "requests" in caps else 0,
+        max(0, state.tokens - caps["tokens"] * elapsed_ms) if "tokens" in caps else 0,
+        state.day if same_day else step["day"],
+        state.day_tokens if same_day else 0,
+        state.day_usd_micros if same_day else 0,
+        state.month if same_month else step["month"],
+        state.month_tokens if same_month else 0,
+        state.month_usd_micros if same_month else 0,
+        {expiry: lease for expiry, lease in state.leases.items() if int(expiry) * 1000 > now_ms},
+    )
 
 
 def held(state: ScopeState) -> tuple[int, int, int]:
     """Return how many requests, tokens and micro-dollars are set aside."""
     requests = tokens = usd_micros = 0
-    for lease in state["leases"].values():
+    for lease in state.leases.values():
         requests += lease[0]
         tokens += lease[1]
         usd_micros += lease[2]
@@ -168,114 +188,90 @@ def fits(state: ScopeState, caps: Caps, tokens: int, usd_micros: int) -> bool:
     tokens += held_tokens
     usd_micros += held_usd_micros
     return (
-        ("requests" not in caps or state["requests"] + LEVEL_UNIT <= caps["requests_burst"] * LEVEL_UNIT)
-        and ("tokens" not in caps or state["tokens"] + tokens * LEVEL_UNIT <= caps["tokens_burst"] * LEVEL_UNIT)
+        ("requests" not in caps or state.requests + LEVEL_UNIT <= caps["requests_burst"] * LEVEL_UNIT)
+        and ("tokens" not in caps or state.tokens + tokens * LEVEL_UNIT <= caps["tokens_burst"] * LEVEL_UNIT)
         and ("concurrent" not in caps or held_requests + 1 <= caps["concurrent"])
-        and ("day_tokens" not in caps or state["day_tokens"] + tokens <= caps["day_tokens"])
-        and ("day_usd_micros" not in caps or state["day_usd_micros"] + usd_micros <= caps["day_usd_micros"])
-        and ("month_tokens" not in caps or state["month_tokens"] + tokens <= caps["month_tokens"])
-        and ("month_usd_micros" not in caps or state["month_usd_micros"] + usd_micros <= caps["month_usd_micros"])
+        and ("day_tokens" not in caps or state.day_tokens + tokens <= caps["day_tokens"])
+        and ("day_usd_micros" not in caps or state.day_usd_micros + usd_micros <= caps["day_usd_micros"])
+        and ("month_tokens" not in caps or state.month_tokens + tokens <= caps["month_tokens"])
+        and ("month_usd_micros" not in caps or state.month_usd_micros + usd_micros <= caps["month_usd_micros"])
     )
 
 
 def _leased(state: ScopeState, hold: Hold) -> ScopeState:
-    leases = dict(state["leases"])
-    expiry = str(hold["expires_s"])
-    requests, tokens, usd_micros = leases.get(expiry, (0, 0, 0))
-    leases[expiry] = [requests + 1, tokens + hold["tokens"], usd_micros + hold["usd_micros"]]
-    return {**state, "leases": leases}
+    expiry = str(hold.expires_s)
+    requests, tokens, usd_micros = state.leases.get(expiry, (0, 0, 0))
+    lease = (requests + 1, tokens + hold.tokens, usd_micros + hold.usd_micros)
+    return state._replace(leases={**state.leases, expiry: lease})
 
 
 def _released(state: ScopeState, hold: Hold) -> ScopeState:
     """Return the state without a hold; one that has expired is gone already."""
-    expiry = str(hold["expires_s"])
-    if expiry not in state["leases"]:
+    expiry = str(hold.expires_s)
+    if expiry not in state.leases:
         return state
-    leases = dict(state["leases"])
+    leases = dict(state.leases)
     requests, tokens, usd_micros = leases.pop(expiry)
     if requests > 1:
-        leases[expiry] = [requests - 1, max(0, tokens - hold["tokens"]), max(0, usd_micros - hold["usd_micros"])]
-    return {**state, "leases": leases}
+        leases[expiry] = (requests - 1, max(0, tokens - hold.tokens), max(0, usd_micros - hold.usd_micros))
+    return state._replace(leases=leases)
 
 
 def _counted(state: ScopeState, caps: Caps) -> ScopeState:
     """Return the state with one more request against the rate: it counts from now on, whatever becomes of it."""
-    return {**state, "requests": min(MAX_AMOUNT, state["requests"] + LEVEL_UNIT) if "requests" in caps else 0}
+    return state._replace(requests=min(MAX_AMOUNT, state.requests + LEVEL_UNIT)) if "requests" in caps else state
 
 
 def _spent(state: ScopeState, caps: Caps, step: Step) -> ScopeState:
     tokens, usd_micros = step["tokens"], step["usd_micros"]
-    return {
-        **state,
-        "tokens": min(MAX_AMOUNT, state["tokens"] + tokens * LEVEL_UNIT) if "tokens" in caps else 0,
-        "day_tokens": min(MAX_AMOUNT, state["day_tokens"] + tokens),
-        "day_usd_micros": min(MAX_AMOUNT, state["day_usd_micros"] + usd_micros),
-        "month_tokens": min(MAX_AMOUNT, state["month_tokens"] + tokens),
-        "month_usd_micros": min(MAX_AMOUNT, state["month_usd_micros"] + usd_micros),
-    }
+    return state._replace(
+        tokens=min(MAX_AMOUNT, state.tokens + tokens * LEVEL_UNIT) if "tokens" in caps else 0,
+        day_tokens=min(MAX_AMOUNT, state.day_tokens + tokens),
+        day_usd_micros=min(MAX_AMOUNT, state.day_usd_micros + usd_micros),
+        month_tokens=min(MAX_AMOUNT, state.month_tokens + tokens),
+        month_usd_micros=min(MAX_AMOUNT, state.month_usd_micros + usd_micros),
+    )
 
 
 def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], JSON]:
     """Carry out the step; see ``Step`` and ``AtomicOp.python``. The first key is the hold, the others are scopes."""
     step = cast("Step", args)
-    hold = cast("Hold | None", values[0])
+    stored = cast("Sequence[Sequence[Any] | None]", values)
+    hold = None if stored[0] is None else Hold._make(stored[0])
+    every_caps = step["caps"]
     before = [
-        rolled(cast("ScopeState | None", state), caps, step)
-        for state, caps in zip(values[1:], step["caps"], strict=True)
+        rolled(ScopeState._make(state) if state is not None else ScopeState(), caps, step)
+        for state, caps in zip(stored[1:], every_caps, strict=True)
     ]
     after: list[ScopeState] | None = None
     kept: Hold | None = None
     fitting = True
     match step["do"]:
         case "reserve" if hold is not None:  # the same request again, after an answer that was lost on its way
-            return {}, _result(before, done=True, fits=True)
+            return {}, (True, True, before)
         case "reserve":
-            fitting = all(
-                map(partial(fits, tokens=step["tokens"], usd_micros=step["usd_micros"]), before, step["caps"])
-            )
+            fitting = all(map(partial(fits, tokens=step["tokens"], usd_micros=step["usd_micros"]), before, every_caps))
             if fitting or step["force"]:
-                kept = {"expires_s": step["expires_s"], "tokens": step["tokens"], "usd_micros": step["usd_micros"]}
-                after = [_counted(_leased(state, kept), caps) for state, caps in zip(before, step["caps"], strict=True)]
-        case "settle" if hold is not None and hold["expires_s"]:
-            after = [
-                _spent(_released(state, hold), caps, step) for state, caps in zip(before, step["caps"], strict=True)
-            ]
+                kept = Hold(step["expires_s"], step["tokens"], step["usd_micros"])
+                after = [_counted(_leased(state, kept), caps) for state, caps in zip(before, every_caps, strict=True)]
+        case "settle" if hold is not None and hold.expires_s:
+            after = [_spent(_released(state, hold), caps, step) for state, caps in zip(before, every_caps, strict=True)]
         case "settle" if hold is None and step["anew"]:
-            kept = {"expires_s": 0, "tokens": 0, "usd_micros": 0}
-            after = [_spent(state, caps, step) for state, caps in zip(before, step["caps"], strict=True)]
-        case "renew" if hold is not None and hold["expires_s"]:
-            kept = {**hold, "expires_s": step["expires_s"]}
+            kept = Hold(0, 0, 0)
+            after = [_spent(state, caps, step) for state, caps in zip(before, every_caps, strict=True)]
+        case "renew" if hold is not None and hold.expires_s:
+            kept = hold._replace(expires_s=step["expires_s"])
             after = [_leased(_released(state, hold), kept) for state in before]
         case "spend":
-            after = [_spent(state, caps, step) for state, caps in zip(before, step["caps"], strict=True)]
+            after = [_spent(state, caps, step) for state, caps in zip(before, every_caps, strict=True)]
         case _:
             pass
     if after is None:
-        return {}, _result(before, done=False, fits=fitting)
-    writes: dict[int, Put | None] = {
-        index: Put(cast("JSON", state), step["keep_s"]) for index, state in enumerate(after, 1)
-    }
+        return {}, (False, fitting, before)
+    writes: dict[int, Put | None] = {index: Put(state, step["keep_s"]) for index, state in enumerate(after, 1)}
     if step["do"] != "spend":
-        writes[0] = None if kept is None else Put(cast("JSON", kept), step["hold_keep_s"])
-    return writes, _result(before, done=True, fits=fitting)
+        writes[0] = None if kept is None else Put(kept, step["hold_keep_s"])
+    return writes, (True, fitting, before)
 
-
-def _result(scopes: list[ScopeState], *, done: bool, fits: bool) -> JSON:
-    result: Result = {"done": done, "fits": fits, "scopes": scopes}
-    return cast("JSON", result)
-
-
-_EMPTY: Final[ScopeState] = {
-    "at_ms": 0,
-    "requests": 0,
-    "tokens": 0,
-    "day": 0,
-    "day_tokens": 0,
-    "day_usd_micros": 0,
-    "month": 0,
-    "month_tokens": 0,
-    "month_usd_micros": 0,
-    "leases": {},
-}
 
 LEDGER: Final = AtomicOp("quota ledger", run, SCRIPT)

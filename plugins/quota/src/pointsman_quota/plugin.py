@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.types import BudgetSpent, Identity, Outcome, Status
+from pointsman.types import BudgetSpent, Identity, Outcome, Route, Status
 
 from .admission import Admission
 from .config import QuotaConfig
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from pointsman.plugin import Services
-    from pointsman.types import Credential, Denial, Event, RequestContext, Reservation, Route, Settlement
+    from pointsman.types import Credential, Denial, Event, RequestContext, Reservation, Settlement
 
     from .scopes import Target
 
@@ -49,8 +49,8 @@ class Quota:
         self._config = config
         self._outputs = OutputLengths()
         self._durations = Durations()
-        #: Reservations of this worker: what they took from, and when they were made, on the monotonic clock.
-        self._open: dict[str, tuple[Target, float]] = {}
+        #: Reservations of this worker, and when they were made, on the monotonic clock.
+        self._open: dict[str, tuple[Reservation, float]] = {}
         self._odd_settlements = 0
         self._budget_events = 0
 
@@ -92,9 +92,8 @@ class Quota:
     async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:
         """Admit the request, or deny it."""
         answer = await self._admission.admit(ctx, route, self._roster.directory)
-        for reservation in getattr(answer, "reservations", ()):
-            if reservation.plugin == self._services.plugin:
-                self._open[reservation.id] = (self._target(reservation), self._services.clock.monotonic())
+        if isinstance(answer, Route) and len(answer.reservations) > len(route.reservations):
+            self._open[ctx.request_id] = (answer.reservations[-1], self._services.clock.monotonic())
         return answer
 
     @hookimpl
@@ -200,10 +199,11 @@ class Quota:
     async def _renew(self) -> None:
         """Renew the leases of requests that run for long, up to the longest time a request may take."""
         now = self._services.clock.monotonic()
-        for request_id, (target, since) in list(self._open.items()):
+        due_s = self._config.lease_s / _RENEWALS_A_LEASE
+        for request_id, (reservation, since) in list(self._open.items()):
             age_s = now - since
             if age_s > self._config.max_request_s or (
-                age_s >= self._config.lease_s / _RENEWALS_A_LEASE and await self._gate.renew(target, request_id) is None
+                age_s >= due_s and await self._gate.renew(self._target(reservation), request_id) is None
             ):
                 self._open.pop(request_id, None)
 

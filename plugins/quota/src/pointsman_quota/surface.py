@@ -101,7 +101,7 @@ class Surface:
         result = await self._gate.look(target)
         usage = [
             {"scope": scope.kind, "name": scope.name, **_usage(state, scope.caps)}
-            for scope, state in zip(target.scopes, result["scopes"], strict=True)
+            for scope, state in zip(target.scopes, result.scopes, strict=True)
         ]
         return JSONResponse({**self._as_json(tenant), "usage": usage})
 
@@ -143,13 +143,13 @@ def _usage(state: ScopeState, caps: Caps) -> dict[str, object]:
         "requests_in_flight": requests,
         "reserved_tokens": tokens,
         "reserved_usd_micros": usd_micros,
-        "day_tokens": state["day_tokens"],
-        "day_usd_micros": state["day_usd_micros"],
-        "month_tokens": state["month_tokens"],
-        "month_usd_micros": state["month_usd_micros"],
+        "day_tokens": state.day_tokens,
+        "day_usd_micros": state.day_usd_micros,
+        "month_tokens": state.month_tokens,
+        "month_usd_micros": state.month_usd_micros,
     }
     if "requests" in caps:
-        usage["requests_left"] = max(0, caps["requests_burst"] - -(-state["requests"] // LEVEL_UNIT))
+        usage["requests_left"] = max(0, caps["requests_burst"] - -(-state.requests // LEVEL_UNIT))
     if "tokens" in caps:
-        usage["tokens_left"] = max(0, caps["tokens_burst"] - -(-state["tokens"] // LEVEL_UNIT) - tokens)
+        usage["tokens_left"] = max(0, caps["tokens_burst"] - -(-state.tokens // LEVEL_UNIT) - tokens)
     return usage

@@ -82,7 +82,7 @@ def breaches(states: Sequence[ScopeState], caps: Sequence[Caps], period: Period,
     """
     found = []
     for index, (state, limits) in enumerate(zip(states, caps, strict=True)):
-        now_ms = state["at_ms"]
+        now_ms = state.at_ms
         epochs = list(_epochs(state))
         for name, cap, when in _checks(state, limits, period, take):
             at_ms = _earliest(epochs, when)
@@ -106,9 +106,9 @@ _NEVER_MS: Final = 1 << 62
 
 def _epochs(state: ScopeState) -> Iterator[_Epoch]:
     requests, tokens, usd_micros = held(state)
-    yield state["at_ms"], requests, tokens, usd_micros
-    for expiry in sorted(state["leases"], key=int):
-        lease = state["leases"][expiry]
+    yield state.at_ms, requests, tokens, usd_micros
+    for expiry in sorted(state.leases, key=int):
+        lease = state.leases[expiry]
         requests, tokens, usd_micros = requests - lease[0], tokens - lease[1], usd_micros - lease[2]
         yield int(expiry) * 1000, requests, tokens, usd_micros
 
@@ -127,28 +127,28 @@ def _checks(
 ) -> Iterator[tuple[LimitName, int, Callable[[_Epoch], int | None]]]:
     """Yield each limit of a scope with a function that says from when on it allows the request within an epoch."""
     tokens, usd_micros = take
-    now_ms = state["at_ms"]
+    now_ms = state.at_ms
     if "requests" in caps:
-        bucket = _Bucket(now_ms, state["requests"], caps["requests"], caps["requests_burst"])
+        bucket = _Bucket(now_ms, state.requests, caps["requests"], caps["requests_burst"])
         yield LimitName.REQUESTS_PER_MINUTE, caps["requests_burst"], partial(bucket.allows, field=0, cells=1)
     if "tokens" in caps:
-        bucket = _Bucket(now_ms, state["tokens"], caps["tokens"], caps["tokens_burst"])
+        bucket = _Bucket(now_ms, state.tokens, caps["tokens"], caps["tokens_burst"])
         yield LimitName.TOKENS_PER_MINUTE, caps["tokens_burst"], partial(bucket.allows, field=2, cells=tokens)
     if "concurrent" in caps:
         slots = _Sum(0, caps["concurrent"], 0)
         yield LimitName.CONCURRENT_REQUESTS, caps["concurrent"], partial(slots.allows, field=1, amount=1)
     day_ms, month_ms = max(now_ms, period.day_ends_ms), max(now_ms, period.month_ends_ms)
     if "day_tokens" in caps:
-        budget = _Sum(state["day_tokens"], caps["day_tokens"], day_ms)
+        budget = _Sum(state.day_tokens, caps["day_tokens"], day_ms)
         yield LimitName.TOKENS_PER_DAY, budget.cap, partial(budget.allows, field=2, amount=tokens)
     if "day_usd_micros" in caps:
-        budget = _Sum(state["day_usd_micros"], caps["day_usd_micros"], day_ms)
+        budget = _Sum(state.day_usd_micros, caps["day_usd_micros"], day_ms)
         yield LimitName.USD_PER_DAY, budget.cap, partial(budget.allows, field=3, amount=usd_micros)
     if "month_tokens" in caps:
-        budget = _Sum(state["month_tokens"], caps["month_tokens"], month_ms)
+        budget = _Sum(state.month_tokens, caps["month_tokens"], month_ms)
         yield LimitName.TOKENS_PER_MONTH, budget.cap, partial(budget.allows, field=2, amount=tokens)
     if "month_usd_micros" in caps:
-        budget = _Sum(state["month_usd_micros"], caps["month_usd_micros"], month_ms)
+        budget = _Sum(state.month_usd_micros, caps["month_usd_micros"], month_ms)
         yield LimitName.USD_PER_MONTH, budget.cap, partial(budget.allows, field=3, amount=usd_micros)
 
 
@@ -198,21 +198,19 @@ def left(
     requests: list[Left] = []
     tokens: list[Left] = []
     for state, limits in zip(states, caps, strict=True):
-        now_ms = state["at_ms"]
+        now_ms = state.at_ms
         in_use = held(state)[1] + taken[1]
         if "requests" in limits:
-            level = state["requests"] + taken[0] * LEVEL_UNIT
+            level = state.requests + taken[0] * LEVEL_UNIT
             requests.append(_bucket_left(level, 0, limits["requests"], limits["requests_burst"]))
         if "tokens" in limits:
-            tokens.append(_bucket_left(state["tokens"], in_use, limits["tokens"], limits["tokens_burst"]))
+            tokens.append(_bucket_left(state.tokens, in_use, limits["tokens"], limits["tokens_burst"]))
         if "day_tokens" in limits:
             cap = limits["day_tokens"]
-            tokens.append(Left(cap, max(0, cap - state["day_tokens"] - in_use), max(0, period.day_ends_ms - now_ms)))
+            tokens.append(Left(cap, max(0, cap - state.day_tokens - in_use), max(0, period.day_ends_ms - now_ms)))
         if "month_tokens" in limits:
             cap = limits["month_tokens"]
-            tokens.append(
-                Left(cap, max(0, cap - state["month_tokens"] - in_use), max(0, period.month_ends_ms - now_ms))
-            )
+            tokens.append(Left(cap, max(0, cap - state.month_tokens - in_use), max(0, period.month_ends_ms - now_ms)))
     return min(requests, key=_remaining, default=None), min(tokens, key=_remaining, default=None)
 
 
