@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
+import httpx
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+_OF_ONE_HOP: Final = frozenset({"host", "connection", "content-length", "accept-encoding"})
+_FORWARD_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,37 +75,24 @@ class Collector:
 
     Args:
         status: The HTTP status of its answers; 503 plays a collector that is broken.
+        forward: URL for traces of another collector that gets everything too (``http://localhost:4318/v1/traces``).
+
+    Attributes:
+        not_forwarded: How many exports the other collector did not take.
     """
 
-    def __init__(self, status: int = 200) -> None:
+    def __init__(self, status: int = 200, *, forward: str | None = None) -> None:
+        self.not_forwarded = 0
+        self._forward = forward
         self._spans: list[CollectedSpan] = []
-        self._lock = threading.Lock()
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802  # the library's name
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                if self.headers.get("content-encoding") == "gzip":
-                    import gzip  # noqa: PLC0415  # seldom needed
-
-                    body = gzip.decompress(body)
-                if status < 300:  # noqa: PLR2004  # HTTP's own limit
-                    with collector._lock:
-                        collector._spans.extend(decode(body))
-                self.send_response(status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *args: Any) -> None:
-                """Be quiet."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._more = threading.Condition()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._take_in, status))
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     @property
     def spans(self) -> list[CollectedSpan]:
         """Everything collected so far."""
-        with self._lock:
+        with self._more:
             return list(self._spans)
 
     def wait(self, enough: Callable[[list[CollectedSpan]], bool], timeout_s: float = 30.0) -> list[CollectedSpan]:
@@ -110,13 +101,31 @@ class Collector:
         Raises:
             TimeoutError: they never were.
         """
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
-            if enough(spans := self.spans):
-                return spans
-            time.sleep(0.05)
-        names = sorted({span.name for span in self.spans})
-        raise TimeoutError(f"not enough spans within {timeout_s:.0f} s; have {len(self.spans)}: {names}")
+        with self._more:
+            if not self._more.wait_for(lambda: enough(list(self._spans)), timeout_s):
+                names = sorted({span.name for span in self._spans})
+                raise TimeoutError(f"not enough spans within {timeout_s:.0f} s; have {len(self._spans)}: {names}")
+            return list(self._spans)
+
+    def take(self, timeout_s: float) -> list[CollectedSpan]:
+        """Return what has been collected and forget it; wait at most this long for something, then return nothing."""
+        with self._more:
+            self._more.wait_for(lambda: self._spans, timeout_s)
+            taken, self._spans = self._spans, []
+            return taken
+
+    def _take_in(self, body: bytes, headers: Mapping[str, str]) -> None:
+        with self._more:
+            self._spans += decode(gzip.decompress(body) if headers.get("content-encoding") == "gzip" else body)
+            self._more.notify_all()
+        if self._forward is None:
+            return
+        passed_on = {name: value for name, value in headers.items() if name not in _OF_ONE_HOP}
+        try:
+            taken = httpx.post(self._forward, content=body, headers=passed_on, timeout=_FORWARD_TIMEOUT_S).is_success
+        except httpx.HTTPError:
+            taken = False
+        self.not_forwarded += not taken
 
     def __enter__(self) -> Self:
         threading.Thread(target=self._server.serve_forever, name="otlp-collector", daemon=True).start()
@@ -127,3 +136,22 @@ class Collector:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+def _handler(take_in: Callable[[bytes, Mapping[str, str]], None], status: int) -> type[BaseHTTPRequestHandler]:
+    """Return the class that answers one export request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:  # the library's name
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            body = self.rfile.read(int(headers.get("content-length", 0)))
+            if status < 300:  # noqa: PLR2004  # HTTP's own limit
+                take_in(body, headers)
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            """Be quiet."""
+
+    return Handler

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,6 +19,7 @@ import yaml
 
 MASTER_KEY: Final = "sk-pointsman-test-0123456789"
 START_TIMEOUT_S: Final = 120.0
+_ENV: Final = "os.environ/"
 
 
 class ProxyFailed(RuntimeError):
@@ -37,7 +38,8 @@ class ProxyServer:
     """A LiteLLM proxy that runs until the end of the ``with`` block.
 
     Args:
-        config: The LiteLLM configuration as a mapping; a master key is added when it has none.
+        config: The LiteLLM configuration as a mapping; a master key is added when it has none. Or a file: it is copied
+            into the directory as it is, so relative paths in it start there, and its master key has to be known.
         directory: Where the configuration and the log are written; also the working directory.
         workers: ``--num_workers``.
         env: More environment variables; a value of None removes one.
@@ -47,7 +49,7 @@ class ProxyServer:
 
     def __init__(
         self,
-        config: Mapping[str, Any],
+        config: Mapping[str, Any] | Path,
         directory: Path,
         *,
         workers: int = 1,
@@ -64,11 +66,28 @@ class ProxyServer:
         self._env = dict(env or {})
         self._python_path = python_path
         self._process: subprocess.Popen[bytes] | None = None
-        document = dict(config)
-        document["general_settings"] = {"master_key": MASTER_KEY, **(config.get("general_settings") or {})}
-        self.master_key: str = document["general_settings"]["master_key"]
         directory.mkdir(parents=True, exist_ok=True)
-        self.config_path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+        self.master_key: str
+        if isinstance(config, Path):
+            text = config.read_text(encoding="utf-8")
+            general = yaml.safe_load(text).get("general_settings") or {}
+            self.master_key = self._variable(general.get("master_key", f"{_ENV}LITELLM_MASTER_KEY"))
+        else:
+            document = dict(config)
+            document["general_settings"] = {"master_key": MASTER_KEY, **(config.get("general_settings") or {})}
+            self.master_key = document["general_settings"]["master_key"]
+            text = yaml.safe_dump(document, sort_keys=False)
+        self.config_path.write_text(text, encoding="utf-8")
+
+    def _variable(self, value: str) -> str:
+        """Return a value of the configuration, or of the variable of the proxy's environment that it names."""
+        if not value.startswith(_ENV):
+            return value
+        name = value.removeprefix(_ENV)
+        found = self._env.get(name, os.environ.get(name))
+        if not found:
+            raise ProxyFailed(f"the configuration takes its master key from {name}, which is not set")
+        return found
 
     @property
     def headers(self) -> dict[str, str]:
@@ -80,6 +99,11 @@ class ProxyServer:
         """The process id of the proxy, or of its supervisor with several workers."""
         assert self._process is not None  # noqa: S101  # it has been started
         return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the process has been started and has not ended."""
+        return self._process is not None and self._process.poll() is None
 
     def log(self) -> str:
         """Return the proxy's output so far."""
@@ -119,22 +143,28 @@ class ProxyServer:
                 command, cwd=self.directory, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
             )
 
-    def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
+    def wait_ready(
+        self, timeout_s: float = START_TIMEOUT_S, *, meanwhile: Callable[[float], object] = lambda _: None
+    ) -> None:
         """Wait until the proxy answers.
+
+        Args:
+            timeout_s: The longest wait.
+            meanwhile: Called again and again while it does not, with the seconds waited so far.
 
         Raises:
             ProxyFailed: it ended, or did not answer in time.
         """
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        began = time.monotonic()
+        while (waited_s := time.monotonic() - began) < timeout_s:
+            meanwhile(waited_s)
             if self._process is None or self._process.poll() is not None:
                 code = self._process.returncode if self._process else None
                 raise ProxyFailed(f"the proxy ended with code {code}; its output:\n{self.log()[-8000:]}")
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health/liveliness", timeout=2.0).is_success:
+                if httpx.get(f"{self.url}/health/liveliness", timeout=2.0, trust_env=False).is_success:
                     return
             time.sleep(0.2)
-        self.stop(signal.SIGKILL)
         raise ProxyFailed(f"the proxy did not answer within {timeout_s:.0f} s; its output:\n{self.log()[-8000:]}")
 
     def start(self) -> Self:
@@ -144,7 +174,12 @@ class ProxyServer:
             ProxyFailed: it did not start.
         """
         self.launch()
-        self.wait_ready()
+        try:
+            self.wait_ready()
+        except BaseException:
+            # No ``with`` block has been entered yet that would end it, not even for a Ctrl-C.
+            self.stop(signal.SIGKILL)
+            raise
         return self
 
     def wait_exit(self, timeout_s: float = START_TIMEOUT_S) -> int:
@@ -173,7 +208,8 @@ class ProxyServer:
 
     def client(self, **kwargs: Any) -> httpx.Client:
         """Return an HTTP client with the master key."""
-        return httpx.Client(base_url=self.url, headers=self.headers, timeout=kwargs.pop("timeout", 30.0), **kwargs)
+        kwargs = {"timeout": 30.0, "trust_env": False, **kwargs}
+        return httpx.Client(base_url=self.url, headers=self.headers, **kwargs)
 
     def __enter__(self) -> Self:
         return self.start()
