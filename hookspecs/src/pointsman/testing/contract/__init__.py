@@ -1,0 +1,45 @@
+"""What every plugin must pass.
+
+::
+
+    class TestContract(ContractSuite):
+        info = plugin
+        config = {"limit": 3}
+        bad_configs = [({"limit": -1}, "limit")]
+
+Each test says in one line what it proves. The suite needs nothing from the author's pytest: it runs its own event
+loops, fake clocks and memory stores.
+"""
+
+from __future__ import annotations
+
+from .base import ContractViolation
+from .cancelling import CancellingContract
+from .life import LifeContract
+from .settling import SettlingContract
+from .surface import SurfaceContract
+from .traffic import TrafficContract
+
+
+class ContractSuite(LifeContract, TrafficContract, SettlingContract, CancellingContract, SurfaceContract):
+    """Derive from it, in a class whose name starts with ``Test``.
+
+    Attributes:
+        info: The plugin.
+        config: A section of the configuration that works.
+        bad_configs: Sections that must be refused, each with a word that the message must contain.
+        deployments: What the gateway can serve. The first one's model group is also probed.
+        model: A model that the plugin lets through.
+        identity: A caller that the plugin lets through, unless ``api_key`` is given.
+        api_key: A key that the plugin's ``authenticate`` knows, or None.
+        headers: Request headers of that caller.
+        body: Its request.
+        keeps_request_keys: The plugin keeps something for each request for ever, and means to.
+        routes_without_body: Paths of admin routes that ignore the body; all others refuse a malformed one.
+        streaming_routes: Paths of admin routes whose answer has no end.
+
+    Override ``prepare`` to register, create or activate what the plugin needs before it lets a request through.
+    """
+
+
+__all__ = ["ContractSuite", "ContractViolation"]
