@@ -307,7 +307,8 @@ class Journal:
         Returns:
             How many settlements are left in the journal for another worker.
         """
-        self._tasks.spawn(self._write(), name="flush")
+        if self._waiting:
+            self._tasks.spawn(self._write(), name="flush")
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()

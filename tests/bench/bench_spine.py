@@ -1,0 +1,207 @@
+"""What the spine costs: CPU time of the proxy process per request, and time per request without a proxy.
+
+All variants run at the same time and get their requests in turns, round by round; each round's difference to the bare
+proxy is one sample, so that a machine whose speed drifts does not matter. Nothing passes or fails.
+
+    tox run -e bench [-- --rounds 8 --requests 200 --only proxy|process]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import concurrent.futures
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
+
+import idle  # noqa: E402  # beside this file
+from pointsman.host.config import parse  # noqa: E402
+from pointsman.host.host import Host  # noqa: E402
+from pointsman.host.tracing import Tracing  # noqa: E402
+from pointsman.testing.distribution import fake_distribution  # noqa: E402
+from pointsman.testing.otlp import Collector  # noqa: E402
+from pointsman.testing.proxy import ProxyServer  # noqa: E402
+from pointsman.testing.upstream import UpstreamProcess  # noqa: E402
+from pointsman.types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage  # noqa: E402
+from rig import deployment  # noqa: E402
+
+TICK_S = 1 / os.sysconf("SC_CLK_TCK")
+console = Console()
+
+
+def cpu_s(pid: int) -> float:
+    """Return the CPU time a process has used, in seconds (user and system)."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_S
+
+
+def variants(upstream: str, library: Path, work: Path, collector: str) -> dict[str, ProxyServer]:
+    """Return the proxies to compare, not started; the first is the bare one."""
+    models = [deployment(upstream, "good", "gpt-4o-mini", id_="good-1")]
+    otel = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector}
+    litellm_otel = {"OTEL_EXPORTER": "otlp_http", "OTEL_ENDPOINT": f"{collector}/v1/traces"}
+    every = [{name: {}} for name in idle.PLUGINS]
+
+    def proxy(name: str, callbacks: list[str], plugins: list[Any] | None, env: dict[str, str]) -> ProxyServer:
+        config: dict[str, Any] = {"model_list": models}
+        if callbacks:
+            config["litellm_settings"] = {"callbacks": callbacks}
+        if plugins is not None:
+            config["pointsman"] = {"store": {"backend": "disk", "path": str(work / name / "store")}, "plugins": plugins}
+        return ProxyServer(config, work / name, env=env, python_path=(library,))
+
+    ours = ["pointsman.litellm.handler"]
+    return {
+        "bare proxy": proxy("bare", [], None, {}),
+        "host, no plugins": proxy("host0", ours, [], {}),
+        f"host, {idle.COUNT} do-nothing plugins": proxy("host7", ours, every, {}),
+        f"host, {idle.COUNT} plugins, traced": proxy("traced7", ours, every, otel),
+        "LiteLLM's own OTel callback": proxy("litellm-otel", ["otel"], None, litellm_otel),
+    }
+
+
+def drive(proxy: ProxyServer, requests: int) -> float:
+    """Send requests, four at a time; return the proxy's CPU time per request in ms."""
+    body = {"model": "good", "messages": [{"role": "user", "content": "Say something."}]}
+    with proxy.client(limits=httpx.Limits(max_connections=4)) as client:
+        before = cpu_s(proxy.pid)
+
+        def one(_: int) -> None:
+            client.post("/v1/chat/completions", json=body).raise_for_status()
+
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            list(pool.map(one, range(requests)))
+        time.sleep(0.3)  # background work that belongs to these requests
+        return (cpu_s(proxy.pid) - before) / requests * 1000
+
+
+def bench_proxy(rounds: int, requests: int) -> None:
+    """Print CPU time per request of each variant."""
+    with tempfile.TemporaryDirectory() as folder, UpstreamProcess() as upstream, Collector() as collector:
+        work = Path(folder)
+        library = work / "lib"
+        library.mkdir()
+        (library / "idle.py").write_text((HERE / "idle.py").read_text(encoding="utf-8"), encoding="utf-8")
+        fake_distribution(library, "pointsman-idle", {name: f"idle:{name.replace('-', '_')}" for name in idle.PLUGINS})
+        proxies = variants(upstream.url, library, work, collector.url)
+        try:
+            for name, proxy in proxies.items():
+                console.print(f"starting: {name}")
+                proxy.start()
+            for proxy in proxies.values():
+                drive(proxy, 50)
+            samples: dict[str, list[float]] = {name: [] for name in proxies}
+            for number in range(rounds):
+                order = list(proxies.items())
+                for name, proxy in order if number % 2 == 0 else reversed(order):
+                    samples[name].append(drive(proxy, requests))
+                console.print(f"round {number + 1} of {rounds}")
+        finally:
+            for proxy in proxies.values():
+                proxy.stop()
+    bare = samples["bare proxy"]
+    table = Table(title=f"CPU of the proxy process per request, ms ({rounds} rounds of {requests} plain chat requests)")
+    for column in ("variant", "median", "min", "max", "over bare: median", "min", "max"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for name, values in samples.items():
+        over = [value - base for value, base in zip(values, bare, strict=True)]
+        row = [statistics.median(values), min(values), max(values)]
+        extra = [statistics.median(over), min(over), max(over)]
+        table.add_row(name, *(f"{v:.2f}" for v in row), *(f"{v:+.2f}" for v in extra))
+    console.print(table)
+
+
+class _Dropping(SpanExporter):
+    """Takes spans and forgets them: what is measured is making them."""
+
+    def export(self, spans: Any) -> SpanExportResult:
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+class _NoGateway:
+    catalog = prices = tokenizer = upstream = None
+
+
+async def _one(host: Host, target: Deployment) -> None:
+    ctx = RequestContext(
+        request_id=host.new_id(), endpoint=Endpoint.CHAT, model="good", stream=False, identity=Identity(), received_at=0.0
+    )
+    exchange = host.open(ctx)
+    await exchange.admit()
+    exchange.select([target])
+    _, attempt = await exchange.begin(target, gateway=True)
+    attempt.end(Outcome.OK, usage=Usage(prompt_tokens=10, completion_tokens=20), cost_usd_micros=3, status_code=200)
+    exchange.close(200)
+    await asyncio.sleep(0)
+
+
+async def _in_process(plugins: int, backend: str, *, traced: bool, requests: int) -> float:
+    provider = TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(_Dropping()))
+    tracing = Tracing(provider.get_tracer("bench"), provider) if traced else Tracing()
+    with tempfile.TemporaryDirectory() as folder:
+        section = {"store": {"backend": backend}, "plugins": list(idle.PLUGINS)[:plugins]}
+        settings = parse(section, "bench", Path(folder))
+        host = Host(settings, _NoGateway(), tracing=tracing, available=idle.PLUGINS)
+        await host.start()
+        target = Deployment(id="good-1", group="good", provider="openai", model="gpt-4o-mini")
+        for _ in range(200):
+            await _one(host, target)
+        before = time.process_time()
+        for _ in range(requests):
+            await _one(host, target)
+        await host.stop()
+        return (time.process_time() - before) / requests * 1e6
+
+
+def bench_process(rounds: int, requests: int) -> None:
+    """Print the CPU time of one request's hooks, exchange, journal and spans, without a proxy."""
+    logging.getLogger("pointsman").setLevel(logging.ERROR)
+    table = Table(title=f"CPU per request inside the host, µs (median of {rounds} rounds of {requests})")
+    for column in ("plugins", "store", "tracing off", "every request traced"):
+        table.add_column(column, justify="right")
+    for plugins in (0, idle.COUNT):
+        for backend in ("memory", "disk"):
+            cells = []
+            for traced in (False, True):
+                samples = [
+                    asyncio.run(_in_process(plugins, backend, traced=traced, requests=requests)) for _ in range(rounds)
+                ]
+                cells.append(f"{statistics.median(samples):.0f}")
+            table.add_row(str(plugins), backend, *cells)
+    console.print(table)
+
+
+def main() -> None:
+    """Run the benchmarks."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=8)
+    options.add_argument("--requests", type=int, default=200)
+    options.add_argument("--only", choices=("proxy", "process"))
+    chosen = options.parse_args()
+    if chosen.only != "proxy":
+        bench_process(5, 2000)
+    if chosen.only != "process":
+        bench_proxy(chosen.rounds, chosen.requests)
+
+
+if __name__ == "__main__":
+    main()
