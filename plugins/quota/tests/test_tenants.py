@@ -214,6 +214,10 @@ def test_text_is_measured_without_pictures() -> None:
         "n": 1,
     }
     assert text_chars(body) == 5
+    deep: object = "1234567"
+    for _ in range(100_000):
+        deep = [deep]
+    assert text_chars({"messages": deep}) == 7
 
 
 json_values = st.recursive(

@@ -107,10 +107,14 @@ def _whole(value: object, field: str, most: int) -> int:
 
 def text_chars(value: object) -> int:
     """Return roughly how many characters of text a part of a request has; data URLs are not text."""
-    if isinstance(value, str):
-        return 0 if value.startswith("data:") else len(value)
-    if isinstance(value, Mapping):
-        return sum(text_chars(item) for item in value.values())
-    if isinstance(value, list | tuple):
-        return sum(text_chars(item) for item in value)
-    return 0
+    chars = 0
+    parts = [value]
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            chars += 0 if part.startswith("data:") else len(part)
+        elif isinstance(part, list | tuple):
+            parts.extend(part)
+        elif isinstance(part, dict) or (part is value and isinstance(part, Mapping)):
+            parts.extend(part.values())
+    return chars

@@ -75,10 +75,7 @@ class Estimator:
 
     async def _prompt(self, ctx: RequestContext) -> int:
         count = self._services.tokenizer.count
-        try:
-            chars = text_chars(ctx.body)
-        except RecursionError:
-            raise OddRequest("The request is nested too deeply.", "messages") from None
+        chars = text_chars(ctx.body)
         try:
             if chars > _LONG_PROMPT_CHARS:
                 return max(0, await asyncio.to_thread(count, ctx.model, ctx.body))
