@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, PLR2004, S311 - a script of figures and repeatable chance, not a package
 """How often a rollout is rolled back, wrongly and rightly, and what a request pays for 20 experiments.
 
 Run it with ``python plugins/canary/bench/bench_canary.py``; ``--rollouts 1000`` is quicker and coarser.
@@ -31,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pointsman.types import Endpoint, Identity, RequestContext, Route
-from pointsman_canary import analysis, lifecycle, table
+from pointsman_canary import lifecycle, table
 from pointsman_canary.config import CanaryConfig
 from pointsman_canary.experiment import Experiment, MetricName
 from pointsman_canary.lifecycle import Cause
@@ -87,11 +88,13 @@ class Result:
 
 @cache
 def binomial_table(number: int, mean: float) -> list[float]:
+    """Return the distribution function of a binomial count, from 0 to ``number``."""
     chances = [math.comb(number, k) * mean**k * (1 - mean) ** (number - k) for k in range(number + 1)]
     return list(accumulate(chances))
 
 
 def binomial(rng: random.Random, number: int, mean: float) -> int:
+    """Draw a binomial count."""
     return min(bisect_left(binomial_table(number, mean), rng.random()), number)
 
 
@@ -105,6 +108,7 @@ def latency_buckets(slower: float) -> tuple[int, ...]:
 
 
 def histogram(buckets: Iterable[int]) -> dict[int, int]:
+    """Count the buckets."""
     counts: dict[int, int] = {}
     for bucket in buckets:
         counts[bucket] = counts.get(bucket, 0) + 1
@@ -123,6 +127,7 @@ class Rules:
     sums: dict[str, list[float]] = field(default_factory=lambda: {"stable": [0.0] * 3, "canary": [0.0] * 3})
 
     def see(self, stable: Sequence[tuple[float, int]], canary: Sequence[float]) -> None:
+        """Take in one tick: values of stable with their counts, values of the canary one by one."""
         for value, count in stable:
             self._add("stable", value, count)
         for value in canary:
@@ -169,6 +174,7 @@ class Rules:
 
 
 def simulate(case: Case, seed: int) -> Result:
+    """Run one rollout until it is promoted, every rule has said its word, or enough has been seen."""
     rng = random.Random(seed)
     latency = "latency_ms" in case.metrics
     experiment = Experiment.model_validate(
@@ -218,6 +224,7 @@ RULES = ("e 1 %", "e 1 %, half", "e 5 %", "last 100", "z 1 %", "z 5 %")
 
 
 def lowest_p(rollout: Rollout) -> float:
+    """Return the p-value of harm that comes nearest to a fail."""
     return min((found.p_harm for findings in rollout.findings().values() for found in findings), default=1.0)
 
 
@@ -245,17 +252,20 @@ def observe(
 
 
 def chunk(job: tuple[Case, range]) -> list[Result]:
+    """Run some rollouts in a worker process."""
     case, seeds = job
     return [simulate(case, seed) for seed in seeds]
 
 
 def run(case: Case, pool: ProcessPoolExecutor) -> list[Result]:
+    """Run all rollouts of a case."""
     size = max(1, case.rollouts // 64)
     jobs = [(case, range(start, min(start + size, case.rollouts))) for start in range(0, case.rollouts, size)]
     return [result for results in pool.map(chunk, jobs) for result in results]
 
 
 def row(case: Case, results: Sequence[Result]) -> list[str]:
+    """Return a case as a row of the table."""
     cells = [case.name, str(len(results))]
     for rule in RULES:
         hits = [result.hits[rule] for result in results]
@@ -269,6 +279,7 @@ def row(case: Case, results: Sequence[Result]) -> list[str]:
 
 
 def cases(rollouts: int) -> Iterator[tuple[str, list[Case]]]:
+    """Return the tables' titles and cases."""
     some = max(50, rollouts // 20)
     errors = ("error_rate",)
     yield (
@@ -370,6 +381,7 @@ def tick_cost_us(metrics: tuple[str, ...]) -> float:
 
 
 def printed(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table for the terminal."""
     made = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         made.add_column(column, justify="left" if number == 0 else "right")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,8 @@ from pointsman.testing import FakeClock, Harness, deployment
 from pointsman_canary.metrics import added
 from pointsman_canary.plugin import plugin
 from pointsman_canary.repository import ROOT, Repository
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 DEPLOYMENTS = (
     deployment("old-1", "old"),

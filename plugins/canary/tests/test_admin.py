@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -92,47 +93,45 @@ async def test_scores_of_a_judge_decide(fleet, kit):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "status", "param"),
+    ("path", "body", "expected"),
     [
-        ("", {}, 422, "experiment"),
-        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "steps": [5, 1]}}, 422, "experiment"),
-        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stepz": [1]}}, 422, "experiment.stepz"),
-        ("", {"experiment": {"name": "x", "model": "m", "canary": "nowhere"}}, 422, "experiment"),
-        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stable": "new"}}, 422, "experiment"),
+        ("", {}, (422, "experiment")),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "steps": [5, 1]}}, (422, "experiment")),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stepz": [1]}}, (422, "experiment.stepz")),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "nowhere"}}, (422, "experiment")),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stable": "new"}}, (422, "experiment")),
         (
             "",
             {"experiment": {"name": "x", "model": "m", "canary": "new", "gates": {"before_step": "ci"}}},
-            422,
-            "experiment.gates",
+            (422, "experiment.gates"),
         ),
-        ("", {"experiment": {"name": "chat-v2", "model": "m", "canary": "new"}}, 409, None),
-        ("", {"experiment": {"name": "rival", "model": "chat", "canary": "newer"}}, 409, None),
-        ("", {"experiment": {"name": "../x", "model": "m", "canary": "new"}}, 422, "experiment.name"),
-        ("/nothing/pause", {}, 404, None),
-        ("/chat-v2/pause", {"who": ""}, 422, "who"),
-        ("/chat-v2/pause", {"wh": "x"}, 422, "wh"),
-        ("/chat-v2/resume", {}, 409, None),
-        ("/chat-v2/promote", {"arm": "b"}, 409, None),
-        ("/chat-v2/weight", {}, 422, "percent"),
-        ("/chat-v2/weight", {"percent": 5, "percents": {"canary": 5}}, 422, "percent"),
-        ("/chat-v2/weight", {"percent": 101}, 422, "percent"),
-        ("/chat-v2/weight", {"percent": -1}, 422, "percent"),
-        ("/chat-v2/weight", {"percent": 100}, 409, None),
-        ("/chat-v2/weight", {"percents": {"b": 5}}, 409, None),
-        ("/chat-v2/score", {"scores": [{"arm": "canary", "score": 0.5}]}, 409, None),
-        ("/chat-v2/score", {"scores": [{"arm": "canary", "score": 1.5}]}, 422, "scores.0.score"),
-        ("/scored/score", {"scores": [{"arm": "b", "score": 0.5}]}, 422, "scores.0.arm"),
-        ("/chat-v2/restart", {"experiment": {"name": "x", "model": "m", "canary": "new"}}, 409, None),
-        ("/scored/restart", {"experiment": {"name": "x", "model": "m", "canary": "new"}}, 422, "experiment.name"),
+        ("", {"experiment": {"name": "chat-v2", "model": "m", "canary": "new"}}, (409, None)),
+        ("", {"experiment": {"name": "rival", "model": "chat", "canary": "newer"}}, (409, None)),
+        ("", {"experiment": {"name": "../x", "model": "m", "canary": "new"}}, (422, "experiment.name")),
+        ("/nothing/pause", {}, (404, None)),
+        ("/chat-v2/pause", {"who": ""}, (422, "who")),
+        ("/chat-v2/pause", {"wh": "x"}, (422, "wh")),
+        ("/chat-v2/resume", {}, (409, None)),
+        ("/chat-v2/promote", {"arm": "b"}, (409, None)),
+        ("/chat-v2/weight", {}, (422, "percent")),
+        ("/chat-v2/weight", {"percent": 5, "percents": {"canary": 5}}, (422, "percent")),
+        ("/chat-v2/weight", {"percent": 101}, (422, "percent")),
+        ("/chat-v2/weight", {"percent": -1}, (422, "percent")),
+        ("/chat-v2/weight", {"percent": 100}, (409, None)),
+        ("/chat-v2/weight", {"percents": {"b": 5}}, (409, None)),
+        ("/chat-v2/score", {"scores": [{"arm": "canary", "score": 0.5}]}, (409, None)),
+        ("/chat-v2/score", {"scores": [{"arm": "canary", "score": 1.5}]}, (422, "scores.0.score")),
+        ("/scored/score", {"scores": [{"arm": "b", "score": 0.5}]}, (422, "scores.0.arm")),
+        ("/chat-v2/restart", {"experiment": {"name": "x", "model": "m", "canary": "new"}}, (409, None)),
+        ("/scored/restart", {"experiment": {"name": "x", "model": "m", "canary": "new"}}, (422, "experiment.name")),
     ],
 )
-async def test_bad_request_is_refused_with_the_field_and_changes_nothing(fleet, kit, path, body, status, param):
+async def test_bad_request_is_refused_with_the_field_and_changes_nothing(fleet, kit, path, body, expected):
     worker = await fleet.worker(kit.rollout())
     await post(worker, "", 201, experiment=kit.rollout(name="scored", model="old", stable=None, metrics=["score"]))
     before = await fleet.state()
     answer = await worker.admin.post(f"/canary{path}", json=body)
-    assert answer.status_code == status, answer.text
-    assert answer.json()["error"]["param"] == param
+    assert (answer.status_code, answer.json()["error"]["param"]) == expected, answer.text
     assert await fleet.state() == before
 
 
@@ -183,8 +182,6 @@ async def test_experiments_are_read_by_other_plugins_through_the_status(fleet, k
 
 async def test_two_people_who_act_at_once_are_both_heard(fleet, kit):
     """Weights set by two workers at the same moment: both are in the trail, and the state is the later one."""
-    import asyncio  # noqa: PLC0415  # only here
-
     workers = [await fleet.worker(kit.rollout(), name=name) for name in ("one", "two")]
     answers = await asyncio.gather(
         *(

@@ -155,13 +155,12 @@ def test_step_restarts_statistics_and_keeps_only_what_to_expect_of_stable():
 def test_later_restart_has_a_smaller_part_of_alpha():
     """The same evidence weighs 1/2 in the first window of a run and 1/6 in the second."""
     made = experiment()
-    bad = [({"error_rate": {0: 95}}, {"error_rate": {0: 3, 1000: 2}})]
+    bad = ({"error_rate": {0: 95}}, {"error_rate": {0: 2, 1000: 3}})
     first = analysis.fresh(made)
     second = analysis.restarted(first)
     p_values = []
-    for state in (first, second):
-        for stable, canary in bad:
-            state = analysis.absorbed(state, made, stable, canary)
+    for before in (first, second):
+        state = analysis.absorbed(before, made, *bad)
         p_values.append(analysis.findings(state, made)[0].p_harm)
     assert p_values[1] == pytest.approx(3 * p_values[0])
 

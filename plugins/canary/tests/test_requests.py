@@ -73,8 +73,7 @@ async def test_other_models_are_left_alone(fleet, kit):
 
 async def canary_only(fleet, kit, **fields):
     """Start a worker whose requests go to the canary, 99.99 % of them."""
-    worker = await fleet.worker(kit.rollout(steps=[99.99], interval_s=86_400, **fields))
-    return worker
+    return await fleet.worker(kit.rollout(steps=[99.99], interval_s=86_400, **fields))
 
 
 async def test_failing_canary_is_saved_by_stable_and_still_counted_as_its_failure(fleet, kit):

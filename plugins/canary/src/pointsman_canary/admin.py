@@ -28,7 +28,7 @@ from .bodies import (
     parse,
     refusal,
 )
-from .experiment import CANARY, STABLE, MetricName
+from .experiment import CANARY, NAME, STABLE, MetricName
 from .metrics import index
 
 if TYPE_CHECKING:
@@ -90,14 +90,14 @@ class Admin:
         """``DELETE /{rollout}?force=``: 409 while it is not finished, without ``force=true``."""
         query = _query(DeleteQuery, request)
         body = parse(Signed, await request.body())
-        name = request.path_params["rollout"]
+        name = _name(request)
         await self._engine.remove(name, self._cause(request, body), force=query.force)
         return JSONResponse({"deleted": name})
 
     async def audit(self, request: Request) -> JSONResponse:
         """``GET /{rollout}/audit?limit=``: every change with who and why, the newest first, also of a deleted one."""
         query = _query(AuditQuery, request)
-        name = request.path_params["rollout"]
+        name = _name(request)
         entries = await self._engine.repository.audit(name, query.limit)
         if not entries:
             raise NotFound(f"there has never been an experiment {name!r}", param="rollout")
@@ -111,7 +111,7 @@ class Admin:
     async def restart(self, request: Request) -> JSONResponse:
         """``POST /{rollout}/restart``: a new run from the first step, with the configuration's or a new definition."""
         body = parse(Restart, await request.body())
-        name = request.path_params["rollout"]
+        name = _name(request)
         return JSONResponse(detail(await self._engine.restart(name, body.experiment, self._cause(request, body))))
 
     async def weigh(self, request: Request) -> JSONResponse:
@@ -157,7 +157,7 @@ class Admin:
         self, request: Request, body: Signed, transition: Callable[[Rollout, Cause], Outcome]
     ) -> JSONResponse:
         cause = self._cause(request, body)
-        rollout = await self._engine.change(request.path_params["rollout"], lambda state: transition(state, cause))
+        rollout = await self._engine.change(_name(request), lambda state: transition(state, cause))
         return JSONResponse(detail(rollout))
 
     def _cause(self, request: Request, body: Signed) -> Cause:
@@ -170,12 +170,19 @@ class Admin:
         return self._engine.cause(who or DEFAULT_WHO, body.reason or "asked for")
 
     def _rollout(self, request: Request) -> Rollout:
-        name = request.path_params["rollout"]
+        name = _name(request)
         rollout = self._engine.rollouts.get(name)
         if rollout is None:
             known = ", ".join(self._engine.rollouts) or "none"
             raise NotFound(f"there is no experiment {name!r}; known: {known}", param="rollout")
         return rollout
+
+
+def _name(request: Request) -> str:
+    name: str = request.path_params["rollout"]
+    if not NAME.fullmatch(name):
+        raise NotFound(f"there is no experiment {name[:64]!r}: no name is like that", param="rollout")
+    return name
 
 
 def _query(model: Any, request: Request) -> Any:

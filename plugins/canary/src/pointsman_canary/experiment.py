@@ -20,7 +20,9 @@ STABLE: Final = "stable"
 CANARY: Final = "canary"
 MAX_STEPS: Final = 200
 
-Name: TypeAlias = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}$")
+
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=NAME)]
 Text: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Percent: TypeAlias = Annotated[float, Field(ge=0, le=100)]
 
