@@ -210,12 +210,14 @@ async def test_too_many_in_flight_is_told_the_usual_duration() -> None:
         await h.settled()
 
 
-@pytest.mark.parametrize("value", [0, -5, math.nan, math.inf, "10", True, 10**12])
+@pytest.mark.parametrize("value", [0, -5, math.nan, math.inf, "x", True, 10**12])
 async def test_absurd_amounts_are_refused(value: object) -> None:
     async with worker(tenant(limits={"tokens_per_minute": 1000})) as h:
-        result = await call(h, body={**BODY, "max_tokens": value})
-        assert (result.status, result.denial and result.denial.param) == (400, "max_tokens")
-        assert not result.attempts
+        for field, endpoint in (("max_tokens", Endpoint.CHAT), ("n", Endpoint.CHAT), ("n", Endpoint.EMBEDDINGS)):
+            result = await call(h, endpoint=endpoint, body={**BODY, "n": 1, field: value})
+            assert (result.status, result.denial and result.denial.param) == (400, field)
+            assert not result.attempts
+        assert h.faults == {}
 
 
 async def test_output_is_estimated_by_maximum_choices_and_what_was_learnt() -> None:

@@ -57,6 +57,7 @@ class Ask:
         caller: Who calls.
         target: The scopes it takes from.
         take: Estimated tokens and micro-dollars.
+        choices: How many answers it asks each model for.
         mark: What dry-run has let pass already, or None.
         dry: Whether it is never refused.
     """
@@ -65,6 +66,7 @@ class Ask:
     caller: Caller
     target: Target
     take: tuple[int, int]
+    choices: int
     dry: bool
     mark: str | None
 
@@ -132,7 +134,10 @@ class Admission:
             if not (permitted := allowed(caller.tenant, names)) and not dry:
                 return self._refuse(route, answers.model_not_allowed(names), dry=dry)
             models = primary_models(ctx.model)
-            prompt_tokens, output_tokens = await self._estimator.tokens(ctx, caller.tenant.id, models)
+            answers_wanted = choices(ctx.body)
+            prompt_tokens, output_tokens = await self._estimator.tokens(
+                ctx, caller.tenant.id, models=len(models), choices=answers_wanted
+            )
         except OddRequest as err:
             return self._refuse(route, answers.odd_request(str(err), err.param), dry=dry)
         target = target_of(caller, limited_patterns(caller.tenant, names), self._config.gateway_limits)
@@ -143,6 +148,7 @@ class Admission:
             caller,
             target,
             (prompt_tokens + output_tokens, usd_micros),
+            answers_wanted,
             dry,
             None if permitted else "model_not_allowed",
         )
@@ -222,7 +228,7 @@ class Admission:
             id=ask.ctx.request_id,
             expires_at=float(answer.expires_s),
             amounts={"tokens": ask.take[0], "usd_micros": ask.take[1]},
-            data={**ask.target.as_data(), "local": answer.local, "choices": choices(ask.ctx.body)},
+            data={**ask.target.as_data(), "local": answer.local, "choices": ask.choices},
         )
 
     def _refuse(self, route: Route, denial: Denial, *, dry: bool) -> Route | Denial:

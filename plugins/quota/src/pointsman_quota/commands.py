@@ -65,9 +65,9 @@ def add(admin: AdminClient, file: BinaryIO, replace: bool) -> None:
     try:
         body = json.loads(file.read())
     except ValueError as err:
-        raise click.ClickException(f"{file.name}: is not JSON: {err}") from err
+        raise click.ClickException(f"the tenant is not JSON: {err}") from err
     if not isinstance(body, dict):
-        raise click.ClickException(f"{file.name}: must be one JSON object, not {type(body).__name__}")
+        raise click.ClickException(f"the tenant must be one JSON object, not {type(body).__name__}")
     answer = admin.post("/quota/tenants", body, replace="true" if replace else None)
     admin.show(answer, lambda: _overview([answer]))
 

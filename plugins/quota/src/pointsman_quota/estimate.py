@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Endpoint
 
-from .asked import OddRequest, choices, output_limit, text_chars
+from .asked import OddRequest, output_limit, text_chars
 from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS
 
 if TYPE_CHECKING:
@@ -47,31 +47,33 @@ class Estimator:
         self._prices: dict[str, tuple[float, Decimal, Decimal]] = {}
         self.uncountable = 0
 
-    async def tokens(self, ctx: RequestContext, tenant: str, models: Sequence[str]) -> tuple[int, int]:
+    async def tokens(self, ctx: RequestContext, tenant: str, *, models: int, choices: int) -> tuple[int, int]:
         """Return the estimated prompt and output tokens of a request, all models and choices together.
+
+        Args:
+            ctx: The request.
+            tenant: Whose past outputs to go by.
+            models: How many models will answer.
+            choices: How many answers each of them is asked for.
 
         Raises:
             OddRequest: a field that limits the output is no sensible number, or the sum is absurd.
         """
-        output = self._output(ctx, tenant)
-        prompt = await self._prompt(ctx)
-        prompt, output = prompt * len(models), output * len(models)
+        output = self._output(ctx, tenant) * choices * models
+        prompt = await self._prompt(ctx) * models
         if prompt + output > MAX_REQUEST_TOKENS:
             raise OddRequest(f"The request may use {prompt + output} tokens; ask for less output.", "max_tokens")
         return max(1, prompt), output
 
     def _output(self, ctx: RequestContext, tenant: str) -> int:
+        """Return the estimated tokens of one answer."""
+        limit = output_limit(ctx.body)
         if ctx.endpoint is Endpoint.EMBEDDINGS:
             return 0
-        limit = output_limit(ctx.body)
         learnt = self._outputs.quantile(tenant, ctx.model, self._config.quantile_ratio)
         if limit is None:
-            each = learnt or self._config.default_tokens
-        elif self._config.by == "learnt" and learnt is not None:
-            each = min(limit, learnt)
-        else:
-            each = limit
-        return each * choices(ctx.body)
+            return learnt or self._config.default_tokens
+        return min(limit, learnt) if self._config.by == "learnt" and learnt is not None else limit
 
     async def _prompt(self, ctx: RequestContext) -> int:
         count = self._services.tokenizer.count

@@ -73,8 +73,8 @@ class Surface:
         return [
             Route("/tenants", self._list, methods=["GET"]),
             Route("/tenants", self._add, methods=["POST"]),
-            Route("/tenants/{id}", self._show, methods=["GET"]),
-            Route("/tenants/{id}", self._remove, methods=["DELETE"]),
+            Route("/tenants/{id:path}", self._show, methods=["GET"]),
+            Route("/tenants/{id:path}", self._remove, methods=["DELETE"]),
         ]
 
     async def _list(self, _request: Request) -> JSONResponse:
