@@ -54,7 +54,7 @@ def _load(file: Path) -> dict[str, Any]:
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{file}: is not YAML{at}: {err.problem or err.context}") from err
     except (yaml.YAMLError, ValueError) as err:
-        raise ConfigError(f"{file}: is not YAML: {err}") from err
+        raise ConfigError(f"{file}: is not YAML: {' '.join(str(err).split())}") from err
     if not isinstance(document, Mapping):
         raise ConfigError(f"{file}: is not a LiteLLM configuration: it must be a mapping with keys such as model_list")
     return dict(document)

@@ -95,7 +95,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[
         and not isinstance(value, str)
     ):
         return f"{place}: ", message
-    return f"{place}: {_shown(value, path)} is not allowed{near}: ", f"{message[:1].lower()}{message[1:]}"
+    return f"{place}: {_shown(value, path)} is not allowed: ", f"{message[:1].lower()}{message[1:]}{near}"
 
 
 def _place(where: str, path: Sequence[int | str]) -> str:

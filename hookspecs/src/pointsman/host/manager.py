@@ -69,7 +69,7 @@ class Plugins:
 def discover() -> dict[str, Available]:
     """Return the installed plugins by name, without importing them; an error for a name that two of them claim."""
     found: dict[str, Available] = {}
-    for point in sorted(entry_points(group=GROUP), key=lambda p: p.name):
+    for point in sorted(entry_points(group=GROUP), key=lambda p: (p.name, p.value)):
         other = found.setdefault(point.name, point)
         if isinstance(other, EntryPoint) and other.value != point.value:
             found[point.name] = PluginLoadError(
@@ -202,7 +202,7 @@ def implementations(plugin: Loaded) -> dict[str, Impl]:
         hook = next((h for h in HOOK_NAMES if f"'{h}'" in str(err) or f"{h}(" in str(err)), "unknown")
         allowed = ", ".join(_ARGS.get(hook, ())) or "no arguments"
         raise HookSignatureError(
-            name, f"hook {hook!r} does not fit its specification (allowed: {allowed}): {err}"
+            name, f"hook {hook!r} does not fit its specification (allowed: {allowed}): {str(err).splitlines()[-1]}"
         ) from err
     found: dict[str, Impl] = {}
     for hook in HOOK_NAMES:
