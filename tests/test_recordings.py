@@ -172,7 +172,9 @@ def test_what_the_provider_said_arrives_in_the_hooks(rig: Rig, host: str) -> Non
                 checked["usage"] += 1
                 found = (attempt["usage"]["prompt"], attempt["usage"]["completion"])
                 if found != usage or attempt["usage"]["estimated"]:
-                    wrong.append(f"{exchange.id} {path} stream={exchange.stream} usage {usage} became {attempt['usage']}")
+                    wrong.append(
+                        f"{exchange.id} {path} stream={exchange.stream} usage {usage} became {attempt['usage']}"
+                    )
             checked["answers"] += 1
     print(f"{host}: {len(exchanges)} exchanges, {dict(checked)}")
     assert not wrong, "\n".join(wrong)

@@ -3,7 +3,7 @@
 All variants run at the same time and get their requests in turns, round by round; each round's difference to the bare
 proxy is one sample, so that a machine whose speed drifts does not matter. Nothing passes or fails.
 
-    tox run -e bench [-- --rounds 8 --requests 200 --only proxy|process]
+    tox run -e bench [-- --rounds 60 --requests 30 --only proxy|process]
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import asyncio
 import concurrent.futures
 import logging
-import os
 import statistics
 import sys
 import tempfile
@@ -20,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from rich.console import Console
@@ -30,6 +28,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
 import idle  # noqa: E402  # beside this file
+from rig import deployment  # noqa: E402
+
 from pointsman.host.config import parse  # noqa: E402
 from pointsman.host.host import Host  # noqa: E402
 from pointsman.host.tracing import Tracing  # noqa: E402
@@ -38,16 +38,14 @@ from pointsman.testing.otlp import Collector  # noqa: E402
 from pointsman.testing.proxy import ProxyServer  # noqa: E402
 from pointsman.testing.upstream import UpstreamProcess  # noqa: E402
 from pointsman.types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage  # noqa: E402
-from rig import deployment  # noqa: E402
 
-TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 console = Console()
 
 
 def cpu_s(pid: int) -> float:
-    """Return the CPU time a process has used, in seconds (user and system)."""
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_S
+    """Return the CPU time that the threads of a process have used, in seconds, as the scheduler counts it."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(file.read_text(encoding="ascii").split()[0]) for file in files) / 1e9
 
 
 def variants(upstream: str, library: Path, work: Path, collector: str) -> dict[str, ProxyServer]:
@@ -76,17 +74,17 @@ def variants(upstream: str, library: Path, work: Path, collector: str) -> dict[s
 
 
 def drive(proxy: ProxyServer, requests: int) -> float:
-    """Send requests, four at a time; return the proxy's CPU time per request in ms."""
+    """Send requests, two at a time; return the proxy's CPU time per request in ms."""
     body = {"model": "good", "messages": [{"role": "user", "content": "Say something."}]}
-    with proxy.client(limits=httpx.Limits(max_connections=4)) as client:
-        before = cpu_s(proxy.pid)
+    with proxy.client() as client:
 
         def one(_: int) -> None:
             client.post("/v1/chat/completions", json=body).raise_for_status()
 
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        before = cpu_s(proxy.pid)
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
             list(pool.map(one, range(requests)))
-        time.sleep(0.3)  # background work that belongs to these requests
+        time.sleep(0.2)  # background work that belongs to these requests
         return (cpu_s(proxy.pid) - before) / requests * 1000
 
 
@@ -110,19 +108,22 @@ def bench_proxy(rounds: int, requests: int) -> None:
                 order = list(proxies.items())
                 for name, proxy in order if number % 2 == 0 else reversed(order):
                     samples[name].append(drive(proxy, requests))
-                console.print(f"round {number + 1} of {rounds}")
+                if (number + 1) % 10 == 0:
+                    console.print(f"round {number + 1} of {rounds}")
         finally:
             for proxy in proxies.values():
                 proxy.stop()
     bare = samples["bare proxy"]
     table = Table(title=f"CPU of the proxy process per request, ms ({rounds} rounds of {requests} plain chat requests)")
-    for column in ("variant", "median", "min", "max", "over bare: median", "min", "max"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
+    for column in ("variant", "median", "quartiles", "over bare: median", "mean", "standard error"):
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     for name, values in samples.items():
         over = [value - base for value, base in zip(values, bare, strict=True)]
-        row = [statistics.median(values), min(values), max(values)]
-        extra = [statistics.median(over), min(over), max(over)]
-        table.add_row(name, *(f"{v:.2f}" for v in row), *(f"{v:+.2f}" for v in extra))
+        low, middle, high = statistics.quantiles(values, n=4)
+        error = statistics.stdev(over) / len(over) ** 0.5
+        differences = (statistics.median(over), statistics.mean(over))
+        spread = f"{low:.2f} - {high:.2f}"
+        table.add_row(name, f"{middle:.2f}", spread, *(f"{v:+.2f}" for v in differences), f"{error:.2f}")
     console.print(table)
 
 
@@ -142,7 +143,12 @@ class _NoGateway:
 
 async def _one(host: Host, target: Deployment) -> None:
     ctx = RequestContext(
-        request_id=host.new_id(), endpoint=Endpoint.CHAT, model="good", stream=False, identity=Identity(), received_at=0.0
+        request_id=host.new_id(),
+        endpoint=Endpoint.CHAT,
+        model="good",
+        stream=False,
+        identity=Identity(),
+        received_at=0.0,
     )
     exchange = host.open(ctx)
     await exchange.admit()
@@ -193,8 +199,8 @@ def bench_process(rounds: int, requests: int) -> None:
 def main() -> None:
     """Run the benchmarks."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--rounds", type=int, default=8)
-    options.add_argument("--requests", type=int, default=200)
+    options.add_argument("--rounds", type=int, default=60)
+    options.add_argument("--requests", type=int, default=30)
     options.add_argument("--only", choices=("proxy", "process"))
     chosen = options.parse_args()
     if chosen.only != "proxy":
