@@ -11,13 +11,14 @@ import stat
 import subprocess
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import redis
 
 from pointsman.cli import versions
 from pointsman.cli.output import Level
-from pointsman.cli.probes import _skew
+from pointsman.cli.probes import _ahead_s, _skew
 from pointsman.store import open_store
 from pointsman.testing.otlp import Collector
 from pointsman.testing.proxy import free_port
@@ -247,6 +248,18 @@ def test_clock_that_is_off_is_a_warning(ahead_s, level, words):
     found = _skew(ahead_s)
     assert found.level is level
     assert words in found.message
+
+
+@pytest.mark.parametrize("ahead_s", [-30, 0, 30])
+async def test_difference_of_the_clocks_is_what_the_call_itself_does_not_explain(ahead_s):
+    """The answer of redis comes from somewhere between question and answer; only what lies outside counts."""
+
+    async def server_time(*_):
+        now = time.time() + ahead_s
+        return [str(int(now)), str(int(now % 1 * 1e6))]
+
+    measured = await _ahead_s(SimpleNamespace(run=server_time), "key")
+    assert measured == pytest.approx(ahead_s, abs=10)
 
 
 # -- tracing ------------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def show_table(table: Table) -> None:
 
 def show_json(answer: object) -> None:
     """Print JSON."""
-    click.echo(json.dumps(answer, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(answer, indent=2))
 
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:

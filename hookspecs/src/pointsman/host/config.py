@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import ConfigError, PluginLoadError
 from ..plugin import PluginConfig
-from .document import read_document
 from .explain import validate
 
 SECTION: Final = "pointsman"
@@ -150,16 +149,6 @@ class Survey:
     host: HostConfig | None
     entries: tuple[PluginEntry, ...]
     problems: tuple[str, ...]
-
-
-def read(path: str | Path) -> Settings:
-    """Read the section from a LiteLLM configuration file.
-
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or the section is missing or wrong.
-    """
-    document = read_document(path)
-    return parse(document.get(SECTION), str(path), Path(path).resolve().parent)
 
 
 def parse(section: object, source: str, base: Path) -> Settings:
