@@ -47,6 +47,7 @@ def test_credentials_are_known_by_what_stands_before_them(text, clean):
         "Rate limit reached for gpt-4o in organization org-1 on tokens per min (TPM): Limit 30000, Used 29000",
         "Connection refused: 127.0.0.1:8000",
         "HTTPStatusError: 503 Service Unavailable for http://localhost:11434/v1/models",
+        "max_tokens: 4096 is too large: at most 2048",
         "model gpt-4o-mini-2024-07-18 is overloaded, try again in 1.2s",
     ],
 )

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -162,12 +163,15 @@ class Checks:
 
 def is_local(deployment: Deployment) -> bool:
     """Say whether a deployment is a server of one's own, which costs nothing to ask."""
-    if deployment.provider in LOCAL_PROVIDERS:
-        return True
-    if deployment.provider not in _COMPATIBLE or not deployment.api_base:
-        return False
+    return deployment.provider in LOCAL_PROVIDERS or (
+        deployment.provider in _COMPATIBLE and deployment.api_base is not None and _is_near(deployment.api_base)
+    )
+
+
+@lru_cache(maxsize=4096)
+def _is_near(url: str) -> bool:
     try:
-        host = (urlsplit(deployment.api_base).hostname or "").lower()
+        host = (urlsplit(url).hostname or "").lower()
     except ValueError:
         return False
     try:

@@ -10,6 +10,8 @@ from pointsman.types import ErrorClass
 #: The caller's fault: another deployment would have answered the same.
 CALLERS: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
 MAX_MESSAGE_CHARS: Final = 200
+#: More of a text is not even looked at.
+MAX_RAW_CHARS: Final = 8 * MAX_MESSAGE_CHARS
 
 _SECRETS: Final = (
     # credentials in a URL
@@ -17,7 +19,7 @@ _SECRETS: Final = (
     # a header or a parameter with a telling name
     re.compile(
         r"(?i)(?<=[\"'?&\s,{(])(?:[\w-]{0,30}(?:api[_-]?key|token|secret|password|credential|authorization|signature)s?)"
-        r"[\"']?\s{0,3}[:=]\s{0,3}(?:bearer\s{1,3})?[\"']?[^\s\"',;&)}]{3,}"
+        r"[\"']?\s{0,3}[:=]\s{0,3}(?!\d{1,9}\b)(?:bearer\s{1,3})?[\"']?[^\s\"',;&)}]{3,}"
     ),
     re.compile(r"(?i)\bbearer\s{1,3}[\w.~+/=-]{4,}"),
     # the keys of well-known providers
@@ -29,7 +31,7 @@ _SECRETS: Final = (
 
 def scrub(text: str) -> str:
     """Return an error text on one line, short, with everything that looks like a secret as ``***``."""
-    line = " " + " ".join(text[: 8 * MAX_MESSAGE_CHARS].split())
+    line = " " + " ".join(text[:MAX_RAW_CHARS].split())
     for pattern in _SECRETS:
         line = pattern.sub("***", line)
     line = "".join(char if char.isprintable() else "?" for char in line.strip())

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman.types import AttemptKind, ErrorClass, Outcome, SignalStatus
 
-from .faults import CALLERS, scrub
+from .faults import CALLERS, MAX_RAW_CHARS, scrub
 from .quota import Quota, QuotaRules
 from .window import Sample, Slice, Window
 
@@ -86,7 +86,7 @@ class Facts:
 
     def failed(self, kind: ErrorClass, message: str, at: float) -> None:
         """Note a failure. Its text is cleaned later, by ``clean``: that takes too long for the request path."""
-        self.error_at, self.error_kind, self.error, self._raw_error = at, kind, "", message
+        self.error_at, self.error_kind, self.error, self._raw_error = at, kind, "", message[:MAX_RAW_CHARS]
 
     def clean(self) -> None:
         """Make the latest error's text presentable."""
