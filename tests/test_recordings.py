@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from pointsman.testing.upstream import PICK_HEADER, RecordedExchange, ReplayIndex, UpstreamServer
 from rig import Rig
+
+from pointsman.testing.upstream import PICK_HEADER, RecordedExchange, ReplayIndex, UpstreamServer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("POINTSMAN_RECORDINGS") or REPOSITORY.parent / "shared" / "recordings")
@@ -53,8 +53,10 @@ def model_list(upstream: str) -> list[dict[str, Any]]:
     entries = []
     for group, model, base in HOSTS.values():
         if group == "azure":
-            for name in AZURE_DEPLOYMENTS:
-                entries.append(entry(f"azure-{name}", f"azure/{name}", upstream, api_version="2024-02-01"))
+            entries += [
+                entry(f"azure-{name}", f"azure/{name}", upstream, api_version="2024-02-01")
+                for name in AZURE_DEPLOYMENTS
+            ]
         elif group == "cohere":
             for path in COHERE_PATHS:
                 version = "v1/" if path.startswith("/v1") else ""
@@ -138,7 +140,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_what_the_provider_said_arrives_in_the_hooks(rig: Rig, host: str) -> None:
+def test_what_the_provider_said_arrives_in_the_hooks(
+    rig: Rig, host: str, record_property: Callable[[str, object], None]
+) -> None:
     """Every rate-limit header, usage, model and deployment of every recorded exchange with this provider."""
     exchanges = [exchange for exchange in ReplayIndex.load(RECORDINGS) if exchange.host == host]
     assert exchanges
@@ -176,6 +180,9 @@ def test_what_the_provider_said_arrives_in_the_hooks(rig: Rig, host: str) -> Non
                         f"{exchange.id} {path} stream={exchange.stream} usage {usage} became {attempt['usage']}"
                     )
             checked["answers"] += 1
-    print(f"{host}: {len(exchanges)} exchanges, {dict(checked)}")
     assert not wrong, "\n".join(wrong)
+    assert (
+        checked["headers"] == sum(is_limit(name) for exchange in exchanges for name in exchange.headers) or unreadable
+    )
+    record_property("checked", dict(checked))
     assert len(unreadable) <= UNREADABLE.get(host, 0), "\n".join(unreadable)

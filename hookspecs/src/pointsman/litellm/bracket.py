@@ -104,42 +104,55 @@ class Bracket:
         call = Call(new_id(), scope)
         token = current_call.set(call)
 
-        async def receive_noting() -> Message:
-            message = await receive()
-            if message["type"] == "http.disconnect" and not call.complete:
-                call.gone = True
-            return message
-
-        held: list[Message] = []
-
-        async def send_noting(message: Message) -> None:
-            more = False
-            if message["type"] == "http.response.start":
-                call.status = message["status"]
-                if call.exchange is not None and not call.gone and _has_gone(receive):
-                    call.gone = True
-                more = True
-            elif message["type"] == "http.response.body":
-                more = message.get("more_body", False)
-                call.complete = not more and not call.gone
-            if call.awaited and more:
-                # Some endpoints send headers and a first event before the executor has started: wait for it.
-                held.append(message)
-                return
-            for waiting in (*held, message):
-                if waiting["type"] == "http.response.start":
-                    waiting["headers"] = [*waiting.get("headers", ()), *_answer_headers(call)]
-                await send(waiting)
-            held.clear()
-
+        watch = _Watch(call, receive, send)
         try:
-            await self.app(scope, receive_noting, send_noting)
+            await self.app(scope, watch.receive, watch.send)
         finally:
             current_call.reset(token)
             exchange = call.exchange
             if exchange is not None:
                 exchange.disconnected = call.gone and not call.complete
                 exchange.close(call.status)
+
+
+class _Watch:
+    """Stands between the application and the server for one request."""
+
+    __slots__ = ("_call", "_held", "_receive", "_send")
+
+    def __init__(self, call: Call, receive: Receive, send: Send) -> None:
+        self._call = call
+        self._receive = receive
+        self._send = send
+        self._held: list[Message] = []
+
+    async def receive(self) -> Message:
+        """Note that the client has gone."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self._call.complete:
+            self._call.gone = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Add our headers, and note what is sent."""
+        call = self._call
+        more = True
+        if message["type"] == "http.response.start":
+            call.status = message["status"]
+            if call.exchange is not None and not call.gone:
+                call.gone = _has_gone(self._receive)
+        elif message["type"] == "http.response.body":
+            more = message.get("more_body", False)
+            call.complete = not more and not call.gone
+        if call.awaited and more:
+            # Some endpoints send headers and a first event before the executor has started: wait for it.
+            self._held.append(message)
+            return
+        for waiting in (*self._held, message):
+            if waiting["type"] == "http.response.start":
+                waiting["headers"] = [*waiting.get("headers", ()), *_answer_headers(call)]
+            await self._send(waiting)
+        self._held.clear()
 
 
 def _answer_headers(call: Call) -> list[tuple[bytes, bytes]]:
