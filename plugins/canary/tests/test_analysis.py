@@ -218,3 +218,16 @@ def test_reference_forgets():
     reference = state.comparisons["error_rate:mean"].reference
     assert sum(reference.values()) <= 4000
     assert reference[1000] > 5 * reference[0]
+
+
+def test_window_counts_for_its_own_time_and_the_next():
+    made = experiment(window_s=10)
+    state = analysis.fresh(made)
+    samples = []
+    for number in range(1, 5):
+        state = analysis.absorbed(state, made, {"error_rate": {0: 10 * number}}, {"error_rate": {0: number}})
+        samples.append(analysis.findings(state, made)[0].canary_samples)
+        state = analysis.elapsed(state, made, 10.0)
+    assert samples == [1, 1 + 2, 2 + 3, 3 + 4]
+    windows = state.comparisons["error_rate:mean"].windows
+    assert [(window.restart, window.in_step) for window in windows] == [(4, 4), (5, 5)]

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from pointsman.testing import error, ok
-from pointsman_canary.repository import LEASE_S
+from pointsman_canary.repository import LEASE, LEASE_S
 from pointsman_canary.rollout import Phase
 
 FINE = {"old": ok("old"), "new": ok("new")}
@@ -218,6 +218,33 @@ async def test_late_answer_of_an_earlier_step_does_not_count(fleet, kit):
     await asyncio.gather(*slow)
     assert await fleet.counted() == {"ok": 0, "failed": 0}
     assert await fleet.counted("stable") == {"ok": 0, "failed": 0}
+    assert [entry["what"] for entry in await fleet.entries()] == ["create", "step", "weight"]
+
+
+async def test_two_workers_that_both_believe_to_have_the_lease_do_nothing_twice(fleet, kit):
+    """The lease is a convenience: it is lost in the store all the time here, so that both step at once."""
+    made = kit.rollout(steps=[10, 20, 40, 100], interval_s=4, pass_on="samples", min_samples=3)
+    workers = [await fleet.worker(made, name="one")]
+    # So that they look after the lease at different times.
+    await fleet.ticks(3)
+    workers.append(await fleet.worker(made, name="two"))
+    both = 0
+    for _ in range(200):
+        for worker in workers:
+            await kit.send(worker, 3, FINE)
+        await fleet.store.delete(f"canary/{LEASE}")
+        await fleet.ticks(2)
+        both += all(stepping(*workers))
+        if (await fleet.state()).phase is Phase.PROMOTED:
+            break
+    assert both > 10
+    assert [(entry["what"], entry["weights_bp"]) for entry in await fleet.entries()] == [
+        ("create", [0]),
+        ("step", [1000]),
+        ("step", [2000]),
+        ("step", [4000]),
+        ("promote", [10_000]),
+    ]
 
 
 async def test_every_change_has_a_span_with_the_analysis(fleet, kit):
