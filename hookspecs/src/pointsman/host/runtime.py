@@ -55,6 +55,8 @@ class TaskGroup:
         task = asyncio.create_task(self._guard(work, name), name=f"{self._owner}:{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # A task that is cancelled before its first step never touches its coroutine.
+        task.add_done_callback(lambda _: work.close())
         # A task that is cancelled before its first step never gets to the work it was given.
         task.add_done_callback(lambda _: work.close())
 
