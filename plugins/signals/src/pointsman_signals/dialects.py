@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from math import log
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -34,6 +33,7 @@ _WINDOWED: Final = (
     r"x-ratelimit-(?P<part>limit|remaining|reset)-(?P<axis>[a-z_-]{1,30}?)"
     r"-(?:per-)?(?:(?P<count>[1-9]\d{0,5})-)?(?P<unit>second|minute|hour|day|month)"
 )
+_BETWEEN: Final = 1e3**0.5
 _BARE: Final = r"x-ratelimit-(?P<part>limit|remaining|reset)"
 _DAY_S: Final = PER_S["day"]
 _MINUTE_S: Final = PER_S["minute"]
@@ -50,9 +50,9 @@ def azure_reset(text: str, now: float, axis: Axis) -> float | None:
         return clock_reset(text, now, axis)
     if axis.limit <= 0 or value <= 0:
         return now
-    expected_s = max(1e-3, (axis.window_s or _MINUTE_S) * (axis.limit - axis.remaining) / axis.limit)
-    as_seconds, as_milliseconds = abs(log(value / expected_s)), abs(log(value / 1e3 / expected_s))
-    return now + (value if as_seconds <= as_milliseconds else value / 1e3)
+    expected_s = (axis.window_s or _MINUTE_S) * max(0.0, axis.limit - axis.remaining) / axis.limit
+    # Halfway, in ratios, between "it is seconds" and "it is milliseconds".
+    return now + (value if value <= expected_s * _BETWEEN else value / 1e3)
 
 
 DIALECTS: Final = (

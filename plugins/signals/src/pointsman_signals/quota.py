@@ -119,9 +119,14 @@ class Quota:
 
     def observe(self, reading: Reading, at: float) -> None:
         """Take over what an answer said at ``at``; older answers that arrive late do not overwrite newer ones."""
-        rules = self.rules
+        rules, axes = self.rules, self.axes
         for limit in reading.limits:
-            self._learn(know(limit, at, rules))
+            known, key = know(limit, at, rules), (limit.axis, limit.window_s)
+            before = axes.get(key)
+            if before is not None and before.at <= at and limit.limit is not None:
+                axes[key] = known
+            else:
+                self._learn(known)
         if reading.notes and at >= self.noted_at:
             self.notes, self.noted_at = reading.notes, at
 

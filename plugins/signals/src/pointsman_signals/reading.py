@@ -158,7 +158,7 @@ class Reader:
             headers: Raw response headers.
             now: Unix seconds when they arrived.
         """
-        meanings = self._meanings
+        meanings, note, reset, short = self._meanings, _NOTE, _RESET, _SHORT
         if len(meanings) > _MAX_NAMES:
             meanings.clear()
             self._rows.clear()
@@ -171,16 +171,16 @@ class Reader:
             if meaning is None:
                 continue
             part, axis, _, number = meaning
-            if part == _NOTE:
+            if part == note:
                 _note(notes, axis, text)
                 continue
             row = rows.get(number)
             if row is None:
                 row = rows[number] = [None, None, None, None, None, meaning]
-            if part == _RESET:
-                row[_RESET] = text
+            if part == reset:
+                row[reset] = text
             else:
-                row[part] = float(text) if len(text) <= _SHORT and text.isdecimal() else parse_number(text)
+                row[part] = float(text) if len(text) <= short and text.isdecimal() else parse_number(text)
         limits = [limit for row in rows.values() if (limit := self._limit(row, now)) is not None]
         if self._structured is not None:
             limits.extend(self._structured(headers, now))

@@ -60,7 +60,6 @@ def parse_flag(text: str) -> float | None:
     return 0.0 if text in _FALSE else None
 
 
-@lru_cache(maxsize=4096)
 def parse_duration(text: str) -> float | None:
     """Return seconds: ``6m0s``, ``12ms``, ``1.5s``, ``1h2m3s``, ``2d``, or a bare number of seconds."""
     text = text.strip()
@@ -73,7 +72,6 @@ def parse_duration(text: str) -> float | None:
     return total if total <= MAX_DURATION_S else None
 
 
-@lru_cache(maxsize=1024)
 def parse_instant(text: str) -> float | None:
     """Return Unix seconds: RFC 3339, an HTTP date, or Unix seconds or milliseconds from the year 2002 on."""
     text = text.strip()
@@ -103,11 +101,17 @@ def parse_reset(text: str, now: float) -> float | None:
     """
     if len(text) > MAX_TEXT_CHARS:
         return None
-    after_s = parse_duration(text)
+    after_s, at = _reset(text)
     if after_s is not None:
         return now + after_s
-    at = parse_instant(text)
     return at if at is not None and at - now <= MAX_DURATION_S else None
+
+
+# The same texts come again and again: resets in whole seconds, the same instant for every axis.
+@lru_cache(maxsize=4096)
+def _reset(text: str) -> tuple[float | None, float | None]:
+    after_s = parse_duration(text)
+    return after_s, None if after_s is not None else parse_instant(text)
 
 
 def parse_retry_after(seconds: str | None, milliseconds: str | None, now: float) -> float | None:
