@@ -3,70 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import ValidationError
 
-from pointsman.store import open_store
-from pointsman.testing import FakeClock, FakeGateway, Harness, deployment, error, no_leaks, ok
-from pointsman.types import Deployment, SignalStatus
+from pointsman.testing import FakeClock, FakeGateway, no_leaks
+from pointsman.types import Deployment
 from pointsman_signals.checks import MAX_DOCUMENT_BYTES, TRIES, CheckFailed, Checks, is_local, models_url
 from pointsman_signals.config import SignalsConfig
 from pointsman_signals.plugin import plugin
 
+from .server import local, server
 
-@dataclass
-class Server:
-    """A server that answers every request with the same status and body, after a while, and remembers it."""
-
-    status: int = 200
-    body: bytes = b'{"data": []}'
-    delay_s: float = 0.0
-    drop: int = 0
-    requests: list[str] = field(default_factory=list)
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    base: str = ""
-
-    async def answer(self, reader, writer):
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            self.requests.append(head)
-            self.asked.set()
-            if self.drop > 0:
-                self.drop -= 1
-            else:
-                await asyncio.sleep(self.delay_s)
-                writer.write(
-                    f"HTTP/1.1 {self.status} X\r\ncontent-length: {len(self.body)}\r\nconnection: close\r\n\r\n".encode()
-                )
-                writer.write(self.body)
-                await writer.drain()
-        writer.close()
-
-
-@pytest.fixture
-async def server():
-    made = Server()
-    listening = await asyncio.start_server(made.answer, "127.0.0.1", 0)
-    made.base = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    async with listening:
-        yield made
+__all__ = ["server"]
 
 
 @pytest.fixture
 async def checks_of():
     async with httpx.AsyncClient(timeout=5.0) as client:
         yield lambda **config: Checks(SignalsConfig(**config), client, FakeGateway().upstream, FakeClock())
-
-
-def local(base="http://127.0.0.1:1", id_="local", provider="hosted_vllm"):
-    return Deployment(id=id_, group="local", provider=provider, model="m", api_base=base)
 
 
 async def run(checks, one):
@@ -291,158 +249,3 @@ async def test_a_command_that_hangs_is_killed_with_all_that_it_started(tmp_path,
         assert answer["status"] == "degraded"
     await asyncio.sleep(2.2)
     assert not marker.exists()
-
-
-# -- refresh ----------------------------------------------------------------------------------------------------------
-
-
-async def test_a_refresh_checks_at_once_and_shows_the_outcome(server, harness):
-    async with harness(
-        [(plugin, {"check_local": False, "checks": {"local": {"kind": "models"}}})], deployments=[local(server.base)]
-    ) as h:
-        answer = (await h.admin.post("/signals/local/refresh")).json()
-        assert (answer["status"], answer["checked"], answer["check"]["ok"]) == ("available", True, True)
-        server.status = 500
-        answer = (await h.admin.post("/signals/local/refresh")).json()
-        assert answer["status"] == "degraded"
-        assert answer["reason"].startswith("check failed: http://127.0.0.1")
-        assert h.host.signals.get("local").status is SignalStatus.DEGRADED
-
-
-async def test_refreshes_at_the_same_time_are_one_check(server, harness):
-    server.delay_s = 0.2
-    async with harness([(plugin, {"check_interval_s": 3600})], deployments=[local(server.base)]) as h:
-        answers = await asyncio.gather(*(h.admin.post("/signals/local/refresh") for _ in range(20)))
-        assert {answer.json()["status"] for answer in answers} == {"available"}
-        assert len(server.requests) == 1
-
-
-async def test_refreshes_of_two_workers_at_the_same_time_are_one_check(server):
-    server.delay_s = 0.3
-    clock = FakeClock()
-    store = await open_store("memory", clock=clock.now)
-    section = {"check_interval_s": 3600}
-    one, two = (
-        Harness([(plugin, section)], deployments=[local(server.base)], store=store, clock=clock, name=name)
-        for name in ("one", "two")
-    )
-    async with one, two:
-        answers = asyncio.gather(*(h.admin.post("/signals/local/refresh") for h in (one, two) for _ in range(5)))
-        while not answers.done():
-            await asyncio.sleep(0.02)
-            await clock.advance(0.1)
-        assert {answer.json()["status"] for answer in await answers} == {"available"}
-        assert len(server.requests) == 1
-        for h in (one, two):
-            assert h.host.signals.get("local").status is SignalStatus.AVAILABLE
-            assert h.faults == {}
-        assert not any(key.startswith("signals/lease/") for key, _ in await store.scan(""))
-    await store.close()
-
-
-async def test_refreshes_of_two_processes_at_the_same_time_are_one_check(server, tmp_path):
-    server.delay_s = 2.0
-    script = Path(__file__).with_name("refreshing_worker.py")
-    pipe = asyncio.subprocess.PIPE
-    workers = [
-        await asyncio.create_subprocess_exec(
-            sys.executable, str(script), str(tmp_path), server.base, name, stdin=pipe, stdout=pipe
-        )
-        for name in ("one", "two")
-    ]
-    for worker in workers:
-        assert await worker.stdout.readline() == b"ready\n"
-    outputs = await asyncio.gather(*(worker.communicate(b"go\n") for worker in workers))
-    assert [json.loads(output) for output, _ in outputs] == [["available"] * 5] * 2
-    assert len(server.requests) == 1
-
-
-async def test_the_lease_of_a_worker_that_died_runs_out(server):
-    clock = FakeClock()
-    store = await open_store("memory", clock=clock.now)
-    section = {"check_interval_s": 3600, "check_deadline_s": 2.0}
-    server.delay_s = 30.0
-    one, two = (
-        Harness([(plugin, section)], deployments=[local(server.base)], store=store, clock=clock, name=name)
-        for name in ("one", "two")
-    )
-    async with one, two:
-        dying = asyncio.create_task(one.admin.post("/signals/local/refresh"))
-        await server.asked.wait()
-        dying.cancel()
-        await one.crash()
-        server.delay_s = 0.0
-        waiting = asyncio.create_task(clock.run(two.admin.post("/signals/local/refresh")))
-        assert (await waiting).json()["status"] == "unknown"
-        await clock.advance(1.5)
-        assert (await two.admin.post("/signals/local/refresh")).json()["status"] == "available"
-        await one.start()
-    await store.close()
-
-
-async def test_a_refresh_works_without_the_store(server, harness):
-    async with harness([(plugin, {"check_interval_s": 3600})], deployments=[local(server.base)]) as h:
-        h.store.down = True
-        assert (await h.admin.post("/signals/local/refresh")).json()["status"] == "available"
-
-
-async def test_a_server_that_hangs_costs_the_deadline_and_no_more(server, harness):
-    server.delay_s = 60.0
-    section = {"check_deadline_s": 0.3, "check_interval_s": 3600}
-    async with harness([(plugin, section)], deployments=[local(server.base)]) as h:
-        answer = (await h.admin.post("/signals/local/refresh")).json()
-        assert answer["check"]["message"] == "no answer within 0.3 s"
-
-
-async def test_local_servers_are_checked_by_themselves_each_at_its_own_time(server, harness):
-    deployments = [local(server.base, id_=f"local-{number}") for number in range(5)]
-    async with harness([(plugin, {"check_interval_s": 10.0})], deployments=deployments) as h:
-        for _ in range(40):
-            await h.clock.advance(1.0)
-            await asyncio.sleep(0.03)
-        assert {s.status for s in h.host.signals.all().values()} == {SignalStatus.AVAILABLE}
-        assert 5 * 3 <= len(server.requests) <= 5 * 6
-        due = h.plugin("signals")._refresher._due_at.values()
-        assert len(set(due)) == 5
-
-
-async def test_a_completion_through_the_gateway_is_a_check(harness):
-    section = {"checks": {"chat-a": {"kind": "completion"}}, "check_interval_s": 3600}
-    async with harness([(plugin, section)]) as h:
-        h.gateway.upstream.answer(ok(headers={"x-ratelimit-limit-tokens": "100", "x-ratelimit-remaining-tokens": "60"}))
-        answer = (await h.admin.post("/signals/chat-a/refresh")).json()
-        assert (answer["status"], answer["limits"][0]["remaining"]) == ("available", 60)
-        h.gateway.upstream.answer(error(401))
-        await h.clock.advance(1.0)
-        answer = (await h.admin.post("/signals/chat-a/refresh")).json()
-        assert (answer["status"], answer["check"]["ok"]) == ("degraded", False)
-        assert {call.request.kind for call in h.gateway.upstream.calls} == {"probe"}
-
-
-async def test_a_document_exhausts_and_frees_a_deployment(tmp_path, harness):
-    file = tmp_path / "quota.json"
-    section = {
-        "checks": {"chat-a": {"kind": "file", "path": str(file), "document": {"status": "/s"}}},
-        "check_interval_s": 3600,
-    }
-    async with harness([(plugin, section)]) as h:
-        file.write_text('{"s": "exhausted"}')
-        answer = (await h.admin.post("/signals/chat-a/refresh")).json()
-        assert (answer["status"], answer["until"]) == ("exhausted", pytest.approx(h.clock.now() + 300))
-        assert (await h.request()).attempts[0].deployment.id == "chat-b"
-        file.write_text('{"s": "fine"}')
-        await h.clock.advance(1.0)
-        assert (await h.admin.post("/signals/chat-a/refresh")).json()["status"] == "available"
-
-
-async def test_a_check_leaves_nothing_behind_when_the_worker_stops_in_the_middle(server, harness):
-    server.delay_s = 60.0
-    async with harness([plugin], deployments=[local(server.base), deployment("other")]) as h:
-        while not server.requests:
-            await h.clock.advance(1.0)
-            await asyncio.sleep(0.01)
-        running = {task for task in asyncio.all_tasks() if task.get_name() == "signals:check local"}
-        assert len(running) == 1
-        client = h.plugin("signals")._client
-    assert all(task.done() for task in running)
-    assert client.is_closed

@@ -1,0 +1,307 @@
+"""What each provider writes, and what it means."""
+
+from __future__ import annotations
+
+import pytest
+
+from pointsman.types import Limit
+
+NOW = 1_700_000_000.0
+MINUTE, HOUR, DAY, MONTH = 60.0, 3_600.0, 86_400.0, 30 * 86_400.0
+
+
+def lim(axis, window_s=None, limit=None, remaining=None, *, in_s=None):
+    resets_at = None if in_s is None else NOW + in_s
+    return Limit(axis=axis, window_s=window_s, limit=limit, remaining=remaining, resets_at=resets_at)
+
+
+# provider, headers, limits, retry_after_s, notes
+GOLDEN = [
+    pytest.param(
+        "openai",
+        {
+            "x-ratelimit-limit-requests": "5000",
+            "x-ratelimit-limit-tokens": "160000",
+            "x-ratelimit-limit-tokens_usage_based": "160000",
+            "x-ratelimit-remaining-requests": "4999",
+            "x-ratelimit-remaining-tokens": "159976",
+            "x-ratelimit-remaining-tokens_usage_based": "159976",
+            "x-ratelimit-reset-requests": "12ms",
+            "x-ratelimit-reset-tokens": "6m0s",
+            "x-ratelimit-reset-tokens_usage_based": "9ms",
+        },
+        [
+            lim("requests", None, 5000, 4999, in_s=0.012),
+            lim("tokens", None, 160_000, 159_976, in_s=360),
+            lim("tokens_usage_based", None, 160_000, 159_976, in_s=0.009),
+        ],
+        None,
+        {},
+        id="openai",
+    ),
+    pytest.param(
+        "openai",
+        {
+            "retry-after": "20",
+            "retry-after-ms": "19528",
+            "x-ratelimit-limit-input-images": "50000",
+            "x-ratelimit-remaining-input-images": "49999",
+            "x-ratelimit-reset-input-images": "1ms",
+        },
+        [lim("input_images", None, 50_000, 49_999, in_s=0.001)],
+        19.528,
+        {},
+        id="openai-429-with-milliseconds",
+    ),
+    pytest.param(
+        "azure",
+        {
+            "x-ratelimit-limit-requests": "120",
+            "x-ratelimit-limit-tokens": "120000",
+            "x-ratelimit-remaining-requests": "119",
+            "x-ratelimit-remaining-tokens": "119986",
+            "x-ratelimit-renewalperiod-requests": "60",
+            "x-ratelimit-renewalperiod-tokens": "60",
+            "x-ratelimit-reset-requests": "500",
+            "x-ratelimit-reset-tokens": "7",
+            "x-ratelimit-abusepenalty-active": "False",
+        },
+        [lim("requests", MINUTE, 120, 119, in_s=0.5), lim("tokens", MINUTE, 120_000, 119_986, in_s=0.007)],
+        None,
+        {"abuse_penalty": 0.0},
+        id="azure-in-milliseconds",
+    ),
+    pytest.param(
+        "azure",
+        {
+            "retry-after": "1",
+            "retry-after-ms": "0",
+            "x-ratelimit-limit-requests": "5",
+            "x-ratelimit-limit-tokens": "1500000",
+            "x-ratelimit-remaining-requests": "4",
+            "x-ratelimit-remaining-tokens": "745399",
+            "x-ratelimit-renewalperiod-requests": "60",
+            "x-ratelimit-renewalperiod-tokens": "60",
+            "x-ratelimit-reset-requests": "12",
+            "x-ratelimit-reset-tokens": "30",
+        },
+        [lim("requests", MINUTE, 5, 4, in_s=12), lim("tokens", MINUTE, 1_500_000, 745_399, in_s=30)],
+        1.0,
+        {},
+        id="azure-in-seconds",
+    ),
+    pytest.param(
+        "azure",
+        {
+            "x-ratelimit-limit-tokens": "-1",
+            "x-ratelimit-remaining-tokens": "-1",
+            "x-ratelimit-reset-tokens": "0",
+        },
+        [lim("tokens", MINUTE, None, None, in_s=0)],
+        None,
+        {},
+        id="azure-minus-one-is-unknown",
+    ),
+    pytest.param(
+        "anthropic",
+        {
+            "anthropic-ratelimit-requests-limit": "4000",
+            "anthropic-ratelimit-requests-remaining": "3999",
+            "anthropic-ratelimit-requests-reset": "2023-11-14T22:13:30Z",
+            "anthropic-ratelimit-tokens-limit": "480000",
+            "anthropic-ratelimit-tokens-remaining": "478000",
+            "anthropic-ratelimit-tokens-reset": "2023-11-14T22:13:31Z",
+            "anthropic-ratelimit-input-tokens-limit": "400000",
+            "anthropic-ratelimit-input-tokens-remaining": "399000",
+            "anthropic-ratelimit-input-tokens-reset": "2023-11-14T22:13:32Z",
+            "anthropic-ratelimit-output-tokens-limit": "80000",
+            "anthropic-ratelimit-output-tokens-remaining": "79000",
+            "anthropic-ratelimit-output-tokens-reset": "2023-11-14T22:13:33Z",
+            "retry-after": "59",
+        },
+        [
+            lim("requests", MINUTE, 4000, 3999, in_s=10),
+            lim("tokens", MINUTE, 480_000, 478_000, in_s=11),
+            lim("input_tokens", MINUTE, 400_000, 399_000, in_s=12),
+            lim("output_tokens", MINUTE, 80_000, 79_000, in_s=13),
+        ],
+        59.0,
+        {},
+        id="anthropic",
+    ),
+    pytest.param(
+        "anthropic",
+        {
+            "anthropic-ratelimit-unified-status": "allowed_warning",
+            "anthropic-ratelimit-unified-5h-utilization": "0.25",
+            "anthropic-ratelimit-unified-5h-reset": "1700003600",
+            "anthropic-ratelimit-unified-7d-utilization": "1.02",
+            "anthropic-ratelimit-unified-7d-reset": "1700086400",
+            "anthropic-ratelimit-unified-reset": "1700086400",
+        },
+        [
+            lim("unified_5h", 5 * HOUR, 1.0, 0.75, in_s=3600),
+            lim("unified_7d", 7 * DAY, 1.0, 0.0, in_s=86_400),
+        ],
+        None,
+        {},
+        id="anthropic-subscription",
+    ),
+    pytest.param(
+        "groq",
+        {
+            "x-ratelimit-limit-requests": "14400",
+            "x-ratelimit-limit-tokens": "30000",
+            "x-ratelimit-remaining-requests": "14398",
+            "x-ratelimit-remaining-tokens": "29987",
+            "x-ratelimit-reset-requests": "17.563999999s",
+            "x-ratelimit-reset-tokens": "26ms",
+            "retry-after": "7.66",
+        },
+        [lim("requests", DAY, 14_400, 14_398, in_s=17.563999999), lim("tokens", MINUTE, 30_000, 29_987, in_s=0.026)],
+        7.66,
+        {},
+        id="groq-requests-are-per-day",
+    ),
+    pytest.param(
+        "openrouter",
+        {"x-ratelimit-limit": "50", "x-ratelimit-remaining": "0", "x-ratelimit-reset": "1700003600000"},
+        [lim("requests", None, 50, 0, in_s=3600)],
+        None,
+        {},
+        id="openrouter-in-unix-milliseconds",
+    ),
+    pytest.param(
+        "mistral",
+        {
+            "x-ratelimit-limit-req-10-second": "60",
+            "x-ratelimit-remaining-req-10-second": "51",
+            "x-ratelimit-limit-tokens-minute": "2000000",
+            "x-ratelimit-remaining-tokens-minute": "1999147",
+            "x-ratelimit-limit-tokens-month": "10000000000",
+            "x-ratelimit-remaining-tokens-month": "9999999147",
+            "x-ratelimit-tokens-query-cost": "78",
+        },
+        [
+            lim("requests", 10.0, 60, 51),
+            lim("tokens", MINUTE, 2_000_000, 1_999_147),
+            lim("tokens", MONTH, 10_000_000_000, 9_999_999_147),
+        ],
+        None,
+        {"query_cost_tokens": 78.0},
+        id="mistral",
+    ),
+    pytest.param(
+        "together_ai",
+        {
+            "x-ratelimit-limit": "2",
+            "x-ratelimit-remaining": "1",
+            "x-ratelimit-reset": "2",
+            "x-tokenlimit-limit": "3000",
+            "x-tokenlimit-remaining": "2900",
+            "x-ratelimit-limit-dynamic": "9",
+        },
+        [lim("requests", 1.0, 2, 1, in_s=2), lim("tokens", 1.0, 3000, 2900)],
+        None,
+        {},
+        id="together-per-second",
+    ),
+    pytest.param(
+        "cohere_chat",
+        {
+            "x-trial-endpoint-call-limit": "20",
+            "x-trial-endpoint-call-remaining": "19",
+            "x-endpoint-monthly-call-limit": "1000",
+        },
+        [lim("requests", MINUTE, 20, 19), lim("requests", MONTH, 1000)],
+        None,
+        {},
+        id="cohere-trial",
+    ),
+    pytest.param(
+        "deepseek",
+        {"x-ratelimit-remaining-requests": "0", "retry-after": "Tue, 14 Nov 2023 22:14:20 GMT"},
+        [],
+        60.0,
+        {},
+        id="deepseek-only-retry-after",
+    ),
+    pytest.param(
+        "cerebras",
+        {
+            "x-ratelimit-limit-requests-day": "10000",
+            "x-ratelimit-remaining-requests-day": "9500",
+            "x-ratelimit-reset-requests-day": "33011.382867",
+            "x-ratelimit-limit-tokens-minute": "200000",
+            "x-ratelimit-remaining-tokens-minute": "195000",
+            "x-ratelimit-reset-tokens-minute": "11.38",
+        },
+        [
+            lim("requests", DAY, 10_000, 9500, in_s=33_011.382867),
+            lim("tokens", MINUTE, 200_000, 195_000, in_s=11.38),
+        ],
+        None,
+        {},
+        id="cerebras",
+    ),
+    pytest.param(
+        "fireworks_ai",
+        {
+            "x-ratelimit-limit-requests": "600",
+            "x-ratelimit-remaining-requests": "599",
+            "x-ratelimit-limit-tokens-prompt": "7200000",
+            "x-ratelimit-remaining-tokens-prompt": "7193993",
+            "x-ratelimit-limit-tokens-generated": "72000",
+            "x-ratelimit-remaining-tokens-generated": "69338",
+            "x-ratelimit-over-limit": "yes",
+        },
+        [
+            lim("requests", MINUTE, 600, 599),
+            lim("input_tokens", MINUTE, 7_200_000, 7_193_993),
+            lim("output_tokens", MINUTE, 72_000, 69_338),
+        ],
+        None,
+        {"over_limit": 1.0},
+        id="fireworks",
+    ),
+    pytest.param(
+        "huggingface",
+        {
+            "ratelimit-policy": '"burst";q=100;w=60, "daily";q=1000000;w=86400;qu="tokens"',
+            "ratelimit": '"burst";r=50;t=30, "daily";r=999;t=7200',
+        },
+        [lim("requests", 60.0, 100, 50, in_s=30), lim("tokens", 86_400.0, 1_000_000, 999, in_s=7200)],
+        None,
+        {},
+        id="ietf-structured",
+    ),
+    pytest.param(
+        "huggingface",
+        {"ratelimit": "limit=100, remaining=50, reset=5", "ratelimit-policy": "100;w=60"},
+        [lim("requests", 60.0, 100, 50, in_s=5)],
+        None,
+        {},
+        id="ietf-draft-7",
+    ),
+    pytest.param(
+        "some-new-provider",
+        {"ratelimit-limit": "100, 100;w=60", "ratelimit-remaining": "0", "ratelimit-reset": "50"},
+        [lim("requests", 60.0, 100, 0, in_s=50)],
+        None,
+        {},
+        id="ietf-draft-6-for-any-provider",
+    ),
+    pytest.param(
+        "some-new-provider",
+        {
+            "x-ratelimit-limit-tokens-per-minute": "1000",
+            "x-ratelimit-remaining-tokens-per-minute": "10",
+            "x-ratelimit-reset-tokens-per-minute": "1700000010",
+            "x-ratelimit-remaining": "3",
+        },
+        [lim("tokens", MINUTE, 1000, 10, in_s=10), lim("requests", None, None, 3)],
+        None,
+        {},
+        id="unknown-provider",
+    ),
+]
