@@ -28,6 +28,7 @@ from ..types import (
     UpstreamRequest,
     UpstreamResponse,
 )
+from .clock import let_runs_wait
 from .play import ClientGone, StepFailed, answer_body, end_failed, end_left, end_ok, piece_body, play
 from .script import Ending, Script, ScriptSource, Step, error
 
@@ -174,6 +175,7 @@ class FakeCall:
         return self._opened, self._step
 
     async def _open(self) -> str:
+        let_runs_wait()
         request, exchange = self.request, self._exchange
         found = self._upstream.catalog.deployments(request.target)
         if self._upstream.catalog.is_group(request.target):

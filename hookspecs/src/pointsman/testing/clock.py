@@ -25,6 +25,11 @@ _BLIND_TURNS: Final = 50
 _driven: Final[ContextVar[bool]] = ContextVar("pointsman_fake_clock_driven", default=False)
 
 
+def let_runs_wait() -> None:
+    """Make what the running task sleeps a reason for every ``FakeClock.run`` to move on, whoever started the task."""
+    _driven.set(True)
+
+
 @dataclass(order=True, slots=True)
 class _Sleeper:
     due: float
