@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -93,7 +94,7 @@ def metric_of(name, statistic):
 @given(reference=histograms, seen=histograms, excess=st.floats(0, 2))
 def test_values_lie_between_0_and_1_and_the_same_observations_are_no_harm(name, statistic, reference, seen, excess):
     """For equal observations the canary's mean is never above stable's, whatever is granted."""
-    scale = Scale(metric_of(name, statistic), reference, excess)
+    scale = Scale(metric_of(name, statistic), reference, excess, lenient=excess > 1)
     stable, canary = scale.stable(seen), scale.canary(seen)
     for values in (stable, canary):
         assert sum(values.values()) == sum(seen.values())
@@ -104,16 +105,37 @@ def test_values_lie_between_0_and_1_and_the_same_observations_are_no_harm(name, 
     assert 0 < scale.guess() < 1
 
 
+def mean_of(counts):
+    return math.fsum(value * count for value, count in counts.items()) / sum(counts.values())
+
+
 def test_granted_excess_is_exactly_what_makes_both_arms_equal():
-    """An error rate worse by the excess has the same mean as stable's; a time longer by the share the same buckets."""
-    scale = Scale(Metric(metric="error_rate"), {}, 0.05)
-    stable, canary = scale.stable({0: 98, 1000: 2}), scale.canary({0: 93, 1000: 7})
-    total = [sum(value * count for value, count in values.items()) for values in (stable, canary)]
-    assert total[0] == pytest.approx(total[1])
+    scale = Scale(Metric(metric="error_rate"), {}, 0.05, lenient=True)
+    assert mean_of(scale.stable({0: 98, 1000: 2})) == pytest.approx(mean_of(scale.canary({0: 93, 1000: 7})))
     times = {index(MetricName.LATENCY_MS, value): 1 for value in range(100, 1000, 10)}
     slower = {bucket + 10: count for bucket, count in times.items()}
-    scale = Scale(Metric(metric="latency_ms"), times, 1.02**10 - 1 + 1e-9)
-    assert scale.stable(times) == scale.canary(slower)
+    scale = Scale(Metric(metric="latency_ms", statistic="mean"), times, 1.02**10 - 1, lenient=True)
+    assert mean_of(scale.stable(times)) == pytest.approx(mean_of(scale.canary(slower)))
+
+
+@given(
+    st.lists(st.floats(1, 1e5), min_size=1, max_size=50),
+    st.lists(st.floats(1, 1e5), min_size=1, max_size=50),
+    st.floats(0, 2),
+    st.sampled_from(["p10", "p50", "p90"]),
+)
+def test_rounding_at_a_quantile_is_on_the_safe_side(before, values, excess, statistic):
+    """A canary slower by exactly what is granted does not look worse when harm is sought, nor better otherwise."""
+
+    def counted(times):
+        return dict(Counter(index(MetricName.LATENCY_MS, value) for value in times))
+
+    metric = Metric(metric="latency_ms", statistic=statistic)
+    slower = counted([value * (1 + excess) for value in values])
+    for lenient in (True, False):
+        scale = Scale(metric, counted(before), excess, lenient=lenient)
+        stable, canary = mean_of(scale.stable(counted(values))), mean_of(scale.canary(slower))
+        assert canary <= stable if lenient else canary >= stable
 
 
 def test_attempt_shows_what_it_cost_and_brought():

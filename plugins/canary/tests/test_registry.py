@@ -101,6 +101,10 @@ async def test_version_that_the_registry_does_not_know_is_not_judged_by_what_is_
     results = await kit.send(worker, 20, FINE)
     assert {result.text for result in results} == {"old"}
     assert await fleet.counted() == {"ok": 0, "failed": 0}
+    assert [entry["what"] for entry in await fleet.entries()] == ["create", "step"]
+    status = worker.host.statuses()["canary"]
+    assert not status.ok
+    assert "does not serve the version of canary" in status.summary
 
 
 async def test_registry_before_the_canary_is_reported_and_harms_nobody(fleet, kit):

@@ -175,8 +175,8 @@ def _absorbed(comparison: Comparison, metric: Metric, stable: Histogram, canary:
     windows = comparison.windows
     reference = comparison.reference
     if metric.metric in RATES or sum(reference.values()) >= _LEAST_REFERENCE:
-        harm = Scale(metric, reference, metric.tolerance)
-        harmless = Scale(metric, reference, metric.margin)
+        harm = Scale(metric, reference, metric.tolerance, lenient=True)
+        harmless = Scale(metric, reference, metric.margin, lenient=False)
         for_harm = (harm.stable(stable), harm.canary(canary), harm.guess())
         for_harmless = (harmless.stable(stable), harmless.canary(canary), harmless.guess())
         windows = tuple(

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from math import ceil, exp, fsum, log, log1p
+from math import ceil, exp, floor, fsum, log, log1p
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pointsman.types import Outcome
@@ -140,21 +140,25 @@ class Scale:
         metric: The comparison.
         reference: Earlier observations of stable; may be empty for a rate or a score only.
         excess: How much worse is granted to the canary: absolute for rates and scores, else relative.
+        lenient: Whether the rounding to buckets may only help the canary at a quantile, or only harm it.
     """
 
-    __slots__ = ("_bounded", "_cap", "_edge", "_excess", "_name", "_reference")
+    __slots__ = ("_bounded", "_cap", "_edge", "_excess", "_granted", "_name", "_reference")
 
-    def __init__(self, metric: Metric, reference: Histogram, excess: float) -> None:
+    def __init__(self, metric: Metric, reference: Histogram, excess: float, *, lenient: bool) -> None:
         self._name = metric.metric
         self._reference = reference
         self._excess = excess
         self._bounded = metric.metric in BOUNDED
         self._edge: int | None = None
+        self._granted = 0
         self._cap = 1.0
         if self._bounded:
             return
         if metric.quantile is not None:
             self._edge = quantile_bucket(reference, _level(metric))
+            buckets = log1p(excess) / _LOG_BASE
+            self._granted = ceil(buckets) if lenient else floor(buckets)
         else:
             highest = _harm(self._name, quantile_bucket(reference, _CAP_QUANTILE))
             self._cap = (1 + excess) * _CAP_FACTOR * highest
@@ -170,7 +174,7 @@ class Scale:
     def canary(self, histogram: Histogram) -> Counts:
         """Return the canary's observations on the same scale."""
         if self._edge is not None:
-            return self._above(histogram, self._edge + log1p(self._excess) / _LOG_BASE)
+            return self._above(histogram, self._edge + self._granted)
         return self._shares(histogram, 1.0, 0.0, 1 + self._excess if self._bounded else self._cap)
 
     def guess(self) -> float:
@@ -182,7 +186,7 @@ class Scale:
                 seen[value] = seen.get(value, 0) + count
         return guess(seen)
 
-    def _above(self, histogram: Histogram, edge: float) -> Counts:
+    def _above(self, histogram: Histogram, edge: int) -> Counts:
         above = sum(count for bucket, count in histogram.items() if bucket > edge)
         return {value: count for value, count in ((0.0, sum(histogram.values()) - above), (1.0, above)) if count}
 

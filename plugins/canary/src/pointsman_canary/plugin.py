@@ -39,7 +39,8 @@ class CanaryPlugin:
         self._engine: Engine
         self._stepper: Stepper
         self._gatekeeper: Gatekeeper
-        self._misplaced: str | None = None
+        #: What requests have shown to be wrong, by experiment and arm.
+        self._complaints: dict[tuple[str, str], str] = {}
 
     @hookimpl
     async def startup(self, services: Services) -> None:
@@ -66,7 +67,7 @@ class CanaryPlugin:
             try:
                 routed = entry.route(ctx, route)
             except Misplaced as err:
-                self._misplaced = str(err)
+                self._complaints[entry.experiment.name, ""] = str(err)
                 continue
             if routed is not None:
                 return routed
@@ -89,7 +90,12 @@ class CanaryPlugin:
         entry = self._entry(labels)
         if entry is None or settlement.outcome in _NOBODYS_FAULT:
             return
-        own = [a for a in settlement.attempts if entry.serves(labels[LABEL_ARM], a.deployment, a.labels)]
+        name, arm = entry.experiment.name, labels[LABEL_ARM]
+        if not entry.honoured(arm, labels):
+            self._complaints[name, arm] = f"{name}: the registry does not serve the version of {arm}; is it registered?"
+            return
+        self._complaints.pop((name, arm), None)
+        own = [attempt for attempt in settlement.attempts if entry.serves(arm, attempt)]
         if own and own[0].number == 1 and own[0].outcome is not Outcome.CANCELLED:
             return
         answered = any(attempt.outcome is Outcome.OK for attempt in own)
@@ -105,7 +111,8 @@ class CanaryPlugin:
     def status(self) -> Status:
         """Say where the experiments stand, for people and for other plugins."""
         rollouts = list(self._engine.rollouts.values())
-        problems = [*([self._misplaced] if self._misplaced else []), *self._engine.problems()]
+        complaints = [text for (name, _), text in self._complaints.items() if name in self._engine.rollouts]
+        problems = [*complaints, *self._engine.problems()]
         counts = Counter(str(rollout.phase).replace("_", " ") for rollout in rollouts)
         text = ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items())) or "no experiments"
         return Status(
@@ -131,7 +138,7 @@ class CanaryPlugin:
         # Only the first attempt counts: whether there are retries depends on how it ended.
         if attempt.number != 1 or (entry := self._entry(attempt.labels)) is None:
             return
-        if entry.serves(attempt.labels[LABEL_ARM], attempt.deployment, attempt.labels):
+        if entry.serves(attempt.labels[LABEL_ARM], attempt):
             self._note(entry, attempt.labels, metrics.observe(attempt))
 
     def _note(self, entry: Entry, labels: Mapping[str, str], buckets: Mapping[MetricName, int]) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from .assignment import FULL_BP, Hasher, Split
-from .experiment import STABLE, Experiment, Filter, Version
+from .experiment import STABLE, Experiment, Filter, Target, Version
 from .rollout import Phase, Rollout
 
 if TYPE_CHECKING:
-    from pointsman.types import Deployment, RequestContext, Route
+    from pointsman.types import Attempt, RequestContext, Route
 
 ARM_HEADER: Final = "x-pointsman-arm"
 LABEL_EXPERIMENT: Final = "experiment"
@@ -96,14 +96,22 @@ class Entry:
             fallbacks=route.fallbacks if way.fallback is None else (way.fallback, *route.fallbacks),
         )
 
-    def serves(self, arm: str, deployment: Deployment, labels: Mapping[str, str]) -> bool:
-        """Say whether an attempt on a deployment was the arm's own, not one that saved it."""
-        target = self.experiment.stable if arm == STABLE else self.experiment.targets.get(arm)
+    def honoured(self, arm: str, labels: Mapping[str, str]) -> bool:
+        """Say whether the request went where the arm wanted it: the registry may not know its version."""
+        target = self._target(arm)
         if isinstance(target, Version):
             return labels.get(LABEL_VERSION_ID) == target.version and LABEL_VERSION in labels
-        if target is None:
-            return arm == STABLE
-        return target in {deployment.group, deployment.id}
+        return True
+
+    def serves(self, arm: str, attempt: Attempt) -> bool:
+        """Say whether an attempt was the arm's own, not one that saved it."""
+        target = self._target(arm)
+        if isinstance(target, str):
+            return target in {attempt.deployment.group, attempt.deployment.id}
+        return self.honoured(arm, attempt.labels)
+
+    def _target(self, arm: str) -> Target | None:
+        return self.experiment.stable if arm == STABLE else self.experiment.targets.get(arm)
 
 
 Table: TypeAlias = Mapping[str, Sequence[Entry]]
