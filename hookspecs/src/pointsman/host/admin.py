@@ -66,7 +66,13 @@ def build(host: Host, plugin_routes: Mapping[str, Sequence[BaseRoute]]) -> Starl
 
     routes: list[BaseRoute] = [Route("/status", status, methods=["GET"])]
     for plugin, own in plugin_routes.items():
-        routes.append(Mount(f"/{plugin}", routes=list(_without_slash(own))))
+        # A plugin's "/" is reached as /pointsman/<plugin> too, without a redirect.
+        routes.extend(
+            Route(f"/{plugin}", route.endpoint, methods=sorted(route.methods or ()))
+            for route in own
+            if isinstance(route, Route) and route.path == "/"
+        )
+        routes.append(Mount(f"/{plugin}", routes=list(own)))
     if "console" in plugin_routes:
         routes.append(Mount("/", routes=list(plugin_routes["console"])))
     return Starlette(
@@ -78,13 +84,3 @@ def build(host: Host, plugin_routes: Mapping[str, Sequence[BaseRoute]]) -> Starl
             Exception: _fault,
         },
     )
-
-
-def _without_slash(routes: Sequence[BaseRoute]) -> Sequence[BaseRoute]:
-    """Let ``/pointsman/quota`` reach a plugin's ``/`` without a redirect."""
-    extra: list[BaseRoute] = [
-        Route("", route.endpoint, methods=sorted(route.methods or ()))
-        for route in routes
-        if isinstance(route, Route) and route.path == "/"
-    ]
-    return [*extra, *routes]
