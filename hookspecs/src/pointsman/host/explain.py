@@ -52,7 +52,8 @@ def validate(model: type[M], raw: Mapping[Any, Any], where: str) -> M:
     try:
         return model.model_validate(dict(raw))
     except ValidationError as err:
-        raise ConfigError("\n".join(explain(model, err, where))) from err
+        # Without its cause: pydantic's own message repeats the input, and a traceback would show the secrets in it.
+        raise ConfigError("\n".join(explain(model, err, where))) from None
 
 
 def explain(model: type[BaseModel], error: ValidationError, where: str) -> list[str]:
