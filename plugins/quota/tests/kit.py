@@ -32,7 +32,10 @@ async def call(h: Harness, identity: Identity | None = None, **given: Any) -> Re
 
 async def usage(h: Harness, name: str = "acme") -> dict[str, Any]:
     answer = (await h.admin.get(f"/quota/tenants/{name}")).json()
-    return {row["scope"] + (f" {row['name']}" if row["scope"] != "tenant" else ""): row for row in answer["usage"]}
+    return {
+        " ".join(filter(None, (row["scope"], row["name"] if row["scope"] != "tenant" else ""))): row
+        for row in answer["usage"]
+    }
 
 
 def details(h: Harness) -> Any:

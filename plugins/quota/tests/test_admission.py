@@ -142,7 +142,12 @@ async def test_all_scopes_are_taken_or_none() -> None:
             assert result.denial.code == code
             assert "model '" in result.denial.message
         await h.settled()
-        assert (await usage(h))["tenant"]["requests_left"] == 9
+        shown = await usage(h)
+        assert {scope: row["requests_left"] for scope, row in shown.items() if "requests_left" in row} == {
+            "gateway": 99,
+            "tenant": 9,
+            "model ch*": 0,
+        }
         assert (await call(h, model="backup", body={**BODY, "max_tokens": 40})).status == 200
 
 

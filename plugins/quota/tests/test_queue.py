@@ -144,6 +144,6 @@ async def test_one_who_leaves_makes_room() -> None:
 
 async def test_a_wait_longer_than_the_deadline_is_a_configuration_error() -> None:
     with pytest.raises(Exception, match="raise deadline_ms"):
-        await worker(tenant("a"), queue={"max_wait_ms": 950}).start()
-    async with worker(tenant("a"), queue={"max_wait_ms": 5000}, deadline_ms=6000) as h:
+        await worker(tenant("a"), queue={"max_wait_ms": 4950}).start()
+    async with worker(tenant("a"), queue={"max_wait_ms": 8000}, deadline_ms=9000) as h:
         assert h.status("quota").ok

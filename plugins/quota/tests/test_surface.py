@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from pointsman.testing import Harness
 from pointsman_quota.plugin import plugin
@@ -189,3 +191,13 @@ async def test_a_wrong_configuration_stops_the_start(section: dict[str, Any], me
     with pytest.raises(Exception, match=message) as caught:
         await worker(**section).start()
     assert "sk-raw-key" not in str(caught.value)
+
+
+async def test_the_readmes_example_works() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    document = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    section = document["pointsman"]["plugins"][0]["quota"]
+    section["tenants"][0]["keys"][0]["hash"] = hash_key(KEY, "00" * 16)
+    async with worker(**section) as h:
+        assert (await h.request(api_key=KEY, model="gpt-4o")).route.labels["tenant"] == "acme"
+        assert (await h.request(model="gpt-4o")).status == 403

@@ -169,6 +169,13 @@ class QuotaConfig(PluginConfig):
         default="deny",
         description="When the store is down: 'deny' answers 503, 'allow' goes on with each worker's own count.",
     )
+    deadline_ms: int | None = Field(
+        default=5000,
+        ge=1,
+        le=60_000,
+        description="Longest time of an admission, queueing included, in milliseconds. Longer than the store's own "
+        "timeout, so that a busy moment of the worker does not turn into a refusal.",
+    )
     tenants: tuple[Tenant, ...] = Field(default=(), description="More can be added over HTTP.")
     default_tenant: TenantId | None = Field(
         default=None, description="Tenant of callers that nobody knows; without one they are refused with 401."

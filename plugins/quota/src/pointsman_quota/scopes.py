@@ -127,8 +127,9 @@ def target_from(data: Mapping[str, object], tenant: Tenant | None, gateway: Limi
 
 
 def all_scopes(tenant: Tenant, gateway: Limits) -> Target:
-    """Return every scope of a tenant, to look at."""
-    scopes = [Scope(TENANT, tenant.id, tenant.limits.caps)]
+    """Return every scope of a tenant, to look at; what the gateway has as a whole comes first."""
+    scopes = [Scope(GATEWAY, "", gateway.caps)] if gateway.caps else []
+    scopes.append(Scope(TENANT, tenant.id, tenant.limits.caps))
     scopes += [Scope(KEY, key.name, key.limits.caps) for key in tenant.keys if key.limits and key.limits.caps]
     scopes += [Scope(MODEL, pattern, limits.caps) for pattern, limits in tenant.model_limits.items()]
     return Target(_SHARED_TAG if gateway.caps else tenant.id, tenant.id, tuple(scopes))
