@@ -122,7 +122,7 @@ async def pre_route(ctx: RequestContext, route: Route) -> Route | Denial | None:
     """Admit the request and say where it goes: resolve a version, pick an arm, reserve a quota, or deny.
 
     Fires once per client request, after authentication. Async; in order, each plugin sees the route as the plugins
-    before it left it; the first Denial ends the chain. Deadline 1 s each.
+    before it left it; the first Denial ends the chain. Deadline 5 s each: a stalled event loop counts too.
 
     Args:
         ctx: The request.

@@ -121,6 +121,7 @@ class RequestContext:
         headers: Request headers, lower case, without credentials and cookies.
         body: The client's request, read-only. Never log it, never put it in a span.
         received_at: Unix seconds.
+        client_host: The peer's address as the server sees it, or None; behind a load balancer, the balancer's.
     """
 
     request_id: str
@@ -131,6 +132,7 @@ class RequestContext:
     received_at: float
     call_id: str | None = None
     session_id: str | None = None
+    client_host: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     body: Mapping[str, object] = field(default_factory=dict, repr=False)
 

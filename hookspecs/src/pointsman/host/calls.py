@@ -35,7 +35,7 @@ from ..types import (
 log: Final = logging.getLogger("pointsman")
 T = TypeVar("T")
 
-PRE_ROUTE_DEADLINE_S: Final = 1.0
+PRE_ROUTE_DEADLINE_S: Final = 5.0
 BEFORE_ATTEMPT_DEADLINE_S: Final = 5.0
 AUTHENTICATE_DEADLINE_S: Final = 2.0
 SETTLE_DEADLINE_S: Final = 10.0

@@ -13,6 +13,7 @@ from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAut
 from ..host.host import Host
 from ..types import Credential, Denial
 from . import values
+from .bracket import current_call
 
 _BEARER: Final = "bearer "
 
@@ -53,7 +54,9 @@ async def custom_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
                 message="Missing or unknown API key. Send 'Authorization: Bearer <key>' with a key of your tenant.",
             )
         )
-    own: dict[str, Any] = {"tenant": answer.tenant, "claims": dict(answer.claims)}
+    call = current_call.get()
+    if call is not None:
+        call.identity = answer
     return UserAPIKeyAuth(
         api_key=hash_token(key) if key else None,
         user_id=answer.user_id,
@@ -61,7 +64,6 @@ async def custom_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
         org_id=answer.org_id,
         key_alias=answer.key_alias,
         user_role=LitellmUserRoles.INTERNAL_USER,
-        metadata={"pointsman": own},
     )
 
 

@@ -17,7 +17,7 @@ from ..host.runtime import new_id
 
 if TYPE_CHECKING:
     from ..host.exchange import Exchange, OpenAttempt
-    from ..types import AttemptKind
+    from ..types import AttemptKind, Identity
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -37,6 +37,7 @@ class Call:
         request_id: Ours.
         scope: The ASGI scope; None for a call of our own.
         exchange: The request's exchange, once LiteLLM has authenticated it.
+        identity: Who calls, when a plugin's ``authenticate`` said so.
         kind: For a call of our own, the kind of its attempt.
         opened: For a call of our own, its attempt.
         chosen: LiteLLM has asked for candidates since the last attempt was opened: the next one is new.
@@ -54,6 +55,7 @@ class Call:
         "complete",
         "exchange",
         "gone",
+        "identity",
         "kind",
         "metadata",
         "opened",
@@ -68,6 +70,7 @@ class Call:
         self.scope = scope
         self.kind = kind
         self.exchange: Exchange | None = None
+        self.identity: Identity | None = None
         self.opened: OpenAttempt | None = None
         self.chosen = False
         self.awaited = False

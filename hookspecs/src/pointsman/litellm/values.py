@@ -50,14 +50,17 @@ def request_headers(
     return headers
 
 
-def identity(key: Any, end_user: str | None) -> Identity:
-    """Return who calls, from LiteLLM's ``UserAPIKeyAuth``."""
-    metadata = getattr(key, "metadata", None)
-    own = metadata.get("pointsman") if isinstance(metadata, dict) else None
-    own = own if isinstance(own, dict) else {}
+def identity(key: Any, end_user: str | None, known: Identity | None) -> Identity:
+    """Return who calls.
+
+    Args:
+        key: LiteLLM's ``UserAPIKeyAuth``. Its metadata is not trusted: whoever may edit a key may write it.
+        end_user: Whom the client names in the body.
+        known: What a plugin's ``authenticate`` said, or None when LiteLLM itself authenticated the request.
+    """
     role = getattr(key, "user_role", None)
     return Identity(
-        tenant=own.get("tenant"),
+        tenant=known.tenant if known is not None else None,
         key_hash=getattr(key, "api_key", None) or getattr(key, "token", None),
         key_alias=getattr(key, "key_alias", None),
         user_id=getattr(key, "user_id", None),
@@ -65,7 +68,7 @@ def identity(key: Any, end_user: str | None) -> Identity:
         org_id=getattr(key, "org_id", None),
         end_user=end_user or getattr(key, "end_user_id", None),
         admin=str(getattr(role, "value", role)) == "proxy_admin",
-        claims=own.get("claims") or {},
+        claims=known.claims if known is not None else {},
     )
 
 
