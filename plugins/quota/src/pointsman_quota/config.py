@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .ledger import Caps
 from .tenants import Directory
 
-PRE_ROUTE_DEADLINE_MS: Final = 1000
+PRE_ROUTE_DEADLINE_MS: Final = 5000
 #: What a queued request needs beside waiting, before the host's deadline ends the call.
 QUEUE_MARGIN_MS: Final = 100
 
