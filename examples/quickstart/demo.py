@@ -131,7 +131,7 @@ class Demo:
         history = self.get("/pointsman/registry/history?name=assistant")["history"]
         under_way = [sum(s.started_at < change["at"] < s.ended_at for s in sent) for change in history]
         back, forth, seed = ([*under_way, 0, 0, 0])[:3]
-        self.expect(not seed and len(history) == 3, f"the history should have 3 entries: {history}")  # noqa: PLR2004
+        self.expect(not seed and len(history) == 3, f"the history should have 3 entries: {history}")  # noqa: PLR2004 - one seed, two changes
         self.note(
             f"{len(sent)} requests, {failed} failed; {forth} were under way when the version was promoted, {back} when "
             "it was rolled back, and all of them got their whole answer."
