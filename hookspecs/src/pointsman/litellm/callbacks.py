@@ -125,7 +125,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             {"model_name": _metadata(kwargs).get("model_group"), "litellm_params": kwargs, "model_info": info}
         )
         own = call.kind is not None
-        refusal, opened = await call.exchange.begin(deployment, call.kind, gateway=not own)
+        kind = call.kind
+        if kind is None and kwargs.get("fallback_depth"):
+            # Also for a first attempt: LiteLLM skips a group whose deployments are all in cooldown.
+            kind = AttemptKind.FALLBACK
+        refusal, opened = await call.exchange.begin(deployment, kind, gateway=not own)
         if own:
             call.opened = opened
         if refusal is not None:
