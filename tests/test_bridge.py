@@ -280,6 +280,13 @@ def test_a_faulty_plugin_that_may_fail_harms_nobody(rig: Rig) -> None:
     assert {"plugin": "denier", "hook": "pre_route"}.items() <= faults[0].items()
 
 
+def test_a_denial_is_no_error_in_the_log(rig: Rig) -> None:
+    """LiteLLM would log a traceback for each one."""
+    assert post(rig, "quiet", **{"x-test-deny": "403"}).status_code == 403
+    rig.of_case("quiet")
+    assert "DenialError" not in rig.proxy.log()
+
+
 def test_an_unauthenticated_request_has_an_id_and_is_not_settled(rig: Rig) -> None:
     answer = post(rig, "nobody", key="wrong")
     assert answer.status_code == 401

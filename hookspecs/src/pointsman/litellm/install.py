@@ -37,6 +37,7 @@ from ..host import config
 from ..host.admin import error_body
 from ..host.host import Host
 from ..host.tracing import configure
+from .auth import DenialError
 from .bracket import Bracket, Scope, current_call
 from .callbacks import Callbacks
 from .catalog import CostMap, PromptTokenizer, RouterCatalog
@@ -115,6 +116,7 @@ def install() -> Callbacks:
     except PointsmanError as err:
         stop_the_start(err)
     _setup_logging()
+    logging.getLogger("LiteLLM Proxy").addFilter(_is_no_denial)
     app = proxy_server.app
     app.include_router(_admin_router(bridge))
     if app.middleware_stack is None:
@@ -191,6 +193,11 @@ def _setup_logging() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+def _is_no_denial(record: logging.LogRecord) -> bool:
+    """Keep LiteLLM from logging a traceback for each denial: a client that is refused is no fault of the gateway."""
+    return not (record.exc_info and isinstance(record.exc_info[1], DenialError))
 
 
 def _admin_router(bridge: Bridge) -> APIRouter:
