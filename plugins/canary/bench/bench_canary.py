@@ -36,7 +36,7 @@ from pointsman_canary import lifecycle, table
 from pointsman_canary.config import CanaryConfig
 from pointsman_canary.experiment import Experiment, MetricName
 from pointsman_canary.lifecycle import Cause
-from pointsman_canary.metrics import index
+from pointsman_canary.metrics import LOG_STEP, index
 from pointsman_canary.plugin import CanaryPlugin
 from pointsman_canary.rollout import Phase, Rollout
 
@@ -237,10 +237,9 @@ def observe(
             "stable": rng.choices(latency_buckets(1.0), k=stable),
             "canary": rng.choices(latency_buckets(case.slower), k=canary),
         }
-        step = math.log1p(0.02)
         seen = {arm: {"latency_ms": histogram(buckets)} for arm, buckets in times.items()}
-        counts = [(bucket * step, count) for bucket, count in seen["stable"]["latency_ms"].items()]
-        return seen, counts, [bucket * step for bucket in times["canary"]]
+        counts = [(bucket * LOG_STEP, count) for bucket, count in seen["stable"]["latency_ms"].items()]
+        return seen, counts, [bucket * LOG_STEP for bucket in times["canary"]]
     bad, also_bad = binomial(rng, stable, BASE_ERROR_RATE), binomial(rng, canary, case.error_rate)
     outcomes = [1.0] * also_bad + [0.0] * (canary - also_bad)
     rng.shuffle(outcomes)

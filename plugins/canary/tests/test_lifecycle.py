@@ -140,7 +140,7 @@ def test_weight_changed_while_running_restarts_statistics_and_goes_on_from_there
     assert life.state.findings()["canary"][0].canary_samples == 0
     assert life.tick(GOOD, times=5).percent == 50
     low = Life(experiment()).do(lambda state, cause: lifecycle.weigh(state, {"canary": 0.5}, cause))
-    assert low.tick(GOOD, times=10).percent == 1
+    assert low.tick(GOOD, times=5).percent == 1
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """From what an attempt cost and brought to numbers that can be compared.
 
 Every observation is kept as a bucket index, so that the counts of all workers can be added and the state stays small:
-for a rate or a score the thousandth it lies in, for the others its logarithm to the base 1.02 (a relative error of at
-most 1 %; J. Masson et al., "DDSketch", VLDB 2019). Speed is kept as milliseconds per token: then more is worse, as everywhere.
+for a rate or a score the thousandth it lies in, for the others its logarithm to the base 1.01 (a relative error of at
+most 0.5 %; J. Masson et al., "DDSketch", VLDB 2019). Speed is kept as milliseconds per token: then more is worse, as everywhere.
 
 A comparison turns both arms' counts into values from 0 to 1 (``evidence`` wants them so):
 
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 Histogram: TypeAlias = Mapping[int, int]
 
 _PER_UNIT: Final = 1000
-_LOG_BASE: Final = log1p(0.02)
+#: Width of a bucket of what is kept as a logarithm.
+LOG_STEP: Final = log1p(0.01)
 _MS_PER_S: Final = 1000.0
 _LEAST: Final = 1e-3
 _MOST: Final = 1e15
@@ -53,13 +54,13 @@ def index(metric: MetricName, value: float) -> int:
         return round(min(max(harm, 0.0), 1.0) * _PER_UNIT)
     if metric is MetricName.TOKENS_PER_S:
         value = _MS_PER_S / max(value, 1 / _MOST)
-    return round(log(min(max(value, _LEAST), _MOST)) / _LOG_BASE)
+    return round(log(min(max(value, _LEAST), _MOST)) / LOG_STEP)
 
 
 @cache
 def _harm(metric: MetricName, bucket: int) -> float:
     """Return the value of a bucket, more being worse."""
-    return bucket / _PER_UNIT if metric in BOUNDED else exp(bucket * _LOG_BASE)
+    return bucket / _PER_UNIT if metric in BOUNDED else exp(bucket * LOG_STEP)
 
 
 def observe(attempt: Attempt) -> dict[MetricName, int]:
@@ -157,7 +158,7 @@ class Scale:
             return
         if metric.quantile is not None:
             self._edge = quantile_bucket(reference, _level(metric))
-            buckets = log1p(excess) / _LOG_BASE
+            buckets = log1p(excess) / LOG_STEP
             self._granted = ceil(buckets) if lenient else floor(buckets)
         else:
             highest = _harm(self._name, quantile_bucket(reference, _CAP_QUANTILE))

@@ -32,6 +32,7 @@ class Story:
         decided_at: When the rollback was written.
         last_canary_at: When the upstream received the last request for the canary.
         after: How many requests the clients made after the decision, for both arms.
+        quiet_after: How many requests the upstream received after the last one for the canary.
         canary_requests: How many requests the canary got while it failed.
         trail: The audit trail, the oldest first.
         shown: The experiment as the admin surface shows it afterwards.
@@ -44,17 +45,43 @@ class Story:
     decided_at: float
     last_canary_at: float
     after: int
+    quiet_after: int
     canary_requests: int
     trail: list[dict[str, Any]]
     shown: dict[str, Any]
 
 
-def config(upstream: str, store: Path) -> dict[str, Any]:
-    """Return the LiteLLM configuration: ``chat`` goes to the old model, a quarter of it to the new one."""
+def config(upstream: str, store: Path, *, versions: bool = False) -> dict[str, Any]:
+    """Return the LiteLLM configuration: ``chat`` goes to the old model, a quarter of it to the new one.
+
+    Args:
+        upstream: The upstream's URL.
+        store: Directory of the state store.
+        versions: Whether both are versions in the registry instead of model groups.
+    """
+    groups = {name: f"{name}-group" for name in (OLD, NEW)}
+    experiment: dict[str, Any] = {
+        "name": "chat-v2",
+        "model": "chat",
+        "stable": groups[OLD],
+        "canary": groups[NEW],
+        "steps": [25, 50, 100],
+        "interval_s": 3600,
+        "fallback_to_stable": True,
+    }
+    plugins: list[dict[str, Any]] = [{"canary": {"experiments": [experiment]}}]
+    if versions:
+        del experiment["stable"]
+        experiment["canary"] = {"version": NEW}
+        registered = [
+            {"id": name, "name": "chat", "version": name, "path": group, "active": name == OLD}
+            for name, group in groups.items()
+        ]
+        plugins.append({"registry": {"versions": registered}})
     return {
         "model_list": [
             {
-                "model_name": f"{name}-group",
+                "model_name": group,
                 "litellm_params": {
                     "model": f"openai/{name}",
                     "api_base": f"{upstream}/v1",
@@ -63,29 +90,10 @@ def config(upstream: str, store: Path) -> dict[str, Any]:
                 },
                 "model_info": {"id": f"{name}-1"},
             }
-            for name in (OLD, NEW)
+            for name, group in groups.items()
         ],
         "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "num_retries": 0},
-        "pointsman": {
-            "store": {"backend": "disk", "path": str(store)},
-            "plugins": [
-                {
-                    "canary": {
-                        "experiments": [
-                            {
-                                "name": "chat-v2",
-                                "model": "chat",
-                                "stable": f"{OLD}-group",
-                                "canary": f"{NEW}-group",
-                                "steps": [25, 50, 100],
-                                "interval_s": 3600,
-                                "fallback_to_stable": True,
-                            }
-                        ]
-                    }
-                }
-            ],
-        },
+        "pointsman": {"store": {"backend": "disk", "path": str(store)}, "plugins": plugins},
     }
 
 
@@ -127,14 +135,18 @@ class Clients:
                 self.arms[answer.headers.get("x-pointsman-arm", "none")] += 1
 
 
-def tell(directory: Path) -> Story:
+def tell(directory: Path, *, versions: bool = False) -> Story:
     """Let a healthy canary turn bad under traffic, and watch until it has been left alone for a while.
+
+    Args:
+        directory: For configuration, store and log.
+        versions: Whether the arms are versions in the registry.
 
     Raises:
         TimeoutError: it was not rolled back in time.
     """
     with UpstreamServer() as upstream:
-        document = config(upstream.url, directory / "store")
+        document = config(upstream.url, directory / "store", versions=versions)
         with ProxyServer(document, directory / "proxy", workers=2) as proxy, Clients(proxy) as clients:
             _until(lambda: sum(clients.statuses.values()) >= 40, "no traffic")
             upstream.behave(NEW, Behaviour(error_ratios={500: 1.0}))
@@ -154,6 +166,7 @@ def tell(directory: Path) -> Story:
         decided_at=decided_at,
         last_canary_at=max(canary),
         after=sum(at > decided_at for at in clients.times),
+        quiet_after=sum(request.received_at > max(canary) for request in upstream.requests),
         canary_requests=len(bad),
         trail=trail,
         shown=shown,
