@@ -1,105 +1,19 @@
-"""Settlements: each one exactly once while nothing dies, none lost when something does."""
+"""Settlements while nothing dies: each one exactly once, whatever plugins and store do."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections import Counter
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
-from pointsman import PluginConfig, PluginInfo, hookimpl
-from pointsman.host.journal import (
-    HEARTBEAT_TTL_S,
-    RETRY_MOST_S,
-    Entry,
-    dump,
-    parse,
-    restored_context,
-)
-from pointsman.store import open_store
-from pointsman.testing import FakeClock, error, ok
+from pointsman.host.journal import RETRY_MOST_S, parse
+from pointsman.testing import error, ok
 from pointsman.testing.harness import NotSettledError
-from pointsman.types import (
-    Attempt,
-    AttemptError,
-    AttemptKind,
-    Denial,
-    Deployment,
-    Endpoint,
-    ErrorClass,
-    Identity,
-    Outcome,
-    Reservation,
-    Route,
-    Settlement,
-    Usage,
-)
+from pointsman.types import Identity, Outcome
 
 pytestmark = pytest.mark.usefixtures("leak_check")
-
-
-class Ledger:
-    """Writes down who was settled when; fails as long as it is told to."""
-
-    def __init__(self, config):
-        self.failing = False
-        self.gate = None
-        self.seen = []
-
-    @hookimpl
-    async def startup(self, services):
-        self.clock = services.clock
-
-    @hookimpl
-    async def settle(self, ctx, settlement):
-        self.seen.append((self.clock.monotonic(), ctx, settlement))
-        if self.gate is not None:
-            await self.gate.wait()
-        if self.failing:
-            raise RuntimeError("not now")
-
-    @property
-    def ids(self):
-        return [settlement.request_id for _, _, settlement in self.seen]
-
-
-def ledger(name):
-    return PluginInfo(name=name, config=PluginConfig, factory=Ledger)
-
-
-ONE, TWO = ledger("one"), ledger("two")
-
-
-async def rows(h):
-    """Return the journal's rows in the store."""
-    return {key: value for key, value in await h.store.scan("host/journal/") if isinstance(value, dict)}
-
-
-def counts(h):
-    return h.host.describe()["journal"]
-
-
-async def pass_time(clock, seconds=3 * HEARTBEAT_TTL_S):
-    """Let so much time pass that heartbeats end and dead workers' rows are looked for."""
-    for _ in range(round(seconds)):
-        await clock.advance(1.0)
-
-
-@pytest.fixture
-async def shared():
-    """A clock and a store that several workers share."""
-    clock = FakeClock()
-    store = await open_store("memory", clock=clock.now)
-    yield {"clock": clock, "store": store}
-    await store.close()
-
-
-# -- nothing dies -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("window_ms", [0, 50])
@@ -235,170 +149,6 @@ async def test_with_the_store_down_the_stop_still_ends(harness):
         assert len(h.plugin("one").seen) == 2
 
 
-# -- a worker dies ----------------------------------------------------------------------------------------------------
-
-
-async def test_what_a_dead_worker_left_is_settled_once_by_another(harness, shared):
-    """Of two that survive, one takes the row over, when the dead one's heartbeat has ended and not before."""
-    async with (
-        harness([ONE], name="a", **shared) as a,
-        harness([ONE], name="b", **shared) as b,
-        harness([ONE], name="c", **shared) as c,
-    ):
-        a.plugin("one").gate = asyncio.Event()
-        results = [await a.request() for _ in range(5)]
-        await a.clock.quiet()
-        await a.crash()
-        await pass_time(a.clock, HEARTBEAT_TTL_S - 6.0)
-        assert b.plugin("one").seen == c.plugin("one").seen == []
-        await pass_time(a.clock)
-        settled = Counter(b.plugin("one").ids + c.plugin("one").ids)
-        assert settled == {result.request_id: 1 for result in results}
-        assert counts(b)["recovered"] + counts(c)["recovered"] == 5
-        await pass_time(a.clock)
-        assert Counter(b.plugin("one").ids + c.plugin("one").ids) == settled
-
-
-async def test_after_a_crash_only_those_are_asked_who_have_not_settled(harness, shared):
-    """Progress is written down: who has settled before the crash is not asked by the next worker."""
-    async with harness([ONE, TWO], name="a", **shared) as a:
-        a.plugin("two").failing = True
-        result = await a.request()
-        await a.clock.advance(1.5)
-        await a.crash()
-        async with harness([ONE, TWO], name="b", **shared) as b:
-            await pass_time(b.clock)
-            assert (b.plugin("one").ids, b.plugin("two").ids) == ([], [result.request_id])
-
-
-async def test_what_another_worker_settles_has_no_prompt(harness, shared):
-    """Headers and body of a request, and the provider's headers, are never stored: the next worker does not have them."""
-    async with harness([ONE], name="a", **shared) as a:
-        a.plugin("one").failing = True
-        told = {"identity": Identity(tenant="t"), "session_id": "s", "headers": {"x-a": "MARK"}}
-        body = {"messages": [{"role": "user", "content": "MARK"}]}
-        result = await a.request(body=body, script=ok("MARK", headers={"x-b": "MARK"}), **told)
-        await a.clock.quiet()
-        assert "MARK" not in json.dumps(await a.store.scan(""))
-        await a.crash()
-        async with harness([ONE], name="b", **shared) as b:
-            await pass_time(b.clock)
-            ((_, ctx, settlement),) = b.plugin("one").seen
-            assert (dict(ctx.headers), dict(ctx.body)) == ({}, {})
-            bare = tuple(replace(attempt, headers={}) for attempt in result.attempts)
-            assert settlement == replace(result.settlement, attempts=bare)
-            assert replace(ctx, session_id="s") == replace(result.ctx, headers={}, body={})
-
-
-async def test_what_a_worker_leaves_at_its_stop_is_taken_over_at_once(harness, shared):
-    """A worker that stops properly withdraws its heartbeat: its rows need not wait for that to end."""
-    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
-        a.plugin("one").failing = True
-        result = await a.request()
-        await a.stop()
-        async with harness([ONE], name="b", **shared) as b:
-            await b.clock.advance(0.1)
-            await b.settled()
-            assert b.plugin("one").ids == [result.request_id]
-
-
-async def test_a_living_workers_rows_are_its_own(harness, shared):
-    """However long a living worker's plugin fails, nobody else takes the settlement over."""
-    async with harness([ONE], name="a", **shared) as a, harness([ONE], name="b", **shared) as b:
-        a.plugin("one").failing = True
-        await a.request()
-        await pass_time(a.clock, 5 * HEARTBEAT_TTL_S)
-        assert b.plugin("one").seen == []
-        a.plugin("one").failing = False
-        await pass_time(a.clock, RETRY_MOST_S)
-        await a.settled()
-        assert b.plugin("one").seen == []
-
-
-async def test_a_worker_that_starts_while_others_look_is_not_taken_for_dead(harness, shared, monkeypatch):
-    """A worker whose heartbeat and first row appear in the middle of somebody's look keeps its row."""
-    async with harness([ONE], name="a", **shared) as a:
-        b = harness([ONE], name="b", **shared)
-        scan = a.store.scan
-        scans = []
-
-        async def interrupted(prefix):
-            found = await scan(prefix)
-            scans.append(prefix)
-            if len(scans) == 1:
-                await b.start()
-                b.plugin("one").failing = True
-                await b.request()
-                await b.clock.quiet()
-            return found
-
-        monkeypatch.setattr(a.store, "scan", interrupted)
-        await a.clock.advance(5.0)
-        await a.settled()
-        assert len(scans) >= 2
-        assert a.plugin("one").seen == []
-        b.plugin("one").failing = False
-        await b.clock.advance(30.0)
-        await b.settled()
-        await b.stop()
-
-
-async def test_rows_of_plugins_that_are_not_loaded_are_kept(harness, shared):
-    """A settlement that waits for a plugin no worker has stays in the journal until one has it."""
-    async with harness([ONE, TWO], name="a", **shared) as a:
-        a.plugin("two").failing = True
-        result = await a.request()
-        await a.clock.advance(1.5)
-        await a.crash()
-    async with harness([ONE], name="b", **shared) as b:
-        await pass_time(b.clock)
-        assert b.plugin("one").seen == []
-        assert len(await rows(b)) == 1
-    async with harness([TWO], name="c", **shared) as c:
-        await pass_time(c.clock)
-        await c.settled()
-        assert c.plugin("two").ids == [result.request_id]
-        await c.request()
-        await c.settled()
-        assert len(await rows(c)) == 1, "only the last request's own row is still to be removed"
-
-
-async def test_a_worker_does_what_it_can_of_a_row(harness, shared):
-    """A row that waits for two plugins of which one is loaded is settled with that one, and kept for the other."""
-    async with harness([ONE, TWO], name="a", **shared) as a:
-        a.plugin("one").gate = asyncio.Event()
-        result = await a.request()
-        await a.clock.quiet()
-        await a.crash()
-    async with harness([ONE], name="b", **shared) as b:
-        await pass_time(b.clock)
-        await b.settled()
-        assert b.plugin("one").ids == [result.request_id]
-        ((row),) = (await rows(b)).values()
-        assert [entry.pending for entry in parse(row)] == [["two"]]
-    async with harness([ONE, TWO], name="c", **shared) as c:
-        await c.clock.advance(0.1)
-        await c.settled()
-        assert (c.plugin("one").ids, c.plugin("two").ids) == ([], [result.request_id])
-
-
-async def test_a_row_that_cannot_be_read_is_kept_and_counted(harness, shared):
-    """What is no row of ours is left where it is, and does not keep others from being recovered."""
-    junk = [7, {"v": 2}, {"v": 1, "entries": [{}]}, {"v": 1, "entries": [5]}, {"v": 1, "entries": {"a": 1}}, {"v": 1}]
-    for number, value in enumerate(junk):
-        await shared["store"].put(f"host/journal/dead-worker/{number}", value)
-    async with harness([ONE], name="a", **shared) as a:
-        await a.clock.advance(0.1)
-        assert a.faults == {"pointsman.journal": len(junk)}
-        assert len(await shared["store"].scan("host/journal/dead-worker/")) == len(junk)
-        await a.request()
-        await a.settled()
-        assert len(a.plugin("one").seen) == 1
-
-
-# -- shutting down ----------------------------------------------------------------------------------------------------
-
-
 async def test_a_stop_settles_what_is_open(harness):
     """Requests that run when the worker stops are settled as cancelled; what was submitted a moment ago is settled."""
     async with harness([ONE], host={"journal_window_ms": 50}) as h:
@@ -406,19 +156,6 @@ async def test_a_stop_settles_what_is_open(harness):
         await h.stop()
         assert [s.outcome for _, _, s in h.plugin("one").seen] == [Outcome.OK, Outcome.CANCELLED]
         assert exchange.closed
-
-
-async def test_a_stop_waits_no_longer_than_it_may(harness, shared, caplog):
-    """A ``settle`` that hangs does not hold up the shutdown: its settlement is left for another worker, and told."""
-    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
-        a.plugin("one").gate = asyncio.Event()
-        result = await a.request()
-        await a.stop()
-    assert "1 settlements are left in the journal; another worker will finish them" in caplog.text
-    async with harness([ONE], name="b", **shared) as b:
-        await b.clock.advance(0.1)
-        await b.settled()
-        assert b.plugin("one").ids == [result.request_id]
 
 
 async def test_waiting_is_shown(harness):
@@ -430,66 +167,3 @@ async def test_waiting_is_shown(harness):
         with pytest.raises(NotSettledError, match=r"\{'one': 2\}"):
             await h.settled()
         assert (await h.admin.get("/status")).json()["journal"]["waiting"] == {"one": 2}
-
-
-# -- rows -------------------------------------------------------------------------------------------------------------
-
-texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
-maps = st.dictionaries(texts, texts, max_size=3)
-numbers = st.floats(0, 1e12)
-usages = st.builds(Usage, prompt_tokens=st.integers(0, 2**53), estimated=st.booleans())
-deployments = st.builds(Deployment, info=st.dictionaries(texts, st.booleans() | st.integers() | numbers | texts))
-errors = st.builds(AttemptError, kind=st.sampled_from(ErrorClass), status=st.none() | st.integers(100, 599))
-attempts = st.builds(
-    Attempt,
-    id=texts,
-    request_id=texts,
-    number=st.integers(1, 9),
-    kind=st.sampled_from(AttemptKind),
-    deployment=deployments,
-    started_at=numbers,
-    labels=maps,
-    outcome=st.sampled_from(Outcome),
-    duration_ms=numbers,
-    first_token_ms=st.none() | numbers,
-    usage=st.none() | usages,
-    cost_usd_micros=st.none() | st.integers(0, 2**53),
-    headers=maps,
-    error=st.none() | errors,
-)
-reservations = st.builds(
-    Reservation,
-    expires_at=numbers,
-    amounts=st.dictionaries(texts, st.integers(0, 2**53), max_size=3),
-    data=st.dictionaries(texts, st.none() | st.booleans() | st.integers() | numbers | texts, max_size=3),
-)
-settlements = st.builds(
-    Settlement,
-    request_id=texts,
-    endpoint=st.sampled_from(Endpoint),
-    identity=st.builds(Identity, tenant=st.none() | texts, claims=maps),
-    route=st.builds(Route, labels=maps, reservations=st.lists(reservations, max_size=2).map(tuple)),
-    outcome=st.sampled_from(Outcome),
-    started_at=numbers,
-    finished_at=numbers,
-    attempts=st.lists(attempts, max_size=3).map(tuple),
-    usage=st.none() | usages,
-    denial=st.none() | st.builds(Denial, status=st.integers(400, 599)),
-)
-
-
-@given(settlements, st.lists(st.sampled_from(["one", "two"]), unique=True))
-def test_a_row_brings_back_what_was_written(settlement, pending):
-    """Through JSON and back, everything but the provider's headers is as it was, in type and value."""
-    text = json.dumps(dump([Entry(restored_context(settlement), settlement, pending)]))
-    (entry,) = parse(json.loads(text))
-    bare = tuple(replace(attempt, headers={}) for attempt in settlement.attempts)
-    assert entry.settlement == replace(settlement, attempts=bare)
-    assert entry.pending == pending
-    assert entry.ctx == restored_context(settlement)
-
-
-@given(st.recursive(st.none() | st.integers() | texts, lambda x: st.lists(x) | st.dictionaries(texts, x)))
-def test_nothing_else_passes_for_a_row(value):
-    with pytest.raises((ValueError, KeyError, TypeError)):
-        parse(value)

@@ -93,10 +93,11 @@ def test_the_example_is_an_implementation(hook):
 @every_hook
 def test_every_hook_has_a_test(hook):
     """For each hook there is a test that is named for it and implements it."""
-    tree = ast.parse(Path(__file__).with_name("test_hooks.py").read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in Path(__file__).parent.glob("test_hooks*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     tests = [f for f in functions if f.name.startswith(f"test_{hook.__name__}_")]
-    assert tests, f"no test in test_hooks.py is named test_{hook.__name__}_..."
+    assert tests, f"no test of the hooks is named test_{hook.__name__}_..."
     for test in tests:
         assert any(f.name == hook.__name__ for f in ast.walk(test) if hasattr(f, "name")), (
             f"{test.name} does not implement {hook.__name__}"

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import importlib.util
-import json
-import logging
 import sys
-from pathlib import Path
 from typing import ClassVar
 
+import faulty_plugins as faulty
 import pytest
-from pydantic import ConfigDict
-from starlette.responses import JSONResponse
+from budget_plugin import Budget, BudgetConfig
 
-from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman import PluginInfo
 from pointsman.testing import ContractSuite
 from pointsman.testing.contract import ContractViolation
 from pointsman.testing.contract.base import SCENARIOS
-from pointsman.types import AttemptKind, BudgetSpent, Refusal, Status, UpstreamRequest
-
-_spec = importlib.util.spec_from_file_location("budget_plugin", Path(__file__).with_name("budget_plugin.py"))
-budget_plugin = importlib.util.module_from_spec(_spec)
-sys.modules["budget_plugin"] = budget_plugin
-_spec.loader.exec_module(budget_plugin)
-Budget, BudgetConfig = budget_plugin.Budget, budget_plugin.BudgetConfig
-
-log = logging.getLogger("budget")
 
 
 def info_of(factory, config=BudgetConfig):
@@ -54,244 +40,11 @@ class TestSoundRacing(Good):
     config: ClassVar = {"race": True}
 
 
-# -- for each test of the contract, who fails it ----------------------------------------------------------------------
-
-
-class LaxConfig(PluginConfig):
-    """Takes anything."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class LeavesTask(Budget):
-    @hookimpl
-    async def startup(self, services):
-        await Budget.startup(self, services)
-        self.task = asyncio.create_task(asyncio.sleep(3600))
-
-
-KEPT_FILES = []
-
-
 @pytest.fixture(autouse=True)
 def close_kept_files():
     yield
-    while KEPT_FILES:
-        KEPT_FILES.pop().close()
-
-
-class LeavesFile(Budget):
-    @hookimpl
-    async def startup(self, services):
-        await Budget.startup(self, services)
-        KEPT_FILES.append(open(__file__))  # noqa: ASYNC230, SIM115, PTH123  # this is what it does wrong
-
-
-class FailsWithoutUsage(Budget):
-    @hookimpl
-    async def settle(self, settlement):
-        for attempt in settlement.attempts:
-            assert attempt.usage.total_tokens
-
-
-class FailsOnErrors(Budget):
-    @hookimpl
-    def on_error(self, attempt):
-        raise RuntimeError("unexpected")
-
-
-class CountsTwice(Budget):
-    @hookimpl
-    async def settle(self, settlement):
-        await self.services.store.add("used/all")
-
-
-class AnnouncesTwice(Budget):
-    @hookimpl
-    async def settle(self, settlement):
-        self.services.publish(BudgetSpent(tenant="t", cost_usd_micros=1, at=0.0))
-
-
-class RemembersInMemory(Budget):
-    @hookimpl
-    async def settle(self, settlement):
-        seen = self.__dict__.setdefault("seen", set())
-        if settlement.request_id not in seen:
-            seen.add(settlement.request_id)
-            await self.services.store.add("used/all")
-
-
-class LooksThenWrites(Budget):
-    @hookimpl
-    async def settle(self, settlement):
-        done = f"done/{settlement.request_id}"
-        if await self.services.store.get(done) is None:
-            await self.services.store.add("used/all")
-            await self.services.store.put(done, 1, ttl_s=60.0)
-
-
-class SwallowsCancellation(Budget):
-    @hookimpl
-    async def settle(self, settlement):
-        try:
-            await Budget.settle(self, settlement)
-        except asyncio.CancelledError:
-            return
-
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        try:
-            return await Budget.pre_route(self, ctx, route)
-        except asyncio.CancelledError:
-            return None
-
-
-class LosesSlots(Budget):
-    @hookimpl
-    async def before_attempt(self, ctx, attempt):
-        if self.free == 0:
-            return Refusal(reason="no free slot")
-        self.free -= 1
-        await self.services.store.get("meta")
-        self.free += 1
-        return None
-
-    @hookimpl
-    def post_response(self, attempt):
-        """Free nothing: it has been freed."""
-
-    @hookimpl
-    def on_error(self, attempt):
-        """As above."""
-
-
-class LeavesProbe(Budget):
-    @hookimpl
-    async def execute(self, ctx, route, upstream):
-        self.services.upstream.start(UpstreamRequest(target=route.target, kind=AttemptKind.PROBE, body={}, stream=True))
-        return await Budget.execute(self, ctx, route, upstream)
-
-
-class LosesCallers(Budget):
-    @hookimpl
-    async def authenticate(self, credential):
-        if self.__dict__.setdefault("busy", False):
-            return None
-        self.busy = True
-        answer = await Budget.authenticate(self, credential)
-        self.busy = False
-        return answer
-
-
-class LeavesTaskOnEvent(Budget):
-    @hookimpl
-    async def on_event(self, event):
-        task = asyncio.create_task(asyncio.sleep(3600))
-        await self.services.store.get("meta")
-        task.cancel()
-
-
-class LeavesTaskWhenStartIsCutOff(Budget):
-    @hookimpl
-    async def startup(self, services):
-        task = asyncio.create_task(asyncio.sleep(3600))
-        await Budget.startup(self, services)
-        await services.store.get("meta")
-        task.cancel()
-
-
-class LeavesTaskWhenStopIsCutOff(Budget):
-    @hookimpl
-    async def shutdown(self):
-        task = asyncio.create_task(asyncio.sleep(3600))
-        await Budget.shutdown(self)
-        task.cancel()
-
-
-class UsesModelAsKey(Budget):
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        await self.services.store.get(f"model/{ctx.model}")
-
-
-class NeedsPrices(Budget):
-    @hookimpl
-    def post_response(self, attempt):
-        assert self.services.prices.get(attempt.deployment).input_usd > 0
-
-
-class KeepsSessions(Budget):
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        await self.services.store.add(f"sessions/{hashlib.sha256(repr(ctx.session_id).encode()).hexdigest()}")
-
-
-class KeepsManyKeys(Budget):
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        for number in range(9):
-            await self.services.store.put(f"request/{ctx.request_id}/{number}", 1)
-
-
-class StatusIsNotJson(Budget):
-    @hookimpl
-    def status(self):
-        return Status(ok=True, summary="running", details={"when": object()})
-
-
-class StatusHasLines(Budget):
-    @hookimpl
-    def status(self):
-        return Status(ok=True, summary="running\nfine")
-
-
-class TrustsBodies(Budget):
-    async def create(self, request):
-        return JSONResponse((await request.json())["id"])
-
-
-class IgnoresBodies(Budget):
-    async def create(self, request):
-        return JSONResponse({})
-
-
-class TrustsPaths(Budget):
-    async def get(self, request):
-        return JSONResponse({"id": int(request.path_params["id"])})
-
-
-class StoresPrompts(Budget):
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        await self.services.store.put("last", json.dumps(ctx.body.get("messages")))
-
-
-class LogsHeaders(Budget):
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        log.debug("headers %s", dict(ctx.headers))
-
-
-class LogsProviderHeaders(Budget):
-    @hookimpl
-    def on_error(self, attempt):
-        log.warning("failed with %s", dict(attempt.headers))
-
-
-class LabelsPrompts(Budget):
-    @hookimpl
-    async def pre_route(self, ctx, route):
-        return route.with_labels(prompt=str(ctx.body.get("messages"))[:300])
-
-
-class ShowsKeys(Budget):
-    @hookimpl
-    async def authenticate(self, credential):
-        self.last = credential.api_key
-
-    @hookimpl
-    def status(self):
-        return Status(ok=True, summary="running", details={"last": self.__dict__.get("last", "")})
+    while faulty.KEPT_FILES:
+        faulty.KEPT_FILES.pop().close()
 
 
 OK, STREAM, NO_USAGE, ERROR = (
@@ -303,36 +56,46 @@ OK, STREAM, NO_USAGE, ERROR = (
 @pytest.mark.parametrize(
     ("factory", "test", "arguments", "says"),
     [
-        (LeavesTask, "test_it_starts_and_stops_again_and_again", (), "task"),
-        (LeavesFile, "test_it_starts_and_stops_again_and_again", (), "open file"),
-        (FailsWithoutUsage, "test_it_settles_once", (NO_USAGE,), "settle"),
-        (FailsOnErrors, "test_it_settles_once", (ERROR,), "on_error"),
-        (FailsWithoutUsage, "test_it_survives_odd_but_legal_values", (), "settle"),
-        (UsesModelAsKey, "test_it_survives_odd_but_legal_values", (), "pre_route"),
-        (NeedsPrices, "test_it_survives_a_gateway_that_knows_nothing", (), "post_response"),
-        (KeepsSessions, "test_its_keys_do_not_grow_with_the_requests", (), "keeps_request_keys"),
-        (CountsTwice, "test_settling_again_changes_nothing", (OK,), "used/all"),
-        (AnnouncesTwice, "test_settling_again_changes_nothing", (STREAM,), "events"),
-        (LooksThenWrites, "test_settling_at_the_same_time_changes_nothing", (), "used/all"),
-        (RemembersInMemory, "test_settling_again_in_another_life_changes_nothing", (), "used/all"),
-        (LooksThenWrites, "test_an_interrupted_settlement_can_be_repeated", (), "cut off"),
-        (SwallowsCancellation, "test_an_interrupted_settlement_can_be_repeated", (), "goes on"),
-        (SwallowsCancellation, "test_a_cancelled_request_does_no_harm", ("pre_route", False), "goes on"),
-        (LosesSlots, "test_a_cancelled_request_does_no_harm", ("before_attempt", True), "next request"),
-        (LosesCallers, "test_a_cancelled_authentication_does_no_harm", (), "another"),
-        (LeavesTaskOnEvent, "test_a_cancelled_event_does_no_harm", (), "left behind"),
-        (LeavesTaskWhenStartIsCutOff, "test_a_cancelled_start_or_stop_leaves_nothing_behind", ("startup",), "task"),
-        (LeavesTaskWhenStopIsCutOff, "test_a_cancelled_start_or_stop_leaves_nothing_behind", ("shutdown",), "task"),
-        (StatusIsNotJson, "test_its_status_is_json", (), "broken"),
-        (StatusHasLines, "test_its_status_is_json", (), "one line"),
-        (TrustsBodies, "test_its_routes_refuse_malformed_bodies", (), "500"),
-        (IgnoresBodies, "test_its_routes_refuse_malformed_bodies", (), "200"),
-        (TrustsPaths, "test_its_routes_survive_odd_paths_and_queries", (), "500"),
-        (StoresPrompts, "test_it_keeps_no_secret", (), "store key budget/last"),
-        (LogsHeaders, "test_it_keeps_no_secret", (), "log line"),
-        (LogsProviderHeaders, "test_it_keeps_no_secret", (), "log line"),
-        (LabelsPrompts, "test_it_keeps_no_secret", (), "span"),
-        (ShowsKeys, "test_it_keeps_no_secret", (), "status"),
+        (faulty.LeavesTask, "test_it_starts_and_stops_again_and_again", (), "task"),
+        (faulty.LeavesFile, "test_it_starts_and_stops_again_and_again", (), "open file"),
+        (faulty.FailsWithoutUsage, "test_it_settles_once", (NO_USAGE,), "settle"),
+        (faulty.FailsOnErrors, "test_it_settles_once", (ERROR,), "on_error"),
+        (faulty.FailsWithoutUsage, "test_it_survives_odd_but_legal_values", (), "settle"),
+        (faulty.UsesModelAsKey, "test_it_survives_odd_but_legal_values", (), "pre_route"),
+        (faulty.NeedsPrices, "test_it_survives_a_gateway_that_knows_nothing", (), "post_response"),
+        (faulty.KeepsSessions, "test_its_keys_do_not_grow_with_the_requests", (), "keeps_request_keys"),
+        (faulty.CountsTwice, "test_settling_again_changes_nothing", (OK,), "used/all"),
+        (faulty.AnnouncesTwice, "test_settling_again_changes_nothing", (STREAM,), "events"),
+        (faulty.LooksThenWrites, "test_settling_at_the_same_time_changes_nothing", (), "used/all"),
+        (faulty.RemembersInMemory, "test_settling_again_in_another_life_changes_nothing", (), "used/all"),
+        (faulty.LooksThenWrites, "test_an_interrupted_settlement_can_be_repeated", (), "cut off"),
+        (faulty.SwallowsCancellation, "test_an_interrupted_settlement_can_be_repeated", (), "goes on"),
+        (faulty.SwallowsCancellation, "test_a_cancelled_request_does_no_harm", ("pre_route", False), "goes on"),
+        (faulty.LosesSlots, "test_a_cancelled_request_does_no_harm", ("before_attempt", True), "next request"),
+        (faulty.LosesCallers, "test_a_cancelled_authentication_does_no_harm", (), "another"),
+        (faulty.LeavesTaskOnEvent, "test_a_cancelled_event_does_no_harm", (), "left behind"),
+        (
+            faulty.LeavesTaskWhenStartIsCutOff,
+            "test_a_cancelled_start_or_stop_leaves_nothing_behind",
+            ("startup",),
+            "task",
+        ),
+        (
+            faulty.LeavesTaskWhenStopIsCutOff,
+            "test_a_cancelled_start_or_stop_leaves_nothing_behind",
+            ("shutdown",),
+            "task",
+        ),
+        (faulty.StatusIsNotJson, "test_its_status_is_json", (), "broken"),
+        (faulty.StatusHasLines, "test_its_status_is_json", (), "one line"),
+        (faulty.TrustsBodies, "test_its_routes_refuse_malformed_bodies", (), "500"),
+        (faulty.IgnoresBodies, "test_its_routes_refuse_malformed_bodies", (), "200"),
+        (faulty.TrustsPaths, "test_its_routes_survive_odd_paths_and_queries", (), "500"),
+        (faulty.StoresPrompts, "test_it_keeps_no_secret", (), "store key budget/last"),
+        (faulty.LogsHeaders, "test_it_keeps_no_secret", (), "log line"),
+        (faulty.LogsProviderHeaders, "test_it_keeps_no_secret", (), "log line"),
+        (faulty.LabelsPrompts, "test_it_keeps_no_secret", (), "span"),
+        (faulty.ShowsKeys, "test_it_keeps_no_secret", (), "status"),
     ],
 )
 def test_who_breaks_the_contract_is_found(factory, test, arguments, says):
@@ -349,7 +112,7 @@ def test_a_call_that_nobody_cancels_is_found():
     """A plugin that leaves a call of its own running when its request is cancelled breaks the contract."""
 
     class Suite(Good):
-        info = info_of(LeavesProbe)
+        info = info_of(faulty.LeavesProbe)
         config: ClassVar = {"race": True}
 
     with pytest.raises(ContractViolation, match="still running"):
@@ -360,7 +123,7 @@ def test_many_keys_per_request_are_found():
     """Saying keeps_request_keys is no licence for any number of them."""
 
     class Suite(Good):
-        info = info_of(KeepsManyKeys)
+        info = info_of(faulty.KeepsManyKeys)
         keeps_request_keys = True
 
     with pytest.raises(ContractViolation, match="more than four"):
@@ -371,7 +134,7 @@ def test_lax_configuration_is_found():
     """A model that takes unknown keys or bad values, and a suite without a bad configuration, break the contract."""
 
     class Suite(Good):
-        info = info_of(Budget, LaxConfig)
+        info = info_of(Budget, faulty.LaxConfig)
 
     with pytest.raises(ContractViolation, match="not refused"):
         Suite().test_an_unknown_key_is_refused()

@@ -55,6 +55,7 @@ from .worker import Connector, Ids, RecordingHost, environment
 Plugin = PluginInfo | tuple[PluginInfo, Mapping[str, Any]]
 
 IDENTITY: Final = Identity(key_hash="0" * 64, key_alias="test", user_id="user-1", team_id="team-1")
+CLIENT_HOST: Final = "192.0.2.1"
 BODY: Final[Mapping[str, object]] = MappingProxyType({"messages": [{"role": "user", "content": "Hello there"}]})
 
 _CREDENTIALS: Final = frozenset(
@@ -267,6 +268,7 @@ class Harness:
             stream=stream,
             identity=identity,
             session_id=session_id,
+            client_host=CLIENT_HOST,
             headers=shown,
             body=MappingProxyType(dict(body)),
             received_at=self.clock.now(),
@@ -315,7 +317,7 @@ class Harness:
     ) -> Identity | Denial | None:
         """Ask the plugins who shows this key; None when nobody knows."""
         return await self.host.calls.run_authenticate(
-            Credential(api_key=api_key, path=path, headers=_lower(headers or {}), client_host="192.0.2.1")
+            Credential(api_key=api_key, path=path, headers=_lower(headers or {}), client_host=CLIENT_HOST)
         )
 
     def publish(self, event: Event) -> None:

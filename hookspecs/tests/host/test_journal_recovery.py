@@ -1,0 +1,188 @@
+"""Settlements when a worker dies: none is lost, and what it left is done once by another."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from ledger_plugin import ONE, TWO, counts, pass_time, rows
+
+from pointsman.host.journal import HEARTBEAT_TTL_S, RETRY_MOST_S, parse
+from pointsman.testing import ok
+from pointsman.types import Identity
+
+pytestmark = pytest.mark.usefixtures("leak_check")
+
+
+async def test_what_a_dead_worker_left_is_settled_once_by_another(harness, shared):
+    """Of two that survive, one takes the row over, when the dead one's heartbeat has ended and not before."""
+    async with (
+        harness([ONE], name="a", **shared) as a,
+        harness([ONE], name="b", **shared) as b,
+        harness([ONE], name="c", **shared) as c,
+    ):
+        a.plugin("one").gate = asyncio.Event()
+        results = [await a.request() for _ in range(5)]
+        await a.clock.quiet()
+        await a.crash()
+        await pass_time(a.clock, HEARTBEAT_TTL_S - 6.0)
+        assert b.plugin("one").seen == c.plugin("one").seen == []
+        await pass_time(a.clock)
+        settled = Counter(b.plugin("one").ids + c.plugin("one").ids)
+        assert settled == {result.request_id: 1 for result in results}
+        assert counts(b)["recovered"] + counts(c)["recovered"] == 5
+        await pass_time(a.clock)
+        assert Counter(b.plugin("one").ids + c.plugin("one").ids) == settled
+
+
+async def test_after_a_crash_only_those_are_asked_who_have_not_settled(harness, shared):
+    """Progress is written down: who has settled before the crash is not asked by the next worker."""
+    async with harness([ONE, TWO], name="a", **shared) as a:
+        a.plugin("two").failing = True
+        result = await a.request()
+        await a.clock.advance(1.5)
+        await a.crash()
+        async with harness([ONE, TWO], name="b", **shared) as b:
+            await pass_time(b.clock)
+            assert (b.plugin("one").ids, b.plugin("two").ids) == ([], [result.request_id])
+
+
+async def test_what_another_worker_settles_has_no_prompt(harness, shared):
+    """Headers and body of a request, and the provider's headers, are never stored: the next worker does not have them."""
+    async with harness([ONE], name="a", **shared) as a:
+        a.plugin("one").failing = True
+        told = {"identity": Identity(tenant="t"), "session_id": "s", "headers": {"x-a": "MARK"}}
+        body = {"messages": [{"role": "user", "content": "MARK"}]}
+        result = await a.request(body=body, script=ok("MARK", headers={"x-b": "MARK"}), **told)
+        await a.clock.quiet()
+        assert "MARK" not in json.dumps(await a.store.scan(""))
+        await a.crash()
+        async with harness([ONE], name="b", **shared) as b:
+            await pass_time(b.clock)
+            ((_, ctx, settlement),) = b.plugin("one").seen
+            assert (dict(ctx.headers), dict(ctx.body)) == ({}, {})
+            bare = tuple(replace(attempt, headers={}) for attempt in result.attempts)
+            assert settlement == replace(result.settlement, attempts=bare)
+            assert ctx == replace(result.ctx, headers={}, body={}, session_id=None, client_host=None)
+
+
+async def test_what_a_worker_leaves_at_its_stop_is_taken_over_at_once(harness, shared):
+    """A worker that stops properly withdraws its heartbeat: its rows need not wait for that to end."""
+    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
+        a.plugin("one").failing = True
+        result = await a.request()
+        await a.stop()
+        async with harness([ONE], name="b", **shared) as b:
+            await b.clock.advance(0.1)
+            await b.settled()
+            assert b.plugin("one").ids == [result.request_id]
+
+
+async def test_a_living_workers_rows_are_its_own(harness, shared):
+    """However long a living worker's plugin fails, nobody else takes the settlement over."""
+    async with harness([ONE], name="a", **shared) as a, harness([ONE], name="b", **shared) as b:
+        a.plugin("one").failing = True
+        await a.request()
+        await pass_time(a.clock, 5 * HEARTBEAT_TTL_S)
+        assert b.plugin("one").seen == []
+        a.plugin("one").failing = False
+        await pass_time(a.clock, RETRY_MOST_S)
+        await a.settled()
+        assert b.plugin("one").seen == []
+
+
+async def test_a_worker_that_starts_while_others_look_is_not_taken_for_dead(harness, shared, monkeypatch):
+    """A worker whose heartbeat and first row appear in the middle of somebody's look keeps its row."""
+    async with harness([ONE], name="a", **shared) as a:
+        b = harness([ONE], name="b", **shared)
+        scan = a.store.scan
+        scans = []
+
+        async def interrupted(prefix):
+            found = await scan(prefix)
+            scans.append(prefix)
+            if len(scans) == 1:
+                await b.start()
+                b.plugin("one").failing = True
+                await b.request()
+                await b.clock.quiet()
+            return found
+
+        monkeypatch.setattr(a.store, "scan", interrupted)
+        await a.clock.advance(5.0)
+        await a.settled()
+        assert len(scans) >= 2
+        assert a.plugin("one").seen == []
+        b.plugin("one").failing = False
+        await b.clock.advance(30.0)
+        await b.settled()
+        await b.stop()
+
+
+async def test_rows_of_plugins_that_are_not_loaded_are_kept(harness, shared):
+    """A settlement that waits for a plugin no worker has stays in the journal until one has it."""
+    async with harness([ONE, TWO], name="a", **shared) as a:
+        a.plugin("two").failing = True
+        result = await a.request()
+        await a.clock.advance(1.5)
+        await a.crash()
+    async with harness([ONE], name="b", **shared) as b:
+        await pass_time(b.clock)
+        assert b.plugin("one").seen == []
+        assert len(await rows(b)) == 1
+    async with harness([TWO], name="c", **shared) as c:
+        await pass_time(c.clock)
+        await c.settled()
+        assert c.plugin("two").ids == [result.request_id]
+        await c.request()
+        await c.settled()
+        assert len(await rows(c)) == 1, "only the last request's own row is still to be removed"
+
+
+async def test_a_worker_does_what_it_can_of_a_row(harness, shared):
+    """A row that waits for two plugins of which one is loaded is settled with that one, and kept for the other."""
+    async with harness([ONE, TWO], name="a", **shared) as a:
+        a.plugin("one").gate = asyncio.Event()
+        result = await a.request()
+        await a.clock.quiet()
+        await a.crash()
+    async with harness([ONE], name="b", **shared) as b:
+        await pass_time(b.clock)
+        await b.settled()
+        assert b.plugin("one").ids == [result.request_id]
+        ((row),) = (await rows(b)).values()
+        assert [entry.pending for entry in parse(row)] == [["two"]]
+    async with harness([ONE, TWO], name="c", **shared) as c:
+        await c.clock.advance(0.1)
+        await c.settled()
+        assert (c.plugin("one").ids, c.plugin("two").ids) == ([], [result.request_id])
+
+
+async def test_a_row_that_cannot_be_read_is_kept_and_counted(harness, shared):
+    """What is no row of ours is left where it is, and does not keep others from being recovered."""
+    junk = [7, {"v": 2}, {"v": 1, "entries": [{}]}, {"v": 1, "entries": [5]}, {"v": 1, "entries": {"a": 1}}, {"v": 1}]
+    for number, value in enumerate(junk):
+        await shared["store"].put(f"host/journal/dead-worker/{number}", value)
+    async with harness([ONE], name="a", **shared) as a:
+        await a.clock.advance(0.1)
+        assert a.faults == {"pointsman.journal": len(junk)}
+        assert len(await shared["store"].scan("host/journal/dead-worker/")) == len(junk)
+        await a.request()
+        await a.settled()
+        assert len(a.plugin("one").seen) == 1
+
+
+async def test_a_stop_waits_no_longer_than_it_may(harness, shared, caplog):
+    """A ``settle`` that hangs does not hold up the shutdown: its settlement is left for another worker, and told."""
+    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
+        a.plugin("one").gate = asyncio.Event()
+        result = await a.request()
+        await a.stop()
+    assert "1 settlements are left in the journal; another worker will finish them" in caplog.text
+    async with harness([ONE], name="b", **shared) as b:
+        await b.clock.advance(0.1)
+        await b.settled()
+        assert b.plugin("one").ids == [result.request_id]

@@ -1,0 +1,341 @@
+"""What the host lends to plugins: events, background tasks, signals, ids, and a start and stop that leave nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman import hookimpl
+from pointsman.errors import PluginLoadError, StoreUnavailable
+from pointsman.host import runtime
+from pointsman.host.calls import Faults
+from pointsman.host.host import Environment
+from pointsman.host.runtime import EventBus, SignalBoard, SystemClock, TaskGroup, new_id
+from pointsman.testing import FakeClock, FragileStore
+from pointsman.types import Event, Signal, SignalStatus
+
+pytestmark = pytest.mark.usefixtures("leak_check")
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+
+class Numbered(Event):
+    """An event that is told apart by its source."""
+
+
+async def bus(deliver, capacity=10_000):
+    """Run an event bus; return it with its task."""
+    made = EventBus(deliver, capacity)
+    return made, asyncio.create_task(made.run())
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c"]), max_size=20), st.integers(0, 3))
+def test_events_arrive_in_the_order_they_were_announced(sources, waits):
+    """One after another, however long each takes to deliver; an event announced by a delivery comes after them."""
+
+    async def scenario():
+        heard = []
+
+        async def deliver(event):
+            for _ in range(waits):
+                await asyncio.sleep(0)
+            heard.append(event.source)
+            if event.source == "a":
+                made.publish(Event(source="echo"))
+
+        made, task = await bus(deliver)
+        for source in sources:
+            made.publish(Event(source=source))
+        await made.drain(5.0)
+        assert heard == sources + ["echo"] * sources.count("a")
+        task.cancel()
+
+    asyncio.run(scenario())
+
+
+async def test_a_full_queue_drops_and_tells(caplog):
+    """Announcing never waits and never raises: what does not fit is dropped, counted and logged."""
+    heard = []
+
+    async def deliver(event):
+        heard.append(event)
+
+    made, task = await bus(deliver, capacity=2)
+    for _ in range(5):
+        made.publish(Numbered())
+    assert made.dropped == 3
+    assert "event Numbered was dropped: the queue is full (3 so far)" in caplog.text
+    await made.drain(5.0)
+    assert len(heard) == 2
+    task.cancel()
+
+
+async def test_draining_waits_no_longer_than_it_may():
+    made, task = await bus(lambda _: asyncio.sleep(3600))
+    made.publish(Event())
+    await made.drain(0.01)
+    task.cancel()
+    await asyncio.wait({task})
+
+
+async def test_events_are_delivered_before_the_stop(harness, plugin):
+    """What was announced a moment before the worker stops is heard, and heard before ``shutdown``."""
+    heard = []
+
+    class Hearing:
+        @hookimpl
+        async def on_event(self, event):
+            await asyncio.sleep(0)
+            heard.append(event.source)
+
+        @hookimpl
+        async def shutdown(self):
+            heard.append("shutdown")
+
+    async with harness([plugin(Hearing)]) as h:
+        h.publish(Event(source="last words"))
+    assert heard == ["last words", "shutdown"]
+
+
+# -- background tasks -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+async def group(clock):
+    group = TaskGroup("owner", clock, Faults())
+    yield group
+    await group.cancel()
+
+
+async def test_a_task_that_fails_is_counted_and_logged(group, caplog):
+    async def fail():
+        raise ValueError("broken")
+
+    group.spawn(fail(), name="work")
+    await group.wait(5.0)
+    assert group._faults.of("owner") == {"task work": 1}
+    assert "plugin 'owner': hook 'task work': ValueError: broken" in caplog.text
+
+
+@pytest.mark.parametrize("how", [ValueError, asyncio.CancelledError])
+async def test_repeated_work_goes_on_after_a_failure(group, clock, how):
+    """Now, and then again that long after each call has ended, whatever became of it."""
+    rounds = []
+
+    async def work():
+        rounds.append(clock.monotonic())
+        await clock.sleep(1.0)
+        if len(rounds) == 2:
+            raise how
+
+    group.every(2.0, work, name="work")
+    await clock.advance(8.5)
+    assert rounds == [0.0, 3.0, 6.0]
+    assert group.names() == ["owner:work"]
+    assert group._faults.of("owner") == {"task work": 1}
+
+
+@pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan")])
+async def test_an_interval_must_be_positive(group, interval_s):
+    async def work():
+        """Never run."""
+
+    with pytest.raises(ValueError, match=r"task 'x' of plugin 'owner': the interval must be more than 0"):
+        group.every(interval_s, work, name="x")
+
+
+async def test_cancelling_ends_everything(group, clock):
+    """Running, sleeping and not yet begun: all end, their clean-up runs, and the group is empty."""
+    cleaned = []
+
+    async def work():
+        try:
+            await clock.sleep(60.0)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    group.spawn(work(), name="sleeping")
+    await clock.quiet()
+    group.spawn(work(), name="not begun")
+    await group.cancel()
+    assert (cleaned, group.names()) == ([True], [])
+
+
+async def test_a_task_that_will_not_end_is_left_and_told(group, monkeypatch, caplog):
+    """Shutdown does not wait for ever for a task that ignores its cancellation."""
+    monkeypatch.setattr(runtime, "CANCEL_DEADLINE_S", 0.02)
+    let_go = asyncio.Event()
+
+    async def stubborn():
+        while not let_go.is_set():
+            try:
+                await let_go.wait()
+            except asyncio.CancelledError:
+                continue
+
+    group.spawn(stubborn(), name="stubborn")
+    await asyncio.sleep(0)
+    await group.cancel()
+    assert "background task owner:stubborn ignores its cancellation and is left behind" in caplog.text
+    let_go.set()
+
+
+async def test_tasks_end_with_the_worker(harness, plugin):
+    """A plugin's tasks run until after its ``shutdown``, and are over when the worker has stopped."""
+    log = []
+
+    class Working:
+        @hookimpl
+        async def startup(self, services):
+            async def work():
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    log.append("task")
+
+            services.tasks.spawn(work(), name="work")
+
+        @hookimpl
+        async def shutdown(self):
+            log.append("shutdown")
+
+    async with harness([plugin(Working)]) as h:
+        await h.request()
+    assert log == ["shutdown", "task"]
+
+
+# -- signals, ids, the real environment -------------------------------------------------------------------------------
+
+
+def test_signals_are_the_latest_per_deployment():
+    board = SignalBoard()
+    first = Signal(deployment_id="a", status=SignalStatus.AVAILABLE, recorded_at=1.0)
+    second = Signal(deployment_id="a", status=SignalStatus.EXHAUSTED, recorded_at=2.0)
+    board.put(first)
+    board.put(second)
+    assert (board.get("a"), board.get("b"), dict(board.all())) == (second, None, {"a": second})
+    with pytest.raises(TypeError):
+        board.all()["a"] = first
+
+
+def test_ids_are_unique_hexadecimal_and_in_order_of_time(monkeypatch):
+    ids = [new_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert all(len(i) == 32 and int(i, 16) >= 0 for i in ids)
+    at = iter([1_000_000, 2_000_000])
+    monkeypatch.setattr(runtime.time, "time_ns", lambda: next(at))
+    assert new_id() < new_id()
+
+
+async def test_the_real_environment_is_real():
+    """Workers have different names that can be part of a key; the clock goes on by itself and can wait."""
+    names = {Environment.real().worker for _ in range(20)}
+    assert len(names) == 20
+    assert all("/" not in name for name in names)
+    clock = SystemClock()
+    before = clock.monotonic()
+    await clock.sleep(0.01)
+    assert clock.monotonic() > before
+    assert clock.now() > 1_700_000_000
+
+
+# -- start and stop ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_start_that_fails_undoes_itself(harness, plugin):
+    """The plugins that had started are shut down, their tasks end, the store is closed, and the reason is told."""
+    log = []
+
+    class First:
+        @hookimpl
+        async def startup(self, services):
+            services.tasks.every(1.0, lambda: asyncio.sleep(3600), name="work")
+            log.append("first started")
+
+        @hookimpl
+        async def shutdown(self):
+            log.append("first shut down")
+
+    class Second:
+        @hookimpl
+        async def startup(self, services):
+            raise OSError("no disk")
+
+        @hookimpl
+        async def shutdown(self):
+            log.append("second shut down")
+
+    class Third:
+        @hookimpl
+        async def startup(self, services):
+            log.append("third started")
+
+    h = harness([plugin(First), plugin(Second), plugin(Third)], store="disk")
+    with pytest.raises(PluginLoadError, match="plugin 'second': its start-up failed: OSError: no disk"):
+        await h.start()
+    assert log == ["first started", "first shut down"]
+
+
+async def test_routes_that_fail_stop_the_start(harness, plugin):
+    class Broken:
+        @hookimpl
+        def routes(self):
+            raise KeyError("x")
+
+    with pytest.raises(PluginLoadError, match="plugin 'broken': its routes failed: KeyError"):
+        await harness([plugin(Broken)]).start()
+
+
+async def test_a_store_that_is_down_stops_the_start(harness):
+    class Down(FragileStore):
+        def __init__(self):
+            super().__init__(None)
+            self.down = True
+
+    with pytest.raises(StoreUnavailable, match="down"):
+        await harness(store=Down()).start()
+
+
+async def test_services_need_a_started_host(harness):
+    h = harness()
+    async with h:
+        pass
+    h.host._store = None
+    with pytest.raises(RuntimeError, match="has not been started"):
+        h.host.services("x")
+
+
+async def test_each_plugin_has_keys_of_its_own(harness, plugin):
+    """Two plugins that use the same key do not meet."""
+
+    class First:
+        @hookimpl
+        async def startup(self, services):
+            await services.store.put("x", services.plugin)
+
+    class Second(First):
+        pass
+
+    async with harness([plugin(First), plugin(Second)]) as h:
+        assert (await h.stored("first"), await h.stored("second")) == ({"x": "first"}, {"x": "second"})
+
+
+async def test_a_start_is_announced(harness, plugin, caplog):
+    class Mute:
+        pass
+
+    with caplog.at_level(logging.INFO, "pointsman"):
+        async with harness([plugin(Mute)]):
+            pass
+    assert "is ready: plugins mute; store memory; tracing off" in caplog.text
