@@ -285,7 +285,7 @@ async def settle(ctx: RequestContext, settlement: Settlement) -> None:
     """Account for a finished request: deduct, refund, bill, record.
 
     Fires once per client request that was authenticated, whatever became of it: answered, failed, denied, disconnected.
-    Async, every plugin, in order, after the answer has been sent, so nobody waits. The settlement has been journaled in
+    Async, every plugin on its own: none waits for another, and the client for none of them, since its answer has been sent. The settlement has been journaled in
     the store before; a worker that dies in between has its settlements finished by another one, so an implementation
     must be idempotent in ``settlement.request_id``: after a crash it may see a settlement again. Deadline 10 s.
 

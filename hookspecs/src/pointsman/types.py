@@ -271,6 +271,17 @@ class Denial:
     headers: Mapping[str, str] = field(default_factory=dict)
     plugin: str = ""
 
+    def __post_init__(self) -> None:
+        """Refuse a denial that no HTTP answer can be made of.
+
+        Raises:
+            ValueError: the status is no error status, or ``retry_after_s`` is no number of seconds.
+        """
+        if not 400 <= self.status <= 599:  # noqa: PLR2004  # HTTP's error statuses
+            raise ValueError(f"a Denial's status must be 400 to 599, not {self.status!r}")
+        if self.retry_after_s is not None and not 0 <= self.retry_after_s < float("inf"):
+            raise ValueError(f"a Denial's retry_after_s must be a number of seconds, not {self.retry_after_s!r}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:

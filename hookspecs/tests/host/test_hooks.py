@@ -221,7 +221,10 @@ async def test_settle_fires_once_for_each_request(harness, plugin, *, step, stre
         answered.set()
         await h.settled()
         settlement = result.settlement
-        assert seen == [("first", result.request_id, settlement), ("second", result.request_id, settlement)]
+        assert sorted(seen, key=lambda row: row[0]) == [
+            ("first", result.request_id, settlement),
+            ("second", result.request_id, settlement),
+        ]
         assert settlement.outcome is outcome
         assert all(attempt.outcome is not None for attempt in settlement.attempts)
 

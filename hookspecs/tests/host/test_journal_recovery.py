@@ -166,6 +166,7 @@ async def test_a_row_that_cannot_be_read_is_kept_and_counted(harness, shared):
     junk = [7, {"v": 2}, {"v": 1, "entries": [{}]}, {"v": 1, "entries": [5]}, {"v": 1, "entries": {"a": 1}}, {"v": 1}]
     for number, value in enumerate(junk):
         await shared["store"].put(f"host/journal/dead-worker/{number}", value)
+    await shared["store"].put("host/owner/dead-worker", 0.0)
     async with harness([ONE], name="a", **shared) as a:
         await a.clock.advance(0.1)
         assert a.faults == {"pointsman.journal": len(junk)}

@@ -75,7 +75,7 @@ def build(host: Host, plugin_routes: Mapping[str, Sequence[BaseRoute]]) -> Starl
         routes.append(Mount(f"/{plugin}", routes=list(own)))
     if "console" in plugin_routes:
         routes.append(Mount("/", routes=list(plugin_routes["console"])))
-    return Starlette(
+    app = Starlette(
         routes=routes,
         exception_handlers={
             AdminError: _admin_error,
@@ -84,3 +84,6 @@ def build(host: Host, plugin_routes: Mapping[str, Sequence[BaseRoute]]) -> Starl
             Exception: _fault,
         },
     )
+    # A redirect would name a path without the prefix that this application is mounted under.
+    app.router.redirect_slashes = False
+    return app

@@ -72,7 +72,7 @@ class _Resumed:
 
 
 #: What a sync hook can fail with. It is never cancelled itself, since it never waits.
-_SYNC_FAULTS: Final = (Exception, asyncio.CancelledError)
+_SYNC_FAULTS: Final = (Exception, asyncio.CancelledError, SystemExit, GeneratorExit, BaseExceptionGroup)
 
 
 class StrayCancellationError(Exception):
@@ -121,7 +121,9 @@ class Faults:
         """Count a fault, log it if it is time to, and return it as a ``HookError``."""
         key = (plugin, hook)
         self.counts[key] += 1
-        what = "took longer than its deadline" if isinstance(err, TimeoutError) else f"{type(err).__name__}: {err}"
+        what = (
+            "took longer than its deadline" if isinstance(err, TimeoutError) else f"{type(err).__name__}: {_text(err)}"
+        )
         error = HookError(plugin, hook, request_id, what)
         error.__cause__ = err
         now = time.monotonic()
@@ -143,6 +145,23 @@ class Impl:
     call: Callable[..., Any]
     on_failure: OnFailure = "allow"
     deadline_s: float | None = None
+
+
+def _let_through(err: BaseException) -> None:
+    """Raise again what is not the plugin's fault: the cancellation of the request itself, and Ctrl-C.
+
+    A CancelledError that a plugin raises by itself is its fault, as SystemExit is.
+    """
+    task = asyncio.current_task() if isinstance(err, asyncio.CancelledError) else None
+    if isinstance(err, KeyboardInterrupt) or (task is not None and task.cancelling()):
+        raise err
+
+
+def _text(err: BaseException) -> str:
+    try:
+        return str(err)
+    except Exception:  # noqa: BLE001  # an error whose text fails is still counted
+        return "(an error without a readable text)"
 
 
 def _fault_denial(plugin: str) -> Denial:
@@ -187,7 +206,8 @@ class Calls:
                 if isinstance(answer, Identity):
                     return answer
                 raise TypeError(f"authenticate returned {type(answer).__name__}, not Identity, Denial or None")  # noqa: TRY301  # one path for all faults
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                _let_through(err)
                 self.faults.record(impl.plugin, "authenticate", None, err)
                 return _fault_denial(impl.plugin)
         return None
@@ -208,7 +228,8 @@ class Calls:
                     return route, replace(answer, plugin=impl.plugin)
                 if not isinstance(answer, Route):
                     raise TypeError(f"pre_route returned {type(answer).__name__}, not Route, Denial or None")  # noqa: TRY301  # one path for all faults
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                _let_through(err)
                 self.faults.record(impl.plugin, "pre_route", ctx.request_id, err)
                 if impl.on_failure == "deny":
                     return route, _fault_denial(impl.plugin)
@@ -255,7 +276,8 @@ class Calls:
                 if isinstance(answer, Refusal):
                     return replace(answer, plugin=impl.plugin)
                 raise TypeError(f"before_attempt returned {type(answer).__name__}, not Refusal or None")  # noqa: TRY301  # one path for all faults
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                _let_through(err)
                 self.faults.record(impl.plugin, "before_attempt", ctx.request_id, err)
                 if impl.on_failure == "deny":
                     return Refusal(reason=f"plugin {impl.plugin!r} failed", plugin=impl.plugin)
@@ -294,27 +316,26 @@ class Calls:
             except _SYNC_FAULTS as err:
                 self.faults.record(impl.plugin, hook, ctx.request_id, err)
 
-    async def run_settle(self, plugins: Sequence[str], ctx: RequestContext, settlement: Settlement) -> list[str]:
-        """Settle with the named plugins; return those that failed and must be asked again."""
-        failed = []
-        for plugin in plugins:
-            impl = self.settle.get(plugin)
-            if impl is None:
-                failed.append(plugin)
-                continue
-            try:
-                await bounded(impl.call(ctx, settlement), SETTLE_DEADLINE_S)
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
-                self.faults.record(plugin, "settle", ctx.request_id, err)
-                failed.append(plugin)
-        return failed
+    async def run_settle(self, plugin: str, ctx: RequestContext, settlement: Settlement) -> bool:
+        """Settle with one plugin; say whether it succeeded. If not, it must be asked again."""
+        impl = self.settle.get(plugin)
+        if impl is None:
+            return False
+        try:
+            await bounded(impl.call(ctx, settlement), SETTLE_DEADLINE_S)
+        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            _let_through(err)
+            self.faults.record(plugin, "settle", ctx.request_id, err)
+            return False
+        return True
 
     async def run_on_event(self, event: Event) -> None:
         """Tell every plugin. A fault is logged and counted."""
         for impl in self.on_event:
             try:
                 await bounded(impl.call(event), ON_EVENT_DEADLINE_S)
-            except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                _let_through(err)
                 self.faults.record(impl.plugin, "on_event", None, err)
 
     def run_status(self, plugin: str) -> Status:

@@ -34,10 +34,14 @@ HEARTBEAT_TTL_S: Final = 15.0
 RECOVERY_INTERVAL_S: Final = 5.0
 RETRY_FIRST_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
-#: Rows whose hooks run at the same time; more wait in the store and in memory.
+#: Rows that one plugin settles at the same time; more wait, for this plugin only.
 CONCURRENT_ROWS: Final = 32
+#: Rows that are kept in memory while a plugin fails to settle them; more wait in the store alone.
+RETRIED_ROWS: Final = 500
 
 _ROW: Final = "journal/"
+#: Who has ever written a row that may still be there: so that nobody has to read everybody's rows to find the dead's.
+_OWNER: Final = "owner/"
 _WORKER: Final = "worker/"
 _SETTLEMENT: Final[TypeAdapter[Settlement]] = TypeAdapter(Settlement)
 
@@ -50,6 +54,7 @@ class Entry:
     settlement: Settlement
     pending: list[str]
     span: Span | None = None
+    hook_span: Span | None = None
 
 
 @dataclass(slots=True)
@@ -157,7 +162,9 @@ class Journal:
         self._wake = asyncio.Event()
         self._rows: dict[str, Row] = {}
         self._finished: list[str] = []
-        self._slots = asyncio.Semaphore(CONCURRENT_ROWS)
+        self._slots = {plugin: asyncio.Semaphore(CONCURRENT_ROWS) for plugin in self._plugins}
+        self._forgotten = 0
+        self._parked = False
         self._next = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -166,6 +173,8 @@ class Journal:
     async def start(self) -> None:
         """Announce this worker and start the background work."""
         await self._beat()
+        if self._plugins:
+            await self._store.put(f"{_OWNER}{self._worker}", self._clock.now())
         self._tasks.spawn(self._write_for_ever(), name="journal")
         self._tasks.every(HEARTBEAT_INTERVAL_S, self._beat, name="heartbeat")
         self._tasks.every(RECOVERY_INTERVAL_S, self.recover, name="recovery")
@@ -180,6 +189,7 @@ class Journal:
         self._wake.set()
 
     async def _beat(self) -> None:
+        await self._store.ping()
         await self._store.put(f"{_WORKER}{self._worker}", self._clock.now(), ttl_s=HEARTBEAT_TTL_S)
 
     async def _write_for_ever(self) -> None:
@@ -226,19 +236,7 @@ class Journal:
             self._calls.faults.record("pointsman", "journal", None, err)
 
     async def _settle(self, row: Row) -> None:
-        while True:
-            async with self._slots:
-                for entry in row.entries:
-                    await self._settle_entry(entry)
-            row.entries = [entry for entry in row.entries if entry.pending]
-            if not row.entries:
-                break
-            row.tries += 1
-            self.counts.retried += 1
-            await self._note_progress(row)
-            if all(plugin not in self._calls.settle for entry in row.entries for plugin in entry.pending):
-                # Only plugins that are not loaded are missing; the row waits for a worker that has them.
-                break
+        while await self._try(row):
             await self._clock.sleep(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
         del self._rows[row.key]
         if not row.entries and row.written:
@@ -247,16 +245,51 @@ class Journal:
         if not self._rows and not self._waiting:
             self._idle.set()
 
-    async def _settle_entry(self, entry: Entry) -> None:
-        if entry.span is None:
-            entry.pending = await self._calls.run_settle(entry.pending, entry.ctx, entry.settlement)
-        else:
-            span = self._tracing.start("settle", parent=entry.span)
-            with self._tracing.current(span):
-                entry.pending = await self._calls.run_settle(entry.pending, entry.ctx, entry.settlement)
-            self._tracing.end(span, {"pointsman.waiting": entry.pending} if entry.pending else None)
-        if not entry.pending:
-            self.counts.settled += 1
+    async def _try(self, row: Row) -> bool:
+        """Ask every plugin that has not settled yet, each on its own; say whether to try again later."""
+        plugins = sorted({plugin for entry in row.entries for plugin in entry.pending})
+        spans = self._start_spans(row)
+        await asyncio.gather(*(self._settle_with(plugin, row) for plugin in plugins))
+        for entry in spans:
+            self._tracing.end(entry.hook_span, {"pointsman.waiting": entry.pending} if entry.pending else None)
+        self.counts.settled += sum(not entry.pending for entry in row.entries)
+        row.entries = [entry for entry in row.entries if entry.pending]
+        if not row.entries:
+            return False
+        row.tries += 1
+        self.counts.retried += 1
+        await self._note_progress(row)
+        for entry in row.entries:
+            # Whoever waits for long keeps neither headers nor body in memory.
+            entry.ctx, entry.span = restored_context(entry.settlement), None
+        if all(plugin not in self._calls.settle for entry in row.entries for plugin in entry.pending):
+            # Only plugins that are not loaded are missing; the row waits for a worker that has them.
+            self._parked = True
+            return False
+        if row.written and len(self._rows) > RETRIED_ROWS:
+            # It is safe in the store; ``recover`` takes it up again when there is room.
+            self._forgotten += 1
+            return False
+        return True
+
+    def _start_spans(self, row: Row) -> list[Entry]:
+        traced = [entry for entry in row.entries if entry.span is not None]
+        for entry in traced:
+            entry.hook_span = self._tracing.start("settle", parent=entry.span)
+        return traced
+
+    async def _settle_with(self, plugin: str, row: Row) -> None:
+        slots = self._slots.get(plugin)
+        if slots is None:
+            return
+        async with slots:
+            for entry in row.entries:
+                if plugin not in entry.pending:
+                    continue
+                with self._tracing.current(entry.hook_span):
+                    settled = await self._calls.run_settle(plugin, entry.ctx, entry.settlement)
+                if settled:
+                    entry.pending.remove(plugin)
 
     async def _note_progress(self, row: Row) -> None:
         """Write down who has settled already, so that nobody is asked twice after a crash."""
@@ -267,30 +300,46 @@ class Journal:
             self._calls.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
 
     async def recover(self) -> None:
-        """Take over the rows of workers that have died."""
-        # Rows first: a worker that starts in between has a heartbeat before it has a row.
-        rows = await self._store.scan(_ROW)
+        """Take over the rows of workers that have died, and our own that did not fit into memory."""
+        # Owners first: a worker that starts in between has a heartbeat before it owns anything.
+        owners = await self._store.scan(_OWNER)
         alive = {key.removeprefix(_WORKER) for key, _ in await self._store.scan(_WORKER)}
+        for key, _ in owners:
+            owner = key.removeprefix(_OWNER)
+            if owner == self._worker:
+                if self._forgotten and len(self._rows) < RETRIED_ROWS:
+                    await self._adopt_all(owner)
+            elif owner not in alive and not await self._adopt_all(owner):
+                await self._store.delete(key)
+
+    async def _adopt_all(self, owner: str) -> int:
+        """Take over a worker's rows; return how many there were."""
+        rows = await self._store.scan(f"{_ROW}{owner}/")
         for key, value in rows:
-            owner = key.removeprefix(_ROW).rpartition("/")[0]
-            if owner == self._worker or owner in alive:
-                continue
-            try:
-                entries = parse(value)
-            except (ValueError, KeyError, TypeError) as err:
-                self._calls.faults.record(
-                    "pointsman", "journal", None, ValueError(f"row {key!r} cannot be read: {err}")
-                )
-                continue
-            if all(plugin not in self._calls.settle for entry in entries for plugin in entry.pending):
-                continue
-            self._next += 1
-            row = Row(f"{_ROW}{self._worker}/{self._next:012d}", entries, written=True)
-            if await self._store.update(Update(checks={key: value}, deletes=(key,), puts={row.key: Put(value)})):
+            if len(self._rows) >= RETRIED_ROWS:
+                break
+            if key not in self._rows and key not in self._finished:
+                await self._adopt(key, value, ours=owner == self._worker)
+        return len(rows)
+
+    async def _adopt(self, key: str, value: JSON, *, ours: bool) -> None:
+        try:
+            entries = parse(value)
+        except (ValueError, KeyError, TypeError) as err:
+            self._calls.faults.record("pointsman", "journal", None, ValueError(f"row {key!r} cannot be read: {err}"))
+            return
+        if all(plugin not in self._calls.settle for entry in entries for plugin in entry.pending):
+            return
+        self._next += 1
+        row = Row(f"{_ROW}{self._worker}/{self._next:012d}", entries, written=True)
+        if await self._store.update(Update(checks={key: value}, deletes=(key,), puts={row.key: Put(value)})):
+            if ours:
+                self._forgotten -= 1
+            else:
                 self.counts.recovered += len(entries)
-                self._rows[row.key] = row
-                self._idle.clear()
-                self._tasks.spawn(self._settle(row), name="settle")
+            self._rows[row.key] = row
+            self._idle.clear()
+            self._tasks.spawn(self._settle(row), name="settle")
 
     async def idle(self) -> None:
         """Wait until everything handed over so far has been settled."""
@@ -323,6 +372,8 @@ class Journal:
     async def leave(self) -> None:
         """Withdraw this worker's heartbeat, so that others take over its rows at once."""
         try:
+            if not (self._rows or self._forgotten or self._finished or self._parked):
+                await self._store.delete(f"{_OWNER}{self._worker}")
             await self._store.delete(f"{_WORKER}{self._worker}")
         except StoreError as err:
             self._calls.faults.record("pointsman", "journal", None, err)

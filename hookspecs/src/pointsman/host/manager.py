@@ -180,7 +180,7 @@ def _load_one(entry: PluginEntry, available: Mapping[str, Available]) -> Loaded:
         implementations(loaded)
     except PluginError:
         raise
-    except Exception as err:
+    except (Exception, SystemExit) as err:
         raise PluginLoadError(entry.name, f"it cannot be built: {type(err).__name__}: {err}") from err
     return loaded
 

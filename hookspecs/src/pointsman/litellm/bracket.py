@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +29,13 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 #: The model group (and deployment) behind which a plugin executes a route; not a deployment that can be chosen.
 EXECUTOR_MODEL: Final = "pointsman-executor"
+
+
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+#: A plugin that set one of these would break the answer, not describe it.
+_SERVERS_HEADERS: Final = frozenset(
+    {"content-length", "content-type", "transfer-encoding", "connection", "content-encoding"}
+)
 
 
 class Call:
@@ -162,14 +170,15 @@ def _answer_headers(call: Call) -> list[tuple[bytes, bytes]]:
     exchange = call.exchange
     headers = {"x-pointsman-request-id": call.request_id} if exchange is None else exchange.answer_headers()
     return [
-        (name.encode("latin-1", "replace"), _one_line(value).encode("latin-1", "replace"))
+        (name.lower().encode("ascii"), _one_line(str(value)).encode("latin-1", "replace"))
         for name, value in headers.items()
+        if _HEADER_NAME.fullmatch(name) and name.lower() not in _SERVERS_HEADERS
     ]
 
 
 def _one_line(value: str) -> str:
-    """Return a value without line breaks, whatever a plugin's label holds."""
-    return " ".join(value.split()) if not value.isprintable() else value
+    """Return a value without line breaks and control characters, whatever a plugin put into it."""
+    return value if value.isprintable() else "".join(c if c.isprintable() else " " for c in value)
 
 
 def _has_gone(receive: Receive) -> bool:

@@ -17,7 +17,7 @@ from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 
 from ..host.tracing import outgoing_headers, remote_parent
-from ..types import AttemptError, AttemptKind, Deployment, Endpoint, ErrorClass, Outcome, RequestContext, Usage
+from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, ErrorClass, Outcome, RequestContext, Usage
 from . import values
 from .auth import denial_error
 from .bracket import EXECUTOR_MODEL, Call, current_call
@@ -50,6 +50,17 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         call = current_call.get()
         if call is None or call.scope is None or call.exchange is not None:
             return None
+        model = data.get("model")
+        if isinstance(model, str) and "," in model and not self._bridge.catalog.is_listed(model):
+            # LiteLLM would call each of them at once: one admission, one account, several answers.
+            raise denial_error(
+                Denial(
+                    status=400,
+                    code="model_list_not_supported",
+                    message="This gateway takes one model a request; send a request for each.",
+                    param="model",
+                )
+            )
         ctx = _context(call, user_api_key_dict, data, call_type, self._host.clock.now())
         parent = getattr(user_api_key_dict, "parent_otel_span", None) or remote_parent(ctx.headers)
         call.metadata = _caller_metadata(data)
@@ -174,16 +185,22 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         error = values.attempt_error(err, headers, self._host.clock.now())
         opened.end(Outcome.ERROR, error=error, status_code=error.status, headers=headers)
 
-    def succeed(self, opened: OpenAttempt, response: Any) -> None:
-        """Close an attempt with the whole answer."""
+    def succeed(self, opened: OpenAttempt, response: Any, details: Mapping[str, Any] | None = None) -> None:
+        """Close an attempt with the whole answer.
+
+        Args:
+            opened: The attempt.
+            response: LiteLLM's answer.
+            details: What LiteLLM's logging object says of the call.
+        """
         hidden = values.hidden_params(response)
         answered = opened.answered
         tokens = answered.get("usage") or values.response_usage(response)
         assert tokens is None or isinstance(tokens, Usage)  # noqa: S101  # written by the hook above
-        cached = bool(hidden.get("cache_hit"))
-        cost = values.usd_micros(hidden.get("response_cost"))
+        cached = bool(hidden.get("cache_hit") or (details or {}).get("cache_hit"))
+        cost = 0 if cached else values.usd_micros(hidden.get("response_cost"))
         if cost is None:
-            cost = 0 if cached else self._bridge.prices.cost_usd_micros(opened.attempt.deployment, tokens)
+            cost = self._bridge.prices.cost_usd_micros(opened.attempt.deployment, tokens)
         headers = answered.get("headers") or values.provider_headers(hidden.get("additional_headers"))
         opened.end(
             Outcome.OK,
@@ -202,7 +219,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             return
         running = call.exchange.current
         if running is not None and not running.closed:
-            self.succeed(running, response)
+            self.succeed(running, response, _details(data))
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -241,7 +258,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
                     values.hidden_params(response).get("additional_headers"),
                     call.provider_headers,
                 )
-                self.end_stream(running, reader, headers, error, exchange.ctx)
+                cached = bool(_details(request_data).get("cache_hit"))
+                self.end_stream(running, reader, headers, error, exchange.ctx, cached=cached)
 
     def end_stream(
         self,
@@ -250,6 +268,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         headers: Mapping[str, str],
         error: BaseException | None,
         ctx: RequestContext,
+        *,
+        cached: bool = False,
     ) -> None:
         """Close an attempt at the end of its stream; what the provider did not count is estimated."""
         deployment = opened.attempt.deployment
@@ -258,7 +278,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             tokens = self._estimate(deployment, reader, ctx)
         facts: dict[str, Any] = {
             "usage": tokens,
-            "cost_usd_micros": self._bridge.prices.cost_usd_micros(deployment, tokens),
+            "cost_usd_micros": 0 if cached else self._bridge.prices.cost_usd_micros(deployment, tokens),
+            "cached": cached,
             "headers": headers,
             "model": reader.model,
         }
@@ -277,8 +298,9 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     def _estimate(self, deployment: Deployment, reader: values.StreamReader, ctx: RequestContext) -> Usage:
         told = reader.partial_usage()
         tokenizer = self._bridge.tokenizer
-        prompt = told.prompt_tokens if told is not None else tokenizer.count(deployment.model, ctx.body)
         base = told or Usage()
+        # A translated stream begins with zeros: LiteLLM knows the input only at the end.
+        prompt = base.prompt_tokens or tokenizer.count(deployment.model, ctx.body)
         return replace(
             base,
             prompt_tokens=prompt,

@@ -67,6 +67,11 @@ class RouterCatalog:
         self._read()
         return target in self._by_group
 
+    def is_listed(self, name: str) -> bool:
+        """Say whether the name is a model group, a deployment or an alias."""
+        llm_router = router()
+        return bool(self.deployments(name)) or (llm_router is not None and name in llm_router.model_group_alias)
+
     def list_model(self, name: str, target: str | None) -> None:
         """Show ``name`` in ``GET /v1/models`` as an alias of ``target``; None stops showing it.
 

@@ -16,16 +16,21 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, NoReturn
+from urllib.parse import quote
 
 import httpx
 import litellm
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
@@ -48,6 +53,7 @@ log: Final = logging.getLogger("pointsman")
 
 #: The exit code of a failed start: uvicorn's own, and the one that makes gunicorn stop instead of starting again.
 EXIT_START_FAILED: Final = 3
+_USER_CHARS: Final = 128
 _METHODS: Final = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -106,11 +112,13 @@ async def running_host() -> Host:
     return _bridge.host
 
 
-def install() -> Callbacks:
-    """Build the host and install it; the second call returns the same callbacks. Called by LiteLLM's start-up."""
+def install() -> CustomLogger:
+    """Build the host and install it; a second call returns callbacks that do nothing. Called by LiteLLM's start-up."""
     global _bridge  # noqa: PLW0603  # LiteLLM imports an instance: there is one per worker
     if _bridge is not None:
-        return _bridge.callbacks
+        # LiteLLM calls every mention of a callback: a second one must not run each hook twice.
+        log.warning("litellm_settings.callbacks mentions pointsman.litellm.handler more than once; once is enough")
+        return CustomLogger()
     try:
         bridge = Bridge()
     except PointsmanError as err:
@@ -201,7 +209,7 @@ def _is_no_denial(record: logging.LogRecord) -> bool:
 
 
 def _admin_router(bridge: Bridge) -> APIRouter:
-    routes = APIRouter()
+    routes = APIRouter(route_class=_AdminRoute)
 
     async def admin(request: Request, key: UserAPIKeyAuth = Depends(user_api_key_auth)) -> Response:  # noqa: B008  # FastAPI's way
         if key.user_role != LitellmUserRoles.PROXY_ADMIN:
@@ -219,6 +227,32 @@ def _admin_router(bridge: Bridge) -> APIRouter:
     return routes
 
 
+class _AdminRoute(APIRoute):
+    """A route whose body may be anything: LiteLLM's key check fails on JSON that is no object."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, key check included."""
+        handle = super().get_route_handler()
+
+        async def guarded(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except (AttributeError, TypeError, ValueError):
+                if _is_object(await request.body()):
+                    raise
+                body = error_body("the body must be a JSON object", code="invalid_input", param="body")
+                return JSONResponse(body, status_code=422)
+
+        return guarded
+
+
+def _is_object(body: bytes) -> bool:
+    try:
+        return not body or isinstance(json.loads(body), dict)
+    except ValueError:
+        return False
+
+
 async def _forward(host: Host, request: Request, who: str) -> Response:
     """Run a request through the host's admin application and return its answer."""
     body = await request.body()
@@ -232,9 +266,10 @@ async def _forward(host: Host, request: Request, who: str) -> Response:
         return {"type": "http.request", "body": body, "more_body": False}
 
     original = request.scope
-    path = original["path"].removeprefix("/pointsman") or "/"
+    path = "/" + request.path_params.get("path", "")
     headers = [(name, value) for name, value in original["headers"] if name.lower() != b"x-pointsman-user"]
-    headers.append((b"x-pointsman-user", who.encode("utf-8", "replace")))
+    # Percent-encoded where it is not plain ASCII: header values have no other text.
+    headers.append((b"x-pointsman-user", quote(who, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~")[:_USER_CHARS].encode()))
     scope: Scope = {
         "type": "http",
         "asgi": original.get("asgi", {"version": "3.0"}),
