@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from pointsman.errors import AdminError, ConfigError, Conflict, NotFound, StoreUnavailable
-from pointsman.types import ActivationRequested, BudgetSpent, Denial, Route, VersionActivated
+from pointsman.types import ActivationRequested, BudgetSpent, Denial, Deployment, Route, VersionActivated
 from pointsman_registry.config import RegistryConfig
 from pointsman_registry.fields import VersionSpec
 from pointsman_registry.plugin import plugin
@@ -334,3 +334,17 @@ def test_plugin_is_found_by_its_entry_point():
         RegistryConfig,
         "pointsman_registry.commands:registry",
     )
+
+
+async def test_an_emptied_store_gets_the_configurations_versions_again(harness):
+    """A redis that comes back empty must not take the configured names away until the next restart."""
+    seeds = [{"id": "chat-1", "name": "chat", "version": "1", "path": "small", "active": True}]
+    small = Deployment(id="small-1", group="small", provider="openai", model="gpt-4o-mini")
+    async with harness([(plugin, {"versions": seeds})], deployments=[small]) as h:
+        assert (await h.request(model="chat")).route.target == "small"
+        for key, _ in await h.store.scan("registry/"):
+            await h.store.delete(key)
+        for _ in range(5):
+            await h.clock.advance(1.0)
+        assert (await h.request(model="chat")).route.target == "small"
+        assert "registry/" in (await h.store.scan("registry/"))[0][0]

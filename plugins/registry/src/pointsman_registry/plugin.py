@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,8 @@ LABEL_VERSION: Final = "version"
 LABEL_ID: Final = "version_id"
 
 _STALE_S: Final = 10.0
+
+log: Final = logging.getLogger("pointsman")
 
 
 class RegistryPlugin:
@@ -50,7 +53,7 @@ class RegistryPlugin:
         self._meter = Meter(services.store, services.new_id)
         await self._registry.refresh()
         await self._registry.seed(self._config.versions)
-        services.tasks.every(self._config.poll_interval_s, self._registry.refresh, name="poll")
+        services.tasks.every(self._config.poll_interval_s, self._poll, name="poll")
         services.tasks.every(self._config.metrics_interval_s, self._meter.hand_in, name="metrics")
 
     @hookimpl
@@ -129,6 +132,13 @@ class RegistryPlugin:
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
         return Api(self._registry, self._meter, self._services.clock).routes()
+
+    async def _poll(self) -> None:
+        """Keep up with other workers; register the configuration's versions again when the store has been emptied."""
+        await self._registry.refresh()
+        if self._config.versions and self._registry.never_written:
+            log.error("the registry's store has been emptied; the configuration's versions are registered again")
+            await self._registry.seed(self._config.versions)
 
     def _observe(self, attempt: Attempt) -> None:
         version = self._registry.state.versions.get(attempt.labels.get(LABEL_ID, ""))

@@ -67,6 +67,11 @@ class Registry:
         self._list_models()
         self.read_at = self._services.clock.now()
 
+    @property
+    def never_written(self) -> bool:
+        """Whether the store has never held a version: it is new, or has been emptied behind our back."""
+        return self._snapshot.revision is None
+
     async def history(self, name: str | None, limit: int) -> list[Activation]:
         """Return the newest history entries of a name or of all names, newest first."""
         return decode_history(await self._store.scan(history_prefix(name)))[:limit]
