@@ -280,6 +280,21 @@ def test_a_faulty_plugin_that_may_fail_harms_nobody(rig: Rig) -> None:
     assert {"plugin": "denier", "hook": "pre_route"}.items() <= faults[0].items()
 
 
+def test_a_list_of_models_is_refused(rig: Rig) -> None:
+    """LiteLLM would call each of them at once, past admission and accounting of all but one."""
+    answer = post(rig, "list", model="pair,spare")
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "model_list_not_supported"
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"1", b"{"])
+def test_an_admin_body_that_is_no_object_is_a_client_error(rig: Rig, body: bytes) -> None:
+    with rig.proxy.client() as admin:
+        answer = admin.post("/pointsman/recorder/echo", content=body, headers={"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500, answer.text
+    assert answer.json()["error"]["message"]
+
+
 def test_a_denial_is_no_error_in_the_log(rig: Rig) -> None:
     """LiteLLM would log a traceback for each one."""
     assert post(rig, "quiet", **{"x-test-deny": "403"}).status_code == 403

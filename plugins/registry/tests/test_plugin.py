@@ -179,10 +179,16 @@ async def test_many_activations_at_once_leave_one_active_version_and_a_gapless_h
     workers = [await kit.start(store, number=number) for number in range(2)]
     for number in range(5):
         await register(workers[0], str(number))
+    rival = await kit.start(store, number=2)
     written = []
+    raced = False
     real = store.update
 
     async def counted(update):
+        nonlocal raced
+        if not raced:
+            raced = True  # whatever the scheduling: somebody else is quicker than the first
+            await rival.registry.activate("4", "rival", "")
         written.append(await real(update))
         return written[-1]
 
