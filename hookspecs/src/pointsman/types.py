@@ -626,6 +626,35 @@ class BreakerChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutChanged(Event):
+    """An experiment has changed: a step, a pause, a promotion, a rollback, a weight, ...
+
+    Announced once, in the worker that made the change.
+
+    Attributes:
+        experiment: Its name.
+        model: The model name that clients ask for.
+        what: The kind of change, as in the audit trail.
+        who: A person, ``canary`` itself or ``webhook:<name>``.
+        reason: Why.
+        at: Unix seconds.
+        phase: running, paused, promoted or rolled_back, afterwards.
+        weights_percent: Arm to its weight afterwards; stable has the rest.
+        analysis: The findings that decided it, as JSON: arm to a list with metric, verdict, samples and figures.
+    """
+
+    experiment: str
+    model: str
+    what: str
+    who: str
+    reason: str
+    at: float
+    phase: str
+    weights_percent: Mapping[str, float]
+    analysis: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamRequest:
     """A call of our own to a deployment or model group.
 

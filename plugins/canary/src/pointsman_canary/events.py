@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from pointsman.types import Event
+from pointsman.types import RolloutChanged
 
 from . import codec
 from .assignment import FULL_BP
@@ -20,35 +19,6 @@ if TYPE_CHECKING:
     from .rollout import Change, Rollout
 
 log: Final = logging.getLogger("pointsman.canary")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutChanged(Event):
-    """An experiment has changed: a step, a pause, a promotion, a rollback, a weight, ...
-
-    Announced once, in the worker that made the change.
-
-    Attributes:
-        experiment: Its name.
-        model: The model name that clients ask for.
-        what: The kind of change, as in the audit trail.
-        who: A person, ``canary`` itself or ``webhook:<name>``.
-        reason: Why.
-        at: Unix seconds.
-        phase: running, paused, promoted or rolled_back, afterwards.
-        weights_percent: Arm to its weight afterwards; stable has the rest.
-        analysis: The findings that decided it, as JSON: arm to a list with metric, verdict, samples and figures.
-    """
-
-    experiment: str
-    model: str
-    what: str
-    who: str
-    reason: str
-    at: float
-    phase: str
-    weights_percent: Mapping[str, float]
-    analysis: Mapping[str, object] = field(default_factory=dict)
 
 
 def announce(services: Services, rollout: Rollout, changes: Sequence[Change]) -> None:
