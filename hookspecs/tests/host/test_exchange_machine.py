@@ -101,7 +101,8 @@ class Requests(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.harness = Harness([INFO])
+        # No deadline of a hook that waits behind a gate may run out, however slow the machine is.
+        self.harness = Harness([(INFO, {"deadline_ms": 60_000})])
         self.loop.run_until_complete(self.harness.start())
         self.watch = self.harness.plugin("watch")
         self.client = {}
@@ -110,7 +111,7 @@ class Requests(RuleBasedStateMachine):
         self.opened = {}
 
     def do(self, coroutine):
-        return self.loop.run_until_complete(coroutine)
+        return self.loop.run_until_complete(asyncio.wait_for(coroutine, 30.0))
 
     def later(self, coroutine):
         """Start a step that may wait in a hook."""
