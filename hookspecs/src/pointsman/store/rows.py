@@ -41,8 +41,10 @@ _SCAN_WITHIN: Final = (
 )
 _WRITE: Final = (
     "INSERT INTO Cache(key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
-    " VALUES (?1, ?2, ?3, ?4, ?3, 0, NULL, ?5, ?6, ?7, ?8) ON CONFLICT(key, raw) DO UPDATE SET"
-    " store_time = ?3, expire_time = ?4, access_time = ?3, size = ?5, mode = ?6, filename = ?7, value = ?8"
+    " SELECT key, raw, at, expires, at, 0, NULL, size, mode, filename, value FROM (SELECT ? AS key, ? AS raw, ? AS at,"
+    " ? AS expires, ? AS size, ? AS mode, ? AS filename, ? AS value) WHERE true ON CONFLICT(key, raw) DO UPDATE SET"
+    " store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,"
+    " size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value"
 )
 _LAST_CHARACTER: Final = chr(0x10FFFF)
 _BEFORE_SURROGATES: Final = chr(0xD7FF)
