@@ -1,0 +1,1 @@
+"""Which deployment serves each attempt: tactics and circuit breakers."""

@@ -1,0 +1,1 @@
+"""Every token that was paid for, once: durable events, sinks, prices, reconciliation."""
