@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from .types import (
+    Answer,
     Attempt,
     Chunk,
     Deployment,
@@ -162,6 +163,10 @@ class UpstreamCall(Protocol):
     @property
     def attempt(self) -> Attempt:
         """The attempt: open while it runs, closed afterwards."""
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the model said, put together when it is asked for; None unless the call has ended with outcome ``ok``."""
 
     async def response(self) -> UpstreamResponse:
         """Wait for the whole answer of a plain call.

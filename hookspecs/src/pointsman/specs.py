@@ -14,7 +14,7 @@ arguments, what None means and what happens when the implementation itself fails
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import pluggy
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from .plugin import Services, Upstream
     from .types import (
+        Answer,
         Attempt,
         Candidate,
         Credential,
@@ -230,7 +231,7 @@ async def execute(ctx: RequestContext, route: Route, upstream: Upstream) -> Exec
 
 
 @hookspec
-def post_response(ctx: RequestContext, attempt: Attempt) -> None:
+def post_response(ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
     """Observe an attempt that succeeded.
 
     Fires once per successful attempt, when its answer is complete (for a stream: at its end). Sync, every plugin, in
@@ -239,6 +240,9 @@ def post_response(ctx: RequestContext, attempt: Attempt) -> None:
     Args:
         ctx: The request.
         attempt: The attempt, closed, with outcome ``ok``.
+        answer: Puts together what the model said, when it is called; None when the answer holds no text (embeddings)
+            or cannot be read. Nobody who does not call it pays for it. Call it within the hook only: keep the
+            ``Answer`` if you must, never the callable, which holds the provider's whole response.
 
     Returns:
         Nothing.

@@ -392,6 +392,38 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call of a tool that an answer asks for.
+
+    Attributes:
+        name: The tool's name.
+        arguments: Its arguments: the JSON text as the model wrote it.
+    """
+
+    name: str
+    arguments: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model said: the first choice of an answer, whichever API and whether streamed or not.
+
+    It is what the customer paid for and nobody else's business: never log, trace or store it unless the operator's
+    configuration says so.
+
+    Attributes:
+        text: The visible text, without reasoning.
+        tool_calls: The tools it asks for, in order.
+        finish_reason: Why it ended, in the words of OpenAI's chat API whichever the API was: ``stop``, ``length``,
+            ``tool_calls``, ``content_filter``; the provider's own word for another reason; None when it said none.
+    """
+
+    text: str = field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
     """What became of one client request. Made exactly once, whatever happened.
 
@@ -718,9 +750,11 @@ class Execution:
     Attributes:
         response: For a plain request.
         chunks: For a streamed one; closed by the host.
+        attempt: The attempt that the chunks are from, so that the client sees its deployment's headers; None hides them.
         headers: Headers to add to the answer; for a stream they must be known when it is returned.
     """
 
     response: UpstreamResponse | None = None
     chunks: AsyncIterator[Chunk] | None = None
+    attempt: Attempt | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from pointsman import hookimpl
 from pointsman.errors import UpstreamError
 from pointsman.testing import breaks, cancel, disconnect, error, ok
-from pointsman.types import AttemptKind, Chunk, Execution, Outcome, Refusal, UpstreamRequest
+from pointsman.types import Answer, AttemptKind, Chunk, Execution, Outcome, Refusal, ToolCall, UpstreamRequest
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 
@@ -222,6 +223,41 @@ ENDINGS = pytest.mark.parametrize(
         (cancel(), False, Outcome.CANCELLED),
     ],
 )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_post_response_can_ask_what_the_model_said(harness, plugin, *, stream):
+    """Text, tool calls and finish reason, only when asked for; whoever does not ask never causes it to be read."""
+    seen = []
+    call = ToolCall(name="weather", arguments='{"city":"Oslo"}')
+
+    class Reader:
+        @hookimpl
+        def post_response(self, answer):
+            seen.append(answer())
+
+    async with harness([plugin(Reader)]) as h:
+        await h.request(script=ok("two words", tool_calls=[call]), stream=stream)
+    assert seen == [Answer(text="two words", tool_calls=(call,), finish_reason="tool_calls")]
+    assert "two words" not in repr(seen)
+    assert "Oslo" not in repr(seen)
+
+
+async def test_an_attempt_closed_without_its_text_has_no_answer(harness, plugin):
+    """A gateway that cannot read the answer says so; the hook runs all the same."""
+    seen = []
+
+    class Reader:
+        @hookimpl
+        def post_response(self, ctx, attempt, answer):
+            seen.append((attempt.outcome, answer()))
+
+    async with harness([plugin(Reader)]) as h:
+        exchange = h.host.open(replace((await h.request(script=error(400))).ctx, request_id="later"))
+        _, opened = await exchange.begin(h.gateway.catalog.deployments()[0])
+        opened.end(Outcome.OK)
+        exchange.close(200)
+    assert seen == [(Outcome.OK, None)]
 
 
 @ENDINGS

@@ -11,6 +11,7 @@ from pointsman.errors import UpstreamError
 from pointsman.plugin import Upstream, UpstreamCall
 from pointsman.testing import FakeGateway, breaks, cancel, error, never, ok
 from pointsman.types import (
+    Answer,
     AttemptKind,
     Endpoint,
     ErrorClass,
@@ -80,6 +81,23 @@ def test_the_fakes_fit_the_protocols():
     upstream: Upstream = gateway.upstream
     assert callable(upstream.start)
     assert {"attempt", "response", "chunks", "cancel"} <= set(dir(UpstreamCall))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_of_our_own_says_what_was_answered(h, stream):
+    """Only once it has ended well: not while it runs, not when it failed."""
+    h.gateway.upstream.answer([ok("yes sir"), error(500)])
+    call = h.gateway.upstream.start(probe(stream=stream))
+    assert call.answer is None
+    if stream:
+        assert [chunk.text async for chunk in call.chunks()] == ["yes", " sir"]
+    else:
+        await call.response()
+    assert call.answer == Answer(text="yes sir", finish_reason="stop")
+    failing = h.gateway.upstream.start(probe())
+    with pytest.raises(UpstreamError):
+        await failing.response()
+    assert failing.answer is None
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from ..errors import HookError, UpstreamError
 from ..plugin import OnFailure, Upstream
 from ..types import (
+    Answer,
     Attempt,
     Candidate,
     Credential,
@@ -308,13 +309,21 @@ class Calls:
             return None
         return answer
 
-    def run_observers(self, hook: str, ctx: RequestContext, attempt: Attempt) -> None:
-        """Run ``post_response`` or ``on_error`` of every plugin. A fault is logged and counted."""
-        for impl in self.post_response if hook == "post_response" else self.on_error:
+    def run_post_response(self, ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
+        """Run ``post_response`` of every plugin. A fault is logged and counted."""
+        for impl in self.post_response:
+            try:
+                impl.call(ctx, attempt, answer)
+            except _SYNC_FAULTS as err:
+                self.faults.record(impl.plugin, "post_response", ctx.request_id, err)
+
+    def run_on_error(self, ctx: RequestContext, attempt: Attempt) -> None:
+        """Run ``on_error`` of every plugin. A fault is logged and counted."""
+        for impl in self.on_error:
             try:
                 impl.call(ctx, attempt)
             except _SYNC_FAULTS as err:
-                self.faults.record(impl.plugin, hook, ctx.request_id, err)
+                self.faults.record(impl.plugin, "on_error", ctx.request_id, err)
 
     async def run_settle(self, plugin: str, ctx: RequestContext, settlement: Settlement) -> bool:
         """Settle with one plugin; say whether it succeeded. If not, it must be asked again."""

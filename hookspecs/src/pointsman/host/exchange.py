@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import SpanKind
 
 from ..types import (
+    Answer,
     Attempt,
     AttemptError,
     AttemptKind,
@@ -44,6 +45,13 @@ if TYPE_CHECKING:
 
     from .calls import Dropped
     from .host import Host
+
+
+def _no_answer() -> None:
+    """Say that there is no text to look at."""
+
+#: Why an attempt ends that nobody has ended when the next one begins.
+WENT_ON: Final = AttemptError(kind=ErrorClass.UNKNOWN, message="the gateway went on to another attempt")
 
 
 class OpenAttempt:
@@ -81,6 +89,7 @@ class OpenAttempt:
         model: str | None = None,
         error: AttemptError | None = None,
         cached: bool = False,
+        answer: Callable[[], Answer | None] | None = None,
     ) -> None:
         """Close the attempt; only the first call counts. Runs ``post_response`` or ``on_error``."""
         if self.attempt.outcome is not None:
@@ -103,10 +112,12 @@ class OpenAttempt:
         )
         if first is not None and exchange.first_token_at is None:
             exchange.first_token_at = first
-        hook = "post_response" if outcome is Outcome.OK else "on_error"
         host = exchange.host
         with host.tracing.current(self.span):
-            host.calls.run_observers(hook, exchange.ctx, attempt)
+            if outcome is Outcome.OK:
+                host.calls.run_post_response(exchange.ctx, attempt, answer or _no_answer)
+            else:
+                host.calls.run_on_error(exchange.ctx, attempt)
         if self.span is not None:
             host.tracing.end(self.span, attributes.of_attempt(attempt), error=_error_text(attempt))
 
@@ -120,7 +131,7 @@ class Exchange:
         "_followers",
         "_group",
         "_refused",
-        "_selection",
+        "_selections",
         "attempts",
         "ctx",
         "current",
@@ -156,7 +167,7 @@ class Exchange:
         self.first_token_at: float | None = None
         self._group: str | None = None
         self._refused: set[str] = set()
-        self._selection: tuple[Sequence[Candidate], Sequence[Dropped]] | None = None
+        self._selections: dict[object, tuple[Sequence[Candidate], Sequence[Dropped]]] = {}
         self._closed = False
         self._admitted = False
         self._followers: list[Callable[[], object]] = []
@@ -204,19 +215,25 @@ class Exchange:
         tracing.set(self.span, attributes.of_route(self.route))
         return self.denial
 
-    def select(self, deployments: Sequence[Deployment]) -> list[Candidate]:
+    def select(self, deployments: Sequence[Deployment], leg: object = None) -> list[Candidate]:
         """Run ``select``: return who may serve the next attempt, possibly nobody.
 
         A route whose target is a deployment id keeps to that deployment as long as its group is asked. A deployment that
-        refused an attempt of this request is left out while there are others.
+        refused an attempt of this request, or is busy with another one, is left out while there are others.
+
+        Args:
+            deployments: Who could serve.
+            leg: Tells attempts that are prepared at the same time apart; ``begin`` gets the same.
         """
         candidates = [Candidate(deployment=d, weight=d.weight) for d in deployments]
         if any(d.id == self.route.target for d in deployments):
             candidates = [c for c in candidates if c.deployment.id == self.route.target]
         # A refusal causes no cooldown, so the gateway would ask the same deployment again while others are free.
-        candidates = [c for c in candidates if c.deployment.id not in self._refused] or candidates
+        # And what hedges against a slow deployment must not wait for the same one.
+        out = self._refused.union(o.attempt.deployment.id for o in self.attempts if not o.closed)
+        candidates = [c for c in candidates if c.deployment.id not in out] or candidates
         left, dropped = self.host.calls.run_select(self.ctx, candidates)
-        self._selection = (left, dropped)
+        self._selections[leg] = (left, dropped)
         if self.span is not None and not left:
             self.host.tracing.event(self.span, "nobody can serve", attributes.of_selection(left, dropped))
         return left
@@ -228,6 +245,7 @@ class Exchange:
         *,
         gateway: bool = False,
         labels: Mapping[str, str] | None = None,
+        leg: object = None,
     ) -> tuple[Refusal | None, OpenAttempt]:
         """Open an attempt and run ``before_attempt``. A refused attempt is closed already, with error ``refused``.
 
@@ -238,12 +256,13 @@ class Exchange:
             kind: Why; by default primary, then retry in the same model group, fallback in another.
             gateway: The gateway itself makes it: it becomes ``current``, and an attempt that was still open ends.
             labels: More labels than the route's.
+            leg: As for ``select``.
         """
         host = self.host
         if gateway and self.current is not None and not self.current.closed:
             self.current.end(
                 Outcome.ERROR,
-                error=AttemptError(kind=ErrorClass.UNKNOWN, message="the gateway went on to another attempt"),
+                error=WENT_ON,
             )
         attempt = Attempt(
             id=host.new_id(),
@@ -254,7 +273,7 @@ class Exchange:
             started_at=host.clock.now(),
             labels={**self.route.labels, **labels} if labels else self.route.labels,
         )
-        opened = OpenAttempt(self, attempt, self._attempt_span(attempt), host.clock.monotonic())
+        opened = OpenAttempt(self, attempt, self._attempt_span(attempt, leg), host.clock.monotonic())
         if self._closed:
             return self._too_late(opened), opened
         self.attempts.append(opened)
@@ -286,7 +305,7 @@ class Exchange:
         return refusal
 
     def on_close(self, follow: Callable[[], object]) -> None:
-        """Call ``follow`` when the request ends, to stop what still runs for it. Nothing when it has ended already."""
+        """Call ``follow`` when the request ends, to stop what still runs for it. Not when it has ended already."""
         if not self._closed:
             self._followers.append(follow)
 
@@ -296,8 +315,8 @@ class Exchange:
             return AttemptKind.PRIMARY
         return AttemptKind.RETRY if deployment.group == self._group else AttemptKind.FALLBACK
 
-    def _attempt_span(self, attempt: Attempt) -> Span | None:
-        selection, self._selection = self._selection, None
+    def _attempt_span(self, attempt: Attempt, leg: object) -> Span | None:
+        selection = self._selections.pop(leg, None)
         if self.span is None:
             return None
         start = attributes.of_attempt_start(self.ctx, attempt)
@@ -338,12 +357,13 @@ class Exchange:
         if self._closed:
             return None
         self._closed = True
-        for opened in self.attempts:
-            if not opened.closed:
-                opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
+        # First who knows how far its attempt had come, then what nobody looks after.
         followers, self._followers = self._followers, []
         for follow in followers:
             follow()
+        for opened in self.attempts:
+            if not opened.closed:
+                opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
         attempts = tuple(opened.attempt for opened in self.attempts)
         outcome = self._outcome(status_code, attempts)
         answer = next((a for a in reversed(attempts) if a.outcome is Outcome.OK), None)

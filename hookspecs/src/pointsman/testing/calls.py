@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import UpstreamError
 from ..types import (
+    Answer,
     Attempt,
     AttemptError,
     AttemptKind,
     Candidate,
     Chunk,
     Deployment,
+    Endpoint,
     ErrorClass,
     Identity,
     Outcome,
@@ -179,7 +181,7 @@ class FakeCall:
         request, exchange = self.request, self._exchange
         found = self._upstream.catalog.deployments(request.target)
         if self._upstream.catalog.is_group(request.target):
-            candidates = exchange.select(found)
+            candidates = exchange.select(found, leg=self)
             if not candidates:
                 raise UpstreamError(
                     f"no deployment of {request.target!r} can serve", status=429, error_class="rate_limit"
@@ -187,7 +189,7 @@ class FakeCall:
             chosen = choose(exchange, candidates)
         else:
             chosen = found[0]
-        refusal, opened = await exchange.begin(chosen, request.kind, labels=request.labels)
+        refusal, opened = await exchange.begin(chosen, request.kind, labels=request.labels, leg=self)
         self._opened, self._step = opened, Step(ending=Ending.NEVER)
         if refusal is not None:
             raise UpstreamError(
@@ -199,6 +201,13 @@ class FakeCall:
         self._step = step = _within(self._script.next(chosen), request.timeout_s)
         self._answer = play(step, self._host.clock, self._host.clock.monotonic(), stream=request.stream)
         return "" if request.stream else "".join([text async for text in self._answer])
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the model said; None unless the call has ended with outcome ``ok``."""
+        if self._opened is None or self._step is None or self._opened.attempt.outcome is not Outcome.OK:
+            return None
+        return None if self.request.endpoint is Endpoint.EMBEDDINGS else self._step.answer
 
     async def response(self) -> UpstreamResponse:
         """Wait for the whole answer.
@@ -286,7 +295,7 @@ class FakeCall:
     def abandon(self) -> None:
         """End the call because the request it is made for has ended."""
         if not self.ended:
-            self.cancelled = True
+            self._leave(None)
             self._task.cancel()
             self._close()
 

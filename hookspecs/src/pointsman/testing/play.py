@@ -88,6 +88,7 @@ def end_ok(opened: OpenAttempt, step: Step, prices: FakePrices) -> None:
         headers=step.headers,
         model=step.model or deployment.model,
         cached=step.cached,
+        answer=lambda: step.answer,
     )
 
 

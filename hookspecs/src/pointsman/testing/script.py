@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from ..types import AttemptError, Deployment, ErrorClass, Usage
+from ..types import Answer, AttemptError, Deployment, ErrorClass, ToolCall, Usage
 
 ANY: Final = "*"
 TEXT: Final = "This is the answer of a fake upstream."
@@ -59,6 +59,8 @@ class Step:
         model: The model name in the answer; None for the deployment's own.
         cost_usd_micros: The price, or None to compute it from the gateway's prices.
         cached: Whether the gateway's response cache answers.
+        tool_calls: The tools that the answer asks for.
+        finish_reason: Why the answer ends; None for ``tool_calls`` or ``stop``.
     """
 
     ending: Ending
@@ -73,6 +75,14 @@ class Step:
     model: str | None = None
     cost_usd_micros: int | None = None
     cached: bool = False
+    tool_calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """What the model says."""
+        reason = self.finish_reason or ("tool_calls" if self.tool_calls else "stop")
+        return Answer(text=self.text, tool_calls=self.tool_calls, finish_reason=reason)
 
     @property
     def pieces(self) -> tuple[str, ...]:
@@ -94,6 +104,8 @@ def ok(
     model: str | None = None,
     cost_usd_micros: int | None = None,
     cached: bool = False,
+    tool_calls: Sequence[ToolCall] = (),
+    finish_reason: str | None = None,
 ) -> Step:
     """Answer. The arguments are the attributes of ``Step``."""
     return Step(
@@ -106,6 +118,8 @@ def ok(
         model=model,
         cost_usd_micros=cost_usd_micros,
         cached=cached,
+        tool_calls=tuple(tool_calls),
+        finish_reason=finish_reason,
     )
 
 
