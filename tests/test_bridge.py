@@ -186,13 +186,6 @@ def test_the_loser_of_a_race_is_cancelled_and_its_connection_closed(rig: Rig, st
     rig.upstream.wait_for(lambda seen: any(r.model == "gpt-hanging" and r.closed_early for r in seen), timeout_s=10)
 
 
-def test_nobody_can_call_the_executing_group(rig: Rig) -> None:
-    post(rig, "warm", **{"x-test-executor": "recorder"})
-    assert post(rig, "direct", model="pointsman-executor").status_code in {400, 404}
-    listed = httpx.get(f"{rig.proxy.url}/v1/models", headers=rig.proxy.headers).json()["data"]
-    assert "pointsman-executor" not in {model["id"] for model in listed}
-
-
 def test_requests_that_share_a_call_id_are_settled_separately(rig: Rig) -> None:
     """The call id is the client's to choose; two at once must not be mixed up."""
 

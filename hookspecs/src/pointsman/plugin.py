@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -217,6 +218,7 @@ class Services:
         publish: Announce an event to the other plugins of this worker.
         statuses: The status of every plugin, by name.
         worker: A name for this worker process, unique among all that share the store.
+        base: The directory that relative paths of the configuration start from.
     """
 
     plugin: str
@@ -234,6 +236,7 @@ class Services:
     publish: Callable[[Event], None]
     statuses: Callable[[], Mapping[str, Status]]
     worker: str
+    base: Path = Path()
 
 
 __all__ = [

@@ -589,13 +589,32 @@ class Status:
 class Price:
     """Unit prices of a deployment from the gateway's cost map, in US dollars a token.
 
-    None means that the map does not know.
+    None means that the map does not know: for the cache, audio and reasoning that they cost what other tokens of the
+    prompt or the answer cost.
+
+    Attributes:
+        input_usd: A token of the prompt.
+        output_usd: A token of the answer.
+        cache_read_usd: A token read from the provider's prompt cache.
+        cache_write_usd: A token written to it.
+        audio_input_usd: An audio token of the prompt.
+        audio_output_usd: An audio token of the answer.
+        reasoning_usd: A reasoning token.
+        above: Other prices for the whole request when its prompt has more than so many tokens, in growing order.
     """
 
     input_usd: Decimal | None = None
     output_usd: Decimal | None = None
     cache_read_usd: Decimal | None = None
     cache_write_usd: Decimal | None = None
+    audio_input_usd: Decimal | None = None
+    audio_output_usd: Decimal | None = None
+    reasoning_usd: Decimal | None = None
+    above: tuple[tuple[int, Price], ...] = ()
+
+    def at(self, prompt_tokens: int) -> Price:
+        """Return the prices of a request with a prompt of this size."""
+        return next((price for least, price in reversed(self.above) if prompt_tokens > least), self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -639,11 +658,24 @@ class VersionActivated(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpent(Event):
-    """Money was spent on behalf of a tenant."""
+    """Money was spent on behalf of a tenant, as a billing plugin prices it: overrides and margins included.
+
+    Announced once for each settled request that made attempts, 0 included, and once for each call of our own that cost
+    something. After a crash it can come again: the request id tells.
+
+    Attributes:
+        tenant: Who pays.
+        cost_usd_micros: How much.
+        at: Unix seconds.
+        request_id: The client request, or the call of our own; empty when it belongs to none.
+        settled: Whether it belongs to a client request, whose settlement every plugin hears of.
+    """
 
     tenant: str
     cost_usd_micros: int
     at: float
+    request_id: str = ""
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -750,11 +782,9 @@ class Execution:
     Attributes:
         response: For a plain request.
         chunks: For a streamed one; closed by the host.
-        attempt: The attempt that the chunks are from, so that the client sees its deployment's headers; None hides them.
         headers: Headers to add to the answer; for a stream they must be known when it is returned.
     """
 
     response: UpstreamResponse | None = None
     chunks: AsyncIterator[Chunk] | None = None
-    attempt: Attempt | None = None
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from pointsman.cli import gateway
-from pointsman.litellm.bracket import EXECUTOR_MODEL
 
 HANDLER, AUTH = gateway.HANDLER, gateway.CUSTOM_AUTH
 GOOD = {"litellm_settings": {"callbacks": [HANDLER]}, "general_settings": {"master_key": "sk-long-and-random"}}
@@ -102,19 +101,6 @@ def test_master_key_that_is_missing_or_public(general, env, expected, tmp_path):
     found = warned({**GOOD, "general_settings": general}, tmp_path, env)
     assert len(found) == (expected is not None)
     assert expected is None or expected in found[0]
-
-
-@pytest.mark.parametrize(
-    ("part", "where"),
-    [
-        ({"model_list": [{}, {"model_name": EXECUTOR_MODEL}]}, "model_list[1].model_name"),
-        ({"model_list": [{"model_name": "a", "model_info": {"id": EXECUTOR_MODEL}}]}, "model_list[0].model_info.id"),
-        ({"router_settings": {"model_group_alias": {EXECUTOR_MODEL: "a"}}}, "router_settings.model_group_alias"),
-    ],
-)
-def test_name_that_the_bridge_uses_itself(part, where, tmp_path):
-    (found,) = warned({**GOOD, **part}, tmp_path)
-    assert found.startswith(f"{where}: '{EXECUTOR_MODEL}' is Pointsman's own name")
 
 
 @pytest.mark.parametrize("odd", [None, [], "x", 3])

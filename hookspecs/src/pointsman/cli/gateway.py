@@ -10,8 +10,6 @@ from ..host.explain import nearest
 
 HANDLER: Final = "pointsman.litellm.handler"
 CUSTOM_AUTH: Final = "pointsman.litellm.custom_auth"
-#: The bridge's own model group, behind which a plugin executes a route.
-EXECUTOR_MODEL: Final = "pointsman-executor"
 
 _ENV: Final = "os.environ/"
 _MASTER_KEY_ENV: Final = "LITELLM_MASTER_KEY"
@@ -35,7 +33,6 @@ def warnings(
     yield from _callbacks(settings, base)
     yield from _authentication(settings, general, authenticating)
     yield from _master_key(general, env)
-    yield from _models(document)
 
 
 def environment(document: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, str]:
@@ -108,17 +105,3 @@ def _master_key(general: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[
             f"{where}: there is no master key: LiteLLM refuses to start, and nobody could use the routes under "
             f"/pointsman; {advice}"
         )
-
-
-def _models(document: Mapping[str, Any]) -> Iterator[str]:
-    models = document.get("model_list")
-    for index, model in enumerate(models if isinstance(models, list) else ()):
-        if not isinstance(model, Mapping):
-            continue
-        names = {"model_name": model.get("model_name"), "model_info.id": _section(model, "model_info").get("id")}
-        for key, name in names.items():
-            if name == EXECUTOR_MODEL:
-                yield f"model_list[{index}].{key}: {EXECUTOR_MODEL!r} is Pointsman's own name; choose another one"
-    aliases = _section(_section(document, "router_settings"), "model_group_alias")
-    if EXECUTOR_MODEL in aliases:
-        yield f"router_settings.model_group_alias: {EXECUTOR_MODEL!r} is Pointsman's own name; choose another one"

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 def _no_answer() -> None:
     """Say that there is no text to look at."""
 
+
 #: Why an attempt ends that nobody has ended when the next one begins.
 WENT_ON: Final = AttemptError(kind=ErrorClass.UNKNOWN, message="the gateway went on to another attempt")
 

@@ -279,6 +279,7 @@ class Host:
             publish=lambda event: self.events.publish(replace(event, source=plugin)),
             statuses=self.statuses,
             worker=self.worker,
+            base=self.settings.base,
         )
 
     async def _deliver(self, event: Event) -> None:

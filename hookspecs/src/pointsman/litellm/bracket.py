@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,11 +25,6 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-#: The model group (and deployment) behind which a plugin executes a route; not a deployment that can be chosen.
-EXECUTOR_MODEL: Final = "pointsman-executor"
-
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 #: A plugin that set one of these would break the answer, not describe it.
@@ -51,7 +46,10 @@ class Call:
         chosen: LiteLLM has asked for candidates since the last attempt was opened: the next one is new.
         provider_headers: Headers of the provider's latest response, as the HTTP client saw them.
         metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
+        labels: For a call of our own, what its attempt is labelled with beside the route's labels.
         awaited: A plugin is going to execute the route and has not begun to answer: its headers are not known yet.
+        executed: A plugin has executed the route: its attempts have been closed by whoever started them.
+        executed_id: LiteLLM's id of the call that a plugin is going to execute.
         gone: The client has gone away.
         status: The HTTP status sent.
         complete: The whole answer has been handed to the server.
@@ -62,9 +60,12 @@ class Call:
         "chosen",
         "complete",
         "exchange",
+        "executed",
+        "executed_id",
         "gone",
         "identity",
         "kind",
+        "labels",
         "metadata",
         "opened",
         "provider_headers",
@@ -81,7 +82,10 @@ class Call:
         self.identity: Identity | None = None
         self.opened: OpenAttempt | None = None
         self.chosen = False
+        self.labels: Mapping[str, str] = {}
         self.awaited = False
+        self.executed = False
+        self.executed_id: str | None = None
         self.metadata: dict[str, Any] = {}
         self.provider_headers: Any = None
         self.gone = False

@@ -7,8 +7,9 @@ to is told by ``current_call``, never by metadata, which the client can write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,11 +17,14 @@ from litellm.exceptions import APIConnectionError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 
+from ..host.exchange import WENT_ON
 from ..host.tracing import outgoing_headers, remote_parent
 from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, ErrorClass, Outcome, RequestContext, Usage
 from . import values
+from .answers import response_answer
 from .auth import denial_error
-from .bracket import EXECUTOR_MODEL, Call, current_call
+from .bracket import Call, current_call
+from .stream import StreamReader
 
 if TYPE_CHECKING:
     from ..host.exchange import Exchange, OpenAttempt
@@ -73,22 +77,16 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
 
     def _apply(self, call: Call, exchange: Exchange, data: dict[str, Any]) -> None:
         route = exchange.route
-        if route.executor is not None:
+        if route.executor is not None and self._bridge.executor.prepare(exchange.ctx.endpoint):
             call.awaited = True
-            data["model"] = self._bridge.executor_model()
-            # The executor decides about further attempts: a retry here would run its whole race again.
-            data["num_retries"] = 0
-        elif route.target != data.get("model"):
+            call.executed_id = data.get("litellm_call_id")
+        if route.target != data.get("model"):
             found = self._bridge.catalog.deployments(route.target)
             # A deployment is reached through its group, so that cooldowns, select and fallbacks still apply.
             one = len(found) == 1 and found[0].id == route.target
             data["model"] = found[0].group if one else route.target
         if route.fallbacks:
             data["fallbacks"] = list(route.fallbacks)
-
-    async def async_filter_listed_models(self, user_api_key_dict: Any, model_names: Sequence[str]) -> Sequence[str]:
-        """Hide the model group that executes routes: nobody can call it."""
-        return [name for name in model_names if name != EXECUTOR_MODEL]
 
     # -- the attempts -------------------------------------------------------------------------------------------------
 
@@ -102,11 +100,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     ) -> list[dict[str, Any]]:
         """Let the plugins narrow the candidates of the next attempt."""
         call = current_call.get()
-        if call is None or call.exchange is None or not healthy_deployments or model == EXECUTOR_MODEL:
+        if call is None or call.exchange is None or not healthy_deployments:
             return healthy_deployments
         call.chosen = True
         found = [self._deployment(entry) for entry in healthy_deployments]
-        left = {candidate.deployment.id for candidate in call.exchange.select(found)}
+        left = {candidate.deployment.id for candidate in call.exchange.select(found, leg=call)}
         return [entry for entry, d in zip(healthy_deployments, found, strict=True) if d.id in left]
 
     def _deployment(self, entry: Mapping[str, Any]) -> Deployment:
@@ -120,9 +118,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             return None
         info = kwargs.get("model_info") or (_metadata(kwargs).get("model_info")) or {}
         deployment_id = str(info.get("id") or "")
-        if deployment_id == EXECUTOR_MODEL:
-            return None
-        running = call.opened or call.exchange.current
+        own = call.kind is not None
+        running = call.opened if own else call.exchange.current
         if (
             running is not None
             and not running.closed
@@ -135,12 +132,13 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         deployment = self._bridge.catalog.by_id(deployment_id) or values.deployment(
             {"model_name": _metadata(kwargs).get("model_group"), "litellm_params": kwargs, "model_info": info}
         )
-        own = call.kind is not None
         kind = call.kind
         if kind is None and kwargs.get("fallback_depth"):
             # Also for a first attempt: LiteLLM skips a group whose deployments are all in cooldown.
             kind = AttemptKind.FALLBACK
-        refusal, opened = await call.exchange.begin(deployment, kind, gateway=not own)
+        if own and running is not None:
+            running.end(Outcome.ERROR, error=WENT_ON)
+        refusal, opened = await call.exchange.begin(deployment, kind, gateway=not own, labels=call.labels, leg=call)
         if own:
             call.opened = opened
         if refusal is not None:
@@ -148,8 +146,9 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         headers = outgoing_headers(opened.span)
         if headers:
             kwargs["extra_headers"] = {**(kwargs.get("extra_headers") or {}), **headers}
-            return kwargs
-        return None
+        if kind in _WITHOUT_COOLDOWN:
+            kwargs["model_info"] = {**info, "cooldown_time": 0}
+        return kwargs
 
     async def async_post_call_success_deployment_hook(
         self, request_data: dict[str, Any], response: Any, call_type: Any
@@ -210,6 +209,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             headers=headers if isinstance(headers, dict) else _NO_HEADERS,
             model=str(answered.get("model") or values.response_model(response) or "") or None,
             cached=cached,
+            answer=partial(response_answer, response),
         )
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> None:
@@ -223,17 +223,19 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
-    async def async_post_call_streaming_iterator_hook(
+    def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> Any:
         """Pass a stream on untouched, and close its attempt when it ends, however it ends."""
         call = current_call.get()
-        exchange = None if call is None else call.exchange
-        if call is None or exchange is None:
-            async for piece in response:
-                yield piece
-            return
-        reader = values.StreamReader()
+        if call is None or call.exchange is None:
+            return response
+        if call.executed:
+            return _executed(call, response)
+        return self._watched(call, call.exchange, response, request_data)
+
+    async def _watched(self, call: Call, exchange: Exchange, response: Any, request_data: dict[str, Any]) -> Any:
+        reader = StreamReader()
         seen_content = False
         error: BaseException | None = None
         try:
@@ -264,7 +266,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     def end_stream(
         self,
         opened: OpenAttempt,
-        reader: values.StreamReader,
+        reader: StreamReader,
         headers: Mapping[str, str],
         error: BaseException | None,
         ctx: RequestContext,
@@ -274,7 +276,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         """Close an attempt at the end of its stream; what the provider did not count is estimated."""
         deployment = opened.attempt.deployment
         tokens = reader.usage
-        if tokens is None and (reader.text or error is None):
+        if tokens is None and (reader.text or reader.hidden or error is None):
             tokens = self._estimate(deployment, reader, ctx)
         facts: dict[str, Any] = {
             "usage": tokens,
@@ -284,32 +286,59 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             "model": reader.model,
         }
         if error is None and reader.failed is None:
-            opened.end(Outcome.OK, status_code=200, **facts)
+            opened.end(Outcome.OK, status_code=200, answer=reader.answer, **facts)
         elif error is None:
             failed = AttemptError(kind=ErrorClass.SERVER, message=f"the stream ended with {reader.failed}")
             opened.end(Outcome.ERROR, status_code=200, error=failed, **facts)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            outcome = Outcome.DISCONNECTED if opened.attempt.kind not in _OWN_KINDS else Outcome.CANCELLED
-            opened.end(outcome, **facts)
+            opened.end(Outcome.DISCONNECTED, **facts)
         else:
             why = values.attempt_error(error, headers, self._host.clock.now())
             opened.end(Outcome.ERROR, status_code=why.status, error=why, **facts)
 
-    def _estimate(self, deployment: Deployment, reader: values.StreamReader, ctx: RequestContext) -> Usage:
+    def end_left(
+        self,
+        opened: OpenAttempt,
+        reader: StreamReader,
+        ctx: RequestContext,
+        outcome: Outcome,
+        error: AttemptError | None = None,
+    ) -> None:
+        """Close an attempt of our own that nobody waits for any more. What it has used is estimated: it is paid for."""
+        deployment = opened.attempt.deployment
+        tokens = reader.usage or self._estimate(deployment, reader, ctx)
+        cost = self._bridge.prices.cost_usd_micros(deployment, tokens)
+        opened.end(outcome, usage=tokens, cost_usd_micros=cost, model=reader.model, error=error)
+
+    def _estimate(self, deployment: Deployment, reader: StreamReader, ctx: RequestContext) -> Usage:
         told = reader.partial_usage()
         tokenizer = self._bridge.tokenizer
         base = told or Usage()
         # A translated stream begins with zeros: LiteLLM knows the input only at the end.
-        prompt = base.prompt_tokens or tokenizer.count(deployment.model, ctx.body)
+        prompt = base.prompt_tokens or tokenizer.estimate(deployment.model, ctx.body)
         return replace(
             base,
             prompt_tokens=prompt,
-            completion_tokens=tokenizer.count_text(deployment.model, "".join(reader.text)),
+            completion_tokens=tokenizer.count_text(deployment.model, reader.generated),
             estimated=True,
         )
 
 
-_OWN_KINDS: Final = frozenset({AttemptKind.HEDGE, AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE})
+#: Nobody waits for these: their failures must not take a deployment from clients who do.
+_WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
+
+
+async def _executed(call: Call, response: Any) -> Any:
+    """Pass on what an executor answers; its attempts are closed by whoever started them."""
+    try:
+        async for piece in response:
+            yield piece
+    except (asyncio.CancelledError, GeneratorExit):
+        call.gone = True
+        raise
+    finally:
+        # Nobody else tells the executor that its client has gone.
+        await response.aclose()
 
 
 def _running(call: Call | None) -> OpenAttempt | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -17,6 +19,22 @@ from . import values
 
 #: The model list is read again after this time, since an administrator can change it while the proxy runs.
 _FRESH_S: Final = 1.0
+#: Up to here an estimate is a count: about a millisecond.
+_COUNTED_CHARS: Final = 8_000
+#: Of English text, by the makers of the common tokenizers.
+_CHARS_A_TOKEN: Final = 4
+
+
+_PRICE_KEYS: Final = {
+    "input_usd": "input_cost_per_token",
+    "output_usd": "output_cost_per_token",
+    "cache_read_usd": "cache_read_input_token_cost",
+    "cache_write_usd": "cache_creation_input_token_cost",
+    "audio_input_usd": "input_cost_per_audio_token",
+    "audio_output_usd": "output_cost_per_audio_token",
+    "reasoning_usd": "output_cost_per_reasoning_token",
+}
+_THRESHOLD: Final = re.compile(r"_above_(?P<count>\d+)(?P<k>k?)_tokens")
 
 
 def router() -> Any:
@@ -120,12 +138,17 @@ class CostMap:
             info: Mapping[str, Any] = litellm.get_model_info(self._key(deployment), deployment.provider)
         except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
             return Price()
-        return Price(
-            input_usd=_decimal(info.get("input_cost_per_token")),
-            output_usd=_decimal(info.get("output_cost_per_token")),
-            cache_read_usd=_decimal(info.get("cache_read_input_token_cost")),
-            cache_write_usd=_decimal(info.get("cache_creation_input_token_cost")),
-        )
+        base = Price(**{name: _decimal(info.get(key)) for name, key in _PRICE_KEYS.items()})
+        above: dict[int, dict[str, Decimal | None]] = {}
+        for name, key in _PRICE_KEYS.items():
+            for threshold, value in _thresholds(info, key):
+                above.setdefault(threshold, {})[name] = value
+        tiers = []
+        price = base
+        for threshold in sorted(above):
+            price = Price(**{**{name: getattr(price, name) for name in _PRICE_KEYS}, **above[threshold]})
+            tiers.append((threshold, price))
+        return replace(base, above=tuple(tiers))
 
     def cost_usd_micros(self, deployment: Deployment, usage: Usage | None) -> int | None:
         """Return what an answer cost by LiteLLM's own calculation, or None when it does not know the model."""
@@ -160,6 +183,14 @@ def _decimal(value: Any) -> Decimal | None:
     return None if value is None else Decimal(str(value))
 
 
+def _thresholds(info: Mapping[str, Any], key: str) -> Iterator[tuple[int, Decimal | None]]:
+    """Yield the prices that hold above so many prompt tokens: ``<key>_above_200k_tokens``."""
+    for name, value in info.items():
+        found = _THRESHOLD.fullmatch(name.removeprefix(key)) if name.startswith(key) else None
+        if found and value is not None:
+            yield int(found["count"]) * (1000 if found["k"] else 1), _decimal(value)
+
+
 class PromptTokenizer:
     """LiteLLM's token counter."""
 
@@ -177,6 +208,11 @@ class PromptTokenizer:
             else []
         )
         return sum(int(litellm.token_counter(model=model, text=text)) for text in texts if text)
+
+    def estimate(self, model: str, body: Mapping[str, object]) -> int:
+        """Count the prompt tokens of a short request; reckon those of a long one from its length, at once."""
+        length = len(str(body.get("messages", body.get("input", ""))))
+        return self.count(model, body) if length <= _COUNTED_CHARS else length // _CHARS_A_TOKEN
 
     def count_text(self, model: str, text: str) -> int:
         """Count the tokens of a text."""

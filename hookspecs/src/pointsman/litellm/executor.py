@@ -1,129 +1,156 @@
-"""The provider behind routes that a plugin executes itself.
+"""Routes that a plugin executes itself.
 
-A route that names an executor is sent to a model group of our own whose one deployment uses this provider. LiteLLM
-translates messages and responses requests to chat for it and its answers back, so an executor sees chat only.
+LiteLLM's proxy hands every request to a method of its router. For a route that names an executor, this call is ours, and
+the plugin's attempts are calls of the same method: each of them is what a plain request would have been, with the
+endpoint's own format, credentials, cooldowns and accounting, and a request with one attempt costs what it costs without
+us. The virtual providers that LiteLLM offers instead speak chat only, and run and account for each request twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import replace
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from litellm.llms.custom_llm import CustomLLM, CustomLLMError
+from litellm.exceptions import APIError
 
 from ..errors import UpstreamError
-from ..types import AttemptKind, Endpoint, Execution, UpstreamRequest
-from .bracket import EXECUTOR_MODEL, Call, current_call
+from ..types import Chunk, Endpoint, Execution
+from .bracket import Call, current_call
 from .catalog import router
 
 if TYPE_CHECKING:
-    from ..plugin import UpstreamCall
     from .install import Bridge
+    from .upstream import RouteUpstream
 
-PROVIDER: Final = "pointsman"
-_NOT_FOR_PROVIDERS: Final = frozenset({"stream", "stream_options", "extra_headers", "max_retries"})
-
-
-class _RouteUpstream:
-    """Starts the attempts of one executed route: the body is the one LiteLLM has translated."""
-
-    def __init__(self, bridge: Bridge, body: Mapping[str, object], *, stream: bool) -> None:
-        self._bridge = bridge
-        self._body = body
-        self._stream = stream
-
-    def start(self, request: UpstreamRequest) -> UpstreamCall:
-        """Start an attempt at once; body, endpoint and stream are the route's."""
-        return self._bridge.upstream.start(
-            replace(request, body=self._body, endpoint=Endpoint.CHAT, stream=self._stream)
-        )
+#: The router's methods that the proxy calls, by endpoint. Requests to other endpoints cannot be executed by a plugin.
+METHODS: Final[Mapping[Endpoint, str]] = {
+    Endpoint.CHAT: "acompletion",
+    Endpoint.MESSAGES: "anthropic_messages",
+    Endpoint.RESPONSES: "aresponses",
+    Endpoint.EMBEDDINGS: "aembedding",
+}
+_OURS: Final = "_pointsman_executes"
 
 
-class Executor(CustomLLM):  # type: ignore[misc]  # LiteLLM is not typed for us
-    """Runs ``execute`` of the plugin that the route names.
+class Executor:
+    """Runs ``execute`` of the plugin that a route names.
 
     Args:
         bridge: The gateway and the host.
     """
 
     def __init__(self, bridge: Bridge) -> None:
-        super().__init__()
         self._bridge = bridge
 
-    async def _execute(self, arguments: Mapping[str, Any], *, stream: bool) -> tuple[Call, Execution]:
-        call = current_call.get()
-        if call is None or call.exchange is None or call.exchange.route.executor is None:
-            raise CustomLLMError(status_code=404, message=f"model {EXECUTOR_MODEL!r} is internal and cannot be called")
+    def prepare(self, endpoint: Endpoint) -> bool:
+        """Make sure that the router's calls pass here; False for an endpoint whose calls do not."""
+        llm_router = router()
+        if endpoint not in METHODS:
+            return False
+        # LiteLLM makes a new router when its configuration is changed while it runs.
+        if not getattr(llm_router, _OURS, False):
+            for each, name in METHODS.items():
+                setattr(llm_router, name, self._around(each, getattr(llm_router, name)))
+            setattr(llm_router, _OURS, True)
+        return True
+
+    def _around(self, endpoint: Endpoint, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def routed(*args: Any, **kwargs: Any) -> Any:
+            call = current_call.get()
+            # A guardrail may ask a model on behalf of the same request: its call has an id of its own.
+            if call is None or not call.awaited or kwargs.get("litellm_call_id") != call.executed_id:
+                return await method(*args, **kwargs)
+            return await self._execute(call, endpoint, method, kwargs)
+
+        return routed
+
+    async def _execute(
+        self, call: Call, endpoint: Endpoint, method: Callable[..., Awaitable[Any]], arguments: dict[str, Any]
+    ) -> Any:
         exchange = call.exchange
-        options = {k: v for k, v in (arguments.get("optional_params") or {}).items() if k not in _NOT_FOR_PROVIDERS}
-        body = MappingProxyType({**options, "messages": arguments["messages"]})
-        upstream = _RouteUpstream(self._bridge, body, stream=stream)
+        assert exchange is not None  # noqa: S101  # an awaited call has one
         plugin = exchange.route.executor
-        assert plugin is not None  # noqa: S101  # checked above
+        assert plugin is not None  # noqa: S101  # as above
+        upstream = self._bridge.upstream.of_route(call, endpoint, method, arguments)
         try:
             execution = await self._bridge.host.calls.run_execute(plugin, exchange.ctx, exchange.route, upstream)
             if execution is None:
-                plain = upstream.start(
-                    UpstreamRequest(target=exchange.route.target, kind=AttemptKind.PRIMARY, body=body)
-                )
-                execution = Execution(chunks=plain.chunks()) if stream else Execution(response=await plain.response())
+                await upstream.cancel()
+                call.awaited = False
+                return await method(**arguments)
+            call.executed = True
+            answer = await _answer(call, execution, upstream)
         except UpstreamError as err:
-            raise _final(err) from err
+            call.executed = True
+            raise final_error(err) from err
         finally:
             call.awaited = False
         if execution.headers:
             exchange.route = exchange.route.with_headers(execution.headers)
-        return call, execution
+        return answer
 
-    async def acompletion(self, *args: Any, **kwargs: Any) -> Any:
-        """Answer a plain request."""
-        _, execution = await self._execute(kwargs, stream=False)
-        if execution.response is None:
-            raise CustomLLMError(status_code=500, message="the executor answered a plain request with a stream")
+
+async def _answer(call: Call, execution: Execution, upstream: RouteUpstream) -> Any:
+    if execution.response is not None and not upstream.stream:
         return execution.response.raw
+    if execution.chunks is not None and upstream.stream:
+        # An attempt that fails at once is an answer with the provider's status, not a stream that breaks.
+        first = await anext(execution.chunks, None)
+        return _Stream(call, execution.chunks, first, upstream)
+    raise UpstreamError(
+        "the executor answered a streamed request without chunks"
+        if upstream.stream
+        else "the executor answered a plain request without a response",
+        status=500,
+    )
 
-    async def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        """Answer a streamed request with the winner's own chunks."""
-        _, execution = await self._execute(kwargs, stream=True)
-        chunks = execution.chunks
-        if chunks is None:
-            raise CustomLLMError(
-                status_code=500, message="the executor answered a streamed request with a whole answer"
-            )
+
+class _Stream:
+    """The stream that LiteLLM passes on to the client: the winner's own pieces.
+
+    Args:
+        call: The client's request.
+        chunks: From the executor, without the first.
+        first: The first one; None when there is none.
+        upstream: Knows LiteLLM's own stream object, which tells the deployment, its headers and the like.
+    """
+
+    def __init__(self, call: Call, chunks: AsyncIterator[Chunk], first: Chunk | None, upstream: RouteUpstream) -> None:
+        self._call = call
+        self._chunks = chunks
+        self._first = first
+        self._source = None if first is None else upstream.source_of(first.raw)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        first, self._first = self._first, None
+        if first is not None:
+            return first.raw
         try:
-            async for chunk in chunks:
-                yield chunk.raw
+            chunk = await anext(self._chunks)
         except UpstreamError as err:
-            raise _final(err) from err
-        finally:
-            close = getattr(chunks, "aclose", None)
-            if close is not None:
-                await close()
+            raise final_error(err) from err
+        except asyncio.CancelledError:
+            self._call.gone = True
+            raise
+        return chunk.raw
+
+    async def aclose(self) -> None:
+        close = getattr(self._chunks, "aclose", None)
+        if close is not None:
+            await close()
 
 
-def _final(err: UpstreamError) -> Exception:
+def final_error(err: UpstreamError) -> Exception:
     """Return the provider's own exception where there is one: the client sees what it would have seen without us."""
     cause = err.__cause__
     if isinstance(cause, Exception) and getattr(cause, "status_code", None) is not None:
         return cause
-    error: Exception = CustomLLMError(status_code=err.status or 502, message=str(err))
+    error: Exception = APIError(status_code=err.status or 502, message=str(err), llm_provider="pointsman", model="")
     return error
-
-
-def ensure_deployment() -> str:
-    """Make sure that the router has our model group; return its name."""
-    llm_router = router()
-    if not llm_router.get_model_list(model_name=EXECUTOR_MODEL):
-        from litellm.types.router import Deployment, LiteLLM_Params  # noqa: PLC0415  # seldom needed
-
-        llm_router.add_deployment(
-            Deployment(
-                model_name=EXECUTOR_MODEL,
-                # A failed race says nothing about the next one: no cooldown.
-                litellm_params=LiteLLM_Params(model=f"{PROVIDER}/{EXECUTOR_MODEL}", cooldown_time=0),
-                model_info={"id": EXECUTOR_MODEL},
-            )
-        )
-    return EXECUTOR_MODEL

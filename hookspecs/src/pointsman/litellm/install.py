@@ -9,7 +9,7 @@ Everything here that is not a documented callback, so that a change in LiteLLM h
 * ``PrismaDBExceptionHandler``: without the prisma package a refused key must still be a 401.
 * ``litellm.DEFAULT_MAX_RETRIES``: no retries inside an attempt.
 * ``httpx.AsyncClient.send``: the provider's response headers, for the providers whose LiteLLM callbacks have none.
-* ``litellm.custom_provider_map``: the provider that lets a plugin execute a route.
+* The router's ``acompletion``, ``anthropic_messages``, ``aresponses`` and ``aembedding``: a plugin may execute a route.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .auth import DenialError
 from .bracket import Bracket, Scope, current_call
 from .callbacks import Callbacks
 from .catalog import CostMap, PromptTokenizer, RouterCatalog
-from .executor import PROVIDER, Executor, ensure_deployment
+from .executor import Executor
 from .upstream import RouterUpstream
 
 log: Final = logging.getLogger("pointsman")
@@ -67,6 +67,7 @@ class Bridge:
         self.upstream: RouterUpstream = RouterUpstream(self)
         self.host: Host = Host(_settings(), self)
         self.callbacks = Callbacks(self)
+        self.executor = Executor(self)
         self._starting: asyncio.Task[None] | None = None
 
     async def ready(self) -> None:
@@ -81,10 +82,6 @@ class Bridge:
             await self.host.start()
         except PointsmanError as err:
             stop_the_start(err)
-
-    def executor_model(self) -> str:
-        """Return the model group that executes routes; it is added to the router when it is first needed."""
-        return ensure_deployment()
 
     async def stop(self) -> None:
         """Shut the host down."""
@@ -136,11 +133,6 @@ def install() -> CustomLogger:
     _watch_responses()
     _go_before("initialize_shared_aiohttp_session", bridge.ready)
     _go_before("proxy_shutdown_event", bridge.stop)
-    litellm.custom_provider_map = [
-        *litellm.custom_provider_map,
-        {"provider": PROVIDER, "custom_handler": Executor(bridge)},
-    ]
-    litellm.utils.custom_llm_setup()
     _bridge = bridge
     return bridge.callbacks
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
@@ -244,101 +243,3 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         if math.isfinite(seconds):
             return max(0.0, seconds)
     return None
-
-
-class StreamReader:
-    """Reads the pieces of a stream as they pass: first content, usage, model, text for an estimate.
-
-    Pieces are chat chunks, responses events, or bytes of server-sent events on the messages endpoint.
-    """
-
-    __slots__ = ("_input", "failed", "model", "text", "usage")
-
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.model: str | None = None
-        self.text: list[str] = []
-        self.failed: str | None = None
-        self._input: dict[str, Any] = {}
-
-    def read(self, piece: Any) -> bool:
-        """Read one piece; say whether it carries content."""
-        if isinstance(piece, bytes | str):
-            return self._read_sse(piece.decode("utf-8", "replace") if isinstance(piece, bytes) else piece)
-        choices = getattr(piece, "choices", None)
-        if choices is not None:
-            return self._read_chat(piece, choices)
-        return self._read_event(piece)
-
-    def _read_chat(self, piece: Any, choices: Any) -> bool:
-        # Where the client has not asked for usage, LiteLLM takes it off the chunk and hides it there.
-        found = getattr(piece, "usage", None) or hidden_params(piece).get("usage")
-        if found is not None and (told := usage(found)) is not None and told.total_tokens:
-            self.usage = told
-        if self.model is None:
-            self.model = getattr(piece, "model", None)
-        content = False
-        for choice in choices:
-            delta = getattr(choice, "delta", None)
-            text = getattr(delta, "content", None) or getattr(delta, "reasoning_content", None)
-            if text:
-                self.text.append(text)
-                content = True
-            elif getattr(delta, "tool_calls", None) or getattr(delta, "function_call", None):
-                content = True
-        return content
-
-    def _read_event(self, piece: Any) -> bool:
-        get: Any = piece.get if isinstance(piece, Mapping) else lambda name: getattr(piece, name, None)
-        kind = get("type")
-        kind = str(getattr(kind, "value", kind))
-        if kind.endswith(".delta"):
-            delta = get("delta")
-            if isinstance(delta, str):
-                self.text.append(delta)
-            return True
-        if kind in {"response.completed", "response.incomplete", "response.failed"}:
-            response = get("response")
-            self.usage = response_usage(response) or self.usage
-            self.model = response_model(response) or self.model
-        if kind in {"response.failed", "error"}:
-            self.failed = kind
-        return False
-
-    def _read_sse(self, text: str) -> bool:
-        content = False
-        for line in text.splitlines():
-            if not line.startswith("data:"):
-                continue
-            if '"content_block_delta"' in line:
-                content = True
-            try:
-                data = json.loads(line[5:])
-            except ValueError:
-                continue
-            if isinstance(data, dict):
-                self._read_anthropic(data)
-        return content
-
-    def _read_anthropic(self, data: dict[str, Any]) -> None:
-        kind = data.get("type")
-        if kind == "content_block_delta":
-            delta = data.get("delta") or {}
-            for name in ("text", "thinking", "partial_json"):
-                if delta.get(name):
-                    self.text.append(delta[name])
-        elif kind == "message_start":
-            message = data.get("message") or {}
-            self._input = dict(message.get("usage") or {})
-            self.model = message.get("model") or self.model
-        elif kind == "message_delta" and data.get("usage"):
-            # The last delta has the final counts; providers differ in whether it repeats the input's.
-            merged = {**self._input, **{k: v for k, v in data["usage"].items() if v is not None}}
-            self._input = merged
-            self.usage = usage(merged)
-        elif kind == "error":
-            self.failed = "error"
-
-    def partial_usage(self) -> Usage | None:
-        """Return what an interrupted messages stream said about its input, as an estimate of the output so far."""
-        return usage(self._input) if self._input else None

@@ -1,0 +1,47 @@
+"""LiteLLM's cost map read into prices."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from pointsman.types import Deployment
+
+# LiteLLM is loaded once by whoever needs it; it must not fetch its prices from the network.
+
+
+@pytest.fixture
+def catalog(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    return pytest.importorskip("pointsman.litellm.catalog")
+
+
+def test_prices_above_a_threshold_and_of_other_kinds_of_tokens_are_read(
+    catalog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys for service tiers, batches and other lifetimes of the cache are none of them."""
+    info = {
+        "input_cost_per_token": 1e-06,
+        "input_cost_per_token_priority": 9e-06,
+        "input_cost_per_token_above_200k_tokens": 2e-06,
+        "input_cost_per_token_above_200k_tokens_priority": 9e-06,
+        "input_cost_per_token_above_1000_tokens": 1.5e-06,
+        "output_cost_per_token": 4e-06,
+        "output_cost_per_token_above_200k_tokens": 8e-06,
+        "cache_creation_input_token_cost": 1.25e-06,
+        "cache_creation_input_token_cost_above_1hr": 9e-06,
+        "input_cost_per_audio_token": 3e-05,
+        "output_cost_per_reasoning_token": None,
+    }
+    monkeypatch.setattr(catalog.litellm, "get_model_info", lambda *_: info)
+    price = catalog.CostMap().get(Deployment(id="d", group="g", provider="openai", model="m"))
+    assert (price.input_usd, price.output_usd) == (Decimal("0.000001"), Decimal("0.000004"))
+    assert (price.cache_write_usd, price.cache_read_usd) == (Decimal("0.00000125"), None)
+    assert (price.audio_input_usd, price.reasoning_usd) == (Decimal("0.00003"), None)
+    assert [(least, tier.input_usd, tier.output_usd, tier.cache_write_usd) for least, tier in price.above] == [
+        (1000, Decimal("0.0000015"), Decimal("0.000004"), Decimal("0.00000125")),
+        (200_000, Decimal("0.000002"), Decimal("0.000008"), Decimal("0.00000125")),
+    ]
+    assert price.at(200_001).audio_input_usd == Decimal("0.00003")
