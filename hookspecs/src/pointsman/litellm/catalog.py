@@ -23,8 +23,6 @@ _FRESH_S: Final = 1.0
 _COUNTED_CHARS: Final = 8_000
 #: Of English text, by the makers of the common tokenizers.
 _CHARS_A_TOKEN: Final = 4
-
-
 _PRICE_KEYS: Final = {
     "input_usd": "input_cost_per_token",
     "output_usd": "output_cost_per_token",
@@ -138,15 +136,15 @@ class CostMap:
             info: Mapping[str, Any] = litellm.get_model_info(self._key(deployment), deployment.provider)
         except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
             return Price()
-        base = Price(**{name: _decimal(info.get(key)) for name, key in _PRICE_KEYS.items()})
-        above: dict[int, dict[str, Decimal | None]] = {}
+        fields: dict[str, Any] = {name: _decimal(info.get(key)) for name, key in _PRICE_KEYS.items()}
+        above: dict[int, dict[str, Any]] = {}
         for name, key in _PRICE_KEYS.items():
             for threshold, value in _thresholds(info, key):
                 above.setdefault(threshold, {})[name] = value
+        base = price = Price(**fields)
         tiers = []
-        price = base
-        for threshold in sorted(above):
-            price = Price(**{**{name: getattr(price, name) for name in _PRICE_KEYS}, **above[threshold]})
+        for threshold, changes in sorted(above.items()):
+            price = replace(price, **changes)
             tiers.append((threshold, price))
         return replace(base, above=tuple(tiers))
 
