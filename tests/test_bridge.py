@@ -29,7 +29,7 @@ def model_list(upstream: str) -> list[dict[str, Any]]:
         deployment(upstream, "breaking", "gpt-breaking", id_="breaking-1"),
         deployment(upstream, "hanging", "gpt-hanging", id_="hanging-1"),
         deployment(upstream, "limited", "gpt-limited", id_="limited-1"),
-        deployment(upstream, "claude", "claude-3-5-haiku-20241022", id_="claude-1", provider="anthropic"),
+        deployment(upstream, "claude", "claude-haiku-4-5-20251001", id_="claude-1", provider="anthropic"),
         deployment(upstream, "claude-breaking", "claude-breaking", id_="claude-breaking-1", provider="anthropic"),
     ]
 

@@ -32,7 +32,7 @@ CELLS = [
 #: Upstream model names that LiteLLM's cost map knows, so that every answer has a price.
 MODELS = {
     "chat": ("openai", "gpt-4o-mini"),
-    "messages": ("anthropic", "claude-3-5-haiku-20241022"),
+    "messages": ("anthropic", "claude-haiku-4-5-20251001"),
     "messages-adapted": ("openai", "gpt-4.1-mini"),
     "responses": ("openai", "gpt-4o"),
     "embeddings": ("openai", "text-embedding-3-small"),

@@ -55,6 +55,7 @@ class RecorderConfig(PluginConfig):
     file: str
     settle_sleep_s: float = 0.0
     fail_startup: bool = False
+    lists: str | None = None
 
 
 class Recorder:
@@ -75,6 +76,8 @@ class Recorder:
         if self.config.fail_startup:
             raise RuntimeError("told to fail")
         self.services = services
+        if self.config.lists:
+            services.catalog.list_model(self.config.lists, "pair", info={"capabilities": ["streaming"]})
         self.write("startup", None)
 
     @hookimpl
@@ -129,7 +132,10 @@ class Recorder:
 
     @hookimpl
     async def before_attempt(self, ctx: RequestContext, attempt: Any) -> Refusal | None:
-        self.write("before_attempt", ctx.request_id, deployment=attempt.deployment.id, kind=attempt.kind)
+        labels = dict(attempt.labels)
+        self.write("before_attempt", ctx.request_id, deployment=attempt.deployment.id, kind=attempt.kind, labels=labels)
+        if (target := ctx.headers.get("x-test-mirror")) and attempt.kind is AttemptKind.PRIMARY:
+            await self._mirror(ctx, target)
         if ctx.headers.get("x-test-refuse") == attempt.deployment.id:
             return Refusal(reason="told to refuse", retry_after_s=3.0)
         return None
@@ -141,9 +147,18 @@ class Recorder:
             raise ValueError("told to fail")
         if ctx.headers.get("x-test-execute") == "give-up":
             raise UpstreamError("gave up", status=503)
-        first = upstream.start(UpstreamRequest(target=route.target, kind=AttemptKind.PRIMARY, body={}))
+        timeout = ctx.headers.get("x-test-timeout")
+        request = UpstreamRequest(
+            target=route.target,
+            kind=AttemptKind.PRIMARY,
+            body={},
+            labels={"leg": "1"},
+            timeout_s=float(timeout) if timeout else None,
+        )
+        first = upstream.start(request)
         if loser := ctx.headers.get("x-test-loser"):
-            second = upstream.start(UpstreamRequest(target=loser, kind=AttemptKind.HEDGE, body={}))
+            hedge = UpstreamRequest(target=loser, kind=AttemptKind.HEDGE, body={}, labels={"leg": "2"})
+            second = upstream.start(hedge)
             if not ctx.stream:
                 answer = await first.response()
                 await second.cancel()
@@ -152,6 +167,24 @@ class Recorder:
         if ctx.stream:
             return Execution(chunks=first.chunks(), headers={"x-pointsman-raced": "1"})
         return Execution(response=await first.response(), headers={"x-pointsman-raced": "1"})
+
+    async def _mirror(self, ctx: RequestContext, target: str) -> None:
+        assert self.services is not None
+        call = self.services.upstream.start(
+            UpstreamRequest(
+                target=target,
+                kind=AttemptKind.MIRROR,
+                body={"messages": ctx.body["messages"]},
+                parent=ctx,
+                tenant="mirrors",
+            )
+        )
+        try:
+            await call.response()
+        except UpstreamError as err:
+            self.write("mirror", ctx.request_id, status=err.status, error=err.error_class)
+        else:
+            self.write("mirror", ctx.request_id, text=call.answer and call.answer.text)
 
     async def _race(self, first: Any, second: Any) -> Any:
         chunks = first.chunks()

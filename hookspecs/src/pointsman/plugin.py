@@ -133,8 +133,13 @@ class Catalog(Protocol):
     def is_group(self, target: str) -> bool:
         """Say whether the target is a model group."""
 
-    def list_model(self, name: str, target: str | None) -> None:
+    def list_model(self, name: str, target: str | None, *, info: Mapping[str, object] | None = None) -> None:
         """Show ``name`` in ``GET /v1/models`` as an alias of ``target``; None stops showing it.
+
+        Args:
+            name: What clients ask for.
+            target: A model group, a deployment id, or None.
+            info: More fields for its entry, as JSON.
 
         Raises:
             Conflict: when the gateway's configuration itself has a model group of this name.

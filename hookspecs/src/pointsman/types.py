@@ -150,7 +150,8 @@ class Deployment:
         weight: The configured weight; 1 when none is given.
         rpm: Configured requests per minute, or None.
         tpm: Configured tokens per minute, or None.
-        info: ``model_info`` without secrets: text, numbers and booleans only.
+        info: ``model_info`` without secrets: text, numbers and booleans only; and ``supports_vision`` and the like where
+            the gateway knows the model.
     """
 
     id: str

@@ -133,6 +133,7 @@ class Exchange:
         "_group",
         "_refused",
         "_selections",
+        "answered_by",
         "attempts",
         "ctx",
         "current",
@@ -162,6 +163,8 @@ class Exchange:
         self.attempts: list[OpenAttempt] = []
         #: The attempt that the gateway itself is making; attempts of an executor are known to the executor.
         self.current: OpenAttempt | None = None
+        #: The attempt that the client's answer is from, where an executor has several that succeeded.
+        self.answered_by: str | None = None
         self.disconnected = False
         self.detached = detached
         self.opened_at = host.clock.monotonic()
@@ -367,7 +370,8 @@ class Exchange:
                 opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
         attempts = tuple(opened.attempt for opened in self.attempts)
         outcome = self._outcome(status_code, attempts)
-        answer = next((a for a in reversed(attempts) if a.outcome is Outcome.OK), None)
+        good = [a for a in attempts if a.outcome is Outcome.OK]
+        answer = next((a for a in good if a.id == self.answered_by), good[-1] if good else None)
         usage = answer.usage if answer is not None else next((a.usage for a in reversed(attempts) if a.usage), None)
         first = self.first_token_at
         settlement = Settlement(

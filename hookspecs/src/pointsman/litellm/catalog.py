@@ -47,7 +47,8 @@ class RouterCatalog:
         self._read_at = -_FRESH_S
         self._by_id: dict[str, Deployment] = {}
         self._by_group: dict[str, tuple[Deployment, ...]] = {}
-        self._listed: set[str] = set()
+        self._listed: dict[str, Mapping[str, object]] = {}
+        self._abilities: dict[tuple[str, str], Mapping[str, bool]] = {}
 
     def _read(self) -> None:
         now = time.monotonic()
@@ -55,13 +56,26 @@ class RouterCatalog:
             return
         llm_router = router()
         entries = list(llm_router.model_list) if llm_router is not None else []
-        found = [values.deployment(entry) for entry in entries]
+        found = [self._with_abilities(values.deployment(entry)) for entry in entries]
         self._by_id = {d.id: d for d in found}
         groups: dict[str, list[Deployment]] = {}
         for d in found:
             groups.setdefault(d.group, []).append(d)
         self._by_group = {name: tuple(members) for name, members in groups.items()}
         self._read_at = now
+
+    def _with_abilities(self, deployment: Deployment) -> Deployment:
+        """Add ``supports_...`` of LiteLLM's model map to what the configuration says."""
+        key = (deployment.provider, deployment.model)
+        known = self._abilities.get(key)
+        if known is None:
+            try:
+                info: Mapping[str, Any] = litellm.get_model_info(deployment.model, deployment.provider)
+            except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
+                info = {}
+            known = {k: v for k, v in info.items() if k.startswith("supports_") and isinstance(v, bool)}
+            self._abilities[key] = known
+        return replace(deployment, info={**known, **deployment.info}) if known else deployment
 
     def by_id(self, deployment_id: str) -> Deployment | None:
         """Return one deployment, or None."""
@@ -88,8 +102,13 @@ class RouterCatalog:
         llm_router = router()
         return bool(self.deployments(name)) or (llm_router is not None and name in llm_router.model_group_alias)
 
-    def list_model(self, name: str, target: str | None) -> None:
+    def list_model(self, name: str, target: str | None, *, info: Mapping[str, object] | None = None) -> None:
         """Show ``name`` in ``GET /v1/models`` as an alias of ``target``; None stops showing it.
+
+        Args:
+            name: What clients ask for.
+            target: A model group, a deployment id, or None.
+            info: More fields for its entry, as JSON.
 
         Raises:
             Conflict: the configuration has a model group or an alias of this name.
@@ -100,7 +119,7 @@ class RouterCatalog:
         aliases = llm_router.model_group_alias
         if target is None:
             if name in self._listed:
-                self._listed.discard(name)
+                del self._listed[name]
                 aliases.pop(name, None)
             return
         if self.is_group(name) or (name in aliases and name not in self._listed):
@@ -112,7 +131,11 @@ class RouterCatalog:
         members = self.deployments(target)
         group = target if self.is_group(target) or not members else members[0].group
         aliases[name] = {"model": group, "hidden": False}
-        self._listed.add(name)
+        self._listed[name] = dict(info or {})
+
+    def listed_info(self, name: str) -> Mapping[str, object]:
+        """Return the fields that a plugin adds to the entry of a listed name."""
+        return self._listed.get(name, {})
 
 
 class CostMap:

@@ -9,6 +9,8 @@ us. The virtual providers that LiteLLM offers instead speak chat only, and run a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -92,18 +94,30 @@ class Executor:
 
 
 async def _answer(call: Call, execution: Execution, upstream: RouteUpstream) -> Any:
+    exchange = call.exchange
+    assert exchange is not None  # noqa: S101  # an executed call has one
     if execution.response is not None and not upstream.stream:
+        exchange.answered_by = execution.response.attempt.id
         return execution.response.raw
-    if execution.chunks is not None and upstream.stream:
+    if execution.chunks is None or not upstream.stream:
+        raise UpstreamError(
+            "the executor answered a streamed request without chunks"
+            if upstream.stream
+            else "the executor answered a plain request without a response",
+            status=500,
+        )
+    try:
         # An attempt that fails at once is an answer with the provider's status, not a stream that breaks.
         first = await anext(execution.chunks, None)
-        return _Stream(call, execution.chunks, first, upstream)
-    raise UpstreamError(
-        "the executor answered a streamed request without chunks"
-        if upstream.stream
-        else "the executor answered a plain request without a response",
-        status=500,
-    )
+    except BaseException:
+        await _close(execution.chunks)
+        raise
+    winner = None if first is None else upstream.whose(first.raw)
+    if winner is not None:
+        exchange.answered_by = winner.attempt.id
+    stream = _Stream(call, execution.chunks, first, None if winner is None else winner.source)
+    exchange.on_close(stream.abandon)
+    return stream
 
 
 class _Stream:
@@ -113,14 +127,15 @@ class _Stream:
         call: The client's request.
         chunks: From the executor, without the first.
         first: The first one; None when there is none.
-        upstream: Knows LiteLLM's own stream object, which tells the deployment, its headers and the like.
+        source: LiteLLM's own stream object, which tells the deployment, its headers and the like.
     """
 
-    def __init__(self, call: Call, chunks: AsyncIterator[Chunk], first: Chunk | None, upstream: RouteUpstream) -> None:
+    def __init__(self, call: Call, chunks: AsyncIterator[Chunk], first: Chunk | None, source: Any) -> None:
         self._call = call
         self._chunks = chunks
         self._first = first
-        self._source = None if first is None else upstream.source_of(first.raw)
+        self._source = source
+        self._closing: asyncio.Task[None] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._source, name)
@@ -142,15 +157,29 @@ class _Stream:
         return chunk.raw
 
     async def aclose(self) -> None:
-        close = getattr(self._chunks, "aclose", None)
-        if close is not None:
+        await _close(self._chunks)
+
+    def abandon(self) -> None:
+        """Close the chunks, also when nobody has begun to read."""
+        self._closing = asyncio.create_task(self.aclose(), name="pointsman:close")
+
+
+async def _close(chunks: AsyncIterator[Chunk]) -> None:
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        with contextlib.suppress(Exception):
             await close()
 
 
 def final_error(err: UpstreamError) -> Exception:
     """Return the provider's own exception where there is one: the client sees what it would have seen without us."""
     cause = err.__cause__
+    error: Exception
     if isinstance(cause, Exception) and getattr(cause, "status_code", None) is not None:
-        return cause
-    error: Exception = APIError(status_code=err.status or 502, message=str(err), llm_provider="pointsman", model="")
+        error = cause
+    else:
+        error = APIError(status_code=err.status or 502, message=str(err), llm_provider="pointsman", model="")
+    if err.retry_after_s is not None and not getattr(error, "headers", None):
+        # LiteLLM answers with an exception's headers.
+        error.headers = {"retry-after": str(math.ceil(err.retry_after_s))}  # type: ignore[attr-defined]
     return error

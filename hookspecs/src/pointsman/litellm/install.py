@@ -9,6 +9,7 @@ Everything here that is not a documented callback, so that a change in LiteLLM h
 * ``PrismaDBExceptionHandler``: without the prisma package a refused key must still be a 401.
 * ``litellm.DEFAULT_MAX_RETRIES``: no retries inside an attempt.
 * ``httpx.AsyncClient.send``: the provider's response headers, for the providers whose LiteLLM callbacks have none.
+* ``create_model_info_response``: what plugins say of the models that they list.
 * The router's ``acompletion``, ``anthropic_messages``, ``aresponses`` and ``aembedding``: a plugin may execute a route.
 """
 
@@ -31,7 +32,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from litellm.integrations.custom_logger import CustomLogger
-from litellm.proxy import proxy_server
+from litellm.proxy import proxy_server, utils
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
 from litellm.proxy.auth.user_api_key_auth import user_api_key_auth
 from litellm.proxy.db.exception_handler import PrismaDBExceptionHandler
@@ -131,6 +132,7 @@ def install() -> CustomLogger:
     litellm.DEFAULT_MAX_RETRIES = 0
     _without_prisma()
     _watch_responses()
+    _describe_models(bridge)
     _go_before("initialize_shared_aiohttp_session", bridge.ready)
     _go_before("proxy_shutdown_event", bridge.stop)
     _bridge = bridge
@@ -167,6 +169,16 @@ def _watch_responses() -> None:
         return response
 
     httpx.AsyncClient.send = noting  # type: ignore[method-assign]  # see the module's docstring
+
+
+def _describe_models(bridge: Bridge) -> None:
+    """Add what plugins say of the models that they list to their entries of ``GET /v1/models``."""
+    describe = utils.create_model_info_response
+
+    def described(model_id: str, *args: Any, **kwargs: Any) -> Any:
+        return {**describe(model_id, *args, **kwargs), **bridge.catalog.listed_info(model_id)}
+
+    utils.create_model_info_response = described
 
 
 def _go_before(name: str, work: Any) -> None:

@@ -168,9 +168,9 @@ class RouteUpstream:
         self._started.append(call)
         return call
 
-    def source_of(self, first: object) -> Any:
-        """Return LiteLLM's own stream object whose first piece this is, or None."""
-        return next((call.source for call in self._started if call.first is first), None)
+    def whose(self, first: object) -> RouterCall | None:
+        """Return the attempt whose first piece this is, or None."""
+        return next((call for call in self._started if call.first is first), None)
 
     async def cancel(self) -> None:
         """Cancel what is still running."""

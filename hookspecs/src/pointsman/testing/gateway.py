@@ -67,10 +67,12 @@ class FakeCatalog:
 
     Attributes:
         listed: The names that plugins show in ``GET /v1/models``, with the model group each stands for.
+        listed_info: What else they say of these names.
     """
 
     def __init__(self, deployments: Sequence[Deployment]) -> None:
         self.listed: dict[str, str] = {}
+        self.listed_info: dict[str, Mapping[str, object]] = {}
         self._deployments = tuple(deployments)
 
     def replace(self, deployments: Sequence[Deployment]) -> None:
@@ -88,7 +90,7 @@ class FakeCatalog:
         """Say whether the target is a model group."""
         return any(d.group == target for d in self._deployments)
 
-    def list_model(self, name: str, target: str | None) -> None:
+    def list_model(self, name: str, target: str | None, *, info: Mapping[str, object] | None = None) -> None:
         """Show ``name`` as an alias of ``target``; None stops showing it.
 
         Raises:
@@ -96,11 +98,13 @@ class FakeCatalog:
         """
         if target is None:
             self.listed.pop(name, None)
+            self.listed_info.pop(name, None)
             return
         if self.is_group(name):
             raise Conflict(f"the model name {name!r} is taken: it is a model group of the gateway", param="name")
         members = self.deployments(target)
         self.listed[name] = target if self.is_group(target) or not members else members[0].group
+        self.listed_info[name] = dict(info or {})
 
 
 class FakePrices:
