@@ -6,7 +6,7 @@ ordering options (``tryfirst``, ``trylast``, ``wrapper``, ``hookwrapper``) are r
 
 One request, from left to right::
 
-    pre_route -> [ select -> before_attempt -> provider -> post_response | on_error ] per attempt -> settle
+    pre_route -> [ select -> before_attempt -> provider -> first_token -> post_response | on_error ] per attempt -> settle
 
 Each docstring says when the hook fires, its colour (sync or async), how the results of several plugins combine, its
 arguments, what None means and what happens when the implementation itself fails, and ends with an example.
@@ -231,6 +231,33 @@ async def execute(ctx: RequestContext, route: Route, upstream: Upstream) -> Exec
 
 
 @hookspec
+def first_token(ctx: RequestContext, attempt: Attempt, first_token_ms: float) -> None:
+    """Observe that a stream has begun to answer.
+
+    Fires at most once per streamed attempt, when its first piece of content passes, before ``post_response`` or
+    ``on_error``: a stream may go on for minutes. Sync, every plugin, in order: the client waits for it, so some
+    microseconds only.
+
+    Args:
+        ctx: The request.
+        attempt: The attempt, open.
+        first_token_ms: From the call to the first piece of content, in milliseconds.
+
+    Returns:
+        Nothing.
+
+    On error:
+        Logged and counted; nobody else notices.
+
+    Example::
+
+        @hookimpl
+        def first_token(self, ctx, attempt, first_token_ms):
+            self.waiting[attempt.deployment.id].discard(attempt.id)
+    """
+
+
+@hookspec
 def post_response(ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
     """Observe an attempt that succeeded.
 
@@ -388,6 +415,7 @@ HOOKS: Final = (
     select,
     before_attempt,
     execute,
+    first_token,
     post_response,
     on_error,
     settle,

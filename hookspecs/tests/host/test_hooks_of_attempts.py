@@ -225,6 +225,51 @@ ENDINGS = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.parametrize(
+    ("step", "fired"),
+    [
+        (ok(latency_s=0.2, piece_s=1.0), 1),
+        (breaks(2, latency_s=0.2), 1),
+        (disconnect(1, latency_s=0.2), 1),
+        (error(500, latency_s=0.2), 0),
+    ],
+)
+async def test_first_token_fires_once_for_each_stream_that_begins(harness, plugin, step, fired):
+    """At the first piece of content and not at the end, while the attempt is open; a failing plugin disturbs nobody."""
+    seen, ended = [], []
+
+    class Failing:
+        @hookimpl
+        def first_token(self):
+            raise RuntimeError("on purpose")
+
+    class Watching:
+        @hookimpl
+        async def startup(self, services):
+            self.clock = services.clock
+
+        @hookimpl
+        def first_token(self, ctx, attempt, first_token_ms):
+            seen.append((attempt.request_id == ctx.request_id, attempt.outcome, first_token_ms))
+            assert not ended
+
+        @hookimpl
+        def post_response(self, attempt):
+            ended.append(attempt.first_token_ms)
+
+        @hookimpl
+        def on_error(self, attempt):
+            ended.append(attempt.first_token_ms)
+
+    async with harness([plugin(Failing), plugin(Watching)]) as h:
+        await h.request(script=step, stream=True, retries=0)
+        assert seen == [(True, None, pytest.approx(200.0))] * fired
+        assert ended == [pytest.approx(200.0) if fired else None]
+        assert sum(h.faults.values()) == fired
+        await h.request(script=ok(latency_s=0.2), retries=0)
+        assert len(seen) == fired, "a plain answer has no first token"
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_post_response_can_ask_what_the_model_said(harness, plugin, *, stream):
     """Text, tool calls and finish reason, only when asked for; whoever does not ask never causes it to be read."""

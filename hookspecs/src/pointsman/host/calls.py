@@ -188,6 +188,7 @@ class Calls:
     select: tuple[Impl, ...] = ()
     before_attempt: tuple[Impl, ...] = ()
     execute: Mapping[str, Impl] = field(default_factory=dict)
+    first_token: tuple[Impl, ...] = ()
     post_response: tuple[Impl, ...] = ()
     on_error: tuple[Impl, ...] = ()
     settle: Mapping[str, Impl] = field(default_factory=dict)
@@ -308,6 +309,14 @@ class Calls:
             self.faults.record(plugin, "execute", ctx.request_id, err)
             return None
         return answer
+
+    def run_first_token(self, ctx: RequestContext, attempt: Attempt, first_token_ms: float) -> None:
+        """Run ``first_token`` of every plugin. A fault is logged and counted."""
+        for impl in self.first_token:
+            try:
+                impl.call(ctx, attempt, first_token_ms)
+            except _SYNC_FAULTS as err:
+                self.faults.record(impl.plugin, "first_token", ctx.request_id, err)
 
     def run_post_response(self, ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
         """Run ``post_response`` of every plugin. A fault is logged and counted."""

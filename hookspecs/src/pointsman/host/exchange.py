@@ -6,7 +6,7 @@
     denial = await exchange.admit()                      pre_route
     candidates = exchange.select(deployments)            select
     refusal, attempt = await exchange.begin(deployment)  before_attempt
-    attempt.first_token()
+    attempt.first_token()                                first_token
     attempt.end(Outcome.OK, usage=...)                   post_response | on_error
     exchange.close(status_code=200)                      settle, in the background
 
@@ -75,9 +75,14 @@ class OpenAttempt:
         return self.attempt.outcome is not None
 
     def first_token(self) -> None:
-        """Note that the first piece of content has arrived; only the first call counts."""
-        if self._first_token is None:
-            self._first_token = self._exchange.host.clock.monotonic()
+        """Note that the first piece of content has arrived; only the first call counts. Runs ``first_token``."""
+        if self._first_token is not None or self.closed:
+            return
+        host = self._exchange.host
+        self._first_token = host.clock.monotonic()
+        if host.calls.first_token:
+            with host.tracing.current(self.span):
+                host.calls.run_first_token(self._exchange.ctx, self.attempt, (self._first_token - self._started) * 1000)
 
     def end(
         self,

@@ -275,6 +275,7 @@ def compile_calls(plugins: Sequence[Loaded], faults: Faults) -> Calls:
         select=tuple(table["select"]),
         before_attempt=tuple(table["before_attempt"]),
         execute=by_name["execute"],
+        first_token=tuple(table["first_token"]),
         post_response=tuple(table["post_response"]),
         on_error=tuple(table["on_error"]),
         settle=by_name["settle"],
