@@ -720,6 +720,37 @@ class RolloutChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorGraduated(Event):
+    """A mirror has shown enough: somebody ended it and hands its figures over.
+
+    Announced once, in the worker that made the change.
+
+    Attributes:
+        mirror: Its name.
+        model: The model name that clients ask for, or ``*``.
+        challenger: The model group or deployment id that was compared.
+        version_id: The registered version it is, or None.
+        who: Who ended it.
+        reason: Why.
+        at: Unix seconds.
+        pairs: How many requests were answered by both and compared.
+        confidence_ratio: Of each interval, 0 to 1, at all times together.
+        figures: Metric to ``mean``, ``low``, ``high`` and ``count``; differences are challenger minus champion.
+    """
+
+    mirror: str
+    model: str
+    challenger: str
+    version_id: str | None
+    who: str
+    reason: str
+    at: float
+    pairs: int
+    confidence_ratio: float
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamRequest:
     """A call of our own to a deployment or model group.
 

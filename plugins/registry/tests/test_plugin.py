@@ -55,6 +55,12 @@ async def test_wished_version_is_served_even_when_none_is_active(worker):
     assert (await worker.plugin.pre_route(Route(target="chat", labels={"version_id": "1"}))).target == "small"
 
 
+async def test_status_says_who_serves_each_version(worker):
+    """Other plugins reach a version that is not active through its path."""
+    await register(worker, "1")
+    assert worker.plugin.status().details["paths"] == {"1": "small"}
+
+
 async def test_name_without_active_version_is_a_503_that_says_so(worker):
     await register(worker, "1")
     denial = await worker.plugin.pre_route(Route(target="chat"))

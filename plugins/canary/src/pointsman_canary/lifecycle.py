@@ -332,6 +332,11 @@ def activated(rollout: Rollout, version_id: str, previous_id: str | None, cause:
     return _noted(rollout, replace(rollout, activation=done), "activated", cause)
 
 
+def shadowed(rollout: Rollout, cause: Cause) -> Outcome:
+    """Note what a mirror has shown of a target; it changes nothing else."""
+    return _noted(rollout, rollout, "shadow", cause)
+
+
 def deleted(rollout: Rollout, cause: Cause) -> Outcome:
     """Note that the experiment is removed."""
     return _changed(rollout, rollout, "delete", cause)

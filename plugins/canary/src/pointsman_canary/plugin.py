@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman.plugin import PluginInfo, Services
 from pointsman.specs import hookimpl
-from pointsman.types import Attempt, Event, Outcome, RequestContext, Route, Settlement, Status, VersionActivated
+from pointsman.types import (
+    Attempt,
+    Event,
+    MirrorGraduated,
+    Outcome,
+    RequestContext,
+    Route,
+    Settlement,
+    Status,
+    VersionActivated,
+)
 
 from . import metrics
 from .admin import Admin, summary
@@ -103,9 +113,11 @@ class CanaryPlugin:
 
     @hookimpl
     async def on_event(self, event: Event) -> None:
-        """Hear which version the registry has activated."""
+        """Hear which version the registry has activated, and what a mirror has shown of a target."""
         if isinstance(event, VersionActivated):
             await self._stepper.on_activated(event)
+        elif isinstance(event, MirrorGraduated):
+            await self._stepper.on_graduated(event)
 
     @hookimpl
     def status(self) -> Status:

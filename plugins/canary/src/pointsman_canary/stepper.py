@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pointsman.errors import NotFound, StoreError
-from pointsman.types import ActivationRequested, VersionActivated
+from pointsman.types import ActivationRequested, MirrorGraduated, VersionActivated
 
 from . import codec, lifecycle
 from .lifecycle import Outcome
@@ -171,6 +171,21 @@ class Stepper:
         """Note what the registry has activated."""
         if event.version_id is not None:
             await self.heard(event.name, event.version_id, event.previous_id)
+
+    async def on_graduated(self, event: MirrorGraduated) -> None:
+        """Write what a mirror has shown into the audit trail of every experiment with the same challenger."""
+        shown = "; ".join(
+            f"{metric} {figure['mean']:.4g} [{figure['low']:.4g}, {figure['high']:.4g}]"
+            for metric, figure in event.figures.items()
+        )
+        why = f"mirror {event.mirror}, {event.pairs} pairs, {event.confidence_ratio * 100:g} % intervals: {shown}"
+        cause = self._engine.cause(event.who, f"{why}; {event.reason}" if event.reason else why)
+        known = {event.challenger, event.version_id}
+        for name, rollout in list(self._engine.rollouts.items()):
+            targets = rollout.experiment.targets.values()
+            named = {target if isinstance(target, str) else target.version for target in targets}
+            if event.model in {rollout.experiment.model, "*"} and named & known:
+                await self._engine.change(name, lambda state: lifecycle.shadowed(state, cause))
 
     async def heard(self, model: str, version_id: str, previous_id: str | None) -> None:
         """Note an active version with every experiment that waits for it."""

@@ -122,6 +122,7 @@ class RegistryPlugin:
             summary=f"{summary}; {problems[0]}" if problems else summary,
             details={
                 "active": {name: version.id if version else None for name, version in state.active.items()},
+                "paths": {version.id: version.path for version in state.versions.values()},
                 "problems": problems,
                 "metrics_waiting": self._meter.waiting,
                 "metrics_dropped": self._meter.dropped,
