@@ -1,0 +1,157 @@
+"""The admin routes, mounted under ``/pointsman/shadow``.
+
+Answers are JSON. Who did something is, in this order, ``who`` in the body, the header ``x-pointsman-user``, ``admin``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Final, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from pointsman.errors import InvalidInput
+
+from . import views
+from .budget import day_of
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from .desk import Desk
+    from .evidence import Evidence
+
+USER_HEADER: Final = "x-pointsman-user"
+DEFAULT_WHO: Final = "admin"
+
+M = TypeVar("M", bound=BaseModel)
+Change: TypeAlias = "Callable[[str, str, str], Awaitable[Evidence]]"
+Who = Annotated[str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True, pattern=r"^[^\x00-\x1f]+$")]
+Reason = Annotated[str, StringConstraints(max_length=500, strip_whitespace=True)]
+
+
+class _Body(BaseModel):
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Signed(_Body):
+    """The optional body of every change."""
+
+    who: Who | None = None
+    reason: Reason = ""
+
+
+class UserHeader(_Body):
+    """Who is behind a request, as a proxy in front of the gateway may say."""
+
+    who: Who
+
+
+class ResultsQuery(_Body):
+    """``GET /{mirror}/results`` and ``/{mirror}/export``."""
+
+    limit: int = Field(default=10_000, ge=1, le=10_000)
+
+
+class Admin:
+    """Handlers of the admin routes.
+
+    Args:
+        desk: What they show and change.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def routes(self) -> list[BaseRoute]:
+        """Return the routes."""
+        changes: dict[str, Change] = {
+            "pause": self._desk.pause,
+            "resume": self._desk.resume,
+            "reset": self._desk.reset,
+            "graduate": self._desk.graduate,
+        }
+        return [
+            Route("/", self.overview, methods=["GET"]),
+            Route("/{mirror}", self.show, methods=["GET"]),
+            Route("/{mirror}/results", self.results, methods=["GET"]),
+            Route("/{mirror}/export", self.export, methods=["GET"]),
+            *(
+                Route(f"/{{mirror}}/{name}", self._changing(change), methods=["POST"])
+                for name, change in changes.items()
+            ),
+        ]
+
+    async def overview(self, _: Request) -> JSONResponse:
+        """``GET /``: all mirrors, in the order of the configuration."""
+        engine = self._desk.engine
+        shown = [views.summary(line, await self._desk.state(name)) for name, line in engine.lines.items()]
+        return JSONResponse({"mirrors": shown, "problems": engine.problems()})
+
+    async def show(self, request: Request) -> JSONResponse:
+        """``GET /{mirror}``: counts, figures with their intervals, quantiles, budget."""
+        name = _name(request)
+        return JSONResponse(await self._detail(name, await self._desk.state(name)))
+
+    async def results(self, request: Request) -> JSONResponse:
+        """``GET /{mirror}/results?limit=``: the newest results, the oldest of them first."""
+        return JSONResponse({"results": await self._results(request)})
+
+    async def export(self, request: Request) -> Response:
+        """``GET /{mirror}/export?limit=``: the same, one JSON object a line."""
+        rows = await self._results(request)
+        lines = "".join(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+        return Response(lines.encode("utf-8", "replace"), media_type="application/x-ndjson")
+
+    async def _results(self, request: Request) -> list[object]:
+        query = _checked(ResultsQuery, dict(request.query_params), "limit")
+        name = _name(request)
+        state = await self._desk.state(name)
+        room = self._desk.line(name).mirror.keep_results
+        return list(await self._desk.repository.results(name, state, room, query.limit))
+
+    async def _detail(self, name: str, state: Evidence) -> dict[str, object]:
+        desk = self._desk
+        spent = await desk.repository.spent(name, day_of(desk.engine.services.clock.now()))
+        return views.detail(desk.line(name), state, spent)
+
+    def _changing(self, change: Change) -> Callable[[Request], Awaitable[JSONResponse]]:
+        async def handler(request: Request) -> JSONResponse:
+            name = _name(request)
+            raw = await request.body()
+            try:
+                body = Signed.model_validate_json(raw or b"{}")
+            except ValidationError as err:
+                raise _refusal(err, "body") from err
+            return JSONResponse(await self._detail(name, await change(name, _who(request, body), body.reason)))
+
+        return handler
+
+
+def _name(request: Request) -> str:
+    return str(request.path_params["mirror"])
+
+
+def _who(request: Request, body: Signed) -> str:
+    if body.who is not None:
+        return body.who
+    if (shown := request.headers.get(USER_HEADER)) is None:
+        return DEFAULT_WHO
+    return _checked(UserHeader, {"who": shown}, USER_HEADER).who
+
+
+def _checked(model: type[M], values: dict[str, str], whole: str) -> M:
+    try:
+        return model.model_validate(values)
+    except ValidationError as err:
+        raise _refusal(err, whole) from err
+
+
+def _refusal(err: ValidationError, whole: str) -> InvalidInput:
+    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or whole
+    message = "is not a known field" if first["type"] == "extra_forbidden" else first["msg"]
+    return InvalidInput(f"{field}: {message}", param=field)
