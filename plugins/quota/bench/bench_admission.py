@@ -1,0 +1,146 @@
+# ruff: noqa: INP001 - a script of figures, not a package
+"""What admission costs a request, on each store: ``pre_route`` from the request to its reservation.
+
+Stores take turns, slice by slice, so that a machine whose speed drifts does not matter. Redis is started here and left
+out where it is not installed. Run it with ``python plugins/quota/bench/bench_admission.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from pointsman.store import StateStore, open_store
+from pointsman.testing import Harness
+from pointsman.types import Endpoint, Identity, RequestContext
+from pointsman_quota.plugin import plugin
+
+SLICE: Final = 100
+#: So much that nobody is ever refused: a refusal is cheaper than an admission.
+LIMITS: Final[Mapping[str, Any]] = {
+    "max_concurrent_requests": 100_000,
+    "requests_per_minute": 10**7,
+    "tokens_per_minute": 10**9,
+}
+TENANT: Final[Mapping[str, Any]] = {"id": "acme", "match": {"teams": ["acme"]}, "limits": LIMITS}
+SECTIONS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "one scope (tenant), three limits": {"tenants": [TENANT]},
+    "three scopes (tenant, its model, gateway), nine limits": {
+        "tenants": [{**TENANT, "model_limits": {"*": LIMITS}}],
+        "gateway_limits": LIMITS,
+    },
+}
+
+
+@contextlib.contextmanager
+def redis(directory: Path) -> Iterator[str | None]:
+    """Run a server; None where there is none."""
+    server = shutil.which("redis-server")
+    if server is None:
+        yield None
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # a fixed command
+    try:
+        for _ in range(100):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.05)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def context() -> RequestContext:
+    """Return a request of a tenant's key."""
+    return RequestContext(
+        request_id=uuid.uuid4().hex,
+        endpoint=Endpoint.CHAT,
+        model="chat",
+        stream=False,
+        identity=Identity(team_id="acme", key_hash="f" * 64),
+        received_at=time.time(),
+        body={"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 90},
+    )
+
+
+class Load:
+    """One store with one configuration: takes slices of requests.
+
+    Args:
+        harness: The worker.
+    """
+
+    def __init__(self, harness: Harness) -> None:
+        self.harness = harness
+        self.taken_us: list[float] = []
+
+    async def slice(self) -> None:
+        """Admit some requests, one after another, and settle them."""
+        host = self.harness.host
+        exchanges = [host.open(context()) for _ in range(SLICE)]
+        for exchange in exchanges:
+            begun = time.perf_counter_ns()
+            denial = await exchange.admit()
+            self.taken_us.append((time.perf_counter_ns() - begun) / 1000)
+            if denial is not None:
+                raise SystemExit(f"a request was refused: {denial}")
+        # Settling is off the request path: not while the next one is measured.
+        for exchange in exchanges:
+            exchange.close(200)
+        await self.harness.settled()
+
+
+async def main(slices: int) -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as folder, redis(Path(folder)) as url:
+        async with contextlib.AsyncExitStack() as stack:
+            loads: dict[tuple[str, str], Load] = {}
+            for number, (title, section) in enumerate(SECTIONS.items()):
+                stores: dict[str, StateStore] = {
+                    "memory": await open_store("memory"),
+                    "disk": await open_store("disk", path=Path(folder) / f"store-{number}"),
+                }
+                if url is not None:
+                    stores["redis"] = await open_store("redis", url=url, prefix=f"bench-{number}:")
+                for name, store in stores.items():
+                    stack.push_async_callback(store.close)
+                    harness = Harness([(plugin, section)], store=store, name=f"{name}-{number}")
+                    loads[title, name] = Load(await stack.enter_async_context(harness))
+            for load in loads.values():
+                await load.slice()
+                load.taken_us.clear()
+            for _ in range(slices):
+                for load in loads.values():
+                    await load.slice()
+    table = Table(title=f"Admission, microseconds, {slices * SLICE} requests each")
+    for column in ("limits", "store", "p50", "p95", "p99"):
+        table.add_column(column, justify="left" if column in {"limits", "store"} else "right")
+    for (title, name), load in loads.items():
+        taken = sorted(load.taken_us)
+        table.add_row(title, name, *(f"{taken[int(len(taken) * q)]:.0f}" for q in (0.5, 0.95, 0.99)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slices", type=int, default=20, help="of 100 requests each (default 20)")
+    asyncio.run(main(parser.parse_args().slices))
