@@ -1,0 +1,115 @@
+"""The tactic ``adaptive``: waiting time, speed, quota, price, health and requests in flight, weighed by configuration.
+
+Each is a number from 0 to 1 relative to the best of the candidates, and the score is their product, each to the power of
+its weight: a weighted geometric mean. In a sum a deployment that is excellent in the rest would still be chosen when it
+fails or is full; a product has no such loophole. With the weights ``first_token`` and ``in_flight`` alone it is the load
+of ``p2c``, over all candidates instead of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import exp, log
+
+from pydantic import Field
+
+from .tactic import Ask, Choice, Tactic
+from .tactics import Settings
+
+#: The worst a factor can be; its logarithm must be a number.
+FLOOR = 1e-3
+#: Nothing is lower: prices a token are around 1e-6.
+LOG_TINY = log(1e-12)
+
+
+def _weight(default: float, of: str) -> float:
+    value: float = Field(default=default, ge=0, le=10, description=f"Exponent of {of}; 0 leaves it out.")
+    return value
+
+
+class AdaptiveSettings(Settings):
+    """Weights of ``adaptive``."""
+
+    first_token: float = _weight(1.0, "the waiting time: to the first token of a stream, to the end of a plain call")
+    in_flight: float = _weight(1.0, "the requests in flight, this one included")
+    health: float = _weight(3.0, "the part of the latest attempts that succeeded")
+    latency: float = _weight(0.0, "the time of plain calls")
+    speed: float = _weight(0.25, "the tokens a second")
+    headroom: float = _weight(0.25, "the part that is left of the scarcest quota")
+    cost: float = _weight(0.0, "the price of a token")
+
+
+class Adaptive(Tactic):
+    """Chooses the best product."""
+
+    Settings = AdaptiveSettings
+    settings: AdaptiveSettings
+    summary = "waiting time, in flight, health, speed, quota and price, weighed by configuration"
+
+    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+        super().__init__(settings)
+        own = self.settings
+        # Read for every candidate of every choice; a field of a pydantic model takes three times as long.
+        self._always = (own.first_token, own.in_flight, own.health)
+        self._speed, self._headroom, self._latency, self._cost = own.speed, own.headroom, own.latency, own.cost
+
+    def choose(self, ask: Ask) -> Choice:
+        """Score all and choose the best."""
+        first_token, in_flight, health = self._always
+        now, stream, options = ask.now, ask.stream, ask.options
+        waits: list[float | None] = []
+        flights: list[int] = []
+        scores: list[float] = []
+        for option in options:
+            load = option.member.load
+            flight = len(load.running) + len(load.picks)
+            failing = load.errors
+            scores.append(
+                (health * log(1.0 + FLOOR - failing) if failing else 0.0)
+                - (in_flight * log(flight + 1) if flight else 0.0)
+            )
+            flights.append(flight)
+            waits.append(load.wait_ms(now, stream=stream))
+        _lower_is_better(scores, flights, waits, first_token)
+        if self._latency:
+            _lower_is_better(scores, flights, [option.latency_ms for option in options], self._latency)
+        if self._cost:
+            _lower_is_better(scores, flights, [option.price_usd for option in options], self._cost)
+        if self._speed:
+            slowness = [1.0 / speed if (speed := option.tokens_per_s) else None for option in options]
+            _lower_is_better(scores, flights, slowness, self._speed)
+        if weight := self._headroom:
+            for index, option in enumerate(options):
+                signal = option.signal
+                if signal is not None and signal.limits:
+                    left = option.member.headroom_ratio(signal, now)
+                    if left is not None and left < 1.0:
+                        scores[index] += weight * log(left + FLOOR)
+        top = max(scores)
+        # As products, the best is 1.
+        choice = ask.best([exp(score - top) for score in scores])
+        wait_ms = waits[choice.chosen]
+        waited = "untried" if wait_ms is None else f"waits {wait_ms:.0f} ms"
+        return Choice(choice.chosen, choice.scores, f"{waited}, {flights[choice.chosen]} in flight")
+
+
+def _lower_is_better(scores: list[float], flights: list[int], values: list[float | None], weight: float) -> None:
+    """Take the values' logarithms off the scores.
+
+    An unknown value counts as half the lowest, so that the deployment is tried, until something runs there: then as the
+    highest.
+    """
+    if None in values:
+        known = [value for value in values if value is not None]
+        if not known:
+            return
+        low, high = min(known) / 2, max(known)
+        values = [
+            value if value is not None else high if flight else low
+            for value, flight in zip(values, flights, strict=True)
+        ]
+    for index, value in enumerate(values):
+        if value:
+            scores[index] -= weight * log(value)
+        else:
+            scores[index] -= weight * LOG_TINY

@@ -1,0 +1,191 @@
+"""Admin routes: who is healthy, why, and what an administrator can do about it."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from pydantic import ValidationError
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from pointsman.errors import ConfigError, InvalidInput, NotFound
+
+from .config import GroupPolicy
+from .view import group_json, member_json
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from pointsman.plugin import Services
+
+    from .members import Member, Members
+    from .policies import Policies
+    from .probe import Prober
+    from .shared import Shared
+
+_MAX_BODY_BYTES: Final = 100_000
+_MAX_NAME_CHARS: Final = 256
+
+
+class Surface:
+    """The routes' handlers.
+
+    Args:
+        members: What is known of the deployments.
+        policies: Settings by model group.
+        shared: The other workers.
+        prober: Makes probes.
+        services: For the clock and the catalogue.
+        reset: Closes a member's breaker and tells the others.
+    """
+
+    def __init__(
+        self,
+        members: Members,
+        policies: Policies,
+        shared: Shared,
+        prober: Prober,
+        services: Services,
+        *,
+        reset: Callable[[Member], Awaitable[None]],
+    ) -> None:
+        self._members = members
+        self._policies = policies
+        self._shared = shared
+        self._prober = prober
+        self._services = services
+        self._reset = reset
+
+    def routes(self) -> list[Route]:
+        """Return the routes, to be mounted under ``/pointsman/balance``."""
+        return [
+            Route("/", self.show, methods=["GET"]),
+            Route("/groups/{group:path}", self.show_group, methods=["GET"]),
+            Route("/groups/{group:path}", self.set_group, methods=["PUT"]),
+            Route("/groups/{group:path}", self.unset_group, methods=["DELETE"]),
+            Route("/{deployment:path}/reset", self.reset, methods=["POST"]),
+            Route("/{deployment:path}/probe", self.probe, methods=["POST"]),
+        ]
+
+    async def show(self, request: Request) -> Response:
+        """``GET /``: every model group with its settings, deployments and breakers; ``group`` narrows it."""
+        wanted = _only(request, "group")
+        now = self._adopt()
+        groups: dict[str, list[Member]] = {}
+        for member in self._members:
+            groups.setdefault(member.key[0], []).append(member)
+        rows = [
+            group_json(group, self._policies, members, now)
+            for group, members in sorted(groups.items())
+            if wanted in {None, group}
+        ]
+        tactics = {name: kind.summary for name, kind in sorted(self._policies.kinds.items())}
+        return JSONResponse({"now": now, "groups": rows, "tactics": tactics, "problems": self._shared.problems})
+
+    async def show_group(self, request: Request) -> Response:
+        """``GET /groups/{group}``: one model group."""
+        return JSONResponse(self._group(request.path_params["group"]))
+
+    async def set_group(self, request: Request) -> Response:
+        """``PUT /groups/{group}``: settings that replace the configuration's, in every worker, until they are removed."""
+        group = request.path_params["group"]
+        self._group(group)
+        policy = await _policy(request)
+        try:
+            self._policies.check(policy)
+        except ConfigError as err:
+            raise InvalidInput(str(err), param=str(err).partition(":")[0]) from None
+        await self._shared.set_group(group, policy)
+        return JSONResponse(self._group(group))
+
+    async def unset_group(self, request: Request) -> Response:
+        """``DELETE /groups/{group}``: back to the configuration's settings."""
+        group = request.path_params["group"]
+        if group not in self._policies.changed:
+            raise NotFound(f"the settings of {group!r} are those of the configuration", param="group")
+        await self._shared.set_group(group, None)
+        return JSONResponse({"group": group, "changed": False})
+
+    async def reset(self, request: Request) -> Response:
+        """``POST /{deployment}/reset``: close its breakers, in every worker; ``group`` names one model group."""
+        members = self._deployment(request)
+        for member in members:
+            await self._reset(member)
+        now = self._services.clock.now()
+        return JSONResponse({"reset": [member_json(member, now) for member in members]})
+
+    async def probe(self, request: Request) -> Response:
+        """``POST /{deployment}/probe``: call it now, with one token, whatever its breaker says."""
+        member = self._deployment(request)[0]
+        failed = await self._prober.probe(member)
+        return JSONResponse(
+            {"ok": failed is None, "message": failed or "", **member_json(member, self._services.clock.now())}
+        )
+
+    def _adopt(self) -> float:
+        """Take in what the gateway is configured with; return the time."""
+        now = self._services.clock.now()
+        for deployment in self._services.catalog.deployments():
+            if len(self._members) < self._members.most:
+                self._members.of(deployment, now)
+        return now
+
+    def _group(self, group: str) -> dict[str, object]:
+        now = self._adopt()
+        members = [member for member in self._members if member.key[0] == group]
+        if not members:
+            raise NotFound(
+                f"the gateway's configuration has no model group {group[:_MAX_NAME_CHARS]!r}; see GET /pointsman/balance",
+                param="group",
+            )
+        return group_json(group, self._policies, members, now)
+
+    def _deployment(self, request: Request) -> list[Member]:
+        deployment_id, group = request.path_params["deployment"], _only(request, "group")
+        self._adopt()
+        members = [
+            member for member in self._members if member.key[1] == deployment_id and group in {None, member.key[0]}
+        ]
+        if not members:
+            where = f" in the model group {group[:_MAX_NAME_CHARS]!r}" if group else ""
+            raise NotFound(
+                f"there is no deployment {deployment_id[:_MAX_NAME_CHARS]!r}{where}; see GET /pointsman/balance",
+                param="deployment",
+            )
+        return members
+
+
+def _only(request: Request, allowed: str) -> str | None:
+    """Return the one query parameter that is allowed.
+
+    Raises:
+        InvalidInput: there are others.
+    """
+    if unknown := request.query_params.keys() - {allowed}:
+        name = min(unknown)
+        raise InvalidInput(f"unknown parameter {name!r}; allowed: {allowed}", param=name)
+    return request.query_params.get(allowed)
+
+
+async def _policy(request: Request) -> GroupPolicy:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_BODY_BYTES:
+            raise InvalidInput(f"the body is larger than {_MAX_BODY_BYTES} bytes")
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidInput("the body is not JSON; send an object with 'tactic' or 'breaker'") from None
+    if not isinstance(value, dict) or not value:
+        raise InvalidInput("send an object with 'tactic' or 'breaker'")
+    try:
+        return GroupPolicy.model_validate(value)
+    except ValidationError as err:
+        detail = err.errors(include_url=False, include_input=False, include_context=False)[0]
+        path = ".".join(map(str, detail["loc"]))
+        raise InvalidInput(f"{path or 'the body'}: {detail['msg'].removeprefix('Value error, ')}", param=path) from None

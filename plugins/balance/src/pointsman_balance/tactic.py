@@ -1,0 +1,228 @@
+"""What a tactic is: the candidates it sees, and what it answers.
+
+A tactic of your own is a class in an installed distribution, named by an entry point::
+
+    [project.entry-points."pointsman_balance.tactics"]
+    cheapest = "acme_pointsman:Cheapest"
+
+::
+
+    from pointsman_balance.tactic import Tactic
+
+    class Cheapest(Tactic):
+        def choose(self, ask):
+            return ask.best([-(option.price_usd or 1.0) for option in ask.options])
+
+and then ``tactic: cheapest``. One object is made for each model group.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from .members import price_of
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from pointsman.plugin import Prices
+    from pointsman.types import Candidate, Deployment, Limit, RequestContext, Signal
+
+    from .members import Member
+
+#: Two scores are a tie when they differ by no more than this part.
+TIE_RATIO: Final = 1e-9
+
+
+class Option:
+    """A healthy candidate as a tactic sees it; everything is looked up when it is asked for.
+
+    Attributes:
+        candidate: The host's candidate, with its weight and what other plugins have noted.
+        signal: The latest signal of the deployment, or None when no plugin has put one.
+        member: What this worker knows.
+    """
+
+    __slots__ = ("_ask", "candidate", "member", "signal")
+
+    def __init__(self, candidate: Candidate, member: Member, signal: Signal | None, ask: Ask) -> None:
+        self.candidate = candidate
+        self.member = member
+        self.signal = signal
+        self._ask = ask
+
+    @property
+    def id(self) -> str:
+        """The deployment's id."""
+        return self.candidate.deployment.id
+
+    @property
+    def deployment(self) -> Deployment:
+        """The deployment."""
+        return self.candidate.deployment
+
+    @property
+    def weight(self) -> float:
+        """Its configured weight, or what a plugin before has made of it."""
+        return self.candidate.weight
+
+    @property
+    def capacity(self) -> float | None:
+        """What it can take (``model_info.capacity``, else rpm, else tpm), or None."""
+        return self.member.capacity
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts of this worker that run on it now."""
+        return self.member.load.in_flight
+
+    @property
+    def wait_ms(self) -> float | None:
+        """How long this request would wait by experience: a stream for its first token, a plain one for its answer."""
+        return self.member.load.wait_ms(self._ask.now, stream=self._ask.stream)
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """Time to the first token of a stream, or None when none has been seen."""
+        average = self.member.load.first_ms
+        return average.value if average.count else None
+
+    @property
+    def latency_ms(self) -> float | None:
+        """Time of a plain call: this worker's average, else the median that a signal tells, else None."""
+        average = self.member.load.latency_ms
+        if average.count:
+            return average.value
+        told = self.signal.latency_ms if self.signal is not None else None
+        return told.p50 if told is not None else None
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed of its answers: this worker's average, else the median that a signal tells, else None."""
+        average = self.member.load.tokens_per_s
+        if average.count:
+            return average.value
+        told = self.signal.tokens_per_s if self.signal is not None else None
+        return told.p50 if told is not None else None
+
+    @property
+    def speed_samples(self) -> int:
+        """Of how many answers the speed is known."""
+        told = self.signal.tokens_per_s if self.signal is not None else None
+        return max(self.member.load.tokens_per_s.count, told.count if told is not None else 0)
+
+    @property
+    def recent_tokens(self) -> float:
+        """Tokens that this worker has sent through it in the recent past."""
+        return self.member.load.tokens_now(self._ask.now)
+
+    @property
+    def error_ratio(self) -> float:
+        """Part of the latest attempts that failed by its own fault, 0 to 1."""
+        return self.member.load.errors
+
+    @property
+    def price_usd(self) -> float | None:
+        """Price of a token, input and output blended 3 to 1, in US dollars; None when the cost map does not know it."""
+        return price_of(self.member, self._ask.prices, self._ask.now)
+
+    @property
+    def limits(self) -> Sequence[Limit]:
+        """The quota axes that a signal tells."""
+        return self.signal.limits if self.signal is not None else ()
+
+    @property
+    def headroom_ratio(self) -> float | None:
+        """What is left of the scarcest quota, 0 to 1; None when nobody says."""
+        return None if self.signal is None else self.member.headroom_ratio(self.signal, self._ask.now)
+
+
+class Choice(NamedTuple):
+    """A tactic's answer.
+
+    Attributes:
+        chosen: Index of the option.
+        scores: What it thinks of each, higher is better; None for those it did not look at. For the trace.
+        note: More for the trace: why, in one phrase.
+    """
+
+    chosen: int
+    scores: Sequence[float | None]
+    note: str = ""
+
+
+class Ask:
+    """One question to a tactic.
+
+    Attributes:
+        ctx: The request.
+        now: Unix seconds.
+        stream: Whether it is a stream.
+        random: For chance.
+        prices: Unit prices.
+        options: Who can be chosen; at least one, all of them healthy.
+        known: Ids of all deployments of the group that were candidates, the unhealthy ones included, in order.
+    """
+
+    __slots__ = ("ctx", "known", "now", "options", "prices", "random", "stream")
+
+    def __init__(self, ctx: RequestContext, now: float, random: Random, prices: Prices) -> None:
+        self.ctx = ctx
+        self.now = now
+        self.stream = ctx.stream
+        self.random = random
+        self.prices = prices
+        self.options: list[Option] = []
+        self.known: tuple[str, ...] = ()
+
+    def best(self, scores: Sequence[float], note: str = "") -> Choice:
+        """Choose the highest score; ties are broken at random."""
+        top = max(scores)
+        close = top - abs(top) * TIE_RATIO
+        first = [index for index, score in enumerate(scores) if score >= close]
+        index = first[0] if len(first) == 1 else first[int(self.random.random() * len(first))]
+        return Choice(index, scores, note)
+
+    def share(self, weights: Sequence[float], note: str = "") -> Choice:
+        """Choose at random in proportion to the weights; uniformly when none is above 0."""
+        total = sum(weight for weight in weights if weight > 0.0)
+        if total <= 0.0:
+            return Choice(int(self.random.random() * len(weights)), [0.0] * len(weights), note)
+        left = self.random.random() * total
+        chosen = 0
+        for index, weight in enumerate(weights):
+            if weight > 0.0:
+                chosen = index
+                left -= weight
+                if left < 0.0:
+                    break
+        return Choice(chosen, [max(0.0, weight) / total for weight in weights], note)
+
+
+class NoSettings(BaseModel):
+    """A tactic without settings."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Tactic(ABC):
+    """Chooses among healthy deployments. Derive from it; one object serves one model group in one worker.
+
+    Attributes:
+        Settings: A pydantic model for the keys beside ``name`` in the configuration.
+        summary: One line for people.
+    """
+
+    Settings: ClassVar[type[BaseModel]] = NoSettings
+    summary: ClassVar[str] = ""
+
+    def __init__(self, settings: Mapping[str, object] | None = None) -> None:
+        self.settings = self.Settings.model_validate(dict(settings or {}))
+
+    @abstractmethod
+    def choose(self, ask: Ask) -> Choice:
+        """Choose one of ``ask.options``. Runs for every attempt: no waiting, no I/O, some microseconds."""

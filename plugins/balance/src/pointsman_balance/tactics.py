@@ -1,0 +1,263 @@
+"""The tactics that look at one thing. ``adaptive`` and ``cache_affinity`` have modules of their own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .tactic import Ask, Choice, Tactic
+
+#: A reset that is nearer counts as being this far away, in seconds: what is left cannot all be spent at once.
+MIN_RESET_S = 1.0
+#: Time to the reset of an axis of which nobody says when it resets, in seconds.
+ASSUMED_RESET_S = 60.0
+
+
+class Settings(BaseModel):
+    """Base of the settings of our own tactics."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Random(Tactic):
+    """At random, in proportion to the weights."""
+
+    summary = "at random by weight; uniformly when no weight is above 0"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Draw by weight."""
+        return ask.share([option.weight for option in ask.options])
+
+
+class Capacity(Tactic):
+    """At random, in proportion to what each can take; who does not say counts as the mean of those who do."""
+
+    summary = "at random in proportion to capacity (model_info.capacity, else rpm, else tpm)"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Draw by capacity."""
+        said = [option.capacity for option in ask.options]
+        known = [capacity for capacity in said if capacity is not None]
+        mean = sum(known) / len(known) if known else 1.0
+        return ask.share([mean if capacity is None else capacity for capacity in said])
+
+
+class RoundRobin(Tactic):
+    """In turn, in proportion to the weights, evenly spread (smooth weighted round robin, as nginx does it)."""
+
+    summary = "in turn, by weight"
+
+    def __init__(self, settings: dict[str, object] | None = None) -> None:
+        super().__init__(settings)
+        self._credit: dict[str, float] = {}
+
+    def choose(self, ask: Ask) -> Choice:
+        """Choose who has waited longest for its due."""
+        before, options = self._credit, ask.options
+        weights = [max(0.0, option.weight) for option in options]
+        if not any(weights):
+            weights = [1.0] * len(weights)
+        # Who is not among the options any more gathers no credit, or it would get a burst when it comes back.
+        credits_ = [before.get(option.id, 0.0) + weight for option, weight in zip(options, weights, strict=True)]
+        choice = ask.best(credits_)
+        self._credit = {option.id: credit for option, credit in zip(options, credits_, strict=True)}
+        self._credit[options[choice.chosen].id] -= sum(weights)
+        return choice
+
+
+class LeastBusy(Tactic):
+    """Fewest attempts in flight, relative to the weight."""
+
+    summary = "fewest in flight, relative to the weight"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Choose the least busy."""
+        return ask.best([-(option.in_flight + 1) / (option.weight or 1.0) for option in ask.options])
+
+
+class TokenSettings(Settings):
+    """Settings of ``token_based``."""
+
+    block_tokens: int = Field(
+        default=10_000, ge=1, le=100_000_000, description="Tokens after which the next deployment has its turn."
+    )
+
+
+class TokenBased(Tactic):
+    """Stays with a deployment for a block of tokens, then goes on to the one with the fewest in the recent past."""
+
+    Settings = TokenSettings
+    settings: TokenSettings
+    summary = "stays for a block of tokens, then goes to who has had the fewest recently"
+
+    def __init__(self, settings: dict[str, object] | None = None) -> None:
+        super().__init__(settings)
+        self._current = ""
+        self._since = 0
+
+    def choose(self, ask: Ask) -> Choice:
+        """Stay or go on."""
+        scores = [-option.recent_tokens for option in ask.options]
+        for index, option in enumerate(ask.options):
+            if option.id == self._current:
+                used = option.member.load.spent - self._since
+                if used < self.settings.block_tokens:
+                    return Choice(index, scores, f"stays: {used} of {self.settings.block_tokens} tokens")
+        choice = ask.best(scores, "fewest recent tokens")
+        chosen = ask.options[choice.chosen]
+        self._current, self._since = chosen.id, chosen.member.load.spent
+        return choice
+
+
+class LatencySettings(Settings):
+    """Settings of ``latency_based``."""
+
+    good_ms: float = Field(
+        default=2_000.0,
+        gt=0,
+        le=3_600_000,
+        description="Who makes a request wait less is good enough, in milliseconds.",
+    )
+
+
+class LatencyBased(Tactic):
+    """Among those who are quick enough the least busy; when nobody is, the quickest. Unknown ones are tried."""
+
+    Settings = LatencySettings
+    settings: LatencySettings
+    summary = "the least busy of those below good_ms, else the quickest"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Choose within the band, or below it."""
+        waits, good_ms = _waits(ask), self.settings.good_ms
+        scores = [
+            1.0 / (option.in_flight + 1) if wait < good_ms else -wait
+            for option, wait in zip(ask.options, waits, strict=True)
+        ]
+        return ask.best(scores, "quick enough" if max(scores) > 0 else "nobody is quick enough")
+
+
+class SpeedSettings(Settings):
+    """Settings of ``speed_based``."""
+
+    min_samples: int = Field(default=5, ge=1, le=1000, description="Fewer answers say nothing; it is tried first.")
+    min_tokens_per_s: float = Field(default=50.0, gt=0, le=1e6, description="Slower ones count only when all are.")
+
+
+class SpeedBased(Tactic):
+    """Most tokens a second for one more request, among those known to be fast enough."""
+
+    Settings = SpeedSettings
+    settings: SpeedSettings
+    summary = "most tokens a second; those with too few samples are tried first"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Choose the fastest, or let somebody be measured."""
+        least, enough = self.settings.min_tokens_per_s, self.settings.min_samples
+        speeds = [0.0 if option.speed_samples < enough else (option.tokens_per_s or 0.0) for option in ask.options]
+        # One at a time is measured; the others wait for what comes of it.
+        unknown = [
+            index for index, option in enumerate(ask.options) if option.speed_samples < enough and not option.in_flight
+        ]
+        if unknown:
+            index = unknown[int(ask.random.random() * len(unknown))]
+            return Choice(index, speeds, f"measured: fewer than {enough} answers")
+        fast = any(speed >= least for speed in speeds)
+        scores = [
+            speed / (option.in_flight + 1) if speed >= least or not fast else 0.0
+            for option, speed in zip(ask.options, speeds, strict=True)
+        ]
+        return ask.best(scores, "" if fast else f"nobody reaches {least:g} tokens/s")
+
+
+class P2C(Tactic):
+    """Power of two choices: of two drawn at random, the one with the smaller load.
+
+    The load is the peak average of the waiting time, times the requests in flight and this one, over the part of the
+    attempts that succeed. After M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing" (IEEE TPDS
+    2001); the peak average is that of Twitter Finagle's ``p2cPeakEwma``; that requests in flight and latency together
+    beat either is the finding of B. Wydrowski et al., "Load is not what you should balance: Introducing Prequal" (NSDI 2024).
+    """
+
+    summary = "of two at random, the smaller waiting time x in flight"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Draw two and compare."""
+        options = ask.options
+        size = len(options)
+        if size == 1:
+            return Choice(0, [None])
+        one = int(ask.random.random() * size)
+        other = int(ask.random.random() * (size - 1))
+        other += other >= one
+        waits = _waits(ask)
+        scores: list[float | None] = [None] * size
+        for index in (one, other):
+            option = options[index]
+            success = max(0.05, 1.0 - option.error_ratio)
+            scores[index] = -waits[index] * (option.in_flight + 1) / (success * success)
+        first, second = scores[one], scores[other]
+        if first == second:
+            index = one if ask.random.random() < 0.5 else other  # noqa: PLR2004  # a coin
+        else:
+            index = one if (first or 0.0) > (second or 0.0) else other
+        return Choice(index, scores, f"against {options[other if index == one else one].id}")
+
+
+class Headroom(Tactic):
+    """At random, in proportion to what may still be spent a second until the quotas reset, on the scarcest axis.
+
+    Only axes that every deployment reports can be compared; without one, the part that is left decides, and who reports
+    nothing counts as the mean.
+    """
+
+    summary = "at random in proportion to the remaining quota until its reset"
+
+    def choose(self, ask: Ask) -> Choice:
+        """Draw by headroom."""
+        now = ask.now
+        rates = [_rates(option.limits, now) for option in ask.options]
+        common = set(rates[0]).intersection(*rates[1:])
+        if common:
+            totals = {axis: sum(rate[axis] for rate in rates) for axis in common}
+            shares = [min(rate[axis] / totals[axis] if totals[axis] else 0.0 for axis in common) for rate in rates]
+            return ask.share(shares, f"by {', '.join(sorted(common))} a second until the reset")
+        ratios = [option.headroom_ratio for option in ask.options]
+        known = [ratio for ratio in ratios if ratio is not None]
+        mean = sum(known) / len(known) if known else 1.0
+        note = "no axis in common; by the part that is left" if known else "nobody tells a quota"
+        return ask.share([mean if ratio is None else ratio for ratio in ratios], note)
+
+
+def _rates(limits: object, now: float) -> dict[str, float]:
+    """Return what may be spent a second until the reset, by axis; the scarcest where an axis has several windows."""
+    found: dict[str, float] = {}
+    for limit in limits:  # type: ignore[attr-defined]  # a sequence of Limit
+        remaining = limit.remaining_at(now)
+        if remaining is None:
+            continue
+        reset_s = limit.resets_at - now if limit.resets_at is not None else limit.window_s or ASSUMED_RESET_S
+        if reset_s <= 0.0:
+            reset_s = limit.window_s or ASSUMED_RESET_S
+        rate = remaining / max(reset_s, MIN_RESET_S)
+        if limit.axis not in found or rate < found[limit.axis]:
+            found[limit.axis] = rate
+    return found
+
+
+def _waits(ask: Ask) -> list[float]:
+    """Return how long a request waits at each, in milliseconds; who is unknown is believed quick, one request at a time."""
+    waits = [option.wait_ms for option in ask.options]
+    known = [wait for wait in waits if wait is not None]
+    if len(known) == len(waits):
+        return [wait or MIN_WAIT_MS for wait in waits]
+    quick, slow = (min(known), max(known)) if known else (1.0, 1.0)
+    return [
+        max(MIN_WAIT_MS, wait if wait is not None else slow if option.in_flight else quick * 0.5)
+        for option, wait in zip(ask.options, waits, strict=True)
+    ]
+
+
+#: No wait is shorter: a product with zero would not see the requests in flight.
+MIN_WAIT_MS = 0.01
