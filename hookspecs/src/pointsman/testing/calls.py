@@ -31,7 +31,7 @@ from ..types import (
     UpstreamResponse,
 )
 from .clock import let_runs_wait
-from .play import ClientGone, StepFailed, answer_body, end_failed, end_left, end_ok, piece_body, play
+from .play import ClientGone, StepFailed, answer_body, end_failed, end_left, end_ok, piece_body, play, reckon
 from .script import Ending, Script, ScriptSource, Step, error
 
 if TYPE_CHECKING:
@@ -278,11 +278,9 @@ class FakeCall:
         opened, step = self._opened, self._step
         if opened is None or step is None:
             return
-        if why is not None:
-            opened.end(Outcome.CANCELLED, error=why)
-        # The leg that the client was reading is lost with the client.
-        gone = self._exchange.disconnected or (self._pieces and self.request.kind is AttemptKind.PRIMARY)
-        end_left(opened, Outcome.DISCONNECTED if gone else Outcome.CANCELLED, step, self._pieces, self._upstream.prices)
+        # As the bridge does: what was sent is paid for, whether anything came back or not.
+        outcome = Outcome.DISCONNECTED if self._exchange.disconnected else Outcome.CANCELLED
+        end_left(opened, outcome, step, self._pieces, self._upstream.prices, usage=reckon(self._pieces), error=why)
 
     def _close(self) -> None:
         self.ended = True

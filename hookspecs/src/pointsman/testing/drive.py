@@ -280,6 +280,7 @@ class Drive:
             if execution.headers:
                 exchange.route = exchange.route.with_headers(execution.headers)
             if execution.response is not None:
+                exchange.answered_by = execution.response.attempt.id
                 self._pieces.append(_text_of(execution.response.body))
                 self._begin_answer(_OK)
             elif execution.chunks is not None:

@@ -105,20 +105,35 @@ def end_failed(opened: OpenAttempt, step: Step, error: AttemptError, pieces: int
     )
 
 
-def end_left(opened: OpenAttempt, outcome: Outcome, step: Step, pieces: int, prices: FakePrices) -> None:
+def end_left(
+    opened: OpenAttempt,
+    outcome: Outcome,
+    step: Step,
+    pieces: int,
+    prices: FakePrices,
+    *,
+    usage: Usage | None = None,
+    error: AttemptError | None = None,
+) -> None:
     """Close an attempt that nobody wants any more: its client has gone, or it was cancelled."""
-    usage = estimate(pieces)
+    usage = usage or estimate(pieces)
     opened.end(
         outcome,
         usage=usage,
         cost_usd_micros=prices.cost_usd_micros(opened.attempt.deployment, usage),
         headers=step.headers,
+        error=error,
     )
 
 
 def estimate(pieces: int) -> Usage | None:
-    """Return what the gateway reckons for an unfinished stream: one token a piece; None when nothing came."""
-    return Usage(prompt_tokens=10, completion_tokens=pieces, estimated=True) if pieces else None
+    """Return what the gateway reckons for an unfinished stream; None when nothing came."""
+    return reckon(pieces) if pieces else None
+
+
+def reckon(pieces: int) -> Usage:
+    """Return what a call that was given up has used: its prompt, and one token a piece."""
+    return Usage(prompt_tokens=10, completion_tokens=pieces, estimated=True)
 
 
 def answer_body(endpoint: Endpoint, model: str, text: str, usage: Usage | None) -> dict[str, object]:
