@@ -1,1 +1,1 @@
-"""Virtual models and hedged requests: the first good answer wins, within a budget."""
+"""Plugin `racing`: virtual models and hedged requests; the first good answer wins, within a budget."""

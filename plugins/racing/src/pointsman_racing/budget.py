@@ -1,0 +1,64 @@
+"""How many extra attempts there may be: a token bucket that fills with requests, not with time.
+
+Every raced request pays ``ratio`` tokens in, every extra attempt takes one out. So over any number of requests ``n``
+there are at most ``ratio * n + burst`` extra attempts, whatever the providers do: a fleet that has become slow as a
+whole is asked ``1 + ratio`` times as often, never twice. (The idea of retry budgets in Finagle and of gRFC A6's
+throttling; a bucket that filled with time would let a quiet gateway amplify.)
+
+A bucket belongs to one worker. The sum over workers keeps the same share of the same traffic, and costs no round trip.
+Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+_DUST: Final = 1e-9
+
+
+class Bucket:
+    """Tokens for extra attempts.
+
+    Args:
+        ratio: Tokens that one request pays in; 0.05 allows one extra attempt in twenty requests.
+        burst: Most tokens it holds, and what it starts with.
+
+    Attributes:
+        tokens: What it holds now.
+        refused: How often there was no token.
+    """
+
+    __slots__ = ("burst", "ratio", "refused", "tokens")
+
+    def __init__(self, ratio: float, burst: float) -> None:
+        self.ratio = ratio
+        self.burst = burst
+        self.tokens = burst if ratio > 0 else 0.0
+        self.refused = 0
+
+    def earn(self, ratio: float | None = None) -> None:
+        """Count a request; ``ratio`` instead of the bucket's own share."""
+        self.tokens = min(self.burst, self.tokens + (self.ratio if ratio is None else ratio))
+
+    @property
+    def has_token(self) -> bool:
+        """Whether there is a whole token. A sum of shares may lack a rounding error."""
+        return self.tokens >= 1.0 - _DUST
+
+    def take(self) -> None:
+        """Take a token."""
+        self.tokens = max(0.0, self.tokens - 1.0)
+
+
+def take_from_all(buckets: Iterable[Bucket]) -> bool:
+    """Take one token from each bucket, or from none of them; say which."""
+    found = tuple(buckets)
+    lacking = [bucket for bucket in found if not bucket.has_token]
+    for bucket in lacking:
+        bucket.refused += 1
+    if lacking:
+        return False
+    for bucket in found:
+        bucket.take()
+    return True

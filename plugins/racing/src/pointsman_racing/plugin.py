@@ -1,0 +1,171 @@
+"""Wires the plugin: routes in, races out."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from pointsman import PluginInfo, hookimpl
+from pointsman.errors import Conflict, PluginLoadError
+from pointsman.types import Status
+
+from . import document, listing
+from .book import Book
+from .config import RacingConfig
+from .racer import Racer
+from .sharing import Sharing
+from .surface import Surface
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.routing import BaseRoute
+
+    from pointsman.plugin import Services, Upstream
+    from pointsman.types import Attempt, Candidate, Denial, Execution, RequestContext, Route
+
+log: Final = logging.getLogger("pointsman")
+
+LIST_EVERY_S: Final = 5.0
+
+
+class RacingPlugin:
+    """Races requests against slow answers.
+
+    Args:
+        config: The plugin's section.
+    """
+
+    def __init__(self, config: RacingConfig) -> None:
+        self._config = config
+        self._book = Book(config.half_life_s)
+        self._listed: dict[str, dict[str, object]] = {}
+
+    @hookimpl
+    async def startup(self, services: Services) -> None:
+        """Show the virtual models, take in what is known, begin to share."""
+        config = self._config
+        self._services = services
+        self._racer = Racer(config, self._book, services)
+        tallies = {name: course.tally for name, course in self._racer.courses.by_name.items()}
+        self._sharing = Sharing(self._book, tallies, services)
+        self._surface = Surface(self._racer, self._book, self._sharing, services)
+        self._path = None if config.performance_file is None else services.base / config.performance_file
+        try:
+            self._list()
+        except Conflict as err:
+            raise PluginLoadError(services.plugin, f"models: {err}") from err
+        await self._import()
+        await self._sharing.exchange()
+        services.tasks.every(LIST_EVERY_S, self._keep_listed, name="list models")
+        services.tasks.every(config.share_interval_s, self._sharing.exchange, name="share")
+        if self._path is not None:
+            services.tasks.every(config.export_interval_s, self._export, name="write the performance file")
+
+    @hookimpl
+    async def shutdown(self) -> None:
+        """Hand in what is not written yet."""
+        await self._sharing.exchange()
+        await self._export()
+
+    @hookimpl
+    async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:
+        """Send a request for a raced name into its race."""
+        return self._racer.route(ctx, route)
+
+    @hookimpl
+    async def execute(self, ctx: RequestContext, route: Route, upstream: Upstream) -> Execution:
+        """Race a request."""
+        return await self._racer.execute(ctx, route, upstream)
+
+    @hookimpl
+    def select(self, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
+        """Keep the legs of one race apart."""
+        return self._racer.select(candidates)
+
+    @hookimpl
+    def post_response(self, ctx: RequestContext, attempt: Attempt) -> None:
+        """Learn from an answer."""
+        self._racer.observe(ctx, attempt)
+
+    @hookimpl
+    def on_error(self, ctx: RequestContext, attempt: Attempt) -> None:
+        """Learn from a failure, or from a loser."""
+        self._racer.observe(ctx, attempt)
+
+    @hookimpl
+    def status(self) -> Status:
+        """Say how races go."""
+        rows = [self._surface.course_json(course) for course in self._racer.courses.by_name.values()]
+        problems = [f"{row['name']!r} has no healthy candidate" for row in rows if not row["healthy"]]
+        if self._sharing.failures:
+            problems.append("observations are not shared: the store fails")
+        requests = sum(row["counts"]["requests"] for row in rows)
+        extra = sum(row["counts"]["extra"] for row in rows)
+        share = f", {extra / requests:.1%} extra attempts" if requests else ""
+        return Status(
+            ok=not problems,
+            summary="; ".join(problems) or f"{len(rows)} races, {requests} requests{share}",
+            details={
+                "races": {
+                    row["name"]: {
+                        "kind": row["kind"],
+                        "healthy": row["healthy"],
+                        "extra_ratio": row["extra_ratio"],
+                        **row["counts"],
+                    }
+                    for row in rows
+                },
+                "running": self._racer.running,
+                "cancelling_ms": self._surface.cancelling_json(),
+                "problems": problems,
+            },
+        )
+
+    @hookimpl
+    def routes(self) -> Sequence[BaseRoute]:
+        """Offer the admin routes."""
+        return self._surface.routes()
+
+    # -- the list of models -------------------------------------------------------------------------------------------
+
+    def _list(self) -> None:
+        """Show what has changed of the virtual models; one without any candidate is not shown."""
+        catalog = self._services.catalog
+        for course in self._racer.courses.by_name.values():
+            if course.model is None:
+                continue
+            group = course.group(catalog)
+            entry = {} if group is None else listing.entry(course.model, catalog)
+            if self._listed.get(course.name) != {"group": group, **entry}:
+                catalog.list_model(course.name, group, info=entry)
+                self._listed[course.name] = {"group": group, **entry}
+
+    async def _keep_listed(self) -> None:
+        self._list()
+
+    # -- the performance file -----------------------------------------------------------------------------------------
+
+    async def _import(self) -> None:
+        if self._path is None or not await self._sharing.knows_nothing():
+            return
+        try:
+            standings = await asyncio.to_thread(document.load, self._path, self._config.half_life_s)
+        except (document.NotOurs, OSError) as err:
+            raise PluginLoadError(self._services.plugin, f"performance_file: cannot use {self._path}: {err}") from err
+        if standings:
+            await self._sharing.put_imported(standings)
+
+    async def _export(self) -> None:
+        if self._path is not None:
+            await asyncio.to_thread(document.write, self._path, document.export(self._book, self._services.clock.now()))
+
+
+plugin: Final = PluginInfo(
+    name="racing",
+    config=RacingConfig,
+    factory=RacingPlugin,
+    summary="Virtual models and hedged requests: the first good answer wins, within a budget.",
+    commands="pointsman_racing.commands:racing",
+)
