@@ -1,0 +1,303 @@
+"""The outbox's database: one SQLite file in WAL mode for all workers of a machine.
+
+Blocking; the object belongs to one thread. Every method is one part of a transaction that the caller begins and commits;
+each looks first and writes afterwards, so that an error of its own leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from . import sums
+from .bill import Bill
+from .errors import OutboxFull, OutboxUnavailable
+from .events import BillEvent
+from .tables import ADD_TO_HOUR, SCHEMA, VERSION
+
+FILE: Final = "outbox.sqlite3"
+_PRIVATE: Final = 0o700
+_MEGABYTE: Final = 1_000_000
+_WAL_BYTES: Final = 64 * _MEGABYTE
+#: Rows that one step of clearing away removes, so that it never holds the lock for long.
+_PRUNED_ROWS: Final = 2000
+_DAY_MS: Final = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a sink gets next.
+
+    Attributes:
+        events: With their sequence numbers.
+        upto: The sink's cursor once they are confirmed.
+        again: Whether they are dead letters that are tried once more; they do not move the cursor.
+    """
+
+    events: tuple[tuple[int, BillEvent], ...]
+    upto: int
+    again: bool = False
+
+
+class Database:
+    """The open file.
+
+    Args:
+        directory: Where it is; made if need be, with mode 0700.
+        sinks: The names of the sinks that have to confirm events.
+        fsync: Whether a commit survives a power failure.
+        timeout_s: How long to wait for other workers that write.
+        max_bytes: How large it may grow.
+
+    Raises:
+        OutboxUnavailable: it cannot be opened, or is not ours.
+    """
+
+    def __init__(
+        self, directory: Path, *, sinks: Sequence[str] = (), fsync: bool, timeout_s: float, max_bytes: int
+    ) -> None:
+        self.path = directory / FILE
+        self._sinks = tuple(sinks)
+        self._max_bytes = max_bytes
+        try:
+            if not directory.exists():
+                directory.parent.mkdir(parents=True, exist_ok=True)
+                directory.mkdir(_PRIVATE, exist_ok=True)
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._connection = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None)
+        except (OSError, sqlite3.Error) as err:
+            raise OutboxUnavailable(
+                f"the outbox in {directory} cannot be opened: {err}; set billing's outbox.path to a directory on a local "
+                "disk that this user can write"
+            ) from err
+        try:
+            self._prepare(fsync=fsync)
+        except sqlite3.Error as err:
+            self._connection.close()
+            raise OutboxUnavailable(f"the file {self.path} cannot be used as an outbox: {err}") from err
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _prepare(self, *, fsync: bool) -> None:
+        run = self._connection.execute
+        run("PRAGMA journal_mode = WAL")
+        run(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
+        run(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        run("PRAGMA cache_size = -16000")
+        # One transaction, so that workers that start together see all tables or none.
+        self._connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
+        run("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (VERSION,))
+        ((version,),) = run("SELECT value FROM meta WHERE name = 'version'").fetchall()
+        if version != VERSION:
+            raise OutboxUnavailable(
+                f"the file {self.path} is an outbox of version {version}; this is version {VERSION}"
+            )
+
+    # -- transactions -------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin a transaction that writes."""
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Make everything since ``begin`` last."""
+        self._connection.execute("COMMIT")
+
+    def rollback(self) -> None:
+        """Undo everything since ``begin``."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    # -- bills --------------------------------------------------------------------------------------------------------
+
+    def append(self, bills: Sequence[Bill]) -> list[bool]:
+        """Write bills down, each once; say for each whether it still has to be announced.
+
+        Raises:
+            OutboxFull: there is no room.
+        """
+        if self.used_bytes() >= self._max_bytes:
+            self.prune(before_ms=0, hours_before_s=0)
+        if self.used_bytes() >= self._max_bytes:
+            raise OutboxFull(
+                f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be delivered; "
+                "see which sink is failing, or raise the limit"
+            )
+        run = self._connection.execute
+        new: list[Bill] = []
+        unannounced = []
+        for bill in bills:
+            known = run("SELECT announced FROM requests WHERE request_id = ?", (bill.request_id,)).fetchone()
+            unannounced.append(known is None or not known[0])
+            if known is not None:
+                continue
+            new.append(bill)
+            last_seq = 0
+            for event in bill.events:
+                written = run(
+                    "INSERT OR IGNORE INTO events (id, type, request_id, tenant, at_ms, body) VALUES (?, ?, ?, ?, ?, ?)",
+                    (event.id, event.type, bill.request_id, event.tenant, event.at_ms, event.body),
+                )
+                last_seq = (written.lastrowid or 0) if written.rowcount == 1 else last_seq
+            run(
+                "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                (
+                    bill.request_id,
+                    bill.own,
+                    bill.tenant,
+                    bill.model,
+                    bill.at_ms,
+                    bill.state,
+                    last_seq,
+                    bill.gateway_usd_micros,
+                    bill.cost_usd_micros,
+                    bill.amount_usd_micros,
+                    bill.difference_usd_micros,
+                ),
+            )
+        if new:
+            rows = [(*key, *row) for key, row in sorted(sums.of_bills(new).items())]
+            self._connection.executemany(ADD_TO_HOUR, rows)
+        return unannounced
+
+    def announced(self, request_ids: Iterable[str]) -> None:
+        """Note that what was spent has been announced."""
+        self._connection.executemany(
+            "UPDATE requests SET announced = 1 WHERE request_id = ?", [(request_id,) for request_id in request_ids]
+        )
+
+    # -- sinks --------------------------------------------------------------------------------------------------------
+
+    def join(self, sink: str, *, from_now: bool) -> None:
+        """Give a new sink its place; one that has a place keeps it."""
+        self._connection.execute(
+            "INSERT OR IGNORE INTO sinks SELECT ?, CASE WHEN ? THEN coalesce(max(seq), 0) ELSE 0 END, 0, 0, '', '', 0 "
+            "FROM events",
+            (sink, from_now),
+        )
+
+    def next_batch(self, sink: str, most: int) -> Batch:
+        """Return what the sink gets next: dead letters that are to be tried again, else what is behind its cursor."""
+        columns = "e.seq, e.id, e.type, e.tenant, e.at_ms, e.body"
+        again = self._connection.execute(
+            f"SELECT {columns} FROM dead d JOIN events e ON e.seq = d.seq "  # noqa: S608 - our own names
+            "WHERE d.sink = ? AND d.again ORDER BY d.seq LIMIT ?",
+            (sink, most),
+        ).fetchall()
+        if again:
+            return Batch(_events(again), 0, again=True)
+        ((cursor,),) = self._connection.execute("SELECT cursor FROM sinks WHERE name = ?", (sink,)).fetchall()
+        rows = self._connection.execute(
+            f"SELECT {columns} FROM events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?",  # noqa: S608 - our own names
+            (cursor, most),
+        ).fetchall()
+        return Batch(_events(rows), rows[-1][0] if rows else cursor)
+
+    def confirm(self, sink: str, batch: Batch, delivered: int, worker: str, now_ms: int) -> None:
+        """Note that the sink has confirmed a batch."""
+        if batch.again:
+            self._connection.executemany(
+                "DELETE FROM dead WHERE sink = ? AND seq = ?", [(sink, seq) for seq, _ in batch.events]
+            )
+        self._connection.execute(
+            "UPDATE sinks SET cursor = max(cursor, ?), delivered = delivered + ?, tries = 0, error = '', worker = ?, "
+            "at_ms = ? WHERE name = ?",
+            (batch.upto, delivered, worker, now_ms, sink),
+        )
+
+    def failed(self, sink: str, tries: int, error: str, worker: str, now_ms: int) -> None:
+        """Note that a delivery has failed."""
+        self._connection.execute(
+            "UPDATE sinks SET tries = ?, error = ?, worker = ?, at_ms = ? WHERE name = ?",
+            (tries, error, worker, now_ms, sink),
+        )
+
+    def bury(self, sink: str, batch: Batch, tries: int, error: str, now_ms: int) -> None:
+        """Put a batch aside as dead letters."""
+        self._connection.executemany(
+            "INSERT INTO dead VALUES (?, ?, ?, ?, ?, 0) ON CONFLICT (sink, seq) DO UPDATE SET "
+            "tries = tries + excluded.tries, error = excluded.error, at_ms = excluded.at_ms, again = 0",
+            [(sink, seq, tries, error, now_ms) for seq, _ in batch.events],
+        )
+        if not batch.again:
+            self._connection.execute("UPDATE sinks SET cursor = max(cursor, ?) WHERE name = ?", (batch.upto, sink))
+
+    def redrive(self, sink: str | None, ids: Sequence[str]) -> int:
+        """Have dead letters delivered again: of one sink or of all, all of them or those with these event ids."""
+        where, arguments = "NOT again", []
+        if sink is not None:
+            where, arguments = f"{where} AND sink = ?", [sink]
+        if ids:
+            where += f" AND seq IN (SELECT seq FROM events WHERE id IN ({', '.join('?' * len(ids))}))"  # noqa: S608 - marks
+            arguments += ids
+        return self._connection.execute(f"UPDATE dead SET again = 1 WHERE {where}", arguments).rowcount  # noqa: S608 - as above
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def used_bytes(self) -> int:
+        """Return how much of the file is in use."""
+        ((pages,),) = self._connection.execute("PRAGMA page_count").fetchall()
+        ((free,),) = self._connection.execute("PRAGMA freelist_count").fetchall()
+        ((size,),) = self._connection.execute("PRAGMA page_size").fetchall()
+        return int((pages - free) * size)
+
+    def prune(self, *, before_ms: int, hours_before_s: int) -> bool:
+        """Remove what is delivered to all sinks and older than this; say whether there may be more.
+
+        When the file is nearly full, what is delivered goes before its time, the oldest first.
+        """
+        run = self._connection.execute
+        done = self._done()
+        if self.used_bytes() > self._max_bytes * 9 // 10:
+            before_ms = 1 << 62
+        removed = run(
+            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ? AND at_ms < ? "
+            "AND seq NOT IN (SELECT seq FROM dead) ORDER BY seq LIMIT ?)",
+            (done, before_ms, _PRUNED_ROWS),
+        ).rowcount
+        removed_requests = run(
+            "DELETE FROM requests WHERE request_id IN (SELECT request_id FROM requests r WHERE at_ms < ? "
+            "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.request_id = r.request_id) ORDER BY at_ms LIMIT ?)",
+            (min(before_ms, self._newest_ms() - _DAY_MS), _PRUNED_ROWS),
+        ).rowcount
+        run("DELETE FROM hours WHERE hour < ?", (hours_before_s,))
+        return _PRUNED_ROWS in {removed, removed_requests}
+
+    def _newest_ms(self) -> int:
+        """Return when the newest request ended: the record of the last day is what makes writing idempotent."""
+        ((newest,),) = self._connection.execute("SELECT coalesce(max(at_ms), 0) FROM requests").fetchall()
+        return int(newest)
+
+    def _done(self) -> int:
+        """Return the last event that all sinks are done with."""
+        if not self._sinks:
+            ((last,),) = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchall()
+            return int(last)
+        marks = ", ".join("?" * len(self._sinks))
+        rows = self._connection.execute(
+            f"SELECT coalesce(min(cursor), 0) FROM sinks WHERE name IN ({marks})",  # noqa: S608 - marks
+            self._sinks,
+        ).fetchall()
+        return int(rows[0][0])
+
+    def meta(self, name: str, value: str) -> str:
+        """Return a fact about this outbox; ``value`` becomes it if there is none."""
+        self._connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
+        ((found,),) = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchall()
+        return str(found)
+
+
+def _events(rows: Iterable[tuple[int, str, str, str, int, str]]) -> tuple[tuple[int, BillEvent], ...]:
+    return tuple(
+        (seq, BillEvent(id=id_, type=type_, tenant=tenant, at_ms=at_ms, body=body))
+        for seq, id_, type_, tenant, at_ms, body in rows
+    )

@@ -1,0 +1,58 @@
+"""Who delivers: one worker of the machine for each sink, told by a lock on a file.
+
+The lock is the kernel's (``flock``): when its holder dies, however it dies, it is free at once, and there is never a
+second holder. It needs a local disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+_PRIVATE: Final = 0o600
+
+
+class DeliveryLock:
+    """The right to deliver to one sink.
+
+    Args:
+        directory: The outbox's.
+        sink: The sink's name, of letters, digits and hyphens.
+    """
+
+    def __init__(self, directory: Path, sink: str) -> None:
+        self._path = directory / f"sink-{sink}.lock"
+        self._descriptor: int | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds it."""
+        return self._descriptor is not None
+
+    def take(self) -> bool:
+        """Take the lock if nobody has it; say whether this object holds it now.
+
+        Raises:
+            OSError: the file cannot be made.
+        """
+        if self._descriptor is not None:
+            return True
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        return True
+
+    def release(self) -> None:
+        """Give it back."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)

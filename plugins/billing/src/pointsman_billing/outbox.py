@@ -1,0 +1,193 @@
+"""The outbox as the event loop sees it: a thread that owns the database and commits in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final, NamedTuple, TypeVar
+
+from .database import Database
+from .errors import OutboxFull, OutboxUnavailable
+
+log: Final = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class _Job(NamedTuple):
+    """Work for the thread, whether it writes, and the caller's future. Without work: close."""
+
+    work: Callable[[Database], Any] | None
+    writes: bool
+    future: asyncio.Future[Any] | None
+
+
+class Outbox:
+    """Carries out work on the database.
+
+    Everything that is waiting when the thread is free goes into one transaction, so the cost of a commit is shared.
+
+    Args:
+        directory: Where the database is.
+        sinks: The names of the sinks that have to confirm events.
+        fsync: Whether a commit survives a power failure.
+        timeout_s: Longest time one piece of work may take.
+        max_bytes: How large it may grow.
+
+    Attributes:
+        commits: How many transactions were written.
+    """
+
+    def __init__(
+        self, directory: Path, *, sinks: Sequence[str] = (), fsync: bool, timeout_s: float, max_bytes: int
+    ) -> None:
+        self.directory = directory
+        self.commits = 0
+        self._sinks = tuple(sinks)
+        self._fsync = fsync
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._loop = asyncio.get_running_loop()
+        self._queue: SimpleQueue[_Job] = SimpleQueue()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    async def open(self) -> None:
+        """Open the database.
+
+        Raises:
+            OutboxUnavailable: not possible.
+        """
+        opened: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(target=self._serve, args=(opened,), name="pointsman-billing", daemon=True)
+        self._thread.start()
+        try:
+            await opened
+        except BaseException:
+            self.close_soon()
+            raise
+
+    async def write(self, work: Callable[[Database], T]) -> T:
+        """Carry out work in a transaction; return when it is committed.
+
+        Work that is given up, because the caller is cancelled or it takes too long, may still be carried out.
+
+        Raises:
+            OutboxUnavailable: it was not carried out, or there was no answer in time.
+        """
+        return await self._ask(work, writes=True)
+
+    async def read(self, work: Callable[[Database], T]) -> T:
+        """Carry out work that only reads.
+
+        Raises:
+            OutboxUnavailable: not possible.
+        """
+        return await self._ask(work, writes=False)
+
+    def write_soon(self, work: Callable[[Database], object]) -> None:
+        """Carry out work in the next transaction, whatever comes of it."""
+        if not self._closed:
+            self._queue.put(_Job(work, True, None))
+
+    def close_soon(self) -> None:
+        """Let go of the database when everything that was asked for is done. Harmless when it has been said before."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(_Job(None, False, None))
+
+    async def close(self) -> None:
+        """Let go of the database, and wait until that is done, but not for long."""
+        self.close_soon()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join, self._timeout_s)
+
+    async def _ask(self, work: Callable[[Database], T], *, writes: bool) -> T:
+        if self._closed:
+            raise OutboxUnavailable(f"the outbox in {self.directory} has been closed")
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._queue.put(_Job(work, writes, future))
+        timer = self._loop.call_later(self._timeout_s, self._give_up, future)
+        try:
+            result: T = await future
+        finally:
+            timer.cancel()
+        return result
+
+    def _give_up(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            future.set_exception(
+                OutboxUnavailable(f"the outbox in {self.directory} did not answer within {self._timeout_s:g} s")
+            )
+
+    # -- on the thread ------------------------------------------------------------------------------------------------
+
+    def _serve(self, opened: asyncio.Future[None]) -> None:
+        try:
+            # Less than the callers' patience, so that they hear the reason.
+            database = Database(
+                self.directory,
+                sinks=self._sinks,
+                fsync=self._fsync,
+                timeout_s=self._timeout_s * 0.8,
+                max_bytes=self._max_bytes,
+            )
+        except BaseException as err:  # noqa: BLE001 - whatever it is belongs to whoever opens the outbox
+            self._tell([(opened, None, err)])
+            return
+        listening = self._tell([(opened, None, None)])
+        while listening:
+            jobs = [self._queue.get()]
+            jobs += [self._queue.get() for _ in range(self._queue.qsize())]
+            closing = any(job.work is None for job in jobs)
+            listening = self._tell(self._carry_out(database, [job for job in jobs if job.work])) and not closing
+        database.close()
+
+    def _carry_out(self, database: Database, jobs: list[_Job]) -> list[tuple[Any, Any, BaseException | None]]:
+        writes = any(job.writes for job in jobs)
+        outcomes: list[tuple[Any, Any, BaseException | None]] = []
+        try:
+            if writes:
+                database.begin()
+            for job in jobs:
+                assert job.work is not None  # noqa: S101  # the others have been sorted out
+                try:
+                    outcomes.append((job.future, job.work(database), None))
+                except OutboxFull as err:
+                    outcomes.append((job.future, None, err))
+            if writes:
+                database.commit()
+                self.commits += 1
+        except Exception as err:  # noqa: BLE001 - every caller gets an answer, and the thread goes on
+            with suppress(sqlite3.Error):
+                database.rollback()
+            failure = OutboxUnavailable(f"the outbox in {self.directory} failed: {err}")
+            failure.__cause__ = err
+            if any(job.future is None for job in jobs):
+                log.warning("%s", failure)
+            return [(job.future, None, failure) for job in jobs]
+        return outcomes
+
+    def _tell(self, outcomes: list[tuple[Any, Any, BaseException | None]]) -> bool:
+        """Give the callers what came of their work, all in one go; False when their event loop is gone."""
+        try:
+            self._loop.call_soon_threadsafe(_resolve, outcomes)
+        except RuntimeError:
+            return False
+        return True
+
+
+def _resolve(outcomes: list[tuple[Any, Any, BaseException | None]]) -> None:
+    for future, result, error in outcomes:
+        if future is None or future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

@@ -1,0 +1,90 @@
+"""Where events go. ``base`` says what a sink is; each of the others is one."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Final
+
+from pydantic import ValidationError
+
+from .base import EventsRejected, Sink, SinkConfig, SinkContext, SinkError, SinkInfo, SinkUnavailable
+
+GROUP: Final = "pointsman_billing.sinks"
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A sink of the configuration.
+
+    Attributes:
+        kind: The name of its entry point.
+        info: What that names.
+        config: Its section.
+    """
+
+    kind: str
+    info: SinkInfo
+    config: SinkConfig
+
+    @property
+    def name(self) -> str:
+        """Under which it keeps its place in the outbox."""
+        return self.config.name or self.kind
+
+
+def choose(written: object) -> Chosen:
+    """Return the sink that an element of ``sinks:`` names: ``stdout`` or ``{ndjson: {path: bills.ndjson}}``.
+
+    Raises:
+        ValueError: saying what is wrong, without the values: there may be secrets among them.
+    """
+    if isinstance(written, Chosen):
+        return written
+    kind, section = _read(written)
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if kind not in found:
+        near = difflib.get_close_matches(kind, list(found), n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"there is no sink {kind!r}{hint}; installed: {', '.join(sorted(found)) or 'none'}")
+    info = found[kind].load()
+    if not isinstance(info, SinkInfo):
+        raise ValueError(f"the entry point of the sink {kind!r} names no SinkInfo")  # noqa: TRY004 - pydantic reports it
+    missing = [module for module in info.modules if importlib.util.find_spec(module) is None]
+    if missing:
+        what = f"pointsman-billing[{info.extra}]" if info.extra else ", ".join(missing)
+        raise ValueError(f"the sink {kind!r} needs the module {missing[0]!r}: pip install '{what}'")
+    try:
+        return Chosen(kind, info, info.config.model_validate(dict(section)))
+    except ValidationError as err:
+        details = err.errors(include_url=False, include_input=False, include_context=False)
+        lines = [f"{'.'.join(map(str, d['loc'])) or kind}: {d['msg'].removeprefix('Value error, ')}" for d in details]
+        allowed = ", ".join(sorted(info.config.model_fields))
+        raise ValueError(f"sink {kind!r}: {'; '.join(lines)} (keys: {allowed})") from None
+
+
+def _read(written: object) -> tuple[str, Mapping[str, object]]:
+    if isinstance(written, str):
+        return written, {}
+    if isinstance(written, Mapping) and len(written) == 1:
+        ((kind, section),) = written.items()
+        if isinstance(kind, str) and (section is None or isinstance(section, Mapping)):
+            return kind, section or {}
+    raise ValueError("a sink is written as its kind with its settings, for example 'ndjson: {path: bills.ndjson}'")
+
+
+__all__ = [
+    "GROUP",
+    "Chosen",
+    "EventsRejected",
+    "Sink",
+    "SinkConfig",
+    "SinkContext",
+    "SinkError",
+    "SinkInfo",
+    "SinkUnavailable",
+    "choose",
+]

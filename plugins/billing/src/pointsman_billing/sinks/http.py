@@ -1,0 +1,124 @@
+"""What the HTTP sinks share: one POST, and what its answer means."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Final
+
+import httpx
+from pydantic import AnyHttpUrl, Field, field_validator
+
+from .base import EventsRejected, SinkConfig, SinkUnavailable
+
+#: The events themselves are at fault: another time would be no better.
+REJECTIONS: Final = frozenset(
+    {
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+_SHOWN_CHARS: Final = 200
+_MOST_ANSWER_BYTES: Final = 1_000_000
+
+
+class HttpSinkConfig(SinkConfig):
+    """What the sections of HTTP sinks have."""
+
+    url: AnyHttpUrl = Field(description="Base URL of the service.")
+    verify_tls: bool = Field(default=True, description="false accepts any certificate: for tests.")
+
+    @field_validator("url")
+    @classmethod
+    def _no_credentials(cls, url: AnyHttpUrl) -> AnyHttpUrl:
+        if url.username or url.password or url.query or url.fragment:
+            raise ValueError("must hold neither credentials nor a query: what is secret has a key of its own")
+        return url
+
+
+class HttpPoster:
+    """Posts to one address.
+
+    Args:
+        url: The address.
+        headers: Sent with every request; they may hold secrets and are never shown.
+        config: Time limit and TLS.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str], config: HttpSinkConfig) -> None:
+        self._url = url
+        self._headers = dict(headers)
+        self._config = config
+        self._client: httpx.AsyncClient | None = None
+
+    async def open(self) -> None:
+        """Make the client."""
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                headers=self._headers, timeout=self._config.timeout_s, verify=self._config.verify_tls
+            )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    async def post(self, body: str, content_type: str) -> httpx.Response:
+        """Post a body; return the answer if it is a success or a rejection.
+
+        Raises:
+            SinkUnavailable: there was no answer in time, or one that blames nobody's events.
+        """
+        await self.open()
+        assert self._client is not None  # noqa: S101  # just opened
+        try:
+            answer = await self._client.post(
+                self._url, content=body.encode("utf-8"), headers={"content-type": content_type}
+            )
+        except httpx.TimeoutException:
+            raise SinkUnavailable(f"no answer within {self._config.timeout_s:g} s") from None
+        except httpx.HTTPError as err:
+            # Its text may repeat the URL, which may hold credentials.
+            raise SinkUnavailable(f"the connection failed: {type(err).__name__}") from None
+        if answer.is_success or answer.status_code in REJECTIONS:
+            return answer
+        raise SinkUnavailable(f"HTTP {answer.status_code}", _retry_after_s(answer))
+
+
+def rejected(answer: httpx.Response, ids: frozenset[str] = frozenset()) -> EventsRejected:
+    """Return the error for an answer that rejects events."""
+    return EventsRejected(f"HTTP {answer.status_code}: {shown(answer)}", ids)
+
+
+def shown(answer: httpx.Response) -> str:
+    """Return the beginning of an answer on one line, without control characters."""
+    line = " ".join(answer.text.split())[:_SHOWN_CHARS]
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+
+
+def answer_json(answer: httpx.Response) -> Mapping[str, object]:
+    """Return an answer's JSON object; empty when it is none."""
+    if len(answer.content) > _MOST_ANSWER_BYTES:
+        return {}
+    try:
+        value = json.loads(answer.content)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _retry_after_s(answer: httpx.Response) -> float | None:
+    text = answer.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:6])
+    try:
+        date = parsedate_to_datetime(answer.headers.get("date", ""))
+        return max(0.0, (parsedate_to_datetime(text) - date).total_seconds())
+    except (TypeError, ValueError):
+        return None

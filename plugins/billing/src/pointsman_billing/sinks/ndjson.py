@@ -1,0 +1,185 @@
+"""Events in a file, one line of JSON each, every line once.
+
+The file has one writer at a time, and events come in the order of the outbox. So when a process dies, only the last batch
+can be in doubt: on opening, a line that was cut off is removed, and events that are already among the last lines are
+left out when they come again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Final, Literal
+
+from pydantic import Field
+
+from pointsman_billing.events import BillEvent
+
+from .base import SinkConfig, SinkContext, SinkInfo, SinkUnavailable, in_thread
+
+_PRIVATE: Final = 0o600
+_MEGABYTE: Final = 1_000_000
+_BLOCK_BYTES: Final = 1 << 16
+
+
+class NdjsonConfig(SinkConfig):
+    """The section of an ``ndjson`` sink."""
+
+    path: str = Field(min_length=1, max_length=4000, description="The file; relative to the config file.")
+    fsync: Literal["batch", "rotate", "never"] = Field(
+        default="batch",
+        description="When the disk is made to write: before each batch is confirmed, when a file is complete, or never.",
+    )
+    rotate_mb: int = Field(default=256, ge=1, le=1_000_000, description="A larger file is put aside, in megabytes.")
+    keep_files: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="How many files put aside are kept; left out: all of them."
+    )
+
+
+class NdjsonSink:
+    """Appends to a file.
+
+    Args:
+        config: Its section.
+        context: Where relative paths start, and the time for the names of files put aside.
+    """
+
+    def __init__(self, config: NdjsonConfig, context: SinkContext) -> None:
+        self._config = config
+        self._context = context
+        self.path = context.base / config.path
+        self._file: IO[bytes] | None = None
+        self._there: set[str] = set()
+
+    async def open(self) -> None:
+        """Open the file and find out which events are in it already.
+
+        Raises:
+            SinkUnavailable: it cannot be opened.
+        """
+        try:
+            await in_thread(self._open)
+        except OSError as err:
+            raise SinkUnavailable(f"{self.path}: {err.strerror or err}") from err
+
+    async def send(self, batch: Sequence[BillEvent]) -> None:
+        """Append what is not there yet.
+
+        Raises:
+            SinkUnavailable: it cannot be written.
+        """
+        try:
+            await in_thread(lambda: self._append(batch))
+        except OSError as err:
+            raise SinkUnavailable(f"{self.path}: {err.strerror or err}") from err
+
+    async def close(self) -> None:
+        """Close the file."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> None:
+        self._let_go()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE)
+        self._file = os.fdopen(descriptor, "ab", buffering=0)
+        _cut_torn_line(self.path)
+        # Twice the batch: what was sent last may have been larger than what comes now.
+        wanted = 2 * self._config.batch_events
+        self._there = set(_last_ids(self.path, wanted))
+        for older in reversed(self._put_aside()):
+            if len(self._there) >= wanted:
+                break
+            self._there.update(_last_ids(older, wanted - len(self._there)))
+
+    def _append(self, batch: Sequence[BillEvent]) -> None:
+        if self._file is None:
+            self._open()
+        assert self._file is not None  # noqa: S101  # just opened
+        new = [event for event in batch if event.id not in self._there]
+        data = "".join(f"{event.body}\n" for event in new).encode("ascii")
+        try:
+            _write_all(self._file, data)
+        except OSError:
+            # What has been written of it is looked at again.
+            self._let_go()
+            raise
+        self._there = {event.id for event in batch}
+        if self._config.fsync == "batch":
+            os.fsync(self._file.fileno())
+        if self._file.tell() >= self._config.rotate_mb * _MEGABYTE:
+            self._rotate()
+
+    def _rotate(self) -> None:
+        assert self._file is not None  # noqa: S101  # just written
+        if self._config.fsync != "never":
+            os.fsync(self._file.fileno())
+        self._let_go()
+        stamp = datetime.fromtimestamp(self._context.now(), UTC).strftime("%Y%m%dT%H%M%SZ")
+        number = 0
+        while (target := self.path.with_name(f"{self.path.stem}-{stamp}-{number:03d}{self.path.suffix}")).exists():
+            number += 1
+        self.path.rename(target)
+        keep = self._config.keep_files
+        if keep is not None:
+            for old in self._put_aside()[:-keep]:
+                old.unlink(missing_ok=True)
+        self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE), "ab", buffering=0)
+
+    def _put_aside(self) -> list[Path]:
+        """Return the files put aside, oldest first."""
+        name = re.compile(rf"{re.escape(self.path.stem)}-\d{{8}}T\d{{6}}Z-\d{{3}}{re.escape(self.path.suffix)}")
+        return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Remove what stands behind the last end of a line: a write that was cut off."""
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        position = end
+        while position > 0:
+            start = max(0, position - _BLOCK_BYTES)
+            file.seek(start)
+            found = file.read(position - start).rfind(b"\n")
+            if found >= 0:
+                position = start + found + 1
+                break
+            position = start
+        if position < end:
+            file.truncate(position)
+
+
+def _last_ids(path: Path, count: int) -> Iterator[str]:
+    """Yield the ids of the last events in a file, at most so many."""
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END)
+        data = b""
+        while position > 0 and data.count(b"\n") <= count:
+            start = max(0, position - _BLOCK_BYTES)
+            file.seek(start)
+            data = file.read(position - start) + data
+            position = start
+    for line in data.splitlines()[-count:]:
+        try:
+            found = json.loads(line)["id"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if isinstance(found, str):
+            yield found
+
+
+ndjson = SinkInfo(config=NdjsonConfig, factory=NdjsonSink)

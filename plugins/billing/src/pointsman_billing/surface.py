@@ -1,0 +1,268 @@
+"""The admin routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from pointsman.errors import AdminError, InvalidInput, NotFound
+
+from .errors import OutboxUnavailable
+from .reports import Span, in_order
+from .usage import DIMENSIONS, PERIODS, Question, as_csv, report
+from .words import clean
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+    from pointsman.plugin import Clock
+
+    from .outbox import Outbox
+    from .reports import Reports
+    from .share import Sharing
+
+T = TypeVar("T")
+
+_MAX_BODY_BYTES: Final = 1_000_000
+_MOST_IDS: Final = 10_000
+_DEFAULT_DAYS: Final = 31
+_DAY_S: Final = 86_400
+_LATEST_S: Final = 10**11
+_DEFAULT_LIMIT: Final = 100
+_MOST_ROWS: Final = 10_000
+
+
+class Unavailable(AdminError):
+    """The outbox cannot be read or written now."""
+
+    status = 503
+    code = "outbox_unavailable"
+
+
+class Surface:
+    """``/usage``, ``/reconcile``, ``/sinks``, ``/dead``, ``/dead/redrive``, ``/requests/{id}``.
+
+    Args:
+        outbox: For what changes something.
+        reports: For what only reads.
+        sharing: The other machines.
+        machine: This machine's outbox.
+        sinks: The names of the configuration's sinks.
+        clock: Time.
+        zone: In which days and months begin.
+        redriven: Called when dead letters are to be delivered again.
+    """
+
+    def __init__(
+        self,
+        *,
+        outbox: Outbox,
+        reports: Reports,
+        sharing: Sharing,
+        machine: str,
+        sinks: tuple[str, ...],
+        clock: Clock,
+        zone: ZoneInfo,
+        redriven: Callable[[], None],
+    ) -> None:
+        self._outbox = outbox
+        self._reports = reports
+        self._sharing = sharing
+        self._machine = machine
+        self._sinks = sinks
+        self._clock = clock
+        self._zone = zone
+        self._redriven = redriven
+
+    def routes(self) -> list[Route]:
+        """Return the routes."""
+        return [
+            Route("/usage", self._usage, methods=["GET"]),
+            Route("/reconcile", self._reconcile, methods=["GET"]),
+            Route("/sinks", self._show_sinks, methods=["GET"]),
+            Route("/dead", self._dead, methods=["GET"]),
+            Route("/dead/redrive", self._redrive, methods=["POST"]),
+            Route("/requests/{id:path}", self._request, methods=["GET"]),
+        ]
+
+    async def _usage(self, request: Request) -> Response:
+        query = _query(request, {"tenant", "model", "from", "to", "group_by", "period", "format"})
+        span = self._span(query)
+        question = Question(
+            tenant=query.get("tenant"),
+            model=query.get("model"),
+            group_by=_dimensions(query.get("group_by")),
+            period=_one_of("period", query.get("period", "day"), PERIODS),
+        )
+        form = _one_of("format", query.get("format", "json"), ("json", "csv"))
+        whole = Span(span.from_s // 3600 * 3600, span.to_s)
+        hours = await self._read(lambda: self._reports.hours(whole))
+        hours += await self._sharing.others_hours(whole)
+        rows = report(hours, question, self._zone)
+        if form == "csv":
+            return Response(as_csv(rows), media_type="text/csv")
+        return JSONResponse(
+            {
+                "from": whole.from_s,
+                "to": whole.to_s,
+                "timezone": str(self._zone),
+                "period": question.period,
+                "group_by": list(question.group_by),
+                "usage": rows,
+            }
+        )
+
+    async def _reconcile(self, request: Request) -> JSONResponse:
+        span = self._span(_query(request, {"from", "to"}))
+        found = await self._read(lambda: self._reports.reconcile(span))
+        others = await self._sharing.others()
+        return JSONResponse({"machine": self._machine, "in_order": in_order(found), **found, "other_machines": others})
+
+    async def _show_sinks(self, _request: Request) -> JSONResponse:
+        return JSONResponse({"machine": self._machine, "sinks": await self._read(self._reports.sinks)})
+
+    async def _dead(self, request: Request) -> JSONResponse:
+        query = _query(request, {"sink", "limit"})
+        limit = _whole("limit", query.get("limit"), _DEFAULT_LIMIT, 1, _MOST_ROWS)
+        return JSONResponse(await self._read(lambda: self._reports.dead(query.get("sink"), limit)))
+
+    async def _redrive(self, request: Request) -> JSONResponse:
+        body = await _body(request)
+        if unknown := sorted(body.keys() - {"sink", "ids"}):
+            raise InvalidInput("unknown field; allowed: sink, ids", param=clean(unknown[0]))
+        sink, ids = body.get("sink"), body.get("ids", [])
+        if sink is not None and sink not in self._sinks:
+            raise InvalidInput(f"must be one of {', '.join(self._sinks) or 'none: there are no sinks'}", param="sink")
+        if not isinstance(ids, list) or len(ids) > _MOST_IDS or not all(_is_id(one) for one in ids):
+            raise InvalidInput(f"must be a list of at most {_MOST_IDS} event ids", param="ids")
+        count = await self._write(ids, sink)
+        self._redriven()
+        return JSONResponse({"redriven": count})
+
+    async def _write(self, ids: list[str], sink: str | None) -> int:
+        try:
+            return await self._outbox.write(lambda db: db.redrive(sink, ids))
+        except OutboxUnavailable as err:
+            raise Unavailable(str(err)) from err
+
+    async def _request(self, request: Request) -> JSONResponse:
+        request_id = request.path_params["id"]
+        if "\0" in request_id or not _is_text(request_id):
+            raise NotFound("there is no such request", param="id")
+        found = await self._read(lambda: self._reports.request(request_id))
+        if found is None:
+            raise NotFound(
+                "no request of this id is on record here: it was not settled yet, was settled by another machine, or is "
+                "older than outbox.retention_days",
+                param="id",
+            )
+        return JSONResponse(found)
+
+    async def _read(self, work: Callable[[], T]) -> T:
+        try:
+            return await asyncio.to_thread(work)
+        except OutboxUnavailable as err:
+            raise Unavailable(str(err)) from err
+
+    def _span(self, query: Mapping[str, str]) -> Span:
+        now = int(self._clock.now())
+        to_s = _time("to", query.get("to"), now + _DAY_S)
+        from_s = _time("from", query.get("from"), min(now, to_s) - _DEFAULT_DAYS * _DAY_S)
+        if from_s >= to_s:
+            raise InvalidInput("must be before 'to'", param="from")
+        return Span(from_s, to_s)
+
+
+def _query(request: Request, known: set[str]) -> dict[str, str]:
+    """Return the query's parameters.
+
+    Raises:
+        InvalidInput: one is unknown, or no text.
+    """
+    query = {name: value for name, value in request.query_params.items() if value != ""}
+    for name, value in query.items():
+        if name not in known:
+            raise InvalidInput(f"unknown parameter; allowed: {', '.join(sorted(known))}", param=clean(name))
+        if "\0" in value or not _is_text(value):
+            raise InvalidInput("is no text", param=name)
+    return query
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _time(name: str, text: str | None, default: int) -> int:
+    """Return a time in Unix seconds, given as such or as ISO 8601 (UTC unless it says otherwise).
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            # A plus sign arrives as a space when nobody has escaped it.
+            at = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+            seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            raise InvalidInput("must be Unix seconds or an ISO 8601 date, as 2026-01-31", param=name) from None
+    if not (math.isfinite(seconds) and 0 <= seconds <= _LATEST_S):
+        raise InvalidInput("is out of range", param=name)
+    return int(seconds)
+
+
+def _dimensions(text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in ("tenant,model" if text is None else text).split(","))
+    if names == ("none",):
+        return ()
+    for name in names:
+        _one_of("group_by", name, DIMENSIONS)
+    return tuple(dict.fromkeys(names))
+
+
+def _one_of(param: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise InvalidInput(f"must be one of {', '.join(allowed)}", param=param)
+    return value
+
+
+def _whole(param: str, text: str | None, default: int, least: int, most: int) -> int:
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
+        raise InvalidInput(f"must be a whole number from {least} to {most}", param=param)
+    return int(text)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and value.isalnum() and value.isascii() and len(value) <= 64  # noqa: PLR2004 - longer than any id
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    data = bytearray()
+    async for chunk in request.stream():
+        data += chunk
+        if len(data) > _MAX_BODY_BYTES:
+            raise InvalidInput(f"the body is larger than {_MAX_BODY_BYTES} bytes")
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError):
+        raise InvalidInput('the body is not JSON; send {} for all, or {"sink": "...", "ids": [...]}') from None
+    if not isinstance(value, dict):
+        raise InvalidInput("the body must be a JSON object")
+    return value
