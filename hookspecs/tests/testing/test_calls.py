@@ -136,6 +136,8 @@ async def test_a_plain_call_brings_the_answer_in_the_endpoints_shape(h, observer
 async def test_embeddings_have_vectors(h):
     response = await h.gateway.upstream.start(probe(endpoint=Endpoint.EMBEDDINGS)).response()
     assert all(isinstance(x, float) for x in response.body["data"][0]["embedding"])
+    several = h.gateway.upstream.start(probe(endpoint=Endpoint.EMBEDDINGS, body={"input": ["a", "b"]}))
+    assert [each["index"] for each in (await several.response()).body["data"]] == [0, 1]
 
 
 async def test_a_stream_brings_its_pieces_at_their_time(h, observer):

@@ -223,7 +223,9 @@ class FakeCall:
             end_ok(opened, step, self._upstream.prices)
         finally:
             self._close()
-        body = answer_body(self.request.endpoint, opened.attempt.model or "", text, step.usage)
+        wanted = self.request.body.get("input")
+        inputs = len(wanted) if isinstance(wanted, list) else 1
+        body = answer_body(self.request.endpoint, opened.attempt.model or "", text, step.usage, inputs)
         return UpstreamResponse(attempt=opened.attempt, body=body, raw=body)
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:

@@ -136,8 +136,8 @@ def reckon(pieces: int) -> Usage:
     return Usage(prompt_tokens=10, completion_tokens=pieces, estimated=True)
 
 
-def answer_body(endpoint: Endpoint, model: str, text: str, usage: Usage | None) -> dict[str, object]:
-    """Return an answer as the endpoint's JSON."""
+def answer_body(endpoint: Endpoint, model: str, text: str, usage: Usage | None, inputs: int = 1) -> dict[str, object]:
+    """Return an answer as the endpoint's JSON; embeddings have one for each of the ``inputs``."""
     tokens = usage or Usage()
     match endpoint:
         case Endpoint.MESSAGES:
@@ -162,7 +162,10 @@ def answer_body(endpoint: Endpoint, model: str, text: str, usage: Usage | None) 
             return {
                 "object": "list",
                 "model": model,
-                "data": [{"object": "embedding", "index": 0, "embedding": [float(len(text)), 0.5, -0.5]}],
+                "data": [
+                    {"object": "embedding", "index": index, "embedding": [float(len(text)), 0.5, -0.5]}
+                    for index in range(inputs)
+                ],
                 "usage": {"prompt_tokens": tokens.prompt_tokens, "total_tokens": tokens.prompt_tokens},
             }
     return {
