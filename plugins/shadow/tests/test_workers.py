@@ -1,0 +1,199 @@
+"""Figures of several workers, and what becomes of them when something goes wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from pointsman.testing import error, ok
+from pointsman_shadow import line as lines
+
+
+async def test_workers_share_one_mirror(shadows, kit):
+    """Counts, figures and results of both are in one place, and each shows the same."""
+    one = await shadows.worker(kit.mirror(), name="one")
+    two = await shadows.worker(kit.mirror(), name="two")
+    for worker in (one, two, one):
+        await worker.request()
+        await worker.settled()
+    await shadows.rest(one)
+    await shadows.rest(two)
+    first, second = await shadows.shown(one), await shadows.shown(two)
+    assert first["pairs"] == second["pairs"] == 3
+    assert first["figures"] == second["figures"]
+    assert len(await shadows.results(two)) == 3
+
+
+async def test_workers_share_one_budget(shadows, kit):
+    """What one has spent the other cannot spend again."""
+    section = kit.mirror(budget={"tokens_per_day": 100})
+    body = {"messages": [{"role": "user", "content": "x" * 40}], "max_tokens": 20}
+    workers = [await shadows.worker(section, name=name) for name in ("one", "two")]
+    for _ in range(6):
+        for worker in workers:
+            await worker.request(body=body)
+            await worker.settled()
+    for worker in workers:
+        await shadows.rest(worker)
+    shown = await shadows.shown(workers[0])
+    assert (shown["pairs"], shown["today"]["tokens"]) == (5, 75)
+
+
+async def test_figures_survive_a_restart(shadows, kit):
+    worker = await shadows.worker(kit.mirror())
+    await worker.request()
+    await shadows.rest(worker)
+    await worker.restart()
+    await worker.request()
+    shown = await shadows.shown(worker)
+    assert (shown["pairs"], shown["run"]) == (2, 1)
+    assert len(await shadows.results(worker)) == 2
+
+
+async def test_what_was_seen_last_is_handed_in_at_the_shutdown(shadows, kit):
+    worker = await shadows.worker(kit.mirror(), flush_s=60)
+    await worker.request()
+    await worker.settled()
+    await shadows.clock.advance(0.1)
+    await worker.restart()
+    assert (await shadows.shown(worker))["pairs"] == 1
+
+
+async def test_another_definition_begins_another_run(shadows, kit):
+    """Figures of two challengers are never added up; the results of the old one are gone."""
+    worker = await shadows.worker(kit.mirror())
+    await worker.request()
+    await shadows.rest(worker)
+    newer = await shadows.worker(kit.mirror(challenger="judge"), name="newer")
+    shown = await shadows.shown(newer)
+    assert (shown["run"], shown["pairs"], shown["reason"]) == (2, 0, "the configuration defines it differently")
+    assert await shadows.results(newer) == []
+    # The worker of the old configuration stops and says so.
+    await worker.request()
+    await worker.settled()
+    await shadows.clock.advance(5)
+    assert "newer definition" in worker.status("shadow").summary
+    assert (await shadows.shown(newer))["pairs"] == 0
+    before = len(kit.mirrors_of(worker))
+    await worker.request()
+    assert len(kit.mirrors_of(worker)) == before
+
+
+async def test_a_higher_sample_rate_is_the_same_run(shadows, kit):
+    """Only what the figures depend on begins a new one."""
+    worker = await shadows.worker(kit.mirror())
+    await worker.request()
+    await shadows.rest(worker)
+    other = await shadows.worker(kit.mirror(sample_rate=0.5, queue_size=3, keep_results=7), name="other")
+    assert (await shadows.shown(other))["run"] == 1
+
+
+async def test_while_the_store_is_down_figures_wait(shadows, kit):
+    """Nothing is lost and nothing counted twice; the caller does not notice."""
+    worker = await shadows.worker(kit.mirror())
+    worker.store.down = True
+    result = await worker.request()
+    assert result.status == 200
+    await shadows.clock.advance(10)
+    assert not worker.status("shadow").ok
+    worker.store.down = False
+    await shadows.clock.advance(10)
+    shown = await shadows.shown(worker)
+    assert (shown["total"], shown["pairs"]) == (1, 1)
+    assert worker.status("shadow").ok
+
+
+async def test_what_waits_for_the_store_is_bounded(shadows, kit, monkeypatch):
+    """Beyond the bound pairs are lost, and that is told."""
+    monkeypatch.setattr(lines, "MOST_WAITING", 3)
+    worker = await shadows.worker(kit.mirror())
+    worker.store.down = True
+    for _ in range(5):
+        await worker.request()
+    await shadows.clock.advance(5)
+    worker.store.down = False
+    shown = await shadows.shown(worker)
+    assert (shown["pairs"], shown["worker"]["lost"]) == (3, 2)
+    assert "2 pairs are lost" in worker.status("shadow").summary
+
+
+async def test_results_are_a_ring(shadows, kit):
+    """The newest are kept, in order, however many there were; the store holds no more rows than that."""
+    worker = await shadows.worker(kit.mirror(keep_results=5))
+    made = []
+    for number in range(13):
+        made.append((await worker.request()).request_id)
+        if number % 3 == 0:
+            await shadows.rest(worker)
+    rows = await shadows.results(worker)
+    assert [row["request_id"] for row in rows] == made[-5:]
+    assert len([key for key, _ in await shadows.store.scan("shadow/") if "/result/" in key]) == 5
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+async def test_results_when_the_room_changes(shadows, kit, keep):
+    """Fewer, or none at all: never one of another run, never an error."""
+    worker = await shadows.worker(kit.mirror(keep_results=8))
+    made = [(await worker.request()).request_id for _ in range(8)]
+    await shadows.rest(worker)
+    smaller = await shadows.worker(kit.mirror(keep_results=keep), name="smaller")
+    rows = await shadows.results(smaller)
+    assert len(rows) <= keep
+    assert {row["request_id"] for row in rows} <= set(made)
+    await smaller.request()
+    assert len(await shadows.results(smaller)) <= keep
+
+
+async def test_texts_are_kept_only_when_the_operator_says_so(shadows, kit):
+    """By default nothing of what was said is anywhere in the store."""
+    worker = await shadows.worker(kit.mirror(), script=ok("a word that is secret"))
+    await worker.request(script=ok("another secret word"))
+    (row,) = await shadows.results(worker)
+    assert "text" not in row["champion"]
+    assert "secret" not in repr(await shadows.store.scan(""))
+
+
+async def test_kept_texts_are_redacted_and_cut(shadows, kit):
+    section = kit.mirror(keep_texts=True, max_text_chars=20, redact={"patterns": [r"\d{4,}"], "replacement": r"\1#"})
+    worker = await shadows.worker(section, script=ok("card 12345678 and much more than fits"))
+    await worker.request(script=ok("no card"))
+    (row,) = await shadows.results(worker)
+    assert row["champion"]["text"] == "no card"
+    assert row["challenger"]["text"] == "card \\1# and much more than fits"[:20]
+    assert "12345678" not in repr(await shadows.store.scan(""))
+
+
+async def test_an_operators_redactor_that_fails_keeps_nothing(shadows, kit, monkeypatch):
+    """What it has not seen is not kept; the figures are."""
+
+    def load(name):
+        assert name == "mine"
+
+        def redact(text):
+            raise RuntimeError(text)
+
+        return redact
+
+    monkeypatch.setattr("pointsman_shadow.redaction.load", load)
+    worker = await shadows.worker(kit.mirror(keep_texts=True, redact={"hook": "mine"}), script=ok("secret"))
+    await worker.request(script=ok("secret"))
+    shown = await shadows.shown(worker)
+    assert (shown["pairs"], shown["redaction_failed"]) == (1, 2)
+    assert "secret" not in repr(await shadows.store.scan(""))
+
+
+async def test_a_finished_mirror_mirrors_no_more(shadows, kit):
+    worker = await shadows.worker(kit.mirror(pairs_wanted=2))
+    for _ in range(4):
+        await worker.request()
+        await shadows.rest(worker)
+    shown = await shadows.shown(worker)
+    assert (shown["phase"], shown["pairs"], shown["who"]) == ("finished", 2, "shadow")
+    assert len(kit.mirrors_of(worker)) == 2
+
+
+async def test_an_emptied_store_is_begun_again(shadows, kit):
+    worker = await shadows.worker(kit.mirror())
+    for key, _ in await shadows.store.scan("shadow/"):
+        await shadows.store.delete(key)
+    await worker.request(script=error(500), retries=0)
+    assert (await shadows.shown(worker))["pairs"] == 1
