@@ -120,6 +120,9 @@ class Signals(Protocol):
     def put(self, signal: Signal) -> None:
         """Replace the deployment's signal."""
 
+    def forget(self, deployment_id: str) -> None:
+        """Remove the deployment's signal; harmless when there is none. Whoever puts signals keeps them bounded so."""
+
     def all(self) -> Mapping[str, Signal]:
         """Return all of them by deployment id, read-only."""
 

@@ -227,6 +227,9 @@ def test_signals_are_the_latest_per_deployment():
     assert (board.get("a"), board.get("b"), dict(board.all())) == (second, None, {"a": second})
     with pytest.raises(TypeError):
         board.all()["a"] = first
+    board.forget("a")
+    board.forget("nobody")
+    assert (board.get("a"), dict(board.all())) == (None, {})
 
 
 def test_ids_are_unique_hexadecimal_and_in_order_of_time(monkeypatch):

@@ -118,6 +118,10 @@ class SignalBoard:
         """Replace the deployment's signal."""
         self._signals[signal.deployment_id] = signal
 
+    def forget(self, deployment_id: str) -> None:
+        """Remove the deployment's signal; harmless when there is none."""
+        self._signals.pop(deployment_id, None)
+
     def all(self) -> Mapping[str, Signal]:
         """Return all of them by deployment id, read-only."""
         return MappingProxyType(self._signals)
