@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
+from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import PluginLoadError
 from pointsman.store import open_store
 from pointsman.testing import DEFAULT_DEPLOYMENTS, FakeClock, Harness, deployment, disconnect, error, ok
-from pointsman.types import Outcome, SignalStatus
+from pointsman.types import Outcome, SignalStatus, Status
 from pointsman_signals.plugin import plugin
 from pointsman_signals.records import key_of
 
@@ -92,6 +93,40 @@ async def test_steering_can_be_left_to_somebody_else(harness):
     async with harness([(plugin, {"steer": False})]) as h:
         await h.request(script={"chat-a": ok(headers=GROQ_LIKE)})
         assert (await h.request()).attempts[0].deployment.id == "chat-a"
+
+
+class Picky:
+    """Chooses by the signals itself, and says so in its status."""
+
+    def __init__(self, config):
+        """Need nothing."""
+
+    @hookimpl
+    def status(self):
+        return Status(ok=True, summary="choosing", details={"chooses": True})
+
+
+picky = PluginInfo(name="picky", config=PluginConfig, factory=Picky)
+
+
+@pytest.mark.parametrize(("steer", "first"), [("auto", "chat-a"), (True, "chat-b")])
+async def test_steering_is_left_to_a_plugin_that_chooses(harness, steer, first):
+    """Also when that plugin comes later in the list; the signal tells of the exhaustion all the same."""
+    async with harness([(plugin, {"steer": steer}), picky]) as h:
+        await h.request(script={"chat-a": ok(headers=GROQ_LIKE)})
+        assert signal(h).status is SignalStatus.EXHAUSTED
+        assert (await h.request()).attempts[0].deployment.id == first
+
+
+async def test_signals_are_bounded_with_ten_thousand_deployments_seen(harness, attempt):
+    """Also those that are on show for the other plugins."""
+    async with harness([(plugin, {"max_deployments": 300})]) as h:
+        hooks = h.plugin("signals")
+        for number in range(10_000):
+            hooks.post_response(attempt(deployment(f"d{number}", "chat"), at=h.clock.now()))
+        assert len(h.host.signals.all()) <= 300
+        assert h.host.signals.get("d9999") is not None
+        assert h.status("signals").details["forgotten"] >= 9700
 
 
 async def test_a_client_that_leaves_is_no_error(harness):

@@ -11,7 +11,7 @@ from .view import Summary, capacity_of, make_signal
 from .window import SLICES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from pointsman.types import Attempt, Deployment, Signal
 
@@ -43,15 +43,22 @@ class Book:
     Args:
         config: The plugin's configuration.
         dialects: How headers are read.
+        on_forget: Called with the id of a deployment that is no longer remembered.
     """
 
-    def __init__(self, config: SignalsConfig, dialects: DialectTable) -> None:
+    def __init__(
+        self,
+        config: SignalsConfig,
+        dialects: DialectTable,
+        on_forget: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.config = config
         self.rules = rules_of(config)
         self.slice_s = config.window_s / SLICES
         self.dialects = dialects
         self.states: dict[str, State] = {}
         self.forgotten = 0
+        self._on_forget = on_forget
         self._summaries: dict[str, Summary] = {}
         self._quotas: dict[tuple[str, str], tuple[Quota, set[str]]] = {}
         self._changed: dict[str, None] = {}
@@ -159,6 +166,7 @@ class Book:
             self.forgotten += 1
         self._summaries.pop(deployment_id, None)
         self._changed.pop(deployment_id, None)
+        self._on_forget(deployment_id)
 
     def _make_room(self, newest: State) -> None:
         excess = len(self.states) - self.config.max_deployments

@@ -134,8 +134,10 @@ class SignalsConfig(PluginConfig):
     min_attempts: int = Field(default=10, ge=1, le=10_000, description="Attempts before errors are judged.")
     assumed_reset_s: Seconds = Field(default=60.0, description="Exhaustion of which nobody says when it ends.")
     refused_s: Seconds = Field(default=30.0, description="Exhaustion after a 429 that does not say when to come back.")
-    steer: bool = Field(
-        default=True, description="Take part in select: avoid exhausted deployments, send less to degraded ones."
+    steer: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Take part in select: avoid exhausted deployments, send less to degraded ones. 'auto' leaves that to "
+        "a plugin that chooses by the signals itself, when there is one.",
     )
     degraded_share_ratio: float = Field(
         default=0.25,

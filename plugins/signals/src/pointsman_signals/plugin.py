@@ -50,8 +50,10 @@ class SignalsPlugin:
             dialects = DialectTable(installed_dialects(), config.dialects)
         except ValueError as err:
             raise ConfigError(f"signals: {err}") from err
-        self._book = Book(config, dialects)
+        self._book = Book(config, dialects, on_forget=self._forget)
         self._adopted_at = float("-inf")
+        #: Whether to take part in ``select``; None until the first request, when all plugins have started.
+        self._steers: bool | None = None if config.steer == "auto" else config.steer
 
     @hookimpl
     async def startup(self, services: Services) -> None:
@@ -75,9 +77,12 @@ class SignalsPlugin:
     @hookimpl
     def select(self, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
         """Avoid exhausted deployments and send less to degraded ones."""
-        if not self._config.steer or not candidates[1:]:
-            return None
         services = self._services
+        if self._steers is None:
+            # What is dropped here by chance cannot be chosen by whoever comes after.
+            self._steers = not any(status.details.get("chooses") is True for status in services.statuses().values())
+        if not self._steers or not candidates[1:]:
+            return None
         return steer(
             candidates,
             services.signals.get,
@@ -134,6 +139,9 @@ class SignalsPlugin:
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(span_attributes(signals[0], now))
+
+    def _forget(self, deployment_id: str) -> None:
+        self._services.signals.forget(deployment_id)
 
     async def _tick(self) -> None:
         services, book = self._services, self._book

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pointsman.types import Limit
 
@@ -58,16 +58,31 @@ class _Meaning(NamedTuple):
     """What a header name stands for.
 
     Attributes:
-        part: Index into a row of figures, or ``_NOTE``.
+        part: Which figure of the axis, or ``_NOTE``.
         axis: The axis' name, or the note's.
         window_s: The axis' window.
-        row: Number of the axis among all that this reader has met.
     """
 
     part: int
     axis: str
     window_s: float | None
-    row: int
+
+
+class _Plan(NamedTuple):
+    """What to look at in answers that have the same header names.
+
+    Attributes:
+        axes: Axis, window in seconds, and the names of the headers with its limit, remaining and reset; then those with
+            the used ratio and the window, or None where there is neither.
+        notes: Header name and the note's name.
+        structured: Whether there may be headers that one expression a header cannot describe.
+        retry: Whether there is a retry-after.
+    """
+
+    axes: tuple[tuple[str, float | None, str | None, str | None, str | None, tuple[str | None, str | None] | None], ...]
+    notes: tuple[tuple[str, str], ...]
+    structured: bool
+    retry: bool
 
 
 def clock_reset(text: str, now: float, axis: Axis) -> float | None:
@@ -120,14 +135,16 @@ _PARTS: Final = {
     "window": _WINDOW,
     "used_ratio": _USED_RATIO,
 }
-_UNMET: Final = _Meaning(_NOTE, "", None, -1)
-#: Header names come from outside: no more of them are remembered.
-_MAX_NAMES: Final = 1024
+#: How the names begin of headers that one expression a header cannot describe.
+_STRUCTURED: Final = "ratelimit"
+#: Header names come from outside: no more sets of them are remembered.
+_MAX_PLANS: Final = 256
+_MAX_PLAN_NAMES: Final = 128
 _SHORT: Final = 15
 
 
 class Reader:
-    """Reads one dialect's headers; remembers what each header name means.
+    """Reads one dialect's headers; remembers what their names mean.
 
     Args:
         dialect: The row to read by.
@@ -144,8 +161,7 @@ class Reader:
     ) -> None:
         self.dialect = dialect
         self._structured = structured
-        self._meanings: dict[str, _Meaning | None] = {}
-        self._rows: dict[tuple[str, float | None], int] = {}
+        self._plans: dict[tuple[str, ...], _Plan] = {}
         try:
             self._patterns = tuple(re.compile(pattern, re.ASCII) for pattern in dialect.headers)
         except re.error as err:
@@ -158,62 +174,79 @@ class Reader:
             headers: Raw response headers.
             now: Unix seconds when they arrived.
         """
-        meanings, note, reset, short = self._meanings, _NOTE, _RESET, _SHORT
-        if len(meanings) > _MAX_NAMES:
-            meanings.clear()
-            self._rows.clear()
-        rows: dict[int, list[Any]] = {}
+        # A provider sends the same names in the same order again and again; which of them matter is worked out once.
+        names = tuple(headers)
+        plan = self._plans.get(names)
+        if plan is None:
+            plan = self._plan(names)
+        limits = self._limits(plan, headers, now)
         notes: dict[str, float] = {}
-        for name, text in headers.items():
-            meaning = meanings.get(name, _UNMET)
-            if meaning is _UNMET:
-                meaning = self._meet(name)
-            if meaning is None:
-                continue
-            part, axis, _, number = meaning
-            if part == note:
-                _note(notes, axis, text)
-                continue
-            row = rows.get(number)
-            if row is None:
-                row = rows[number] = [None, None, None, None, None, meaning]
-            if part == reset:
-                row[reset] = text
-            else:
-                row[part] = float(text) if len(text) <= short and text.isdecimal() else parse_number(text)
-        limits = [limit for row in rows.values() if (limit := self._limit(row, now)) is not None]
-        if self._structured is not None:
+        for name, note in plan.notes:
+            _note(notes, note, headers[name])
+        if self._structured is not None and plan.structured:
             limits.extend(self._structured(headers, now))
-        retry_after_s = parse_retry_after(headers.get("retry-after"), headers.get("retry-after-ms"), now)
+        retry_after_s = None
+        if plan.retry:
+            retry_after_s = parse_retry_after(headers.get("retry-after"), headers.get("retry-after-ms"), now)
         if not limits and retry_after_s is None and not notes:
             return NOTHING
         return Reading(tuple(limits), retry_after_s, notes)
 
-    def _limit(self, row: list[Any], now: float) -> Limit | None:
-        size, remaining, reset, window_s, used, meaning = row
-        if used is not None and remaining is None:
-            size, remaining = 1.0, max(0.0, 1.0 - used)
-        if not window_s:
-            window_s = meaning.window_s
-        resets_at = None
-        if reset is not None:
-            parse = self.dialect.reset
-            if parse is clock_reset:
-                resets_at = parse_reset(reset, now)
-            else:
-                resets_at = parse(reset, now, Axis(meaning.axis, window_s, size, remaining))
-        if size is None and remaining is None and resets_at is None:
-            return None
-        return Limit(axis=meaning.axis, window_s=window_s, limit=size, remaining=remaining, resets_at=resets_at)
+    def _limits(self, plan: _Plan, headers: Mapping[str, str], now: float) -> list[Limit]:
+        parse = self.dialect.reset
+        limits = []
+        for axis, window_s, size_name, remaining_name, reset_name, rare in plan.axes:
+            size = None if size_name is None else _figure(headers[size_name])
+            remaining = None if remaining_name is None else _figure(headers[remaining_name])
+            if rare is not None:
+                used, told_s = (None if name is None else parse_number(headers[name]) for name in rare)
+                if used is not None and remaining is None:
+                    size, remaining = 1.0, max(0.0, 1.0 - used)
+                window_s = told_s or window_s  # noqa: PLW2901  # what the answer says goes before the documentation
+            resets_at = None
+            if reset_name is not None:
+                text = headers[reset_name]
+                if parse is clock_reset:
+                    resets_at = parse_reset(text, now)
+                else:
+                    resets_at = parse(text, now, Axis(axis, window_s, size, remaining))
+            if size is not None or remaining is not None or resets_at is not None:
+                limits.append(Limit(axis=axis, window_s=window_s, limit=size, remaining=remaining, resets_at=resets_at))
+        return limits
 
-    def _meet(self, name: str) -> _Meaning | None:
-        meaning = self._meanings[name] = self._find_meaning(name) if len(name) <= MAX_TEXT_CHARS else None
-        return meaning
+    def _plan(self, names: tuple[str, ...]) -> _Plan:
+        rows: dict[tuple[str, float | None], list[str | None]] = {}
+        notes = []
+        for name in names:
+            meaning = self._find_meaning(name) if len(name) <= MAX_TEXT_CHARS else None
+            if meaning is None:
+                continue
+            part, axis, window_s = meaning
+            if part == _NOTE:
+                notes.append((name, axis))
+            else:
+                rows.setdefault((axis, window_s), [None] * _NOTE)[part] = name
+        axes = []
+        for (axis, window_s), row in rows.items():
+            rare = (row[_USED_RATIO], row[_WINDOW])
+            axes.append((axis, window_s, row[_LIMIT], row[_REMAINING], row[_RESET], rare if any(rare) else None))
+        plan = _Plan(
+            tuple(axes),
+            tuple(notes),
+            structured=any(name.startswith(_STRUCTURED) for name in names),
+            retry="retry-after" in names or "retry-after-ms" in names,
+        )
+        # Header names come from outside; very long lists are read without being remembered.
+        if len(names) <= _MAX_PLAN_NAMES:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[names] = plan
+        return plan
 
     def _find_meaning(self, name: str) -> _Meaning | None:
         dialect = self.dialect
         if name in dialect.notes:
-            return _Meaning(_NOTE, dialect.notes[name], None, -1)
+            return _Meaning(_NOTE, dialect.notes[name], None)
         for pattern in self._patterns:
             match = pattern.fullmatch(name)
             if match is None:
@@ -229,9 +262,12 @@ class Reader:
             unit = groups.get("unit")
             if unit in PER_S:
                 window_s = PER_S[unit] * int(groups.get("count") or 1)
-            row = self._rows.setdefault((axis, window_s), len(self._rows))
-            return _Meaning(part, axis, window_s, row)
+            return _Meaning(part, axis, window_s)
         return None
+
+
+def _figure(text: str) -> float | None:
+    return float(text) if len(text) <= _SHORT and text.isdecimal() else parse_number(text)
 
 
 def _note(notes: dict[str, float], name: str, text: str) -> None:
