@@ -192,6 +192,13 @@ class QuotaConfig(PluginConfig):
         default="gateway",
         description="'gateway': cost as the gateway computes it. 'events': what a billing plugin announces.",
     )
+    money_wait_ms: int = Field(
+        default=2000,
+        ge=1,
+        le=8000,
+        description="With money_from 'events', how long a settlement waits for the announcement before it takes the "
+        "gateway's cost, in milliseconds.",
+    )
     timezone: str = Field(default="UTC", description="IANA time zone of days and months.")
     lease_s: int = Field(
         default=60, ge=5, le=3600, description="After this long a killed worker's reservations are free."

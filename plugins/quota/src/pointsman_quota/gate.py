@@ -148,13 +148,22 @@ class Gate:
         step = self._step("renew", target, (0, 0), expires_s=expires_s)
         return expires_s if (await self._run(target.keys(request_id), step)).done else None
 
-    async def spend(self, target: Target, usd_micros: int) -> None:
+    async def spend(self, target: Target, usd_micros: int, *, once: str = "") -> None:
         """Spend money without a reservation.
 
+        Args:
+            target: The scopes it is spent from.
+            usd_micros: How much.
+            once: When not empty, what it is for: it is spent once only.
+
         Raises:
-            StoreError: the store failed.
+            StoreError: the store failed; try again.
         """
-        await self._run(target.keys("-"), self._step("spend", target, (0, usd_micros)))
+        if once:
+            step = self._step("settle", target, (0, usd_micros), anew=True)
+            await self._run(target.keys(f"spent/{once}"), step)
+        else:
+            await self._run(target.keys("-"), self._step("spend", target, (0, usd_micros)))
 
     async def look(self, target: Target) -> Result:
         """Return the present states.

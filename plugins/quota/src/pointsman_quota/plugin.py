@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
@@ -10,6 +11,7 @@ from pointsman import PluginInfo, hookimpl
 from pointsman.types import BudgetSpent, Identity, Outcome, Route, Status
 
 from .admission import Admission
+from .announced import Announced
 from .config import QuotaConfig
 from .durations import Durations
 from .estimate import Estimator
@@ -29,13 +31,14 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from pointsman.plugin import Services
-    from pointsman.types import Credential, Denial, Event, RequestContext, Reservation, Settlement
+    from pointsman.types import Attempt, Credential, Denial, Event, RequestContext, Reservation, Settlement
 
     from .scopes import Target
 
 log: Final = logging.getLogger(__name__)
 
 _RENEWALS_A_LEASE: Final = 3
+_MOST_UNSPENT: Final = 10_000
 
 
 class Quota:
@@ -53,6 +56,7 @@ class Quota:
         self._open: dict[str, tuple[Reservation, float]] = {}
         self._odd_settlements = 0
         self._budget_events = 0
+        self._unspent: deque[BudgetSpent] = deque(maxlen=_MOST_UNSPENT)
 
     @hookimpl
     async def startup(self, services: Services) -> None:
@@ -60,6 +64,7 @@ class Quota:
         config = self._config
         self._services = services
         self._gate = Gate(config, services.store, services.clock, Calendar(ZoneInfo(config.timezone)))
+        self._announced = Announced(config.money_wait_ms, services.clock)
         self._roster = Roster(config, services.store, services.clock)
         self._estimator = Estimator(config.output, self._outputs, services)
         self._queue = FairQueue(config.queue, services.clock) if config.queue else None
@@ -106,11 +111,12 @@ class Quota:
     async def _settle(self, reservation: Reservation, settlement: Settlement) -> None:
         target = self._target(reservation)
         tokens = self._tokens(reservation, settlement)
-        usd_micros = settlement.cost_usd_micros if self._config.money_from == "gateway" else 0
+        usd_micros = await self._usd_micros(settlement)
         usd_micros = min(MAX_REQUEST_USD_MICROS, max(0, usd_micros))
         local = reservation.data.get("local") is True
         done = await self._gate.settle(target, reservation.id, (tokens, usd_micros), local=local)
         self._open.pop(reservation.id, None)
+        self._announced.forget(settlement.request_id)
         if self._queue:
             self._queue.freed(target.scope_keys())
         if done and settlement.outcome is Outcome.OK:
@@ -119,6 +125,13 @@ class Quota:
                 self._estimator.learn(
                     target.tenant, reservation.data, settlement.model, settlement.usage.completion_tokens
                 )
+
+    async def _usd_micros(self, settlement: Settlement) -> int:
+        """Return the money to spend: what a billing plugin announces, if it is asked and does; else the gateway's cost."""
+        if self._config.money_from == "gateway" or not any(map(_may_cost, settlement.attempts)):
+            return settlement.cost_usd_micros
+        announced = await self._announced.of(settlement.request_id)
+        return settlement.cost_usd_micros if announced is None else announced
 
     def _tokens(self, reservation: Reservation, settlement: Settlement) -> int:
         """Return the tokens to spend: the real ones, none for a cached answer, the estimate for one without usage."""
@@ -139,11 +152,24 @@ class Quota:
         """Count money that a billing plugin announces, if the configuration says so."""
         if not isinstance(event, BudgetSpent) or self._config.money_from != "events":
             return
-        tenant = self._roster.directory.get(event.tenant)
-        if tenant is None or not 0 < event.cost_usd_micros <= MAX_REQUEST_USD_MICROS:
-            return
-        self._budget_events += 1
-        await self._gate.spend(target_of(Caller(tenant), (), self._config.gateway_limits), event.cost_usd_micros)
+        if event.settled:
+            self._budget_events += 1
+            self._announced.hear(event.request_id, event.cost_usd_micros)
+        elif self._roster.directory.get(event.tenant) and 0 < event.cost_usd_micros <= MAX_REQUEST_USD_MICROS:
+            self._budget_events += 1
+            self._unspent.append(event)
+            await self._spend()
+
+    async def _spend(self) -> None:
+        """Spend what belongs to no settlement; what the store does not take is kept and tried again."""
+        while self._unspent:
+            event = self._unspent[0]
+            tenant = self._roster.directory.get(event.tenant)
+            if tenant is not None:
+                target = target_of(Caller(tenant), (), self._config.gateway_limits)
+                await self._gate.spend(target, event.cost_usd_micros, once=event.request_id)
+            if self._unspent and self._unspent[0] is event:
+                self._unspent.popleft()
 
     @hookimpl
     def status(self) -> Status:
@@ -183,6 +209,8 @@ class Quota:
                 "uncountable_prompts": self._estimator.uncountable,
                 "odd_settlements": self._odd_settlements,
                 "budget_events": self._budget_events,
+                "unannounced": self._announced.missed,
+                "unspent": len(self._unspent),
                 "problems": problems,
             },
         )
@@ -198,6 +226,7 @@ class Quota:
 
     async def _renew(self) -> None:
         """Renew the leases of requests that run for long, up to the longest time a request may take."""
+        await self._spend()
         now = self._services.clock.monotonic()
         due_s = self._config.lease_s / _RENEWALS_A_LEASE
         for request_id, (reservation, since) in list(self._open.items()):
@@ -206,6 +235,11 @@ class Quota:
                 age_s >= due_s and await self._gate.renew(self._target(reservation), request_id) is None
             ):
                 self._open.pop(request_id, None)
+
+
+def _may_cost(attempt: Attempt) -> bool:
+    """Say whether a billing plugin has something to say about an attempt."""
+    return not attempt.cached and (bool(attempt.cost_usd_micros) or attempt.usage is not None)
 
 
 plugin = PluginInfo(

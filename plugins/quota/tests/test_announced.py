@@ -1,0 +1,116 @@
+"""Money that a billing plugin announces."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman.testing import FakeClock, error, ok
+from pointsman.types import BudgetSpent
+from pointsman_quota.announced import Announced
+
+from .kit import call, details, tenant, usage, worker
+
+
+class Biller:
+    """Announces twice what the gateway says, and says it so many times."""
+
+    def __init__(self, config: BillerConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    async def startup(self, services):
+        self.services = services
+
+    @hookimpl
+    async def settle(self, settlement):
+        await asyncio.sleep(self.config.delay_s)
+        for _ in range(self.config.times):
+            cost = 2 * settlement.cost_usd_micros
+            event = BudgetSpent(
+                tenant="acme", cost_usd_micros=cost, at=0, request_id=settlement.request_id, settled=True
+            )
+            self.services.publish(event)
+
+
+class BillerConfig(PluginConfig):
+    times: int = 1
+    delay_s: float = 0.0
+
+
+BILLER = PluginInfo(name="biller", config=BillerConfig, factory=Biller)
+LIMITS = {"usd_per_day": 1, "tokens_per_day": 10_000}
+
+
+@pytest.mark.parametrize("biller", [{"times": 1}, {"times": 3}, {"delay_s": 0.05}, {"delay_s": 0.05, "times": 2}])
+async def test_a_request_is_charged_what_was_announced_for_it_once(biller: dict[str, Any]) -> None:
+    """However often, sooner or later than the quota asks; the model's and the key's limits count it too."""
+    acme = tenant(limits=LIMITS, model_limits={"chat*": LIMITS})
+    async with worker(acme, money_from="events", others=[(BILLER, biller)]) as h:
+        for _ in range(2):
+            await call(h, script=ok(cost_usd_micros=100))
+        await h.settled()
+        shown = await usage(h)
+        assert [row["day_usd_micros"] for row in shown.values()] == [400, 400]
+        assert [row["reserved_usd_micros"] for row in shown.values()] == [0, 0]
+        assert details(h)["unannounced"] == 0
+
+
+async def test_without_a_billing_plugin_the_gateways_cost_counts_and_only_one_settlement_waits() -> None:
+    async with worker(tenant(limits=LIMITS), money_from="events", money_wait_ms=100) as h:
+        for _ in range(20):
+            await call(h, script=ok(cost_usd_micros=10))
+        await h.settled(timeout_s=1.5)
+        assert (await usage(h))["tenant"]["day_usd_micros"] == 200
+        assert details(h)["unannounced"] == 20
+
+
+async def test_what_cost_nothing_is_not_waited_for() -> None:
+    async with worker(tenant(limits=LIMITS), money_from="events", money_wait_ms=8000) as h:
+        await call(h, script=error(400))
+        await call(h, script=ok(cost_usd_micros=0, cached=True))
+        await h.settled(timeout_s=1.0)
+        assert details(h)["unannounced"] == 0
+
+
+async def test_announcements_are_ignored_when_money_comes_from_the_gateway() -> None:
+    async with worker(tenant(limits=LIMITS), others=[(BILLER, {})]) as h:
+        await call(h, script=ok(cost_usd_micros=100))
+        await h.settled()
+        assert (await usage(h))["tenant"]["day_usd_micros"] == 100
+
+
+async def test_a_call_of_our_own_is_charged_once() -> None:
+    async with worker(tenant(limits=LIMITS), money_from="events") as h:
+        for request_id in ("mirror-1", "mirror-1", "mirror-2"):
+            h.publish(BudgetSpent(tenant="acme", cost_usd_micros=70, at=0, request_id=request_id))
+        await h.settled()
+        assert (await usage(h))["tenant"]["day_usd_micros"] == 140
+
+
+async def test_what_the_store_does_not_take_is_spent_when_it_is_back() -> None:
+    async with worker(tenant(limits=LIMITS), money_from="events") as h:
+        h.store.down = True
+        h.publish(BudgetSpent(tenant="acme", cost_usd_micros=70, at=0, request_id="mirror-1"))
+        await h.settled()
+        assert details(h)["unspent"] == 1
+        h.store.down = False
+        await h.clock.advance(60.0)
+        assert (await usage(h))["tenant"]["day_usd_micros"] == 70
+        assert details(h)["unspent"] == 0
+
+
+async def test_the_word_that_comes_ends_the_silence() -> None:
+    clock = FakeClock()
+    announced = Announced(20, clock)
+    assert await announced.of("a") is None
+    announced.hear("b", 5)
+    assert await announced.of("b") == 5
+    waiting = asyncio.create_task(announced.of("c"))
+    await asyncio.sleep(0)
+    announced.hear("c", 7)
+    assert await waiting == 7
+    assert announced.missed == 1
