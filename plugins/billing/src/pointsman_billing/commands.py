@@ -35,7 +35,7 @@ def group() -> None:
 @click.option("--period", type=click.Choice(PERIODS), default="day", show_default=True)
 @click.option("--csv", "csv_", is_flag=True, help="Print CSV.")
 @admin_options
-def usage(admin: AdminClient, *, csv_: bool, **query: str | None) -> None:
+def usage(admin: AdminClient, /, *, csv_: bool, **query: str | None) -> None:
     """Show tokens and money by tenant, model, hour, day or month."""
     query["from"] = query.pop("from_")
     answer = admin.get("/billing/usage", **query)

@@ -1,0 +1,267 @@
+"""From a settlement to events: what is billed, what it says, and that it always says the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.host.journal import Entry, dump, parse, restored_context
+from pointsman.types import (
+    AttemptError,
+    AttemptKind,
+    Endpoint,
+    ErrorClass,
+    Identity,
+    Outcome,
+    Price,
+    RequestContext,
+    Settlement,
+    Usage,
+)
+from pointsman_billing import bill, events
+from pointsman_billing.bill import Quote
+
+from .kit import AT, DEPLOYMENT, PRICE, USAGE, attempt, settlement
+
+QUOTE = Quote(price=PRICE, margin_ratio=Decimal("0.2"))
+GOLDEN = Path(__file__).with_name("golden_events.ndjson")
+
+
+def made(*attempts: Any, quote: Quote = QUOTE, tenant: str = "acme", **given: Any) -> bill.Bill:
+    return bill.of_settlement(settlement(*attempts, **given), tenant, lambda _: quote)
+
+
+def read(found: bill.Bill) -> list[dict[str, Any]]:
+    return [json.loads(event.body) for event in found.events]
+
+
+def golden_bills() -> list[bill.Bill]:
+    labels = {"version": "2", "version_id": "assistant-2", "experiment": "rollout", "arm": "canary"}
+    lost = attempt(
+        1,
+        outcome=Outcome.ERROR,
+        usage=None,
+        cost_usd_micros=None,
+        status_code=503,
+        error=AttemptError(kind=ErrorClass.SERVER),
+    )
+    cached = Usage(prompt_tokens=1117, completion_tokens=46, cached_tokens=1024, reasoning_tokens=12)
+    won = attempt(2, kind=AttemptKind.RETRY, usage=cached, cost_usd_micros=1973, labels=labels)
+    hedge = attempt(
+        3,
+        kind=AttemptKind.HEDGE,
+        outcome=Outcome.CANCELLED,
+        usage=replace(cached, completion_tokens=7, reasoning_tokens=0, estimated=True),
+        cost_usd_micros=None,
+        labels=labels,
+    )
+    silent = attempt(1, request_id="request-2", usage=None, cost_usd_micros=None)
+    return [
+        made(lost, won, hedge, usage=cached),
+        made(silent, request_id="request-2", usage=None),
+        made(attempt(model="modèle-é", deployment=replace(DEPLOYMENT, id="x" * 300)), quote=Quote(price=Price())),
+    ]
+
+
+def test_the_events_are_the_golden_ones_byte_for_byte() -> None:
+    """So that no change of the code changes a bill unnoticed. A new schema needs a new file and a new version."""
+    found = [event.body for one in golden_bills() for event in one.events]
+    assert found == GOLDEN.read_text(encoding="ascii").splitlines()
+
+
+def test_another_process_gives_the_same_bytes() -> None:
+    """Neither hash seeds nor a decimal context of somebody else has a say."""
+    script = (
+        "import decimal, sys; decimal.setcontext(decimal.Context(prec=3, rounding=decimal.ROUND_UP)); "
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from tests.test_bill import golden_bills; "
+        "print('\\n'.join(e.body for b in golden_bills() for e in b.events))"
+    )
+    done = subprocess.run(  # noqa: S603  # our own command
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+    )
+    assert done.stdout == GOLDEN.read_text(encoding="ascii")
+
+
+def test_an_attempt_says_everything_the_bill_needs() -> None:
+    event, request = read(made(attempt()))
+    assert tuple(event) == tuple(request) == events.FIELDS
+    seeds = {"tenant_id": "acme", "model": "assistant", "prompt_tokens": 100, "completion_tokens": 20}
+    assert seeds.items() <= event.items()
+    assert (event["timestamp"], event["started_at_ms"], event["finished_at_ms"]) == (
+        1_750_000_001,
+        1_750_000_000_000,
+        1_750_000_001_234,
+    )
+    assert (event["cost_usd"], event["cost_usd_micros"]) == ("0.00045", 450)
+    assert (event["amount_usd"], event["amount_usd_micros"], event["margin_ratio"]) == ("0.00054", 540, "0.2")
+    assert event["prices"]["cache_read_usd"] == "0.00000125"
+    assert (request["cost_usd_micros"], request["amount_usd_micros"], request["cost_basis"]) == (450, 540, "sum")
+    assert not any(isinstance(value, float) for value in [*event.values(), *event["prices"].values()])
+
+
+def test_the_ids_tell_attempts_kinds_tenants_and_requests_apart_and_nothing_else() -> None:
+    base = ("acme", "request-1", 1, "primary")
+    ids = {events.event_id(*base)}
+    for index, other in enumerate(("acmf", "request-2", 2, "hedge")):
+        changed: list[Any] = list(base)
+        changed[index] = other
+        ids.add(events.event_id(*changed))
+    assert len(ids) == 5
+    assert events.event_id("a", "b,c", 1, "k") != events.event_id("a,b", "c", 1, "k")
+    later = made(attempt(cost_usd_micros=1, usage=USAGE, duration_ms=9))
+    assert later.events[0].id == made(attempt()).events[0].id
+
+
+FAILED = AttemptError(kind=ErrorClass.SERVER)
+
+
+@pytest.mark.parametrize(
+    ("given_", "billed", "state"),
+    [
+        ({}, True, "billed"),
+        ({"usage": None, "cost_usd_micros": None}, True, "unpriced"),
+        ({"usage": None, "cost_usd_micros": 7}, True, "billed"),
+        ({"usage": Usage(), "cost_usd_micros": 0}, False, "free"),
+        ({"usage": Usage(), "cost_usd_micros": 40_000}, True, "billed"),
+        ({"cached": True}, False, "free"),
+        ({"outcome": Outcome.ERROR, "usage": None, "status_code": 500, "error": FAILED}, False, "free"),
+        ({"outcome": Outcome.ERROR, "status_code": 400, "error": FAILED}, False, "free"),
+        ({"outcome": Outcome.ERROR, "status_code": 500, "first_token_ms": 5.0, "error": FAILED}, True, "billed"),
+        ({"outcome": Outcome.DISCONNECTED, "usage": replace(USAGE, estimated=True)}, True, "billed"),
+        ({"outcome": Outcome.CANCELLED, "usage": None}, False, "free"),
+    ],
+)
+def test_what_is_billed(given_: dict[str, Any], billed: bool, state: str) -> None:
+    """Missing tokens of an answer are on record as such; an explicit zero, a cached answer and a failure are free."""
+    found = made(attempt(**given_))
+    assert (bool(found.events), found.state) == (billed, state)
+    if billed:
+        usage = given_.get("usage", USAGE)
+        expected = "missing" if usage is None else "estimated" if usage.estimated else "exact"
+        assert read(found)[0]["metering"] == expected
+        assert read(found)[0]["prompt_tokens"] == (None if usage is None else usage.prompt_tokens)
+
+
+def test_a_model_without_a_price_is_unpriced_and_its_tokens_are_known() -> None:
+    found = made(attempt(cost_usd_micros=None), quote=Quote(price=Price()))
+    event, request = read(found)
+    assert (found.state, event["cost_usd_micros"], event["cost_basis"]) == ("unpriced", None, None)
+    assert (event["prompt_tokens"], request["cost_usd_micros"]) == (100, None)
+
+
+def test_what_the_tenant_gets_for_nothing_is_free_and_still_on_record() -> None:
+    found = made(attempt(), quote=replace(QUOTE, margin_ratio=Decimal(-1)))
+    assert (found.state, found.cost_usd_micros, found.amount_usd_micros) == ("free", 450, 0)
+    assert len(found.events) == 2
+
+
+def test_impossible_tokens_count_as_unknown() -> None:
+    found = made(attempt(usage=Usage(prompt_tokens=2**53), cost_usd_micros=2**60))
+    assert (found.state, read(found)[0]["metering"]) == ("unpriced", "missing")
+
+
+def test_a_long_prompt_is_charged_at_the_price_for_long_prompts() -> None:
+    price = replace(PRICE, above=((200_000, replace(PRICE, input_usd=Decimal("0.000005"))),))
+    found = made(attempt(usage=Usage(prompt_tokens=200_001)), quote=Quote(price=price))
+    event = read(found)[0]
+    assert (event["prices"]["input_usd"], event["cost_usd_micros"]) == ("0.000005", 1_000_005)
+
+
+def test_the_gateways_own_figure_can_be_trusted() -> None:
+    event = read(made(attempt(cost_usd_micros=999), quote=replace(QUOTE, trust_gateway=True)))[0]
+    assert (event["cost_basis"], event["cost_usd_micros"], event["amount_usd"]) == ("gateway", 999, "0.0011988")
+
+
+def test_a_call_of_our_own_is_an_event_by_itself() -> None:
+    ctx = RequestContext(
+        request_id="own-1",
+        endpoint=Endpoint.CHAT,
+        model="gpt-4o",
+        stream=False,
+        identity=Identity(),
+        received_at=AT,
+    )
+    mirror = attempt(kind=AttemptKind.MIRROR)
+    found = bill.of_own_call(ctx, mirror, "shadow-account", QUOTE)
+    assert found is not None
+    (event,) = read(found)
+    assert (event["type"], event["kind"], event["tenant_id"], event["request_id"]) == (
+        "attempt",
+        "mirror",
+        "shadow-account",
+        "own-1",
+    )
+    assert bill.of_own_call(ctx, replace(mirror, usage=Usage(), cost_usd_micros=0), "t", QUOTE) is None
+
+
+counts = st.integers(0, 10**7)
+usages = st.none() | st.builds(
+    Usage,
+    prompt_tokens=counts,
+    completion_tokens=counts,
+    cached_tokens=counts,
+    cache_write_tokens=counts,
+    reasoning_tokens=counts,
+    audio_prompt_tokens=counts,
+    audio_completion_tokens=counts,
+    estimated=st.booleans(),
+)
+units = st.none() | st.decimals(min_value=0, max_value=1, places=10)
+quotes = st.builds(
+    Quote,
+    price=st.builds(Price, input_usd=units, output_usd=units, cache_read_usd=units, reasoning_usd=units),
+    source=st.sampled_from(["gateway", "config"]),
+    margin_ratio=st.decimals(min_value=-1, max_value=10, places=6),
+    trust_gateway=st.booleans(),
+)
+attempts = st.builds(
+    lambda usage, cost, outcome, kind, started, ms, model: attempt(
+        usage=usage,
+        cost_usd_micros=cost,
+        outcome=outcome,
+        kind=kind,
+        started_at=started,
+        duration_ms=ms,
+        model=model,
+        first_token_ms=1.0,
+    ),
+    usages,
+    st.none() | st.integers(0, 10**9),
+    st.sampled_from([Outcome.OK, Outcome.ERROR, Outcome.CANCELLED, Outcome.DISCONNECTED]),
+    st.sampled_from(list(AttemptKind)),
+    st.floats(0, 4e9),
+    st.floats(0, 1e7),
+    st.none() | st.text(max_size=300),
+)
+
+
+def _numbered(found: list[Any]) -> Settlement:
+    return settlement(*(replace(a, number=n) for n, a in enumerate(found, start=1)))
+
+
+@given(st.lists(attempts, max_size=4).map(_numbered), quotes, st.text(max_size=300))
+def test_a_replay_gives_the_same_bill_byte_for_byte(found: Settlement, quote: Quote, tenant: str) -> None:
+    """From the same settlement, from the one that the journal brings back, and from the events themselves."""
+    who = bill.clean(tenant)
+    first = bill.of_settlement(found, who, lambda _: quote)
+    (entry,) = parse(dump([Entry(restored_context(found), found, [])]))
+    assert bill.of_settlement(entry.settlement, who, lambda _: quote) == first
+    for event in first.events:
+        event.body.encode("ascii")
+        if event.type == events.ATTEMPT:
+            assert events.replayed(json.loads(event.body)) == event.body
+    assert len({event.id for event in first.events}) == len(first.events)
+    rows = read(first)
+    costs = [row["cost_usd_micros"] for row in rows if row["type"] == "attempt"]
+    if rows:
+        assert rows[-1]["type"] == "request"
+        assert rows[-1]["cost_usd_micros"] == (None if None in costs else sum(costs))
