@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UpstreamError
+from ..host import attributes
 from ..host.runtime import new_id
 from ..types import (
     Answer,
@@ -23,6 +24,7 @@ from ..types import (
     Identity,
     Outcome,
     RequestContext,
+    Route,
     UpstreamRequest,
     UpstreamResponse,
 )
@@ -123,7 +125,9 @@ class RouterUpstream:
             body=request.body,
             received_at=host.clock.now(),
         )
-        return host.detached(ctx, link=primary.span if primary is not None else None)
+        exchange = host.detached(ctx, link=primary.span if primary is not None else None)
+        host.tracing.set(exchange.span, attributes.of_route(Route(target=request.target, labels=request.labels)))
+        return exchange
 
 
 class RouteUpstream:

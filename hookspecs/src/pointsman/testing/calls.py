@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ..errors import UpstreamError
+from ..host import attributes
 from ..types import (
     Answer,
     Attempt,
@@ -27,6 +28,7 @@ from ..types import (
     Identity,
     Outcome,
     RequestContext,
+    Route,
     UpstreamRequest,
     UpstreamResponse,
 )
@@ -132,7 +134,9 @@ def _detached(host: Host, request: UpstreamRequest, primary: Exchange | None) ->
         body=request.body,
         received_at=host.clock.now(),
     )
-    return host.detached(ctx, link=primary.span if primary is not None else None)
+    exchange = host.detached(ctx, link=primary.span if primary is not None else None)
+    host.tracing.set(exchange.span, attributes.of_route(Route(target=request.target, labels=request.labels)))
+    return exchange
 
 
 class FakeCall:
