@@ -165,9 +165,10 @@ class Breaker:
         self.elapse(now)
         self.probe_at = now
 
-    def give_back(self) -> None:
-        """Note that the probe came back without a verdict, or never left."""
-        self.probe_at = None
+    def give_back(self, started_at: float) -> None:
+        """Note that an attempt begun at ``started_at`` ended without a verdict; if it was the probe, another may go."""
+        if self.probe_at is not None and started_at >= self.probe_at:
+            self.probe_at = None
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class Breaker:
             return self._open(now, rules.auth_s, Cause.AUTH, "the provider refuses the credentials")
         if kind not in RETRYABLE:
             # The caller's fault: neither ill nor healthy.
-            self.probe_at = None
+            self.give_back(started_at)
             return False
         self._count(now, failed=True)
         self.streak += 1

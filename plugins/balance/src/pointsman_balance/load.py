@@ -64,6 +64,14 @@ class Ewma:
         """Begin anew with the next value."""
         self.count = 0
 
+    def saved(self) -> tuple[float, float, float, int]:
+        """Return everything, for ``restore``."""
+        return self.value, self.usual, self.at, self.count
+
+    def restore(self, saved: tuple[float, float, float, int]) -> None:
+        """Go back to what was saved."""
+        self.value, self.usual, self.at, self.count = saved
+
 
 class Load:
     """One deployment in one model group, as this worker sees it.
@@ -74,6 +82,7 @@ class Load:
     """
 
     __slots__ = (
+        "begun",
         "errors",
         "failed",
         "first_ms",
@@ -98,6 +107,8 @@ class Load:
         self.running: dict[str, float] = {}
         #: The part of ``running`` that are streams without a first token.
         self.waiting: dict[str, float] = {}
+        #: Of streams that have begun to answer: what was known of the waiting time before.
+        self.begun: dict[str, tuple[float, float, float, int]] = {}
         #: Requests that were sent here but whose attempt has not begun: request id to the time of the choice.
         self.picks: dict[str, float] = {}
         self.first_ms = Ewma(PEAK_GAIN)
@@ -138,10 +149,20 @@ class Load:
     def first_token(self, attempt_id: str, first_ms: float, now: float) -> None:
         """Note the first token of a stream."""
         if self.waiting.pop(attempt_id, None) is not None:
+            self.begun[attempt_id] = self.first_ms.saved()
             self.first_ms.add(first_ms, now, self.tau_s)
 
-    def end(self, attempt_id: str, request_id: str) -> None:
-        """Note that an attempt has ended, or that it was refused before it began."""
+    def end(self, attempt_id: str, request_id: str, *, cached: bool = False) -> None:
+        """Note that an attempt has ended, or that it was refused before it began.
+
+        Args:
+            attempt_id: It.
+            request_id: The request's id.
+            cached: Whether the gateway's own cache answered: how quickly it did says nothing about the deployment.
+        """
+        begun = self.begun.pop(attempt_id, None)
+        if cached and begun is not None:
+            self.first_ms.restore(begun)
         self.picks.pop(request_id, None)
         self.running.pop(attempt_id, None)
         self.waiting.pop(attempt_id, None)
@@ -186,9 +207,8 @@ class Load:
 
     def sweep(self, now: float) -> list[str]:
         """Give up attempts and choices that have been lost; return the requests of lost choices."""
-        for started in (self.running, self.waiting):
-            for attempt_id in [one for one, at in started.items() if at < now - LOST_AFTER_S]:
-                del started[attempt_id]
+        for attempt_id in [one for one, at in self.running.items() if at < now - LOST_AFTER_S]:
+            self.end(attempt_id, "")
         lost = [request_id for request_id, at in self.picks.items() if at < now - PICK_S]
         for request_id in lost:
             del self.picks[request_id]

@@ -59,7 +59,7 @@ class Observer:
         load = member.load
         if attempt.first_token_ms is not None:
             load.first_token(attempt.id, attempt.first_token_ms, now)
-        load.end(attempt.id, attempt.request_id)
+        load.end(attempt.id, attempt.request_id, cached=attempt.cached)
         usage = attempt.usage
         if usage is not None and not attempt.cached:
             load.spend(usage.total_tokens, now)
@@ -67,14 +67,14 @@ class Observer:
             self._tries.forget(attempt.request_id)
             if attempt.cached:
                 # The gateway's own cache answered: the deployment was not asked.
-                member.breaker.give_back()
+                member.breaker.give_back(attempt.started_at)
             else:
                 self._answered(member, attempt, now)
         elif attempt.outcome is Outcome.ERROR:
             self._failed(ctx, member, attempt, now)
         else:
             # Cancelled, or the client went away: no verdict.
-            member.breaker.give_back()
+            member.breaker.give_back(attempt.started_at)
         return member
 
     def _answered(self, member: Member, attempt: Attempt, now: float) -> None:

@@ -211,7 +211,7 @@ class BalancePlugin:
             for member in self._members:
                 if member.load.sweep(now):
                     # A request that never came to its attempt may have been the probe.
-                    member.breaker.give_back()
+                    member.breaker.give_back(now)
         if self._shared is not None:
             await self._shared.sync()
 

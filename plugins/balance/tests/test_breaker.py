@@ -1,0 +1,236 @@
+"""When a breaker opens, what it lets through, and how it comes back."""
+
+from __future__ import annotations
+
+import pytest
+
+from pointsman.types import ErrorClass
+from pointsman_balance.breaker import ALL, NOBODY, PROBE, Breaker, BreakerState, Cause, Change
+from pointsman_balance.config import BreakerConfig
+
+NOW = 1_700_000_000.0
+CALLERS = [ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED]
+OTHERS = [ErrorClass.TIMEOUT, ErrorClass.SERVER, ErrorClass.CONNECTION, ErrorClass.UNKNOWN]
+
+
+def breaker(**rules):
+    return Breaker(BreakerConfig(**rules))
+
+
+def fail(one, now, kind=ErrorClass.SERVER, times=1, **more):
+    for _ in range(times):
+        one.failed_at(kind, now, now, **more)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_retryable_errors_in_a_row_open_it(kind):
+    one = breaker(consecutive_errors=3, error_ratio=None)
+    fail(one, NOW, kind, 2)
+    one.succeeded_at(NOW, NOW)
+    fail(one, NOW, kind, 2)
+    assert one.healthy
+    fail(one, NOW, kind)
+    assert (one.state, one.cause, one.admits(NOW)) == (BreakerState.OPEN, Cause.ERRORS, NOBODY)
+    assert "3 errors in a row" in one.reason
+
+
+@pytest.mark.parametrize("kind", [*CALLERS, ErrorClass.NOT_FOUND])
+def test_what_is_not_the_deployments_fault_never_counts(kind):
+    one = breaker(consecutive_errors=1, error_ratio=0.01, min_attempts=2)
+    fail(one, NOW, kind, 100)
+    assert one.healthy
+
+
+def test_an_error_ratio_over_the_window_opens_it():
+    one = breaker(consecutive_errors=None, error_ratio=0.3, min_attempts=8, window_s=10)
+    for step in range(7):
+        one.succeeded_at(NOW + step, NOW + step)
+        if step in {2, 4}:
+            fail(one, NOW + step)
+    assert one.healthy, "2 of 9"
+    fail(one, NOW + 7)
+    assert "3 of 10 attempts failed" in one.reason
+
+
+def test_errors_that_have_left_the_window_no_longer_count():
+    one = breaker(consecutive_errors=None, error_ratio=0.3, min_attempts=4, window_s=10)
+    fail(one, NOW, times=3)
+    for _ in range(6):
+        one.succeeded_at(NOW + 11, NOW + 11)
+    fail(one, NOW + 11)
+    assert one.healthy
+
+
+def test_the_window_holds_the_latest_64_attempts():
+    one = breaker(consecutive_errors=None, error_ratio=0.5, min_attempts=64, window_s=1000)
+    for _ in range(200):
+        one.succeeded_at(NOW, NOW)
+    fail(one, NOW, times=31)
+    assert one.healthy
+    fail(one, NOW)
+    assert not one.healthy
+
+
+def test_a_429_opens_it_until_the_provider_says():
+    one = breaker()
+    fail(one, NOW, ErrorClass.RATE_LIMIT, comes_back_at=NOW + 12)
+    assert (one.cause, one.until) == (Cause.RATE_LIMIT, NOW + 12)
+    fail(one, NOW + 1, ErrorClass.RATE_LIMIT, comes_back_at=NOW + 5)
+    assert one.until == NOW + 12, "an earlier end does not shorten it"
+    fail(one, NOW + 2, ErrorClass.RATE_LIMIT, comes_back_at=NOW + 20)
+    assert one.until == NOW + 20
+    assert one.admits(NOW + 19.9) == NOBODY
+    assert one.admits(NOW + 20) == PROBE
+
+
+@pytest.mark.parametrize(("comes_back_at", "until"), [(None, 30.0), (NOW + 1e9, 3600.0), (NOW - 50, 0.0)])
+def test_the_length_of_a_429_has_a_default_and_bounds(comes_back_at, until):
+    one = breaker()
+    fail(one, NOW, ErrorClass.RATE_LIMIT, comes_back_at=comes_back_at)
+    assert one.until == NOW + until
+
+
+def test_refused_credentials_open_it_at_once():
+    one = breaker(auth_s=60)
+    fail(one, NOW, ErrorClass.AUTH)
+    assert (one.cause, one.until) == (Cause.AUTH, NOW + 60)
+
+
+def test_one_probe_at_a_time_and_so_many_successes_close_it():
+    one = breaker(consecutive_errors=1, open_s=2, successes=2, probe_timeout_s=30)
+    fail(one, NOW)
+    assert one.elapse(NOW + 2)
+    assert one.admits(NOW + 2) == PROBE
+    one.lend(NOW + 2)
+    assert one.admits(NOW + 2.5) == NOBODY
+    assert not one.succeeded_at(NOW + 2, NOW + 3)
+    assert one.admits(NOW + 3) == PROBE
+    one.lend(NOW + 3)
+    assert one.succeeded_at(NOW + 3, NOW + 4)
+    assert one.healthy
+
+
+def test_a_probe_that_is_lost_is_given_up():
+    one = breaker(consecutive_errors=1, open_s=2, probe_timeout_s=30)
+    fail(one, NOW)
+    one.lend(NOW + 2)
+    assert one.admits(NOW + 31) == NOBODY
+    assert one.admits(NOW + 32) == PROBE
+    one.lend(NOW + 32)
+    one.give_back(NOW + 31)
+    assert one.admits(NOW + 33) == NOBODY, "that was not the probe"
+    one.give_back(NOW + 32)
+    assert one.admits(NOW + 33) == PROBE
+
+
+def test_the_callers_fault_gives_a_probe_back_without_a_verdict():
+    one = breaker(consecutive_errors=1, open_s=2)
+    fail(one, NOW)
+    one.lend(NOW + 2)
+    one.failed_at(ErrorClass.CLIENT, NOW + 2, NOW + 2.5)
+    assert (one.state, one.admits(NOW + 3)) == (BreakerState.HALF_OPEN, PROBE)
+
+
+def test_each_opening_is_longer_up_to_a_bound_and_calm_forgets_them():
+    one = breaker(consecutive_errors=1, open_s=2, backoff_factor=2, max_open_s=10, calm_s=60, ramp_s=0)
+    lengths, now = [], NOW
+    for _ in range(5):
+        fail(one, now)
+        lengths.append(one.until - now)
+        now = one.until
+        one.lend(now)
+    assert lengths == [2, 4, 8, 10, 10]
+    one.succeeded_at(now, now)
+    fail(one, now + 61)
+    assert one.until - (now + 61) == 2
+
+
+def test_traffic_returns_over_a_ramp_and_a_failure_within_it_opens_again():
+    one = breaker(consecutive_errors=3, open_s=2, ramp_s=10, ramp_start_ratio=0.1)
+    fail(one, NOW, times=3)
+    one.lend(NOW + 2)
+    one.succeeded_at(NOW + 2, NOW + 3)
+    shares = [one.admits(NOW + 3 + second) for second in range(11)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares == sorted(shares)
+    assert shares[5] == pytest.approx(0.55)
+    assert shares[10] == ALL
+    fail(one, NOW + 8)
+    assert (one.state, one.until) == (BreakerState.OPEN, NOW + 12), "one failure, and twice as long"
+
+
+def test_an_attempt_from_before_the_opening_closes_nothing_and_opens_nothing():
+    one = breaker(consecutive_errors=1, open_s=2)
+    fail(one, NOW)
+    until = one.until
+    assert not one.succeeded_at(NOW - 1, NOW + 2)
+    assert not one.failed_at(ErrorClass.SERVER, NOW - 1, NOW + 2)
+    assert (one.state, one.until) == (BreakerState.OPEN, until)
+
+
+def test_an_answer_while_it_is_open_counts():
+    """Nobody is healthy, so it was asked all the same."""
+    one = breaker(consecutive_errors=1, open_s=60)
+    fail(one, NOW)
+    assert one.succeeded_at(NOW + 1, NOW + 2)
+    assert one.healthy
+
+
+def test_without_probes_it_closes_by_itself():
+    one = breaker(consecutive_errors=1, open_s=2, probe="off", ramp_s=10)
+    fail(one, NOW)
+    assert one.elapse(NOW + 2)
+    assert one.admits(NOW + 2) == pytest.approx(0.1)
+
+
+def test_a_disabled_breaker_never_opens():
+    one = breaker(enabled=False)
+    fail(one, NOW, times=50)
+    fail(one, NOW, ErrorClass.AUTH)
+    fail(one, NOW, ErrorClass.RATE_LIMIT)
+    assert one.admits(NOW) == ALL
+
+
+def test_reset_closes_without_a_ramp():
+    one = breaker()
+    fail(one, NOW, times=3)
+    one.reset(NOW + 1)
+    assert (one.admits(NOW + 1), one.openings) == (ALL, 0)
+
+
+def test_a_newer_change_is_adopted_and_an_older_one_is_not():
+    one, other = breaker(), breaker()
+    fail(other, NOW, times=3)
+    assert one.adopt(other.change())
+    assert (one.state, one.until, one.reason, one.openings) == (other.state, other.until, other.reason, 1)
+    assert not one.adopt(Change(state=BreakerState.CLOSED, at=NOW - 1))
+    other.lend(NOW + 2)
+    other.succeeded_at(NOW + 2, NOW + 3)
+    assert one.adopt(other.change())
+    assert one.admits(NOW + 3) == pytest.approx(0.1), "the ramp is adopted too"
+    assert not one.adopt(other.change()), "the same again"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("classic", {"consecutive_errors": 3, "open_s": 300.0, "probe": "call", "ramp_s": 0.0, "error_ratio": None}),
+        ({"preset": "classic", "open_s": 60}, {"open_s": 60.0, "probe": "call"}),
+        ({}, {"preset": "swift", "probe": "request"}),
+    ],
+)
+def test_presets_are_a_base_for_other_settings(given, expected):
+    rules = BreakerConfig.model_validate(given)
+    assert {name: getattr(rules, name) for name in expected} == expected
+
+
+def test_it_says_why_for_people():
+    one = breaker(consecutive_errors=1, open_s=2, ramp_s=10)
+    assert one.says(NOW) == "closed"
+    fail(one, NOW)
+    assert one.says(NOW + 0.5) == "breaker open for 1.5 s more: 1 errors in a row, last: server"
+    assert one.says(NOW + 2).startswith("breaker half-open, to be probed")
+    one.lend(NOW + 2)
+    assert one.says(NOW + 2).startswith("breaker half-open, being probed")
+    one.succeeded_at(NOW + 2, NOW + 2)
+    assert one.says(NOW + 2) == "ramping up, 10%"

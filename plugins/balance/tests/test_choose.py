@@ -1,0 +1,233 @@
+"""Who is left out and why, who probes, and what happens when nobody is healthy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pointsman.types import AttemptKind, ErrorClass, Limit, Outcome, Signal, SignalStatus
+
+from .conftest import NOW, Table, make_deployment, make_request
+
+
+def signal(id_, status, until=None, reason="no tokens left", limits=()):
+    return Signal(deployment_id=id_, status=status, recorded_at=NOW, until=until, reason=reason, limits=limits)
+
+
+def chosen(answer):
+    (one,) = [candidate for candidate in answer.values() if not candidate.dropped]
+    return one
+
+
+def test_the_choice_tells_the_scores_of_all_and_why_others_could_not_be_chosen(table_of):
+    table = table_of("a", "b", "c", "ill", "empty")
+    for one, first_ms in {"a": 100, "b": 200, "c": 400}.items():
+        table.see(one, first_ms=first_ms, usage=None)
+    table.see("ill", error=ErrorClass.AUTH)
+    table.signals["empty"] = signal("empty", SignalStatus.EXHAUSTED, NOW + 60)
+    answer = table.ask(now=NOW)
+    one = chosen(answer)
+    assert (one.deployment.id, one.score) == ("a", 1.0)
+    assert one.notes == ("adaptive, waits 100 ms, 0 in flight; against b 0.5, c 0.25",)
+    assert answer["ill"].notes == ("breaker open for 60.0 s more: the provider refuses the credentials",)
+    assert answer["empty"].notes == ("exhausted: no tokens left",)
+    assert set(answer) == {"a", "ill", "empty"}, "who only scored less is left out"
+
+
+def test_notes_of_earlier_plugins_are_kept(table_of):
+    table = table_of("a", "b")
+    table.candidates = tuple(c.scored(0.3, "tagged") for c in table.candidates)
+    table.see("b", error=ErrorClass.AUTH)
+    answer = table.ask()
+    assert answer["a"].notes[0] == answer["b"].notes[0] == "tagged"
+
+
+def test_a_retry_goes_elsewhere_while_there_are_others(table_of, request_of):
+    table, request = table_of("a", "b", "c"), request_of()
+    tried = []
+    for _ in range(3):
+        one = table.choose(request)
+        tried.append(one)
+        table.see(one, request=request, error=ErrorClass.SERVER)
+    assert sorted(tried) == ["a", "b", "c"]
+    answer = table.ask(request)
+    assert "nobody is healthy" in chosen(answer).notes[-1], "all have been tried: again, and it says so"
+    assert "has been tried for this request" in chosen(answer).notes[-1]
+
+
+def test_a_second_leg_of_a_race_runs_elsewhere(table_of, request_of):
+    table, request = table_of("a", "b"), request_of()
+    first = table.choose(request)
+    table.begin(first, request)
+    assert table.choose(request) != first
+
+
+def test_an_answered_request_is_forgotten(table_of, request_of):
+    table, request = table_of("a"), request_of()
+    table.see("a", request=request)
+    assert len(table.tries) == 0
+
+
+def test_an_open_breaker_of_one_group_says_nothing_about_another(table_of):
+    table = table_of(make_deployment("a", "chat"), make_deployment("b", "chat"))
+    for _ in range(3):
+        table.see("a", error=ErrorClass.SERVER)
+    assert {table.choose() for _ in range(50)} == {"b"}
+    other = Table([make_deployment("a", "batch"), make_deployment("b", "batch")], {})
+    other.chooser, other.members = table.chooser, table.members
+    assert {other.choose() for _ in range(50)} == {"a", "b"}
+
+
+def test_a_half_open_breaker_gets_one_request_and_comes_back(table_of, request_of):
+    table = table_of("a", "b", tactic="random", breaker={"open_s": 2, "ramp_s": 10})
+    for _ in range(3):
+        table.see("a", error=ErrorClass.SERVER)
+    assert {table.choose(now=NOW + 1.9) for _ in range(50)} == {"b"}
+    probe = request_of()
+    answer = table.ask(probe, NOW + 2)
+    assert chosen(answer).deployment.id == "a"
+    assert chosen(answer).notes[-1].startswith("probe: breaker half-open")
+    assert {table.choose(now=NOW + 2.1) for _ in range(50)} == {"b"}, "one probe at a time"
+    table.see("a", NOW + 2.0, request=probe, took_s=0.3)
+    assert table.changes == [("a", "open"), ("a", "closed")]
+    seen = Counter(table.choose(now=NOW + 2.31) for _ in range(400))
+    assert 10 <= seen["a"] <= 90, "a tenth, at first"
+    assert Counter(table.choose(now=NOW + 30) for _ in range(400))["a"] > 150
+
+
+def test_a_retry_is_no_probe(table_of, request_of):
+    """It has nobody left to be retried on when the probe fails."""
+    table, request = table_of("a", "b", "c"), request_of()
+    for _ in range(3):
+        table.see("a", error=ErrorClass.SERVER)
+    table.see("b", request=request, error=ErrorClass.SERVER)
+    assert {table.choose(request, NOW + 5) for _ in range(20)} == {"c"}
+
+
+def test_probes_by_call_take_no_request(table_of):
+    table = table_of("a", "b", breaker={"probe": "call", "open_s": 2})
+    for _ in range(3):
+        table.see("a", error=ErrorClass.SERVER)
+    assert {table.choose(now=NOW + 10) for _ in range(50)} == {"b"}
+
+
+def test_a_degraded_deployment_keeps_a_part_of_its_traffic(table_of):
+    table = table_of("a", "b", tactic="random", degraded_share_ratio=0.2)
+    table.signals["a"] = signal("a", SignalStatus.DEGRADED, NOW + 60, "2.0% of tokens left")
+    seen = Counter(table.choose() for _ in range(1000))
+    assert seen["a"] == pytest.approx(100, abs=40), "half of a fifth"
+    reasons = {note for _ in range(50) for c in table.ask().values() if c.dropped for note in c.notes}
+    assert reasons == {"degraded: 2.0% of tokens left"}
+    assert Counter(table.choose(now=NOW + 61) for _ in range(400))["a"] > 150, "until it ends by itself"
+
+
+def test_degraded_by_errors_alone_is_left_to_the_breaker(table_of):
+    """The signal's window is minutes long; what the breaker has closed must not stay shunned for so long."""
+    table = table_of("a", "b", tactic="random")
+    table.signals["a"] = signal("a", SignalStatus.DEGRADED, None, "30% of 40 attempts failed")
+    assert Counter(table.choose() for _ in range(400))["a"] > 150
+
+
+def test_a_429_opens_until_the_time_that_only_the_signal_knows(table_of):
+    table = table_of("a", "b")
+    table.signals["a"] = signal("a", SignalStatus.EXHAUSTED, NOW + 17, limits=(Limit(axis="requests"),))
+    table.see("a", error=ErrorClass.RATE_LIMIT)
+    assert table.member("a").breaker.until == NOW + 17
+    table.see("b", error=ErrorClass.RATE_LIMIT, retry_after_s=4.0)
+    assert table.member("b").breaker.until == NOW + 4, "the provider's own word goes first"
+
+
+def test_without_any_word_a_429_costs_the_default(table_of):
+    table = table_of("a", "b")
+    table.see("a", error=ErrorClass.RATE_LIMIT)
+    assert table.member("a").breaker.until == NOW + 30
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ({"a": ErrorClass.AUTH, "b": ErrorClass.RATE_LIMIT, "c": ErrorClass.SERVER}, "c"),
+        ({"a": ErrorClass.AUTH, "b": ErrorClass.RATE_LIMIT, "c": ErrorClass.AUTH}, "b"),
+    ],
+)
+def test_when_nobody_is_healthy_the_least_bad_serves_and_says_so(table_of, kinds, expected):
+    table = table_of("a", "b", "c", breaker={"open_s": 20, "consecutive_errors": 1})
+    for one, kind in kinds.items():
+        table.see(one, error=kind)
+    one = chosen(table.ask())
+    assert one.deployment.id == expected
+    assert one.notes[-1].startswith("nobody is healthy, this is the least bad: breaker open for")
+    assert table.chooser.nobody_healthy == 1
+
+
+def test_the_least_bad_of_two_limits_is_the_first_to_end(table_of):
+    table = table_of("a", "b")
+    table.see("a", error=ErrorClass.RATE_LIMIT, retry_after_s=50)
+    table.see("b", error=ErrorClass.RATE_LIMIT, retry_after_s=10)
+    assert {table.choose() for _ in range(20)} == {"b"}
+
+
+def test_a_group_of_one_is_served_whatever_its_breaker_says(table_of):
+    table = table_of("a")
+    assert chosen(table.ask()).notes[-1] == "the only healthy one"
+    table.see("a", error=ErrorClass.AUTH)
+    assert "nobody is healthy" in chosen(table.ask()).notes[-1]
+
+
+def test_answers_from_the_gateways_cache_teach_nothing(table_of):
+    table = table_of("a", "b")
+    table.see("a", first_ms=200)
+    attempt = table.begin("a", now=NOW + 1)
+    table.observer.first_token(attempt, 1.0, NOW + 1)
+    ended = replace(attempt, outcome=Outcome.OK, first_token_ms=1.0, cached=True)
+    table.observer.end(make_request(), ended, NOW + 1)
+    load = table.member("a").load
+    assert (load.first_ms.value, load.first_ms.count, load.tokens_now(NOW), load.in_flight) == (200, 1, 141, 0)
+
+
+def test_probes_of_one_token_teach_health_and_no_times(table_of):
+    table = table_of("a", "b")
+    table.see("a", kind=AttemptKind.PROBE, first_ms=None, ms=3.0)
+    assert table.member("a").load.wait_ms(NOW, stream=False) is None
+
+
+KINDS = [None, *ErrorClass]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abcd"),
+            st.sampled_from(KINDS),
+            st.floats(0, 30),
+            st.booleans(),
+            st.sampled_from(SignalStatus),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from(["adaptive", "p2c", "random", "cache_affinity", "headroom", "token_based", "round_robin"]),
+)
+def test_somebody_is_always_chosen_and_an_open_one_only_when_all_are(steps, tactic):
+    table = Table([make_deployment(one) for one in "abcd"], {"tactic": tactic})
+    now = NOW
+    for one, kind, seconds, tells, status in steps:
+        now += seconds
+        if tells:
+            table.signals[one] = signal(one, status, now + seconds)
+        table.see(one, now, **({"error": kind} if kind else {}))
+        request = make_request()
+        answer = table.ask(request, now)
+        picked = chosen(answer).deployment.id
+        table.members.of(table.deployments[picked], now).load.picks.clear()
+        breaker = table.member(picked, now).breaker
+        if breaker.admits(now) == 0.0 and breaker.probe_at != now:
+            raise AssertionError("an open one was asked without noting it")
+        others = [m for m in table.members if m.breaker.healthy and m.key[1] != picked]
+        exhausted = {i for i, s in table.signals.items() if s.status_at(now) is SignalStatus.EXHAUSTED}
+        if not breaker.healthy and not chosen(answer).notes[-1].startswith("probe"):
+            assert all(member.key[1] in exhausted for member in others), chosen(answer).notes
