@@ -78,7 +78,7 @@ class BalancePlugin:
     async def shutdown(self) -> None:
         """Write what is not written yet."""
         if self._shared is not None:
-            await self._shared.sync()
+            await self._shared.finish()
 
     @hookimpl
     def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate]:

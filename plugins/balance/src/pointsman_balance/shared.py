@@ -115,6 +115,13 @@ class Shared:
         else:
             self.failures = 0
 
+    async def finish(self) -> None:
+        """Write what is not written yet, at shutdown, also when a background task was about to."""
+        try:
+            await self.flush()
+        except StoreError as err:
+            self._failed(err)
+
     def _failed(self, err: StoreError) -> None:
         self.failures += 1
         level = logging.WARNING if self.failures == 1 else logging.DEBUG
