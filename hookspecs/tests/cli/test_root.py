@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -43,7 +44,8 @@ def test_help_lists_commands_and_the_groups_of_plugins_that_have_some(run, insta
     with_commands()
     result = run("--help")
     assert result.exit_code == 0
-    listed = dict(line.split(None, 1) for line in result.output.partition("Commands:")[2].splitlines() if line)
+    # A long text goes on in lines that are indented further.
+    listed = dict(re.findall(r"(?m)^  (\S+) +(.+)$", result.output.partition("Commands:")[2]))
     assert {"check", "doctor", "plugins", "status", "tool", "broken"} <= listed.keys()
     assert "silent" not in listed
     assert listed["tool"] == "For tests."

@@ -220,6 +220,6 @@ plugin = PluginInfo(
     name="balance",
     config=BalanceConfig,
     factory=BalancePlugin,
-    summary="which deployment serves each attempt: tactics and circuit breakers",
+    summary="Which deployment serves each attempt: tactics and circuit breakers.",
     commands="pointsman_balance.commands:balance",
 )

@@ -166,6 +166,6 @@ plugin = PluginInfo(
     name="signals",
     config=SignalsConfig,
     factory=SignalsPlugin,
-    summary="the state of every deployment, from headers, traffic and checks",
+    summary="The state of every deployment, from headers, traffic and checks.",
     commands="pointsman_signals.commands:signals",
 )
