@@ -356,6 +356,8 @@ async def test_the_mirrors_span_is_linked_and_not_nested(shadows, kit):
     assert mirrored.parent is None
     assert mirrored.context.trace_id != primary.context.trace_id
     assert [link.context.span_id for link in mirrored.links] == [primary.context.span_id]
+    assert mirrored.attributes["pointsman.label.mirror"] == "next"
+    assert mirrored.attributes["pointsman.label.primary"] == result.request_id
     (hook,) = [s for s in worker.spans if s.name == "before_attempt" and s.context.trace_id == primary.context.trace_id]
     assert hook.attributes["pointsman.shadow.next"] == "mirrored"
     assert "Hello" not in repr([span.to_json() for span in worker.spans])
