@@ -1,0 +1,68 @@
+"""A tactic from another distribution, by entry point."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from pointsman.errors import ConfigError, PluginLoadError
+from pointsman.testing import deployment
+from pointsman.testing.distribution import fake_distribution
+from pointsman_balance.config import TacticChoice
+from pointsman_balance.plugin import plugin
+from pointsman_balance.registry import BUILT_IN, installed, make
+
+SOURCE = """
+from pointsman_balance.tactic import Tactic
+
+
+class Alphabetical(Tactic):
+    def choose(self, ask):
+        return ask.best([-ord(option.id[0]) for option in ask.options], "first by name")
+"""
+
+
+def test_it_takes_less_than_twenty_lines():
+    assert len(SOURCE.strip().splitlines()) + 2 < 20
+
+
+@pytest.fixture
+def alphabetical(tmp_path, monkeypatch):
+    (tmp_path / "acme_tactics.py").write_text(SOURCE, encoding="utf-8")
+    fake_distribution(
+        tmp_path, "acme-tactics", {"alphabetical": "acme_tactics:Alphabetical"}, group="pointsman_balance.tactics"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+async def test_an_installed_tactic_chooses(harness, alphabetical):
+    fleet = [deployment(one, "chat") for one in ("c", "a", "b")]
+    async with harness([(plugin, {"groups": {"chat": {"tactic": "alphabetical"}}})], deployments=fleet) as h:
+        seen = Counter([(await h.request()).attempts[0].deployment.id for _ in range(10)])
+        assert seen == {"a": 10}
+        assert "alphabetical" in (await h.admin.get("/balance")).json()["tactics"]
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("no_such_module:X", "cannot be imported"), ("pointsman_balance.config:BalanceConfig", "derived")],
+)
+def test_an_entry_point_that_cannot_be_used_stops_the_start(value, word):
+    with pytest.raises(PluginLoadError, match=word):
+        installed([EntryPoint("acme", value, "pointsman_balance.tactics")])
+
+
+def test_an_unknown_tactic_is_named_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"here: there is no tactic 'roundrobin' \(did you mean 'round_robin'"):
+        make(TacticChoice(name="roundrobin"), BUILT_IN, "here")
+
+
+async def test_a_tactic_that_fails_is_skipped_and_counted(harness, monkeypatch):
+    """The gateway's own strategy chooses then."""
+    monkeypatch.setattr(BUILT_IN["random"], "choose", lambda *_: 1 / 0)
+    fleet = [deployment(one, "chat") for one in ("a", "b")]
+    async with harness([(plugin, {"tactic": "random"})], deployments=fleet) as h:
+        assert (await h.request()).status == 200
+        assert h.faults == {"balance.select": 1}
