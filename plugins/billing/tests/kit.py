@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +71,9 @@ def settlement(*attempts: Attempt, **given: Any) -> Settlement:
 
 
 def worker(path: Path, *sinks: Any, others: Any = (), **section: Any) -> Harness:
-    kit = {name: section.pop(name) for name in ("store", "clock", "name", "prices", "script") if name in section}
+    kit = {name: section.pop(name) for name in ("store", "clock", "name", "script") if name in section}
+    if "gateway_prices" in section:
+        kit["prices"] = section.pop("gateway_prices")
     return Harness([(plugin, {"sinks": list(sinks), **section}), *others], path=path, **kit)
 
 
@@ -90,6 +93,31 @@ async def until(what: Callable[[], object], *, timeout_s: float = 10.0) -> None:
     while not what():
         assert time.monotonic() < deadline, "this did not become true in time"
         await asyncio.sleep(0.01)
+
+
+async def eventually(h: Harness, what: Callable[[], Any], *, timeout_s: float = 30.0) -> None:
+    """Let time pass on the worker's clock until something is true, at most this long in real seconds.
+
+    Raises:
+        AssertionError: it has not become true.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        found = what()
+        if (await found) if inspect.isawaitable(found) else found:
+            return
+        assert time.monotonic() < deadline, "this did not become true in time"
+        await h.clock.advance(0.05)
+        await asyncio.sleep(0.01)
+
+
+async def settled_as(h: Harness, **states: int) -> None:
+    """Wait until the requests are in these states."""
+
+    async def so() -> bool:
+        return await reconciled(h) == states
+
+    await eventually(h, so)
 
 
 async def get(h: Harness, path: str, **params: Any) -> Any:

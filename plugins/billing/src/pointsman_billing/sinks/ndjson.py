@@ -124,9 +124,10 @@ class NdjsonSink:
             os.fsync(self._file.fileno())
         self._let_go()
         stamp = datetime.fromtimestamp(self._context.now(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        number = 0
-        while (target := self.path.with_name(f"{self.path.stem}-{stamp}-{number:03d}{self.path.suffix}")).exists():
-            number += 1
+        # After the last one of this second: a number that has become free would be out of order.
+        same = [path for path in self._put_aside() if path.stem.startswith(f"{self.path.stem}-{stamp}-")]
+        number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0
+        target = self.path.with_name(f"{self.path.stem}-{stamp}-{number:06d}{self.path.suffix}")
         self.path.rename(target)
         keep = self._config.keep_files
         if keep is not None:
@@ -136,7 +137,7 @@ class NdjsonSink:
 
     def _put_aside(self) -> list[Path]:
         """Return the files put aside, oldest first."""
-        name = re.compile(rf"{re.escape(self.path.stem)}-\d{{8}}T\d{{6}}Z-\d{{3}}{re.escape(self.path.suffix)}")
+        name = re.compile(rf"{re.escape(self.path.stem)}-\d{{8}}T\d{{6}}Z-\d{{6}}{re.escape(self.path.suffix)}")
         return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
 

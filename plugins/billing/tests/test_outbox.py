@@ -1,0 +1,312 @@
+"""The outbox: every bill once, cursors that claim nothing early, room that is bounded, damage that is said."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from pointsman.types import Identity, Usage
+from pointsman_billing import bill
+from pointsman_billing.bill import Quote
+from pointsman_billing.database import Database
+from pointsman_billing.errors import OutboxFull, OutboxUnavailable
+from pointsman_billing.outbox import Outbox
+from pointsman_billing.reports import Reports, Span
+
+from .kit import PRICE, attempt, settlement
+
+MB = 1_000_000
+ALWAYS = Span(0, 10**11)
+
+
+def a_bill(number: int, *, tokens: int = 100, tenant: str = "acme", at: float = 1_750_000_000.0) -> bill.Bill:
+    one = attempt(request_id=f"request-{number}", usage=Usage(prompt_tokens=tokens), started_at=at)
+    found = settlement(one, request_id=f"request-{number}", identity=Identity(tenant=tenant), finished_at=at)
+    return bill.of_settlement(found, tenant, lambda _: Quote(price=PRICE))
+
+
+def opened(path: Path, *sinks: str, max_bytes: int = 100 * MB) -> Database:
+    database = Database(path, sinks=sinks, fsync=False, timeout_s=5.0, max_bytes=max_bytes)
+    for sink in sinks:
+        database.join(sink, from_now=False)
+    return database
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = opened(tmp_path / "outbox", "a", "b")
+    yield made
+    made.close()
+
+
+def confirm(database: Database, sink: str, most: int = 100) -> list[str]:
+    batch = database.next_batch(sink, most)
+    database.confirm(sink, batch, len(batch.events), "worker", 1)
+    return [event.id for _, event in batch.events]
+
+
+def test_a_bill_is_written_once_however_often_it_comes(database: Database, tmp_path: Path) -> None:
+    one, two = a_bill(1), a_bill(2)
+    assert database.append([one, two, one]) == [True, True, True]
+    database.announced(["request-1"])
+    assert database.append([two, one]) == [True, False]
+    assert len(database.next_batch("a", 100).events) == 4
+    (row,) = Reports(tmp_path / "outbox", ["a"], 1.0).hours(ALWAYS)[:1]
+    totals = Reports(tmp_path / "outbox", ["a"], 1.0).reconcile(ALWAYS)["requests"]
+    assert (row[0] % 3600, totals["total"], totals["cost_usd_micros"]) == (0, 2, 500)
+
+
+def test_each_sink_has_a_cursor_of_its_own(database: Database) -> None:
+    database.append([a_bill(1)])
+    first = confirm(database, "a")
+    assert confirm(database, "a") == []
+    database.append([a_bill(2)])
+    second = confirm(database, "a")
+    assert confirm(database, "b") == first + second
+    assert len({*first, *second}) == 4
+
+
+def test_only_what_every_sink_has_is_removed_and_the_sums_stay(database: Database, tmp_path: Path) -> None:
+    database.append([a_bill(1), a_bill(2, at=1_750_500_000.0)])
+    confirm(database, "a")
+    assert not database.prune(before_ms=1 << 50, hours_before_s=0)
+    assert len(database.next_batch("b", 100).events) == 4
+    confirm(database, "b")
+    database.prune(before_ms=1_750_100_000_000, hours_before_s=0)
+    reports = Reports(tmp_path / "outbox", ["a", "b"], 1.0)
+    assert reports.request("request-1") is None
+    assert reports.request("request-2") is not None
+    assert sum(row[5] for row in reports.hours(ALWAYS)) == 2
+    database.prune(before_ms=0, hours_before_s=1_750_200_000)
+    assert sum(row[5] for row in reports.hours(ALWAYS)) == 1
+
+
+def test_a_dead_letter_is_never_removed(database: Database) -> None:
+    database.append([a_bill(1)])
+    database.bury("a", database.next_batch("a", 100), 3, "no", 1)
+    confirm(database, "b")
+    database.prune(before_ms=1 << 50, hours_before_s=0)
+    assert database.redrive(None, []) == 2
+    assert len(database.next_batch("a", 100).events) == 2
+    database.prune(before_ms=1 << 50, hours_before_s=0)
+    assert len(confirm(database, "a")) == 2
+    database.prune(before_ms=1 << 50, hours_before_s=0)
+    assert database.next_batch("a", 100).events == ()
+
+
+def test_a_full_outbox_removes_what_is_delivered_and_then_refuses(tmp_path: Path) -> None:
+    """Nothing that is still to be delivered makes room for something new."""
+    database = opened(tmp_path / "outbox", "a", max_bytes=MB)
+    kept = 0
+    while database.used_bytes() < MB:
+        database.append([a_bill(kept)])
+        kept += 1
+    assert kept > 100
+    with pytest.raises(OutboxFull, match="max_size_mb"):
+        database.append([a_bill(5000)])
+    delivered = 0
+    while found := confirm(database, "a"):
+        delivered += len(found)
+    assert delivered == 2 * kept
+    for number in range(2000, 2100):
+        database.append([a_bill(number)])
+    database.close()
+
+
+def test_a_file_that_is_no_outbox_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "outbox.sqlite3").write_bytes(b"this is no database" * 1000)
+    with pytest.raises(OutboxUnavailable, match="cannot be used as an outbox"):
+        opened(tmp_path / "outbox")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutboxUnavailable, match=r"outbox\.path"):
+        opened(tmp_path / "file")
+
+
+def test_an_outbox_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    opened(tmp_path / "outbox").close()
+    with sqlite3.connect(tmp_path / "outbox" / "outbox.sqlite3") as connection:
+        connection.execute("UPDATE meta SET value = '99' WHERE name = 'version'")
+    connection.close()
+    with pytest.raises(OutboxUnavailable, match="version 99"):
+        opened(tmp_path / "outbox")
+
+
+def test_nobody_else_can_read_it(database: Database) -> None:
+    assert database.path.parent.stat().st_mode & 0o077 == 0
+
+
+def _append_many(path: Path, first: int, count: int) -> None:
+    async def work() -> None:
+        outbox = Outbox(path, fsync=False, timeout_s=5.0, max_bytes=100 * MB)
+        await outbox.open()
+        for start in range(first, first + count, 10):
+            await asyncio.gather(
+                *(outbox.write(lambda db, n=n: db.append([a_bill(n)])) for n in range(start, start + 10))
+            )
+        await outbox.close()
+
+    asyncio.run(work())
+
+
+def test_processes_that_write_the_same_bills_at_once_write_each_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    jobs = [context.Process(target=_append_many, args=(tmp_path / "outbox", first, 300)) for first in (0, 150, 0)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+        assert job.exitcode == 0
+    database = opened(tmp_path / "outbox", "a")
+    ids = confirm(database, "a", 10_000)
+    assert len(ids) == len(set(ids)) == 2 * 450
+    database.close()
+
+
+async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", fsync=False, timeout_s=5.0, max_bytes=100 * MB)
+    await outbox.open()
+    await asyncio.gather(*(outbox.write(lambda db, n=n: db.append([a_bill(n)])) for n in range(200)))
+    assert outbox.commits < 50
+    await outbox.close()
+    with pytest.raises(OutboxUnavailable, match="closed"):
+        await outbox.write(_all)
+
+
+async def test_one_that_does_not_fit_does_not_harm_the_others_of_its_commit(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", fsync=False, timeout_s=5.0, max_bytes=100 * MB)
+    await outbox.open()
+
+    def refuse(_: Database) -> None:
+        raise OutboxFull("no room")
+
+    found = await asyncio.gather(
+        outbox.write(lambda db: db.append([a_bill(1)])), outbox.write(refuse), return_exceptions=True
+    )
+    assert found[0] == [True]
+    assert isinstance(found[1], OutboxFull)
+    await outbox.close()
+
+
+async def test_a_disk_that_fails_is_said_to_every_caller_and_survived(tmp_path: Path) -> None:
+    outbox = Outbox(tmp_path / "outbox", fsync=False, timeout_s=5.0, max_bytes=100 * MB)
+    await outbox.open()
+
+    def fail(_: Database) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    found = await asyncio.gather(
+        outbox.write(lambda db: db.append([a_bill(1)])), outbox.write(fail), return_exceptions=True
+    )
+    assert all(isinstance(one, OutboxUnavailable) for one in found)
+    assert await outbox.write(lambda db: db.append([a_bill(1)])) == [True]
+    assert len((await outbox.read(_all)).events) == 2
+    await outbox.close()
+
+
+def _all(database: Database) -> Any:
+    database.join("x", from_now=False)
+    return database.next_batch("x", 100)
+
+
+class OutboxMachine(RuleBasedStateMachine):
+    """Writing, delivering, failing, giving up, trying again and clearing away in any order, against lists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import tempfile  # noqa: PLC0415 - one directory for each run
+
+        self._directory = tempfile.TemporaryDirectory()
+        self.database = opened(Path(self._directory.name) / "outbox", "a", "b")
+        self.written: list[str] = []
+        self.got: dict[str, list[str]] = {"a": [], "b": []}
+        self.dead: dict[str, set[str]] = {"a": set(), "b": set()}
+        self.numbers: set[int] = set()
+
+    @initialize()
+    def start(self) -> None:
+        self.reports = Reports(Path(self._directory.name) / "outbox", ["a", "b"], 1.0)
+
+    @rule(number=st.integers(0, 40))
+    def write(self, number: int) -> None:
+        one = a_bill(number)
+        self.database.append([one])
+        if number not in self.numbers:
+            self.numbers.add(number)
+            self.written += [event.id for event in one.events]
+
+    @rule(sink=st.sampled_from(["a", "b"]), most=st.integers(1, 5))
+    def deliver(self, sink: str, most: int) -> None:
+        batch = self.database.next_batch(sink, most)
+        ids = [event.id for _, event in batch.events]
+        self.database.confirm(sink, batch, len(ids), "w", 1)
+        self.got[sink] += ids
+        self.dead[sink] -= set(ids)
+
+    @rule(sink=st.sampled_from(["a", "b"]), most=st.integers(1, 5))
+    def give_up(self, sink: str, most: int) -> None:
+        batch = self.database.next_batch(sink, most)
+        self.database.bury(sink, batch, 1, "no", 1)
+        self.dead[sink] |= {event.id for _, event in batch.events}
+
+    @rule(sink=st.sampled_from(["a", "b", None]))
+    def try_again(self, sink: str | None) -> None:
+        self.database.redrive(sink, [])
+
+    @rule(day=st.integers(0, 3))
+    def clear_away(self, day: int) -> None:
+        self.database.prune(before_ms=(1_749_900_000 + day * 86_400) * 1000, hours_before_s=0)
+
+    @rule()
+    def die(self) -> None:
+        self.database.close()
+        self.database = opened(Path(self._directory.name) / "outbox", "a", "b")
+
+    @invariant()
+    def nothing_is_lost_or_counted_twice(self) -> None:
+        """Every event is at each sink exactly once, or is still to come, or is a dead letter."""
+        for sink in ("a", "b"):
+            assert len(self.got[sink]) == len(set(self.got[sink]))
+            behind = self.database.next_batch(sink, 1000)
+            ahead = [e.id for _, e in behind.events if not behind.again]
+            if behind.again:
+                continue
+            assert set(self.got[sink]) | set(ahead) | self.dead[sink] == set(self.written)
+            assert not set(ahead) & (set(self.got[sink]) | self.dead[sink])
+
+    @invariant()
+    def every_request_is_in_one_state(self) -> None:
+        counts = self.reports.reconcile(ALWAYS)["requests"]
+        kept = sum(self.reports.request(f"request-{number}") is not None for number in self.numbers)
+        assert counts["total"] == kept
+        sums = [0] * 2
+        for row in self.reports.hours(ALWAYS):
+            sums[0] += row[4]
+            sums[1] += row[5]
+        assert sums == [len(self.numbers), len(self.numbers)]
+
+    def teardown(self) -> None:
+        self.database.close()
+        self._directory.cleanup()
+
+
+TestOutboxMachine = OutboxMachine.TestCase
+TestOutboxMachine.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+
+
+def test_a_bill_that_owes_nothing_is_on_record_without_events(database: Database, tmp_path: Path) -> None:
+    nothing = replace(a_bill(1), state=bill.FREE, lines=(), events=())
+    assert database.append([nothing]) == [True]
+    found = Reports(tmp_path / "outbox", ["a"], 1.0).request("request-1")
+    assert found is not None
+    assert (found["state"], found["events"]) == ("free", [])

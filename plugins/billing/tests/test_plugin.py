@@ -1,0 +1,425 @@
+"""The plugin in a host: who pays, for what, at which price, and who hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman.errors import UpstreamError
+from pointsman.testing import Harness, breaks, disconnect, error, never, ok
+from pointsman.types import AttemptKind, BudgetSpent, Execution, Identity, Price, UpstreamRequest, Usage
+from pointsman_billing.errors import OutboxUnavailable
+
+from .kit import by_type, get, lines, reconciled, settled_as, until, worker
+
+FILE = {"ndjson": {"path": "bills.ndjson"}}
+
+
+async def events(h: Harness, tmp_path: Path, count: int) -> list[dict[str, Any]]:
+    """Return the events in the file, once there are so many."""
+    await h.settled()
+    await until(lambda: len(lines(tmp_path / "bills.ndjson")) >= count)
+    return lines(tmp_path / "bills.ndjson")
+
+
+class Labeller:
+    """Puts a tenant and a version on the route."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        """Need nothing."""
+
+    @hookimpl
+    async def pre_route(self, route):
+        return route.with_labels(tenant="labelled", version="7", experiment="e", arm="stable")
+
+
+LABELLER = PluginInfo(name="labeller", config=PluginConfig, factory=Labeller)
+
+
+@pytest.mark.parametrize(
+    ("identity", "tenant"),
+    [
+        (Identity(tenant="acme", team_id="t", key_hash="k"), "acme"),
+        (Identity(team_id="t", user_id="u", key_hash="k"), "team:t"),
+        (Identity(user_id="u", key_hash="k"), "user:u"),
+        (Identity(key_hash="sk-raw-key"), f"key:{hashlib.sha256(b'sk-raw-key').hexdigest()[:16]}"),
+        (Identity(), "default"),
+    ],
+)
+async def test_who_pays(tmp_path: Path, identity: Identity, tenant: str) -> None:
+    """Never a key: what LiteLLM hands on as its hash is hashed again."""
+    async with worker(tmp_path, FILE) as h:
+        await h.request(identity=identity)
+        rows = await events(h, tmp_path, 2)
+        assert {row["tenant_id"] for row in rows} == {tenant}
+        assert "sk-raw-key" not in (tmp_path / "bills.ndjson").read_text()
+
+
+async def test_the_routes_labels_say_who_pays_and_what_served(tmp_path: Path) -> None:
+    async with worker(tmp_path, FILE, others=[LABELLER]) as h:
+        await h.request(identity=Identity(tenant="acme"))
+        for row in await events(h, tmp_path, 2):
+            assert (row["tenant_id"], row["version"], row["experiment"], row["arm"]) == ("labelled", "7", "e", "stable")
+
+
+async def test_each_attempt_that_cost_something_is_billed_with_its_kind(tmp_path: Path) -> None:
+    """Failures without usage are not; the model asked for stays, the deployment is the one that served."""
+    async with worker(tmp_path, FILE) as h:
+        await h.request(script=[error(503), ok()])
+        await h.request(script=[error(503), error(503), error(503), ok()], fallbacks=["backup"])
+        attempts = by_type(await events(h, tmp_path, 4), "attempt")
+        assert [(row["kind"], row["attempt"], row["model"]) for row in attempts] == [
+            ("retry", 2, "chat"),
+            ("fallback", 4, "chat"),
+        ]
+        assert attempts[1]["deployment"] == "backup-a"
+
+
+@pytest.mark.parametrize("script", [disconnect(3), breaks(3)])
+async def test_a_stream_that_is_cut_short_is_billed_by_what_was_produced(tmp_path: Path, script: Any) -> None:
+    async with worker(tmp_path, FILE) as h:
+        await h.request(stream=True, script=[script], retries=0)
+        (row,) = by_type(await events(h, tmp_path, 2), "attempt")
+        assert row["metering"] == "estimated"
+        assert row["completion_tokens"] == 3
+        assert row["status"] in {"disconnected", "error"}
+        assert await settled_states(h) == {"billed": 1}
+
+
+async def settled_states(h: Harness) -> dict[str, int]:
+    for _ in range(200):
+        if "pending" not in (found := await reconciled(h)):
+            return found
+        await asyncio.sleep(0.01)
+    return found
+
+
+async def test_every_settled_request_is_in_exactly_one_state(tmp_path: Path) -> None:
+    """Denied, failed, cached, without usage, without a price: all of them count."""
+    async with worker(
+        tmp_path, FILE, gateway_prices={"chat-a": Price(input_usd=Decimal(1), output_usd=Decimal(1))}
+    ) as h:
+        await h.request(script={"*": ok()}, retries=0)
+        await h.request(script=[error(400)], retries=0)
+        await h.request(script=[ok(cached=True)])
+        await h.request(script=[ok(usage=Usage(), cost_usd_micros=0)])
+        await h.request(script=[ok(usage=None)])
+        await h.request(model="backup", script=[ok()])
+        await h.request(model="no-such-model")
+        await h.settled()
+        assert await settled_states(h) == {"billed": 1, "free": 4, "unpriced": 2}
+        found = await get(h, "/reconcile")
+        assert not found["in_order"]
+        assert {row["model"]: row["unpriced"] for row in found["models_to_look_at"]} == {"chat": 1, "backup": 1}
+
+
+class Racer:
+    """Races two legs; the slow one is cancelled after some pieces."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        """Need nothing."""
+
+    @hookimpl
+    async def pre_route(self, route):
+        return dataclasses.replace(route, executor="racer")
+
+    @hookimpl
+    async def execute(self, ctx, route, upstream):
+        legs = [
+            upstream.start(UpstreamRequest(target=target, kind=kind, body=ctx.body, parent=ctx, stream=True))
+            for target, kind in (("chat-a", AttemptKind.PRIMARY), ("chat-b", AttemptKind.HEDGE))
+        ]
+        losing = legs[0].chunks()
+        await anext(losing)
+
+        async def winner():
+            async for chunk in legs[1].chunks():
+                yield chunk
+
+        return Execution(chunks=winner())
+
+
+RACER = PluginInfo(name="racer", config=PluginConfig, factory=Racer)
+
+
+async def test_the_loser_of_a_race_is_billed_too(tmp_path: Path) -> None:
+    """Also when it is still open when the request ends."""
+    async with worker(tmp_path, FILE, others=[RACER]) as h:
+        script = {"chat-a": ok("slow " * 50, piece_s=5.0), "chat-b": ok(latency_s=6.0)}
+        await h.request(stream=True, script=script)
+        rows = await events(h, tmp_path, 3)
+        found = {row["kind"]: row for row in by_type(rows, "attempt")}
+        assert (found["hedge"]["status"], found["hedge"]["metering"]) == ("ok", "exact")
+        assert (found["primary"]["status"], found["primary"]["metering"]) == ("cancelled", "estimated")
+        (request,) = by_type(rows, "request")
+        assert request["amount_usd_micros"] == sum(row["amount_usd_micros"] for row in found.values())
+        assert request["prompt_tokens"] == found["hedge"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("kind", [AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE])
+async def test_calls_of_our_own_are_billed_to_their_own_account(tmp_path: Path, kind: AttemptKind) -> None:
+    """They are never settled, and still durable, delivered, counted and announced."""
+    async with worker(tmp_path, FILE, own_tenant="house") as h:
+        upstream = h.gateway.upstream
+        for tenant, script in (("shadow", ok()), (None, ok()), ("shadow", error(500))):
+            upstream.answer(script)
+            request = UpstreamRequest(target="chat", kind=kind, body={"messages": []}, tenant=tenant)
+            try:
+                await h.clock.run(upstream.start(request).response())
+            except UpstreamError:
+                assert script.error is not None
+        rows = await events(h, tmp_path, 2)
+        assert [(row["tenant_id"], row["kind"], row["type"]) for row in rows] == [
+            ("shadow", str(kind), "attempt"),
+            ("house", str(kind), "attempt"),
+        ]
+        await h.settled()
+        spent = [event for event in h.events if isinstance(event, BudgetSpent)]
+        assert [(event.tenant, event.settled) for event in spent] == [("shadow", False), ("house", False)]
+        assert len({event.request_id for event in spent}) == 2
+        found = await get(h, "/reconcile")
+        assert (found["requests"]["total"], found["own_calls"]["total"]) == (0, 2)
+
+
+async def test_prices_and_margins_of_the_configuration(tmp_path: Path) -> None:
+    """The first rule that applies counts; a price rule replaces all prices; kinds can be for nothing."""
+    section = {
+        "prices": [
+            {"tenants": ["vip-*"], "models": ["chat"], "input_usd_per_million": 10, "output_usd_per_million": "20.5"},
+            {"models": ["backup"], "input_usd_per_million": 0, "output_usd_per_million": 0},
+        ],
+        "margins": [
+            {"kinds": ["fallback"], "margin_ratio": -1},
+            {"tenants": ["vip-*"], "margin_ratio": 0},
+            {"margin_ratio": "0.5"},
+        ],
+    }
+    usage = Usage(prompt_tokens=1000, completion_tokens=100, cached_tokens=500)
+    async with worker(tmp_path, FILE, **section) as h:
+        for tenant, model, script in (
+            ("vip-1", "chat", [ok(usage=usage)]),
+            ("other", "chat", [ok(usage=usage)]),
+            ("other", "backup", [ok(usage=usage)]),
+            ("other", "chat", [error(503), error(503), error(503), ok(usage=usage)]),
+        ):
+            await h.request(identity=Identity(tenant=tenant), model=model, script=script, fallbacks=["backup"])
+        rows = by_type(await events(h, tmp_path, 8), "attempt")
+        assert [
+            (row["price_source"], row["cost_usd_micros"], row["margin_ratio"], row["amount_usd_micros"]) for row in rows
+        ] == [
+            ("config", 10_000 + 2050, "0", 12_050),
+            ("gateway", 500 + 50 + 200, "0.5", 1125),
+            ("config", 0, "0.5", 0),
+            ("config", 0, "-1", 0),
+        ]
+
+
+async def test_what_was_spent_is_announced_once_for_each_request(tmp_path: Path) -> None:
+    async with worker(tmp_path, margins=[{"margin_ratio": 1}]) as h:
+        first = await h.request(identity=Identity(tenant="acme"))
+        await h.request(identity=Identity(tenant="acme"), script=[error(400)], retries=0)
+        await h.settled()
+        spent = [event for event in h.events if isinstance(event, BudgetSpent)]
+        assert [(e.tenant, e.cost_usd_micros, e.settled) for e in spent] == [("acme", 40, True), ("acme", 0, True)]
+        assert (spent[0].request_id, spent[0].source) == (first.request_id, "billing")
+    async with worker(tmp_path, announce=False, name="quiet") as h:
+        await h.request()
+        await h.settled()
+        assert h.events == []
+
+
+async def test_an_outbox_that_fails_keeps_settlements_in_the_journal(tmp_path: Path) -> None:
+    """And calls of our own in memory; all of them are billed once when it works again."""
+    async with worker(tmp_path, FILE) as h:
+        plain = h.plugin("billing")._outbox.write
+
+        async def fail(work: Any) -> Any:
+            raise OutboxUnavailable("the disk is gone")
+
+        h.plugin("billing")._outbox.write = fail
+        await h.request()
+        with pytest.raises(AssertionError, match="billing"):
+            await h.settled(timeout_s=0.5)
+        request = UpstreamRequest(target="chat", kind=AttemptKind.MIRROR, body={"messages": []}, tenant="t")
+        await h.clock.run(h.gateway.upstream.start(request).response())
+        assert not h.status("billing").ok
+        h.plugin("billing")._outbox.write = plain
+        await h.clock.advance(10.0)
+        await h.settled()
+        assert len(await events(h, tmp_path, 3)) == 3
+        await settled_as(h, billed=1)
+        assert h.status("billing").details["own_calls_waiting"] == 0
+
+
+async def test_what_a_worker_had_settled_before_it_died_is_billed_once(tmp_path: Path) -> None:
+    async with worker(tmp_path, FILE) as h:
+        for _ in range(20):
+            await h.request()
+        await h.crash()
+        await h.clock.advance(30.0)
+        await h.start()
+        await h.clock.advance(10.0)
+        await h.settled()
+        rows = await events(h, tmp_path, 40)
+        assert len({row["id"] for row in rows}) == len(rows) == 40
+        await settled_as(h, billed=20)
+
+
+async def test_usage_by_tenant_model_kind_hour_day_and_month(tmp_path: Path) -> None:
+    usage = Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4)
+    async with worker(tmp_path, timezone="Pacific/Auckland") as h:
+        for tenant, model in (("a", "chat"), ("a", "backup"), ("b", "chat"), ("b", "chat")):
+            await h.request(identity=Identity(tenant=tenant), model=model, script=[ok(usage=usage)])
+            await h.clock.advance(3600.0)
+        await h.settled()
+        found = await get(h, "/usage", period="total", group_by="tenant")
+        rows = [(r["tenant"], r["requests"], r["attempts"], r["prompt_tokens"]) for r in found["usage"]]
+        assert rows == [("a", 2, 2, 20), ("b", 2, 2, 20)]
+        found = await get(h, "/usage", period="hour", group_by="none")
+        assert [row["period"] for row in found["usage"]] == [f"2025-06-16T0{n}:00+12:00" for n in (3, 4, 5, 6)]
+        found = await get(h, "/usage", period="day", tenant="b", group_by="model,kind")
+        assert [(r["period"], r["model"], r["kind"], r["cached_tokens"]) for r in found["usage"]] == [
+            ("2025-06-16", "chat", "primary", 8)
+        ]
+        found = await get(h, "/usage", period="month", model="backup")
+        assert [(row["period"], row["tenant"]) for row in found["usage"]] == [("2025-06", "a")]
+        start = int(h.clock.now()) // 3600 * 3600 - 3 * 3600
+        found = await get(h, "/usage", from_=start, to=start + 3600, period="total", group_by="none")
+        assert found["usage"][0]["requests"] == 1
+        found = await get(h, "/usage", from_="2020-01-01", to="2020-01-02")
+        assert found["usage"] == []
+        text = (await h.admin.get("/billing/usage?period=total&group_by=tenant&format=csv")).text
+        head, first, *_ = text.splitlines()
+        assert head.startswith("tenant,requests,attempts,")
+        assert first.startswith("a,2,2,")
+
+
+async def test_a_name_that_looks_like_a_formula_is_none_in_csv(tmp_path: Path) -> None:
+    async with worker(tmp_path) as h:
+        await h.request(identity=Identity(tenant="=HYPERLINK(1)"))
+        await h.settled()
+        text = (await h.admin.get("/billing/usage?format=csv&group_by=tenant&period=total")).text
+        assert "\r\n'=HYPERLINK(1)," in text
+
+
+async def test_several_machines_answer_for_each_other(tmp_path: Path) -> None:
+    """Each has an outbox of its own; usage is the sum over all, reconciliation names the others."""
+    async with (
+        worker(tmp_path / "one", name="one") as h,
+        worker(tmp_path / "two", store=h.store, clock=h.clock, name="two") as other,
+    ):
+        for one in (h, other, other):
+            await one.request(identity=Identity(tenant="acme"))
+        await h.settled()
+        await other.settled()
+        await h.clock.advance(20.0)
+        for one in (h, other):
+            await until_shared(one)
+            found = await get(one, "/usage", period="total")
+            assert [row["requests"] for row in found["usage"]] == [3]
+        found = await get(h, "/reconcile")
+        assert found["requests"]["total"] == 1
+        (machine,) = found["other_machines"]
+        assert machine["requests"]["billed"] == 2
+        assert machine["machine"] != found["machine"]
+
+
+async def until_shared(h: Harness) -> None:
+    for _ in range(200):
+        if len(await h.store.scan("billing/machine/")) == 2:
+            return
+        await h.clock.advance(1.0)
+        await asyncio.sleep(0.01)
+    raise AssertionError(await h.store.scan("billing/"))
+
+
+async def test_two_workers_of_one_machine_share_the_outbox(tmp_path: Path) -> None:
+    async with worker(tmp_path, FILE, name="one") as h, worker(tmp_path, FILE, clock=h.clock, name="two") as other:
+        for one in (h, other, h):
+            await one.request()
+        await h.settled()
+        await other.settled()
+        for one in (h, other):
+            assert (await get(one, "/reconcile"))["requests"]["total"] == 3
+        await h.clock.advance(2.0)
+        assert len(await events(h, tmp_path, 6)) == 6
+
+
+async def test_the_bill_of_one_request_can_be_shown(tmp_path: Path) -> None:
+    async with worker(tmp_path, FILE) as h:
+        result = await h.request(script=[error(503), ok()])
+        await h.settled()
+        await settled_as(h, billed=1)
+        shown = await get(h, f"/requests/{result.request_id}")
+        assert (shown["state"], shown["pending_in"], shown["dead_in"]) == ("billed", [], [])
+        assert [event["type"] for event in shown["events"]] == ["attempt", "request"]
+        assert (await h.admin.get("/billing/requests/nothing")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [
+        ("/usage?from=tomorrow", "from"),
+        ("/usage?from=1e999", "from"),
+        ("/usage?from=200&to=100", "from"),
+        ("/usage?to=-5", "to"),
+        ("/usage?period=week", "period"),
+        ("/usage?group_by=user", "group_by"),
+        ("/usage?format=xml", "format"),
+        ("/usage?tenat=x", "tenat"),
+        ("/dead?limit=0", "limit"),
+        ("/dead?limit=%D9%A3", "limit"),
+        ("/reconcile?to=9999999999999", "to"),
+    ],
+)
+async def test_a_wrong_parameter_is_named(tmp_path: Path, query: str, param: str) -> None:
+    async with worker(tmp_path) as h:
+        answer = await h.admin.get(f"/billing{query}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [({"sink": "other"}, "sink"), ({"ids": "x"}, "ids"), ({"ids": ["'; --"]}, "ids"), ({"x": 1}, "x")],
+)
+async def test_a_wrong_redrive_is_refused(tmp_path: Path, body: Any, param: str) -> None:
+    async with worker(tmp_path, FILE) as h:
+        answer = await h.admin.post("/billing/dead/redrive", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, param)
+
+
+async def test_a_disk_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    h = worker(tmp_path, outbox={"path": "file"})
+    with pytest.raises(Exception, match=r"outbox\.path"):
+        await h.start()
+    await h.stop()
+
+
+async def test_a_cancelled_attempt_that_never_answered_costs_nothing(tmp_path: Path) -> None:
+    async with worker(tmp_path, FILE) as h:
+        task = asyncio.create_task(h.request(script=never(), moves_clock=False))
+        await h.clock.advance(1.0)
+        task.cancel()
+        await asyncio.wait({task})
+        await h.settled()
+        assert await reconciled(h) == {"free": 1}
+
+
+async def test_the_readmes_example_works(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    document = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    (section,) = [plugin["billing"] for plugin in document["pointsman"]["plugins"] if "billing" in plugin]
+    section["sinks"] = [sink for sink in section["sinks"] if "ndjson" in sink]
+    async with worker(tmp_path, *section.pop("sinks"), **section) as h:
+        await h.request()
+        await h.settled()
+        await settled_as(h, billed=1)
