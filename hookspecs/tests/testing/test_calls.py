@@ -20,6 +20,7 @@ from pointsman.types import (
     Outcome,
     Refusal,
     UpstreamRequest,
+    Usage,
 )
 
 
@@ -330,3 +331,35 @@ async def test_a_leg_of_a_request_that_has_ended_is_refused(h, observer):
         await call.response()
     assert len(result.attempts) == 1
     assert [attempt.outcome for _, attempt in observer.closed] == [Outcome.OK, Outcome.CANCELLED]
+
+
+async def test_the_clients_answer_decides_how_a_request_ended(h, observer):
+    """A stream that breaks is an error, and its tokens are the answer's, even when another leg has ended well."""
+
+    async def run(ctx, route, upstream):
+        legs = [upstream.start(request_of(ctx, kind)) for kind in (AttemptKind.PRIMARY, AttemptKind.HEDGE)]
+        assert [chunk async for chunk in legs[1].chunks()]
+        return Execution(chunks=legs[0].chunks())
+
+    observer.work = run
+    result = await h.request(model="chat", stream=True, script=[breaks(2), ok("quick")])
+    assert [attempt.outcome for attempt in result.attempts] == [Outcome.ERROR, Outcome.OK]
+    assert (result.outcome, result.settlement.usage.completion_tokens) == (Outcome.ERROR, 2)
+
+
+async def test_the_tokens_of_a_plain_race_are_its_winners(h, observer):
+    """Of two legs that have answered, the one that was handed on counts."""
+
+    async def run(ctx, route, upstream):
+        legs = [upstream.start(request_of(ctx, kind)) for kind in (AttemptKind.PRIMARY, AttemptKind.HEDGE)]
+        answers = [await leg.response() for leg in legs]
+        return Execution(response=answers[0])
+
+    observer.work = run
+    usages = [Usage(prompt_tokens=1, completion_tokens=n) for n in (7, 9)]
+    result = await h.request(model="chat", script=[ok(usage=usage) for usage in usages])
+    assert (result.outcome, result.settlement.usage) == (Outcome.OK, usages[0])
+
+
+def request_of(ctx, kind):
+    return UpstreamRequest(target="chat", kind=kind, body=ctx.body, parent=ctx)

@@ -376,7 +376,7 @@ class Exchange:
         attempts = tuple(opened.attempt for opened in self.attempts)
         outcome = self._outcome(status_code, attempts)
         good = [a for a in attempts if a.outcome is Outcome.OK]
-        answer = next((a for a in good if a.id == self.answered_by), good[-1] if good else None)
+        answer = next((a for a in attempts if a.id == self.answered_by), good[-1] if good else None)
         usage = answer.usage if answer is not None else next((a.usage for a in reversed(attempts) if a.usage), None)
         first = self.first_token_at
         settlement = Settlement(
@@ -415,7 +415,9 @@ class Exchange:
             return Outcome.DISCONNECTED
         if status_code == 0:
             return Outcome.CANCELLED
-        answered = not attempts or any(a.outcome is Outcome.OK for a in attempts)
+        # The client has one answer only: that another attempt has ended well is no help when this one broke.
+        mine = [a for a in attempts if a.id == self.answered_by] or attempts
+        answered = not mine or any(a.outcome is Outcome.OK for a in mine)
         return Outcome.OK if answered and status_code < 400 else Outcome.ERROR  # noqa: PLR2004  # HTTP's own limit
 
 

@@ -146,6 +146,7 @@ class FakeCall:
         request: What was asked for.
         ended: Whether it is over, however it ended.
         cancelled: Whether it was cancelled before its end.
+        first: The first piece of its stream as the gateway's own object; None before it has come.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class FakeCall:
         self.request = request
         self.ended = False
         self.cancelled = False
+        self.first: object = None
         self._upstream = upstream
         self._host = host
         self._exchange = exchange
@@ -250,7 +252,9 @@ class FakeCall:
                         raise UpstreamError("the call was cancelled, or its request has ended")
                     opened.first_token()
                     self._pieces += 1
-                    yield Chunk(has_content=True, text=piece, raw=piece_body(step.model or "", piece))
+                    body = piece_body(step.model or "", piece)
+                    self.first = self.first or body
+                    yield Chunk(has_content=True, text=piece, raw=body)
             except (StepFailed, ClientGone) as err:
                 raise self._failed(err) from err
             end_ok(opened, step, self._upstream.prices)

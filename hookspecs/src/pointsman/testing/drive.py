@@ -284,15 +284,17 @@ class Drive:
                 self._pieces.append(_text_of(execution.response.body))
                 self._begin_answer(_OK)
             elif execution.chunks is not None:
-                await self._read(execution.chunks)
+                await self._read(execution.chunks, upstream)
         except UpstreamError as err:
             kind = ErrorClass(err.error_class) if err.error_class in set(ErrorClass) else ErrorClass.UNKNOWN
             error = AttemptError(kind=kind, status=err.status, message=str(err), retry_after_s=err.retry_after_s)
             self._fail(error, err.status)
 
-    async def _read(self, chunks: AsyncIterator[Chunk]) -> None:
+    async def _read(self, chunks: AsyncIterator[Chunk], upstream: _RouteUpstream) -> None:
         try:
             async for chunk in chunks:
+                if self._exchange.answered_by is None:
+                    self._exchange.answered_by = upstream.whose(chunk.raw)
                 self._arrived(chunk.text)
         finally:
             close = getattr(chunks, "aclose", None)
@@ -309,22 +311,24 @@ class Drive:
 
 
 class _RouteUpstream:
-    """Starts the attempts of one executed route: body and stream are the request's, the endpoint is chat.
-
-    The gateway translates every other endpoint to chat for an executor.
-    """
+    """Starts the attempts of one executed route: body and stream are the request's, the answer has the shape of chat."""
 
     def __init__(self, gateway: FakeGateway, ctx: RequestContext, script: Script) -> None:
         self._gateway = gateway
         self._ctx = ctx
         self._script = script
+        self._started: list[FakeCall] = []
 
     def start(self, request: UpstreamRequest) -> FakeCall:
         """Start an attempt at once."""
-        body, stream = self._ctx.body, self._ctx.stream
-        return self._gateway.upstream.start(
-            replace(request, body=body, endpoint=Endpoint.CHAT, stream=stream), script=self._script
-        )
+        request = replace(request, body=self._ctx.body, endpoint=Endpoint.CHAT, stream=self._ctx.stream)
+        call = self._gateway.upstream.start(request, script=self._script)
+        self._started.append(call)
+        return call
+
+    def whose(self, first: object) -> str | None:
+        """Return the id of the attempt whose first piece this is, or None."""
+        return next((call.attempt.id for call in self._started if first is not None and call.first is first), None)
 
 
 def _text_of(body: Mapping[str, object]) -> str:
