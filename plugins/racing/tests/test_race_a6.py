@@ -37,7 +37,7 @@ class Course:
     said: list[str] = field(default_factory=list)
 
     def __post_init__(self):
-        self.race = Race(self.plan, delay_ms=lambda leg, entry: DELAY_MS, allow=self.allow)
+        self.race = Race(self.plan, delay_ms=lambda *_: DELAY_MS, allow=self.allow)
 
     def allow(self):
         self.budget -= 1
@@ -286,7 +286,7 @@ def test_an_error_class_that_nobody_knows_is_unknown():
 def test_the_delay_is_asked_again_when_it_is_over():
     """Once a leg has reached its deployment, that deployment's own delay counts."""
     delays = iter([100.0, 180.0, 180.0, 100.0])
-    race = Race(Plan(entries=entries(2)), delay_ms=lambda leg, entry: next(delays), allow=lambda: True)
+    race = Race(Plan(entries=entries(2)), delay_ms=lambda *_: next(delays), allow=lambda: True)
     race.begin(0.0)
     assert race.due_ms() == 100
     assert race.tick(100.0) == []
@@ -296,7 +296,7 @@ def test_the_delay_is_asked_again_when_it_is_over():
 
 def test_a_refusing_budget_is_asked_again_later():
     answers = iter([False, True])
-    race = Race(Plan(entries=entries(2)), delay_ms=lambda leg, entry: DELAY_MS, allow=lambda: next(answers))
+    race = Race(Plan(entries=entries(2)), delay_ms=lambda *_: DELAY_MS, allow=lambda: next(answers))
     race.begin(0.0)
     assert race.tick(100.0) == []
     assert (race.denied, race.due_ms()) == (1, 200)
@@ -305,7 +305,7 @@ def test_a_refusing_budget_is_asked_again_later():
 
 
 def test_nothing_changes_after_the_result():
-    race = Race(Plan(entries=entries(3)), delay_ms=lambda leg, entry: DELAY_MS, allow=lambda: True)
+    race = Race(Plan(entries=entries(3)), delay_ms=lambda *_: DELAY_MS, allow=lambda: True)
     race.begin(0.0)
     race.answered(0, 50.0)
     assert race.result == Won(0)
@@ -315,4 +315,4 @@ def test_nothing_changes_after_the_result():
 
 def test_a_race_without_entries_is_refused():
     with pytest.raises(ValueError, match="at least one entry"):
-        Race(Plan(entries=()), delay_ms=lambda leg, entry: 0.0, allow=lambda: True).begin(0.0)
+        Race(Plan(entries=()), delay_ms=lambda *_: 0.0, allow=lambda: True).begin(0.0)
