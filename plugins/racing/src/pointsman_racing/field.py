@@ -35,7 +35,7 @@ def line_up(
 ) -> tuple[Entry, ...]:
     """Return the places of a race in the order in which they are started; empty when nobody can serve.
 
-    Candidates come by priority, then those that do not push back, then by weight times score. A model group has as many
+    Candidates that push back come last; otherwise by priority, then by weight times score. A model group has as many
     places as deployments: first every candidate's first place, then the second ones. Which of its deployments a leg
     reaches is up to the gateway, so that cooldowns, breakers and balancing still apply; only with ``model`` the places
     are deployments.
@@ -50,7 +50,7 @@ def line_up(
         now_ms: The same moment on the race's own clock, in milliseconds.
         one_group: The only candidate is a model group whose deployments race one another.
     """
-    rows: list[tuple[tuple[int, bool, float], list[Entry]]] = []
+    rows: list[tuple[tuple[bool, int, float], list[Entry]]] = []
     for number, candidate in enumerate(candidates):
         found = members(candidate, catalog)
         if not found:
@@ -73,7 +73,7 @@ def line_up(
             )
             for place_number, (target, standing, wait_ms) in enumerate(places)
         ]
-        rows.append(((candidate.priority, places[0][2] > 0, -places[0][1]), entries))
+        rows.append(((places[0][2] > 0, candidate.priority, -places[0][1]), entries))
     rows.sort(key=lambda row: row[0])
     rounds = zip_longest(*(entries for _, entries in rows))
     return tuple(entry for one_round in rounds for entry in one_round if entry is not None)

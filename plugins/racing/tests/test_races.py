@@ -1,0 +1,423 @@
+"""Races through a whole worker: who is asked, who wins, what the client and the books get."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman.testing import breaks, cancel, deployment, error, never, no_leaks, ok
+from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, Usage
+
+#: Priorities, so that what a test has learned does not change who is asked first.
+SMART = {"name": "smart", "candidates": ["chat", {"target": "backup", "priority": 1}]}
+SINGLE = {"name": "smart", "candidates": ["tiny", {"target": "backup", "priority": 1}]}
+PRIMARY, HEDGE, FALLBACK = AttemptKind.PRIMARY, AttemptKind.HEDGE, AttemptKind.FALLBACK
+
+
+def told(result):
+    return [(a.deployment.group, a.kind, a.outcome) for a in result.attempts]
+
+
+# -- hedge ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_quick_answer_costs_one_attempt(track, stream):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="smart", stream=stream, script=ok(latency_s=0.09))
+    assert told(result) == [("chat", PRIMARY, Outcome.OK)]
+    assert result.headers["x-pointsman-attempts"] == "1"
+    assert result.headers["x-pointsman-raced"] == (
+        "chat; deployment=chat-a; attempt=1/1; strategy=hedge; first_content_ms=90"
+    )
+    assert result.settlement.labels == {"race": "smart"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_slow_one_is_overtaken_by_the_next_candidate(track, stream):
+    async with no_leaks(), track(models=[SMART]) as h:
+        result = await h.request(
+            model="smart", stream=stream, script={"chat": ok("slow one", latency_s=3), "backup": ok("quick one")}
+        )
+    assert told(result) == [("chat", PRIMARY, Outcome.CANCELLED), ("backup", HEDGE, Outcome.OK)]
+    assert (result.status, result.text, result.outcome) == (200, "quick one", Outcome.OK)
+    assert [a.labels["race_reason"] for a in result.attempts] == ["first", "hedge"]
+    assert [a.labels["race_leg"] for a in result.attempts] == ["1", "2"]
+    assert "backup; deployment=backup-a; attempt=2/2; strategy=hedge" in result.headers["x-pointsman-raced"]
+
+
+async def test_the_loser_is_paid_for_and_its_tokens_are_marked_as_estimated(track):
+    """The request is settled once, with the winner's tokens and the cost of both."""
+    async with track(models=[SMART]) as h:
+        result = await h.request(
+            model="smart", stream=True, script={"chat": ok(latency_s=3), "backup": ok(usage=Usage(prompt_tokens=50))}
+        )
+        await h.settled()
+        shown = (await h.admin.get("/racing/smart")).json()["counts"]
+        assert len(h.settlements) == 1
+    loser, winner = result.attempts
+    assert (loser.usage.estimated, loser.usage.prompt_tokens, winner.usage.estimated) == (True, 10, False)
+    assert result.settlement.usage == winner.usage
+    assert result.settlement.cost_usd_micros == loser.cost_usd_micros + winner.cost_usd_micros == 10 + 50
+    assert (shown["losers"], shown["losers_usd_micros"], shown["losers_tokens"]) == (1, 10, 10)
+    assert (shown["losers_estimated"], shown["overtaken"], shown["extra"]) == (1, 1, 1)
+
+
+async def test_the_delay_is_the_candidates_own_quantile(track):
+    """After some answers of 20 ms the next candidate is started after 20 ms instead of the fixed 100."""
+    config = {"defaults": {"delay": {"fixed_ms": 100, "floor_ms": 1, "min_samples": 5}, "budget_ratio": 4}}
+    async with track(models=[SINGLE], config=config) as h:
+        for _ in range(6):
+            await h.request(model="smart", stream=True, script=ok("a", latency_s=0.02))
+            await h.clock.advance(1.1)
+        begun = h.clock.now()
+        result = await h.request(
+            model="smart", stream=True, script={"tiny": ok("a", latency_s=5), "backup": ok("b", latency_s=0.01)}
+        )
+    assert result.attempts[1].started_at - begun == pytest.approx(0.02, rel=0.05)
+
+
+async def test_a_hedge_may_go_to_the_same_candidate_when_there_is_no_other(track):
+    async with track(models=[{"name": "smart", "candidates": ["tiny"]}]) as h:
+        result = await h.request(model="smart", script={"tiny": [ok("slow", latency_s=3), ok("quick")]})
+    assert told(result) == [("tiny", PRIMARY, Outcome.CANCELLED), ("tiny", HEDGE, Outcome.OK)]
+
+
+async def test_an_error_starts_the_next_at_once(track):
+    async with track(models=[SMART]) as h:
+        begun = h.clock.now()
+        result = await h.request(model="smart", script={"chat": error(500, latency_s=0.03), "backup": ok()})
+    assert told(result)[0] == ("chat", PRIMARY, Outcome.ERROR)
+    assert told(result)[1] == ("backup", FALLBACK, Outcome.OK)
+    assert result.attempts[1].started_at - begun == pytest.approx(0.03)
+
+
+async def test_within_a_group_the_replacement_is_another_deployment(track):
+    async with track(config={"groups": {"chat": {}}}) as h:
+        result = await h.request(script=[error(500), ok("good")])
+    assert [a.deployment.id for a in result.attempts] == ["chat-a", "chat-b"]
+    assert (result.text, result.headers["x-pointsman-raced"][:29]) == ("good", "chat; deployment=chat-b; atte")
+
+
+@pytest.mark.parametrize("status", [400, 422])
+async def test_the_clients_error_ends_the_race(track, status):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="smart", script=error(status, retry_after_s=None))
+    assert (len(result.attempts), result.status) == (1, status)
+
+
+async def test_all_have_failed(track):
+    """The client gets the last provider's own error, with its retry-after."""
+    async with track(models=[SINGLE]) as h:
+        result = await h.request(
+            model="smart", script={"tiny": error(500), "backup": error(429, retry_after_s=60.0, message="come back")}
+        )
+        counts = (await h.admin.get("/racing/smart")).json()["counts"]
+    assert (result.status, result.error.message, result.headers["retry-after"]) == (429, "come back", "60")
+    assert (counts["requests"], counts["failed"], counts["answered"]) == (1, 1, 0)
+
+
+async def test_push_back_is_obeyed_also_by_the_extra_attempts_of_other_requests(track):
+    """Whoever said 'in thirty seconds' is put behind the others, and not hedged to, for thirty seconds."""
+    async with track(models=[SINGLE]) as h:
+        await h.request(model="smart", script={"tiny": error(429, retry_after_s=30.0), "backup": ok()})
+        await h.request(model="smart", script={"tiny": error(429, retry_after_s=30.0), "backup": ok()})
+        await h.request(model="smart", script={"tiny": error(429, retry_after_s=30.0), "backup": ok()})
+        result = await h.request(model="smart", script={"backup": ok("slow", latency_s=1.0), "tiny": ok("never")})
+        assert {a.deployment.group for a in result.attempts} == {"backup"}
+        await h.clock.advance(31)
+        result = await h.request(model="smart", script={"backup": ok("slow", latency_s=1.0), "tiny": ok("again")})
+        assert result.text == "again"
+
+
+async def test_no_content_in_time(track):
+    async with no_leaks(), track(models=[{**SMART, "timeout_ms": 500, "max_attempts": 2}]) as h:
+        begun = h.clock.now()
+        result = await h.request(model="smart", stream=True, script=never())
+        assert (result.status, result.error.kind) == (504, ErrorClass.TIMEOUT)
+        assert h.clock.now() - begun == pytest.approx(0.5)
+        assert [a.outcome for a in result.attempts] == [Outcome.CANCELLED] * 2
+
+
+async def test_a_stream_is_never_cut_by_the_timeout(track):
+    async with track(models=[{**SMART, "timeout_ms": 500}]) as h:
+        result = await h.request(model="smart", stream=True, script=ok("a b c d e", latency_s=0.05, piece_s=1.0))
+    assert (result.text, result.outcome) == ("a b c d e", Outcome.OK)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_winner_that_breaks_before_content_is_replaced(track):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="smart", stream=True, script={"chat": breaks(0), "backup": ok("a whole answer")})
+    assert (result.text, result.outcome) == ("a whole answer", Outcome.OK)
+
+
+async def test_a_winner_that_breaks_after_content_is_the_clients_error(track):
+    """What the client has seen cannot be taken back: it gets the provider's error, and nobody else is asked."""
+    async with no_leaks(), track(models=[SMART]) as h:
+        result = await h.request(
+            model="smart", stream=True, script={"chat": breaks(2, message="gone"), "backup": ok("another answer")}
+        )
+    assert (result.text, result.outcome, len(result.attempts)) == ("This is", Outcome.ERROR, 1)
+    assert result.error.message == "gone"
+
+
+async def test_a_client_that_leaves_ends_the_race(track):
+    async with no_leaks(), track(models=[SMART]) as h:
+        result = await h.request(model="smart", stream=True, script=ok("a b c", piece_s=1.0), leave_after_pieces=1)
+        assert [a.outcome for a in result.attempts] == [Outcome.DISCONNECTED]
+        assert h.plugin("racing")._racer.running == 0
+
+
+async def test_a_request_that_is_cancelled_takes_all_its_legs_along(track):
+    async with no_leaks(), track(models=[SMART]) as h:
+        work = asyncio.create_task(h.request(model="smart", script=never(), moves_clock=False))
+        await h.clock.advance(0.25)
+        assert len(h.gateway.upstream.running) == 3
+        work.cancel()
+        await asyncio.wait({work})
+        await h.settled()
+        assert h.gateway.upstream.running == []
+        assert [a.outcome for a in h.settlements[0].attempts] == [Outcome.CANCELLED] * 3
+        assert (await h.admin.get("/racing/smart")).json()["counts"]["abandoned"] == 1
+
+
+async def test_a_leg_that_the_gateway_cancels_is_replaced(track):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="smart", script={"chat": cancel(), "backup": ok("saved")})
+    assert result.text == "saved"
+
+
+# -- all at once ------------------------------------------------------------------------------------------------------
+
+
+def together(strategy, *candidates, **more):
+    names = candidates or ("chat", "backup", "tiny")
+    return {"name": "smart", "candidates": list(names), "strategy": strategy, "budget_ratio": 4, **more}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_first_wins_starts_all_and_takes_the_first(track, stream):
+    script = {"chat": ok("c", latency_s=0.5), "backup": ok("b", latency_s=0.2), "tiny": ok("t", latency_s=0.9)}
+    async with no_leaks(), track(models=[together("first_wins")]) as h:
+        result = await h.request(model="smart", stream=stream, script=script)
+    assert result.text == "b"
+    assert len({a.started_at for a in result.attempts}) == 1
+    assert [a.outcome for a in result.attempts] == [Outcome.CANCELLED, Outcome.OK, Outcome.CANCELLED]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_weighted_takes_the_heaviest_within_the_grace_period(track, stream):
+    heavy = {"target": "tiny", "weight": 5}
+    script = {"chat": ok("c"), "backup": ok("b", latency_s=0.05), "tiny": ok("t", latency_s=0.09)}
+    async with track(models=[together("weighted", "chat", "backup", heavy, grace_ms=100)]) as h:
+        result = await h.request(model="smart", stream=stream, script=script)
+        assert result.text == "t"
+        late = {**script, "tiny": ok("t", latency_s=0.2)}
+        result = await h.request(model="smart", stream=stream, script=late)
+        assert result.text in {"c", "b"}
+    if not stream:
+        # All that had answered are paid for; the client's usage is the winner's.
+        assert [a.outcome for a in result.attempts].count(Outcome.OK) == 2
+
+
+async def test_quality_takes_the_better_answer_and_its_tokens_are_settled(track):
+    script = {
+        "chat": ok("no json", usage=Usage(prompt_tokens=1)),
+        "backup": ok('{"a": 1}', usage=Usage(prompt_tokens=2), latency_s=0.05),
+        "tiny": ok("", usage=Usage(prompt_tokens=3)),
+    }
+    async with track(models=[together("quality")]) as h:
+        result = await h.request(
+            model="smart", script=script, body={"messages": [], "response_format": {"type": "json_object"}}
+        )
+    assert (result.text, result.settlement.usage.prompt_tokens) == ('{"a": 1}', 2)
+
+
+async def test_a_group_races_its_deployments_and_each_leg_has_its_own(track):
+    config = {"groups": {"chat": {"strategy": "first_wins", "budget_ratio": 1}}}
+    async with track(config=config) as h:
+        for _ in range(5):
+            result = await h.request(script={"chat-a": ok("a", latency_s=0.2), "chat-b": ok("b", latency_s=0.1)})
+            assert {a.deployment.id for a in result.attempts} == {"chat-a", "chat-b"}
+            assert result.text == "b"
+
+
+# -- budget -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_slow_fleet_is_not_amplified(track):
+    """Every request is slow: one in twenty is hedged, after the burst."""
+    model = {**SMART, "budget_ratio": 0.05, "budget_burst": 2}
+    async with track(models=[model]) as h:
+        attempts = [len((await h.request(model="smart", script=ok(latency_s=1.0))).attempts) for _ in range(200)]
+        shown = (await h.admin.get("/racing")).json()
+    (race,) = shown["races"]
+    assert sum(attempts) - 200 == race["counts"]["extra"] <= 0.05 * 200 + 2
+    assert race["counts"]["extra"] >= 10
+    assert race["counts"]["denied"] > 100
+    assert race["extra_ratio"] == race["counts"]["extra"] / 200
+
+
+async def test_the_bucket_over_all_races_counts_too(track):
+    models = [{"name": name, "candidates": ["chat", "backup"]} for name in ("one", "two", "three")]
+    async with track(models=models, config={"budget": {"ratio": 0.0, "burst": 5}}) as h:
+        results = [await h.request(model=name, script=ok(latency_s=1)) for name in ("one", "two", "three")]
+        assert [len(result.attempts) for result in results] == [1, 1, 1]
+
+
+async def test_errors_are_replaced_without_the_budget(track):
+    async with track(models=[{**SMART, "budget_ratio": 0.0}]) as h:
+        result = await h.request(model="smart", script={"chat": error(500), "backup": ok("saved", latency_s=5)})
+    assert (result.text, len(result.attempts)) == ("saved", 2)
+
+
+# -- what must not be made twice --------------------------------------------------------------------------------------
+
+NOT_TWICE = {
+    "store": {"store": True},
+    "background": {"background": True},
+    "previous response": {"previous_response_id": "resp_1"},
+    "function of the operator's": {"tools": [{"type": "function", "function": {"name": "send_mail"}}]},
+    "the same in responses": {"tools": [{"type": "function", "name": "send_mail"}]},
+    "the same in messages": {"tools": [{"name": "send_mail", "input_schema": {}}]},
+    "hosted tool": {"tools": [{"type": "mcp", "server_url": "https://x.test"}]},
+}
+TWICE = {
+    "plain": {},
+    "not stored": {"store": False, "background": False, "previous_response_id": None},
+    "harmless function": {"tools": [{"type": "function", "function": {"name": "get_weather"}}]},
+    "odd tools": {"tools": "none"},
+    "odder tools": {"tools": [None, 5, {"function": 3, "type": []}]},
+}
+OPERATOR = {"side_effect_tools": ["send_*", "mcp"]}
+
+
+@pytest.mark.parametrize("body", NOT_TWICE.values(), ids=NOT_TWICE.keys())
+async def test_what_has_side_effects_is_asked_once(track, body):
+    async with track(models=[SMART, {**SMART, "name": "bold", "allow_non_repeatable": True}], config=OPERATOR) as h:
+        careful = await h.request(model="smart", body=body, script=ok(latency_s=1))
+        broken = await h.request(model="smart", body=body, script=error(500))
+        turned_away = await h.request(model="smart", body=body, script={"chat": error(429), "backup": ok()})
+        bold = await h.request(model="bold", body=body, script=ok(latency_s=1))
+        assert h.status("racing").details["races"]["smart"]["not_repeatable"] == 3
+    assert [len(result.attempts) for result in (careful, broken, turned_away)] == [1, 1, 2]
+    assert (broken.status, turned_away.status) == (500, 200)
+    assert len(bold.attempts) > 1
+
+
+@pytest.mark.parametrize("body", TWICE.values(), ids=TWICE.keys())
+async def test_everything_else_is_raced(track, body):
+    async with track(models=[SMART], config=OPERATOR) as h:
+        assert len((await h.request(model="smart", body=body, script=ok(latency_s=1))).attempts) > 1
+
+
+async def test_a_client_may_say_that_its_request_must_not_be_made_twice(track):
+    async with track(models=[SMART]) as h:
+        headers = {"X-Pointsman-Repeatable": "False"}
+        result = await h.request(model="smart", headers=headers, script=ok(latency_s=1))
+    assert len(result.attempts) == 1
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_model_without_candidates_is_denied_clearly(track):
+    async with track(models=[{"name": "smart", "candidates": ["gone"]}]) as h:
+        result = await h.request(model="smart")
+        assert (result.status, result.denial.code, result.denial.param) == (404, "model_not_found", "model")
+        assert "'smart'" in result.denial.message
+        status = h.status("racing")
+        assert (status.ok, status.summary) == (False, "'smart' has no healthy candidate")
+        assert "smart" not in h.gateway.catalog.listed
+
+
+async def test_candidates_that_are_not_there_are_left_out(track):
+    async with track(models=[{"name": "smart", "candidates": ["gone", "backup"]}]) as h:
+        assert (await h.request(model="smart", script=ok("b"))).text == "b"
+        assert h.gateway.catalog.listed["smart"] == "backup"
+
+
+async def test_the_default_model_serves_requests_that_name_none(track):
+    async with track(models=[SMART], config={"default_model": "smart"}) as h:
+        assert (await h.request(model="", script=ok("b"))).settlement.labels == {"race": "smart"}
+
+
+async def test_other_names_are_left_alone(track):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="backup")
+    assert (result.route.executor, result.settlement.labels) == (None, {})
+    assert "x-pointsman-raced" not in result.headers
+
+
+@pytest.mark.parametrize(("endpoint", "raced"), [(Endpoint.EMBEDDINGS, True), (Endpoint.OTHER, False)])
+async def test_endpoints_that_cannot_be_raced_are_sent_to_the_first_candidate(track, endpoint, raced):
+    async with track(models=[SMART], config={"groups": {"tiny": {}}}) as h:
+        result = await h.request(model="smart", endpoint=endpoint)
+        assert (result.route.target, result.route.executor == "racing") == ("chat", raced)
+        assert ((await h.request(model="tiny", endpoint=endpoint)).route.executor == "racing") is raced
+
+
+async def test_only_the_deployments_of_the_model_that_is_named(track):
+    deployments = [deployment("x1", "x", model="m-1"), deployment("x2", "x", model="m-2"), deployment("y", "y")]
+    model = {"name": "smart", "candidates": [{"target": "x", "model": "m-2"}, "y"]}
+    async with track(models=[model], deployments=deployments) as h:
+        result = await h.request(model="smart", script={"x": ok(latency_s=3), "y": ok("y")})
+    assert [a.deployment.id for a in result.attempts] == ["x2", "y"]
+
+
+async def test_priority_before_score(track):
+    model = {"name": "smart", "candidates": [{"target": "chat", "priority": 2}, {"target": "backup", "priority": 1}]}
+    async with track(models=[model]) as h:
+        for _ in range(5):
+            await h.request(model="backup", script=ok(latency_s=2))
+            await h.request(model="chat", script=ok(latency_s=0.01))
+        assert (await h.request(model="smart")).attempts[0].deployment.group == "backup"
+
+
+async def test_the_better_score_is_started_first(track):
+    async with track(models=[{**SMART, "candidates": ["tiny", "backup"]}]) as h:
+        for _ in range(5):
+            await h.request(model="tiny", script=ok(latency_s=2))
+            await h.request(model="backup", script=ok(latency_s=0.01))
+        assert (await h.request(model="smart")).attempts[0].deployment.group == "backup"
+
+
+class Mover:
+    """Sends everything somewhere else, after the race has been chosen."""
+
+    @hookimpl
+    async def pre_route(self, route):
+        return route.to("tiny")
+
+
+async def test_a_later_plugin_may_change_the_target(track):
+    """Then that target races itself, and nobody else takes part."""
+    mover = PluginInfo(name="mover", config=PluginConfig, factory=lambda _: Mover())
+    async with track(models=[SMART]) as h:
+        h = type(h)([*h._plugins, mover], deployments=h.gateway.catalog.deployments())  # noqa: PLW2901  # one more plugin
+        async with h:
+            result = await h.request(model="smart", script={"tiny": [ok(latency_s=3), ok("quick")]})
+    assert {a.deployment.group for a in result.attempts} == {"tiny"}
+    assert result.text == "quick"
+
+
+# -- spans ------------------------------------------------------------------------------------------------------------
+
+
+async def test_spans_tell_the_race(track):
+    """One span an attempt; the loser is shown as cancelled, with who won and why each was started."""
+    async with track(models=[SMART], tracing=True) as h:
+        await h.request(model="smart", stream=True, script={"chat": ok(latency_s=3), "backup": ok("b")})
+        await h.settled()
+        spans = {s.name: dict(s.attributes) for s in h.spans if s.name.startswith("attempt ")}
+    loser, winner = spans["attempt chat-a"], spans["attempt backup-a"]
+    assert (loser["pointsman.racing.won"], winner["pointsman.racing.won"]) == (False, True)
+    assert (loser["pointsman.racing.reason"], winner["pointsman.racing.reason"]) == ("first", "hedge")
+    assert loser["pointsman.outcome"] == "cancelled"
+    assert winner["pointsman.racing.started_ms"] == pytest.approx(100)
+    assert winner["pointsman.racing.legs"] == 2

@@ -1,0 +1,191 @@
+"""What is learned about a deployment, and the score."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pointsman.types import AttemptKind, ErrorClass, Outcome
+from pointsman_racing.book import MAX_DEPLOYMENTS, Book
+from pointsman_racing.config import Delay
+from pointsman_racing.standing import Standing, score
+
+from .conftest import NOW
+
+HALF_LIFE_S = 600.0
+
+
+def learned(attempts, *, stream=True, at=NOW):
+    made = Standing(HALF_LIFE_S)
+    for one in attempts:
+        made.observe(one, stream=stream, now=at)
+    return made
+
+
+def test_score_is_what_the_formula_says(attempt, failed):
+    made = learned([*(attempt(first_ms=300.0) for _ in range(8)), attempt(**failed), attempt(**failed)])
+    expected_ms = 300 * 8 / (8 + 2)
+    wanted = (10 - 2 + 1) / (10 + 1) * 1000 / (1000 + expected_ms)
+    assert score([made], stream=True, now=NOW) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_one_early_win_is_no_champion_for_ever(attempt):
+    """A 900 ms incumbent does not beat a 50 ms newcomer, neither before nor after the newcomer's first answer."""
+    incumbent = learned([attempt(first_ms=900.0) for _ in range(200)])
+    newcomer = Standing(HALF_LIFE_S)
+    assert score([newcomer], stream=True, now=NOW) > score([incumbent], stream=True, now=NOW)
+    newcomer.observe(attempt(first_ms=50.0), stream=True, now=NOW)
+    assert score([newcomer], stream=True, now=NOW) > score([incumbent], stream=True, now=NOW)
+
+
+def test_who_is_slower_is_asked_now_and_then(attempt):
+    """Three times slower: about once per half-life; twenty per cent slower: some ten times as often."""
+    asked = {}
+    for factor in (1.2, 3.0):
+        best, other = Standing(HALF_LIFE_S), Standing(HALF_LIFE_S)
+        turns = 0
+        for second in range(0, 7200, 2):
+            now = NOW + second
+            scores = [score([one], stream=True, now=now) for one in (best, other)]
+            chosen = other if scores[1] > scores[0] else best
+            turns += chosen is other
+            chosen.observe(attempt(first_ms=300.0 * (factor if chosen is other else 1)), stream=True, now=now)
+        asked[factor] = turns
+    assert 6 <= asked[3.0] <= 30
+    assert 5 * asked[3.0] < asked[1.2] < 720
+
+
+def test_who_has_recovered_is_found_out(attempt, failed):
+    """Failures decay: after some half-lives without traffic a deployment is tried again."""
+    good = learned([attempt(first_ms=300.0) for _ in range(1000)], at=NOW + 4 * HALF_LIFE_S)
+    bad = learned([attempt(**failed)] * 3)
+    assert score([bad], stream=True, now=NOW) < 0.3
+    assert score([bad], stream=True, now=NOW + 4 * HALF_LIFE_S) > score([good], stream=True, now=NOW + 4 * HALF_LIFE_S)
+
+
+@pytest.mark.parametrize(
+    ("changes", "totals"),
+    [
+        ({}, {"attempts": 1}),
+        ({"kind": ErrorClass.SERVER}, {"attempts": 1, "failures": 1}),
+        ({"kind": ErrorClass.RATE_LIMIT, "retry_after_s": 5.0}, {"attempts": 1, "failures": 1}),
+        ({"outcome": Outcome.CANCELLED}, {"attempts": 1, "cancelled": 1}),
+        ({"outcome": Outcome.DISCONNECTED}, {"attempts": 1, "cancelled": 1}),
+        ({"kind": ErrorClass.CLIENT}, {}),
+        ({"kind": ErrorClass.CONTENT_POLICY}, {}),
+        ({"kind": ErrorClass.REFUSED}, {}),
+        ({"cached": True}, {}),
+    ],
+)
+def test_what_counts(attempt, changes, totals):
+    """The client's faults, refusals and the gateway's cache say nothing about a deployment."""
+    made = learned([attempt(first_ms=100.0, **changes)])
+    assert {name: value for name, value in made.totals.items() if value} == totals
+
+
+@pytest.mark.parametrize("kind", [AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE])
+def test_calls_of_our_own_do_not_count(attempt, kind):
+    error = attempt()
+    assert not learned([]).observe(
+        type(error)(
+            id="x",
+            request_id="r",
+            number=1,
+            kind=kind,
+            deployment=error.deployment,
+            started_at=NOW,
+            outcome=Outcome.OK,
+            duration_ms=5.0,
+        ),
+        stream=False,
+        now=NOW,
+    )
+
+
+def test_streams_and_plain_requests_are_kept_apart(attempt):
+    made = learned([attempt(ms=5000.0, first_ms=100.0)])
+    made.observe(attempt(ms=4000.0), stream=False, now=NOW)
+    assert made.first_token.mean_ms() == pytest.approx(100)
+    assert made.whole.mean_ms() == pytest.approx(4000)
+    assert score([made], stream=True, now=NOW) > score([made], stream=False, now=NOW)
+
+
+def test_health_ends_with_failures_in_a_row_and_comes_back(attempt, failed):
+    made = learned([attempt(**failed)] * 2)
+    assert made.healthy(NOW)
+    made.observe(attempt(**failed), stream=True, now=NOW)
+    assert not made.healthy(NOW)
+    assert made.healthy(NOW + 61)
+    made.observe(attempt(first_ms=1.0), stream=True, now=NOW)
+    assert made.healthy(NOW)
+
+
+def test_push_back_lasts_as_long_as_it_said(attempt):
+    made = learned([attempt(kind=ErrorClass.RATE_LIMIT, retry_after_s=30.0)])
+    assert not made.healthy(NOW + 29)
+    assert made.healthy(NOW + 30)
+
+
+def test_a_standing_survives_being_written_down(attempt, failed):
+    made = learned([attempt(first_ms=120.0), attempt(first_ms=80.0), attempt(**failed)])
+    again = Standing.from_json(json.loads(json.dumps(made.to_json(NOW))), HALF_LIFE_S)
+    assert again.to_json(NOW) == made.to_json(NOW)
+    assert score([again], stream=True, now=NOW) == pytest.approx(score([made], stream=True, now=NOW), rel=0.02)
+
+
+@pytest.mark.parametrize("document", [None, 5, [], {}, {"at": "x"}, {"at": float("nan")}, {"at": True}])
+def test_what_is_no_standing_is_none(document):
+    assert Standing.from_json(document, HALF_LIFE_S) is None
+
+
+def test_odd_values_in_a_standing_count_as_absent():
+    document = {"at": NOW, "attempts": "x", "failures": -5, "totals": {"wins": None}, "streak": [], "whole_ms": 3}
+    assert Standing.from_json(document, HALF_LIFE_S).to_json(NOW) == Standing(HALF_LIFE_S).to_json(NOW)
+
+
+class TestDelay:
+    delay = Delay(min_samples=20, floor_ms=50, fixed_ms=700, fixed_plain_ms=9000)
+
+    def book(self, attempt, ms, count=100, name="a"):
+        book = Book(HALF_LIFE_S)
+        for _ in range(count):
+            book.observe(attempt(name, first_ms=ms), stream=True, now=NOW)
+        return book
+
+    def ask(self, book, *names, stream=True, now=NOW):
+        from pointsman.testing import deployment  # noqa: PLC0415  # only here
+
+        return book.delay_ms([deployment(name) for name in names], self.delay, stream=stream, now=now)
+
+    def test_fixed_until_enough_is_known(self, attempt):
+        assert self.ask(self.book(attempt, 300.0, count=19), "a") == 700
+        assert self.ask(self.book(attempt, 300.0, count=20), "a") == pytest.approx(300, rel=0.03)
+
+    def test_plain_requests_have_a_fixed_value_of_their_own(self, attempt):
+        assert self.ask(self.book(attempt, 300.0), "a", stream=False) == 9000
+
+    def test_never_below_the_floor(self, attempt):
+        assert self.ask(self.book(attempt, 3.0), "a") == 50
+
+    def test_it_is_fixed_again_when_what_was_known_has_decayed(self, attempt):
+        assert self.ask(self.book(attempt, 300.0), "a", now=NOW + 10 * HALF_LIFE_S) == 700
+
+    def test_the_quickest_of_those_it_may_have_reached(self, attempt):
+        book = self.book(attempt, 300.0)
+        for _ in range(100):
+            book.observe(attempt("b", first_ms=100.0), stream=True, now=NOW)
+        assert self.ask(book, "a", "b") == pytest.approx(100, rel=0.03)
+
+    def test_what_others_have_seen_counts(self, attempt):
+        """Twelve samples here and twelve elsewhere are enough."""
+        book = self.book(attempt, 300.0, count=12)
+        book.others = {"a": self.book(attempt, 300.0, count=12).own["a"]}
+        assert self.ask(book, "a") == pytest.approx(300, rel=0.03)
+
+
+def test_the_book_is_bounded(attempt):
+    book = Book(HALF_LIFE_S)
+    for number in range(MAX_DEPLOYMENTS + 10):
+        book.observe(attempt(f"d{number}"), stream=False, now=NOW)
+    assert len(book.own) == MAX_DEPLOYMENTS
