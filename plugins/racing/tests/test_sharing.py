@@ -1,0 +1,160 @@
+"""Observations between workers, over restarts, and in the performance file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pointsman.errors import PluginLoadError
+from pointsman.store import open_store
+from pointsman.testing import FakeClock, error, ok
+from pointsman_racing import document
+
+SMART = {"name": "smart", "candidates": ["tiny", {"target": "backup", "priority": 1}]}
+
+
+@pytest.fixture
+async def shared():
+    clock = FakeClock()
+    store = await open_store("memory", clock=clock.now)
+    yield {"clock": clock, "store": store}
+    await store.close()
+
+
+async def shown(h, deployment_id="tiny"):
+    rows = (await h.admin.get("/racing")).json()["deployments"]
+    return next((row for row in rows if row["deployment_id"] == deployment_id), None)
+
+
+async def test_workers_learn_from_each_other(track, shared):
+    """What one has measured decides when the other hedges."""
+    config = {"defaults": {"delay": {"min_samples": 5, "floor_ms": 1}, "budget_ratio": 4}}
+    async with (
+        track(models=[SMART], config=config, name="one", **shared) as one,
+        track(models=[SMART], config=config, name="two", **shared) as two,
+    ):
+        for _ in range(6):
+            await one.request(model="smart", stream=True, script=ok("a", latency_s=0.02))
+        await one.clock.advance(12)
+        assert (await shown(two))["first_token_ms"]["p50"] == pytest.approx(20, rel=0.03)
+        begun = two.clock.now()
+        result = await two.request(model="smart", stream=True, script={"tiny": ok(latency_s=9), "backup": ok("b")})
+        assert result.attempts[1].started_at - begun == pytest.approx(0.02, rel=0.05)
+        await two.clock.advance(12)
+        counts = [(await h.admin.get("/racing/smart")).json()["counts"]["requests"] for h in (one, two)]
+        assert counts == [7, 7]
+
+
+async def test_what_was_learned_survives_a_restart(track, tmp_path):
+    async with track(models=[SMART], store="disk", path=tmp_path) as h:
+        for _ in range(5):
+            await h.request(model="smart", script=ok(latency_s=0.02))
+        before = await shown(h)
+        await h.restart()
+        after = await shown(h)
+    assert before["wins"] == after["wins"] == 5
+    assert after["whole_ms"]["p50"] == before["whole_ms"]["p50"]
+
+
+async def test_rows_disappear_by_themselves(track, shared):
+    async with track(models=[SMART], **shared) as h:
+        await h.request(model="smart")
+        await h.clock.advance(12)
+        assert await shared["store"].scan("racing/standing/")
+    shared["clock"]._elapsed_s += 2 * 86_400
+    assert not await shared["store"].scan("racing/standing/")
+
+
+async def test_a_store_that_fails_stops_nothing(track):
+    """Requests go on, status tells, and what was not written is written later."""
+    async with track(models=[SMART]) as h:
+        h.store.down = True
+        assert (await h.request(model="smart", script=ok("fine"))).text == "fine"
+        await h.clock.advance(12)
+        assert "store fails" in h.status("racing").summary
+        h.store.down = False
+        await h.clock.advance(12)
+        assert h.status("racing").ok
+        assert any(key.startswith("standing/") for key in await h.stored("racing"))
+
+
+async def test_odd_rows_are_left_out(track, shared):
+    for key, row in {"x/1": 5, "x/2": {"deployment_id": 7, "at": 1}, "x/3": {"deployment_id": "d"}}.items():
+        await shared["store"].put(f"racing/standing/{key}", row)
+    await shared["store"].put("racing/tally/x", {"smart": {"requests": -4, "extra": "x"}})
+    await shared["store"].put("racing/tally/y", 5)
+    async with track(models=[SMART], **shared) as h:
+        assert (await h.admin.get("/racing")).json()["deployments"] == []
+
+
+# -- the performance file ---------------------------------------------------------------------------------------------
+
+
+async def test_the_file_is_written_and_read_again_by_a_worker_that_knows_nothing(track, tmp_path):
+    file = tmp_path / "perf.json"
+    config = {"performance_file": str(file)}
+    async with track(models=[SMART], config=config) as h:
+        for _ in range(5):
+            await h.request(model="smart", stream=True, script=ok(latency_s=0.2))
+        await h.request(model="smart", script={"tiny": error(500), "backup": ok()})
+        first = await shown(h)
+    assert json.loads(file.read_text())["format"] == "pointsman-racing/1"
+    assert list(tmp_path.iterdir()) == [file], "nothing but the file itself is left"
+    async with track(models=[SMART], config=config) as h:
+        again = await shown(h)
+        assert (again["wins"], again["failures"], again["attempts"]) == (5, 1, 6)
+        assert again["first_token_ms"]["p95"] == first["first_token_ms"]["p95"]
+
+
+async def test_it_is_read_once_however_many_workers_start(track, shared, tmp_path):
+    file = tmp_path / "perf.json"
+    config = {"performance_file": str(file)}
+    async with track(models=[SMART], config=config) as h:
+        await h.request(model="smart")
+    before = file.read_bytes()
+    async with track(models=[SMART], config=config, name="one", **shared):
+        file.write_bytes(before)
+        async with track(models=[SMART], config=config, name="two", **shared) as two:
+            assert (await shown(two))["attempts"] == 1
+
+
+async def test_a_file_that_is_something_else_stops_the_start(track, tmp_path):
+    file = tmp_path / "perf.json"
+    for text, word in (("{}", "format"), ("nope", "not JSON"), ('{"format": "pointsman-racing/1"}', "deployments")):
+        file.write_text(text)
+        with pytest.raises(PluginLoadError, match=word):
+            await track(models=[SMART], config={"performance_file": str(file)}).start()
+
+
+async def test_export_and_import_over_http(track):
+    async with track(models=[SMART]) as h:
+        await h.request(model="smart")
+        exported = (await h.admin.get("/racing/performance")).json()
+    async with track(models=[SMART]) as h:
+        for _ in range(2):
+            answer = await h.admin.post("/racing/performance", json=exported)
+            assert (answer.status_code, answer.json()) == (200, {"imported": ["tiny"]})
+        assert (await shown(h))["attempts"] == 1, "taken in once, however often"
+        for bad in ([], {}, {"format": "x"}, {"format": "pointsman-racing/1", "deployments": {"a": 5}}):
+            answer = await h.admin.post("/racing/performance", json=bad)
+            assert answer.status_code == 422, bad
+
+
+def test_half_a_file_is_never_there(tmp_path, monkeypatch):
+    """A writer that fails leaves the old file and nothing else."""
+    file = tmp_path / "perf.json"
+    document.write(file, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        document.write(file, {"a": float("nan")})
+    assert json.loads(file.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_file_of_any_size_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "MAX_BYTES", 10)
+    file = tmp_path / "perf.json"
+    file.write_text("x" * 11)
+    with pytest.raises(document.NotOurs, match="10 bytes"):
+        document.load(file, 600.0)
+    assert document.load(tmp_path / "none.json", 600.0) is None
