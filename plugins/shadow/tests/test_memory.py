@@ -64,7 +64,7 @@ async def test_memory_is_flat_over_50_000_mirrored_requests(kit):
                     leave_after_pieces=None,
                 ).run()
             await harness.settled()
-            await harness.clock.advance(1.0)
+            await harness.clock.advance(2.0)
             # What the kit itself remembers of everything that happened.
             upstream.calls.clear()
             harness.settlements.clear()

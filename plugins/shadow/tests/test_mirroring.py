@@ -18,6 +18,7 @@ from pointsman.types import (
     UpstreamRequest,
 )
 from pointsman_shadow.budget import day_of
+from pointsman_shadow.pace import PROBE_S
 
 ENDPOINTS = [Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES]
 
@@ -29,6 +30,7 @@ async def test_the_challenger_gets_the_same_request_on_the_same_api(shadows, kit
     body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "temperature": 0.5}
     result = await worker.request(endpoint=endpoint, stream=stream, body=body, script=ok("the primary's words"))
     assert (result.status, result.text) == (200, "the primary's words")
+    shown = await shadows.shown(worker)
     (call,) = kit.mirrors_of(worker)
     request = call.request
     assert (request.target, request.endpoint, request.stream) == ("new", endpoint, stream)
@@ -36,7 +38,6 @@ async def test_the_challenger_gets_the_same_request_on_the_same_api(shadows, kit
     assert request.body["temperature"] == 0.5
     assert request.tenant == "shadow:next"
     assert request.labels == {"mirror": "next", "primary": result.request_id}
-    shown = await shadows.shown(worker)
     assert [shown[name] for name in ("total", "sampled", "mirrored", "pairs", "dropped")] == [1, 1, 1, 1, 0]
 
 
@@ -109,10 +110,12 @@ async def test_a_stream_that_never_ends_is_cut_at_the_time_limit(shadows, kit):
 
 
 async def test_the_mirror_starts_together_with_the_primary(shadows, kit):
-    """Not after it: both meet the same conditions, and a slow primary does not put the mirror off."""
+    """A few milliseconds behind it: both meet the same conditions, and a slow primary does not put the mirror off."""
     worker = await shadows.worker(kit.mirror())
     task = asyncio.create_task(worker.request(script=ok(latency_s=10.0), moves_clock=False))
     await shadows.clock.advance(0.0)
+    assert not kit.mirrors_of(worker)
+    await shadows.clock.advance(PROBE_S)
     assert len(kit.mirrors_of(worker)) == 1
     await shadows.clock.advance(10.0)
     await task
@@ -244,6 +247,7 @@ async def test_beyond_the_queue_requests_are_dropped_and_counted(shadows, kit):
     worker.gateway.upstream.answer({"new": ok(latency_s=40.0)})
     for _ in range(8):
         await worker.request(moves_clock=False)
+        await shadows.clock.advance(2 * PROBE_S)
     assert len(kit.mirrors_of(worker)) == 2
     await shadows.rest(worker, 400.0)
     shown = await shadows.shown(worker)
@@ -270,7 +274,8 @@ async def test_a_pair_whose_client_has_gone_is_not_compared(shadows, kit, where)
     worker.gateway.upstream.answer({"new": ok(latency_s=1.0)})
     if where == "waiting":
         await worker.request(moves_clock=False)
-    await worker.request(stream=True, script=disconnect(1), moves_clock=False)
+        await shadows.clock.advance(PROBE_S)
+    await worker.request(stream=True, script=disconnect(1, latency_s=0.1))
     await shadows.rest(worker, 5.0)
     shown = await shadows.shown(worker)
     assert shown["reasons"]["unpaired"] == {"client_gone": 1}

@@ -196,6 +196,12 @@ class ShadowConfig(PluginConfig):
     flush_s: float = Field(
         default=1.0, ge=0.05, le=60, description="How often a worker hands in its figures, in seconds."
     )
+    max_lag_ms: float = Field(
+        default=20.0,
+        gt=0,
+        le=60_000,
+        description="No mirror starts while the worker's event loop is later than this, in milliseconds.",
+    )
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -19,6 +19,7 @@ from .config import EVERY_MODEL, Mirror, ShadowConfig, Version
 from .evidence import Count
 from .line import Line
 from .opinions import Panel
+from .pace import PROBE_S, Pace
 from .pairs import Pair
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Engine:
 
     Attributes:
         lines: The mirrors by name.
+        pace: Whether the worker has time for mirrors.
     """
 
     def __init__(self, config: ShadowConfig, services: Services) -> None:
@@ -62,6 +64,7 @@ class Engine:
         }
         self._pending: dict[str, list[tuple[Line, Pair]]] = {}
         self._wake = asyncio.Event()
+        self.pace = Pace(config.max_lag_ms / 1000)
 
     # -- on the request path ------------------------------------------------------------------------------------------
 
@@ -97,19 +100,29 @@ class Engine:
     # -- beside it ----------------------------------------------------------------------------------------------------
 
     async def dispatch(self) -> None:
-        """Give waiting pairs a place, for ever."""
+        """Give waiting pairs a place, for ever: one of each mirror at a time, and none while the worker is late."""
+        clock = self.services.clock
         while True:
             await self._wake.wait()
             self._wake.clear()
-            self.pump()
+            while any(line.can_start for line in self.lines.values()):
+                begun = clock.monotonic()
+                # The primaries go first: a mirror follows a few milliseconds behind its own.
+                await clock.sleep(PROBE_S)
+                now = clock.monotonic()
+                self.pace.note(now - begun - PROBE_S, now)
+                for line in self.lines.values():
+                    if self.pace.busy:
+                        line.expire(now, "busy")
+                    else:
+                        self._start_next(line, now)
 
-    def pump(self) -> None:
-        """Start what waits and has a place."""
-        now = self.services.clock.monotonic()
-        for line in self.lines.values():
-            while (pair := line.next(now)) is not None:
-                work = self._mirror(line, pair) if pair.challenger is None else self._weigh(line, pair)
-                self.services.tasks.spawn(work, name=f"mirror {line.mirror.name}")
+    def _start_next(self, line: Line, now: float) -> None:
+        pair = line.next(now)
+        if pair is None:
+            return
+        work = self._mirror(line, pair) if pair.challenger is None else self._weigh(line, pair)
+        self.services.tasks.spawn(work, name=f"mirror {line.mirror.name}")
 
     def sweep(self) -> None:
         """Give up pairs whose primary nobody has heard of for very long; look for those that have waited too long."""
@@ -125,7 +138,8 @@ class Engine:
                 self._pending[request_id] = left
             else:
                 del self._pending[request_id]
-        self.pump()
+        for line in self.lines.values():
+            line.expire(now, "busy" if self.pace.busy else "waited_too_long")
 
     @property
     def alive(self) -> int:

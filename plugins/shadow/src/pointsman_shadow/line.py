@@ -116,18 +116,24 @@ class Line:
 
     # -- pairs --------------------------------------------------------------------------------------------------------
 
+    @property
+    def can_start(self) -> bool:
+        """Whether something waits and there is a place for it."""
+        return bool(self.queue) and self.running < self.mirror.max_concurrent
+
     def next(self, now: float) -> Pair | None:
         """Take the next pair that has something to do and find it a place; None when there is none, or no place."""
-        while self.queue and self.running < self.mirror.max_concurrent:
-            pair = self.queue.popleft()
-            if pair.over:
-                continue
-            if pair.challenger is None and now - pair.queued_at > self.mirror.max_wait_s:
-                self.drop(pair, "waited_too_long")
-                continue
-            self.running += 1
-            return pair
-        return None
+        self.expire(now, "waited_too_long")
+        if not self.can_start:
+            return None
+        self.running += 1
+        return self.queue.popleft()
+
+    def expire(self, now: float, why: str) -> None:
+        """Drop the pairs whose mirrors have waited too long; those that only wait for an opinion stay."""
+        late = now - self.mirror.max_wait_s
+        while self.queue and self.queue[0].challenger is None and self.queue[0].queued_at < late:
+            self.drop(self.queue.popleft(), why)
 
     def drop(self, pair: Pair, why: str) -> None:
         """Give a pair up before its mirror was sent."""
@@ -143,7 +149,7 @@ class Line:
     def concluded(self, pair: Pair, champion: Side) -> None:
         """Note what became of the primary. A pair whose client has gone cannot be compared."""
         pair.champion = champion
-        if champion.outcome in _GONE:
+        if champion.outcome in _GONE and not pair.over:
             self.unpair(pair, "client_gone")
 
     def unpair(self, pair: Pair, why: str) -> None:

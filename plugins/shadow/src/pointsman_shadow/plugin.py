@@ -73,6 +73,7 @@ class ShadowPlugin:
             summary=f"{text}; {problems[0]}" if problems else text,
             details={
                 "problems": problems,
+                "lag_ms": round(self._engine.pace.lag_s * 1000, 3),
                 "mirrors": [
                     {
                         "name": line.mirror.name,
