@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -284,7 +285,7 @@ def by_second(runs: Sequence[Run], begin_s: float, end_s: float) -> Table:
         title="Share of the attempts that went to the sick one, per second, in %; the brown-out is in brackets"
     )
     table.add_column("strategy")
-    table.add_column("from 3 s before to 8 s after")
+    table.add_column("from 3 s before to 8 s after", no_wrap=True)
     for run in runs:
         shares = run.shares(int(end_s) + 8)
         cells = []
@@ -335,7 +336,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = []
     for name in names:
         runs.append(measure(name, requests, begin_s, end_s))
-        console.print(f"  {name}: p99 {runs[-1].first_ms(0.99):.0f} ms, {runs[-1].errors} errors")
+        failed = Counter(one.status for one in runs[-1].seen if one.first_ms is None)
+        told = ", ".join(f"{count} x {status or 'connection'}" for status, count in failed.items()) or "no errors"
+        console.print(f"  {name}: p99 {runs[-1].first_ms(0.99):.0f} ms, {told}")
     console.print(overview(runs, begin_s, end_s, seconds), by_second(runs, begin_s, end_s))
     for line in verdict(runs, begin_s, end_s):
         console.print(line)

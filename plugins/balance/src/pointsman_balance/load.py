@@ -17,10 +17,12 @@ PICK_S: Final = 5.0
 MIN_GAIN: Final = 0.1
 #: How far a longer wait moves the average up at once.
 PEAK_GAIN: Final = 0.5
-#: Weight of the latest value in what is usual.
+#: Weight of the latest value in what is usual, once there are more values than its inverse.
 USUAL_GAIN: Final = 0.02
 #: Up to this part of ``stale_s`` an average is as good as new.
 FRESH: Final = 0.2
+#: Fewer values than this are no habit: one slow answer at the start must not be held against it.
+HABIT: Final = 5
 #: A deployment that is slow as usual is tried again after so many times ``stale_s``.
 LONG_STALE: Final = 6.0
 #: Weight of the latest attempt in the error average.
@@ -56,7 +58,7 @@ class Ewma:
             # At a high rate the time between two values is short; each counts for something all the same.
             gain = max(gain, MIN_GAIN, self.peak_gain if value > self.value else 0.0)
             self.value += gain * (value - self.value)
-            self.usual += USUAL_GAIN * (value - self.usual)
+            self.usual += max(USUAL_GAIN, 1.0 / (self.count + 1)) * (value - self.usual)
         self.at = now
         self.count += 1
 
@@ -222,7 +224,10 @@ class Load:
 
         An outage that nobody looks at may be over. What is usual is doubted too, only later.
         """
-        usual, value = average.usual, average.value
+        value = average.value
+        if average.count < HABIT:
+            return value * exp(-idle)
+        usual = average.usual
         known = usual + (value - usual) * exp(-idle) if value > usual else value
         return known if idle < LONG_STALE else known * exp(1.0 - idle / LONG_STALE)
 
