@@ -55,6 +55,7 @@ class SinkServer:
         behaviour: Number of the request to what is done.
         poison: Says which events are refused with 400, with all others of their batch.
         late_s: How long ``late`` takes.
+        remember: Keep requests and events; without, only the ids are counted.
         lago: Speak Lago: refuse events that are known already, as a whole, naming their positions.
 
     Attributes:
@@ -70,6 +71,7 @@ class SinkServer:
         poison: Callable[[dict[str, Any]], bool] = lambda _: False,
         late_s: float = 3.0,
         lago: bool = False,
+        remember: bool = True,
     ) -> None:
         self.behaviour = behaviour
         self.accepted: Counter[str] = Counter()
@@ -79,6 +81,7 @@ class SinkServer:
         self._poison = poison
         self._late_s = late_s
         self._lago = lago
+        self._remember = remember
         self._count = 0
         self._lock = threading.Lock()
         outer = self
@@ -120,7 +123,8 @@ class SinkServer:
             how = self.behaviour(self._count)
             self._count += 1
             self.hows[how] += 1
-            self.requests.append((request.path, {k.lower(): v for k, v in request.headers.items()}, batch))
+            if self._remember:
+                self.requests.append((request.path, {k.lower(): v for k, v in request.headers.items()}, batch))
         if how == "late":
             time.sleep(self._late_s)
             how = "drop"
@@ -166,6 +170,6 @@ class SinkServer:
             if not wrong:
                 for event in events:
                     self.accepted[event[name]] += 1
-                    if self.accepted[event[name]] == 1:
+                    if self.accepted[event[name]] == 1 and self._remember:
                         self.events.append(event)
         return wrong

@@ -7,6 +7,7 @@ import multiprocessing
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,24 @@ def _append_many(path: Path, first: int, count: int) -> None:
         await outbox.close()
 
     asyncio.run(work())
+
+
+def _open_many(path: Path, gate: Barrier, count: int) -> None:
+    for number in range(count):
+        gate.wait(60)
+        opened(path / str(number)).close()
+
+
+def test_workers_that_start_together_all_open_it(tmp_path: Path) -> None:
+    """SQLite itself refuses to wait when two connections make a new file a WAL one."""
+    context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(4)
+    jobs = [context.Process(target=_open_many, args=(tmp_path, gate, 40)) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(60)
+    assert [job.exitcode for job in jobs] == [0] * 4
 
 
 def test_processes_that_write_the_same_bills_at_once_write_each_once(tmp_path: Path) -> None:

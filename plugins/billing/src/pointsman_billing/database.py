@@ -17,6 +17,7 @@ from . import sums
 from .bill import Bill
 from .errors import OutboxFull, OutboxUnavailable
 from .events import BillEvent
+from .lock import opening
 from .tables import ADD_TO_HOUR, SCHEMA, VERSION
 
 FILE: Final = "outbox.sqlite3"
@@ -67,15 +68,19 @@ class Database:
             if not directory.exists():
                 directory.parent.mkdir(parents=True, exist_ok=True)
                 directory.mkdir(_PRIVATE, exist_ok=True)
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._connection = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None)
+            with opening(directory):
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+                self._connection = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None)
+                self._prepare(fsync=fsync)
         except (OSError, sqlite3.Error) as err:
             raise OutboxUnavailable(
                 f"the outbox in {directory} cannot be opened: {err}; set billing's outbox.path to a directory on a local "
                 "disk that this user can write"
             ) from err
+
+    def _prepare(self, *, fsync: bool) -> None:
         try:
-            self._prepare(fsync=fsync)
+            self._set_up(fsync=fsync)
         except sqlite3.Error as err:
             self._connection.close()
             raise OutboxUnavailable(f"the file {self.path} cannot be used as an outbox: {err}") from err
@@ -83,7 +88,7 @@ class Database:
             self._connection.close()
             raise
 
-    def _prepare(self, *, fsync: bool) -> None:
+    def _set_up(self, *, fsync: bool) -> None:
         run = self._connection.execute
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")

@@ -1,4 +1,4 @@
-"""Who delivers: one worker of the machine for each sink, told by a lock on a file.
+"""Who opens and who delivers: one worker of the machine at a time, told by a lock on a file.
 
 The lock is the kernel's (``flock``): when its holder dies, however it dies, it is free at once, and there is never a
 second holder. It needs a local disk.
@@ -8,10 +8,30 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 _PRIVATE: Final = 0o600
+
+
+@contextmanager
+def opening(directory: Path) -> Iterator[None]:
+    """Wait until no other worker opens the outbox, and keep the others waiting.
+
+    SQLite does not wait when two connections turn one new file to WAL at the same time: one of them fails at once,
+    whatever its timeout. Workers that start together do just that.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    descriptor = os.open(directory / "open.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class DeliveryLock:
