@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
+import time
 
 import pytest
 
@@ -139,6 +142,26 @@ async def test_export_and_import_over_http(track):
         for bad in ([], {}, {"format": "x"}, {"format": "pointsman-racing/1", "deployments": {"a": 5}}):
             answer = await h.admin.post("/racing/performance", json=bad)
             assert answer.status_code == 422, bad
+
+
+async def test_a_late_write_does_not_undo_a_newer_one(track, tmp_path, monkeypatch):
+    """Whatever a thread was still writing when the worker ended, the file has what was known at the end."""
+    file, write, begun, first_done = tmp_path / "perf.json", document.write, [], threading.Event()
+
+    def first_late(path, known):
+        begun.append(known)
+        if len(begun) > 1:
+            write(path, known)
+            return
+        time.sleep(0.5)
+        write(path, known)
+        first_done.set()
+
+    monkeypatch.setattr(document, "write", first_late)
+    async with track(models=[SMART], config={"performance_file": str(file)}) as h:
+        await h.request(model="smart")
+    assert await asyncio.to_thread(first_done.wait, 10)
+    assert "tiny" in json.loads(file.read_text())["deployments"]
 
 
 def test_half_a_file_is_never_there(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from typing import TYPE_CHECKING, Final
 
 from pointsman import PluginInfo, hookimpl
@@ -18,7 +19,8 @@ from .sharing import Sharing
 from .surface import Surface
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from starlette.routing import BaseRoute
 
@@ -41,6 +43,8 @@ class RacingPlugin:
         self._config = config
         self._book = Book(config.half_life_s)
         self._listed: dict[str, dict[str, object]] = {}
+        self._writing = threading.Lock()
+        self._exports = self._newest = 0
 
     @hookimpl
     async def startup(self, services: Services) -> None:
@@ -159,7 +163,16 @@ class RacingPlugin:
 
     async def _export(self) -> None:
         if self._path is not None:
-            await asyncio.to_thread(document.write, self._path, document.export(self._book, self._services.clock.now()))
+            self._exports += 1
+            known = document.export(self._book, self._services.clock.now())
+            await asyncio.to_thread(self._write, self._path, self._exports, known)
+
+    def _write(self, path: Path, number: int, known: Mapping[str, object]) -> None:
+        # A thread cannot be cancelled: one that was late would undo what was written when the worker ended.
+        with self._writing:
+            if number > self._newest:
+                document.write(path, known)
+                self._newest = number
 
 
 plugin: Final = PluginInfo(
