@@ -17,6 +17,7 @@ import asyncio
 import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class Variant:
         body: What clients send.
         section: Its ``pointsman:`` section, or None for LiteLLM alone.
         first_token_ms: Measured, per phase.
-        failed: Requests that were not answered, per phase.
+        failed: Requests that were not answered, per phase, by reason.
     """
 
     name: str
@@ -67,7 +68,7 @@ class Variant:
     body: Mapping[str, Any]
     section: Mapping[str, Any] | None = None
     first_token_ms: dict[str, list[float]] = field(default_factory=dict)
-    failed: dict[str, int] = field(default_factory=dict)
+    failed: dict[str, Counter[str]] = field(default_factory=dict)
 
     def config(self, upstream: str) -> dict[str, Any]:
         """Return its LiteLLM configuration: a group of deployments for each upstream model."""
@@ -109,19 +110,20 @@ async def one(client: httpx.AsyncClient, proxy: ProxyServer, variant: Variant, p
     """Send one request and note when its first token came."""
     begun = time.perf_counter()
     first: float | None = None
-    seen = b""
+    seen, reason = b"", ""
     try:
         request = client.stream("POST", f"{proxy.url}/v1/chat/completions", json=variant.body, headers=proxy.headers)
         async with request as answer:
+            reason = f"HTTP {answer.status_code} without content"
             async for piece in answer.aiter_raw():
                 if first is None:
                     seen += piece
                     if FIRST_TOKEN in seen.replace(b'"content":""', b""):
                         first = time.perf_counter()
-    except httpx.HTTPError:
-        first = None
+    except httpx.HTTPError as err:
+        first, reason = None, repr(err)
     if first is None:
-        variant.failed[phase] = variant.failed.get(phase, 0) + 1
+        variant.failed.setdefault(phase, Counter())[reason] += 1
     else:
         variant.first_token_ms.setdefault(phase, []).append((first - begun) * 1000)
 
@@ -150,10 +152,14 @@ def report(title: str, pairs: Sequence[tuple[Variant, ProxyServer]], phase: str,
         figures = [times[min(len(times) - 1, int(len(times) * q))] for q in (0.5, 0.95, 0.99, 0.999)]
         base = base or figures
         cells = [f"{ms:.0f} ({(ms / of - 1) * 100:+.0f} %)" for ms, of in zip(figures, base, strict=True)]
-        requests = len(times) + variant.failed.get(phase, 0)
+        failed = variant.failed.get(phase, Counter())
+        requests = len(times) + failed.total()
         made = sum(calls.get(model, 0) for model in variant.models)
-        table.add_row(variant.name, *cells, str(variant.failed.get(phase, 0)), f"{made / requests:.3f}")
+        table.add_row(variant.name, *cells, str(failed.total()), f"{made / requests:.3f}")
     console.print(table)
+    for variant, _ in pairs:
+        for reason, count in variant.failed.get(phase, Counter()).items():
+            console.print(f"{variant.name}: {count} x {reason}")
 
 
 def counted(upstream: UpstreamProcess) -> dict[str, int]:

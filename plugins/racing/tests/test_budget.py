@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_racing.budget import Bucket, take_from_all
+from pointsman_racing.budget import Bucket, patience, take_from_all
 
 
 @given(
@@ -54,3 +54,14 @@ def test_shares_that_add_up_to_one_are_one():
     for _ in range(20):
         bucket.earn()
     assert take_from_all([bucket])
+
+
+def test_the_less_is_left_the_longer_a_race_waits():
+    """The emptiest bucket decides; never more than half as long again."""
+    full, other = Bucket(0.05, 10), Bucket(0.05, 4)
+    assert patience([full, other]) == 1.0
+    other.take()
+    assert patience([full, other]) == pytest.approx(1.125)
+    for _ in range(3):
+        other.take()
+    assert patience([full, other]) == 1.5

@@ -13,7 +13,7 @@ import pytest
 from pointsman.errors import UpstreamError
 from pointsman.types import ErrorClass
 from pointsman_racing.faults import Fault, Verdict, verdict
-from pointsman_racing.race import Entry, Lost, Plan, Race, Reason, Won
+from pointsman_racing.race import ASK_AGAIN_AFTER, Entry, Lost, Plan, Race, Reason, Won
 
 DELAY_MS = 100.0
 
@@ -299,9 +299,9 @@ def test_a_refusing_budget_is_asked_again_later():
     race = Race(Plan(entries=entries(2)), delay_ms=lambda *_: DELAY_MS, allow=lambda: next(answers))
     race.begin(0.0)
     assert race.tick(100.0) == []
-    assert (race.denied, race.due_ms()) == (1, 200)
-    assert race.tick(150.0) == []
-    assert [start.reason for start in race.tick(200.0)] == [Reason.HEDGE]
+    assert (race.denied, race.due_ms()) == (1, 100 + DELAY_MS * ASK_AGAIN_AFTER)
+    assert race.tick(110.0) == []
+    assert [start.reason for start in race.tick(race.due_ms())] == [Reason.HEDGE]
 
 
 def test_nothing_changes_after_the_result():

@@ -270,6 +270,17 @@ async def test_the_bucket_over_all_races_counts_too(track):
         assert [len(result.attempts) for result in results] == [1, 1, 1]
 
 
+async def test_what_is_left_of_the_budget_is_for_those_that_have_waited_longest(track):
+    model = {**SINGLE, "budget_ratio": 0.0001, "budget_burst": 2}
+    async with track(models=[model]) as h:
+        waited = []
+        for _ in range(2):
+            result = await h.request(model="smart", script={"tiny": ok(latency_s=9), "backup": ok("b")})
+            first, second = result.attempts
+            waited.append(second.started_at - first.started_at)
+        assert waited == pytest.approx([0.1, 0.125], rel=0.01)
+
+
 async def test_errors_are_replaced_without_the_budget(track):
     async with track(models=[{**SMART, "budget_ratio": 0.0}]) as h:
         result = await h.request(model="smart", script={"chat": error(500), "backup": ok("saved", latency_s=5)})

@@ -5,6 +5,10 @@ there are at most ``ratio * n + burst`` extra attempts, whatever the providers d
 whole is asked ``1 + ratio`` times as often, never twice. (The idea of retry budgets in Finagle and of gRFC A6's
 throttling; a bucket that filled with time would let a quiet gateway amplify.)
 
+The emptier the bucket, the longer a race waits before it asks (``patience``), so that the tokens that are left go to the
+requests that have waited longest: were every one of them to ask at the same delay, a token would often be gone for a
+request that needs one second more when the one that needs ten asks.
+
 A bucket belongs to one worker. The sum over workers keeps the same share of the same traffic, and costs no round trip.
 Pure.
 """
@@ -15,6 +19,8 @@ from collections.abc import Iterable
 from typing import Final
 
 _DUST: Final = 1e-9
+#: How much longer than with a full bucket a race waits when there is nothing left.
+_MOST_PATIENCE: Final = 0.5
 
 
 class Bucket:
@@ -49,6 +55,12 @@ class Bucket:
     def take(self) -> None:
         """Take a token."""
         self.tokens = max(0.0, self.tokens - 1.0)
+
+
+def patience(buckets: Iterable[Bucket]) -> float:
+    """Return by how much hedging delays are stretched: 1 with full buckets, 1.5 when one of them is empty."""
+    level = min(bucket.tokens / bucket.burst for bucket in buckets)
+    return 1.0 + _MOST_PATIENCE * (1.0 - level)
 
 
 def take_from_all(buckets: Iterable[Bucket]) -> bool:

@@ -29,6 +29,9 @@ from .faults import Fault, Verdict, verdict
 MAX_ATTEMPTS: Final = 5
 """gRFC A6: larger values count as five."""
 
+ASK_AGAIN_AFTER: Final = 0.25
+"""Share of its delay after which a race that was refused an extra attempt asks the budget again."""
+
 Strategy = Literal["hedge", "first_wins", "weighted", "quality"]
 #: Strategies that start every candidate at once.
 TOGETHER: Final = frozenset({"first_wins", "weighted", "quality"})
@@ -274,7 +277,7 @@ class Race:
         if not self.allow():
             # The bucket fills with other requests: ask again later, not at every event.
             self.denied += 1
-            self._hedge_at_ms = now_ms + max(1.0, self._delay_ms(newest))
+            self._hedge_at_ms = now_ms + max(1.0, self._delay_ms(newest) * ASK_AGAIN_AFTER)
             return []
         entry = self._take(now_ms) or self._again(now_ms)
         assert entry is not None  # noqa: S101  # otherwise no hedge would be due

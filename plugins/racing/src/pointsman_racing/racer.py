@@ -12,7 +12,7 @@ from pointsman.errors import UpstreamError
 from pointsman.types import AttemptKind, Execution, Outcome, UpstreamRequest
 
 from . import view
-from .budget import Bucket, take_from_all
+from .budget import Bucket, patience, take_from_all
 from .contest import LOSERS_WITHIN_S, Contest, Leg, Winner, current_leg
 from .courses import LABEL, Course, Courses
 from .field import line_up
@@ -173,7 +173,8 @@ class Racer:
             reached = None if leg is None else leg.deployment
             deployments = services.catalog.deployments(entry.target) if reached is None else (reached,)
             now = services.clock.now()
-            return self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now)
+            usual_ms = self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now)
+            return usual_ms * patience((course.bucket, self.total))
 
         def allow() -> bool:
             allowed = take_from_all((course.bucket, self.total))
