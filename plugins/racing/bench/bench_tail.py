@@ -197,7 +197,9 @@ def main() -> None:
             asyncio.run(drive(pairs, "slow", given.slow, given.rate))
             report(f"The same with everything four times slower, {given.slow} each", pairs, "slow", counted(upstream))
         finally:
-            for _, proxy in pairs:
+            for variant, proxy in pairs:
+                if "Fatal Python error" in (log := proxy.log()):
+                    console.print(f"{variant.name} crashed: {log[log.index('Fatal Python error') :][:3000]}")
                 proxy.stop()
 
 

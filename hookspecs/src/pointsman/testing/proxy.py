@@ -122,6 +122,8 @@ class ProxyServer:
                 env.pop(name, None)
             else:
                 env[name] = value
+        # A crash of a compiled dependency leaves a trace of where it was.
+        env.setdefault("PYTHONFAULTHANDLER", "1")
         path = [str(directory) for directory in self._python_path]
         env["PYTHONPATH"] = os.pathsep.join([*path, *filter(None, [env.get("PYTHONPATH")])])
         command = [
