@@ -85,6 +85,9 @@ class Executor:
             answer = await _answer(call, execution, upstream)
         except UpstreamError as err:
             call.executed = True
+            if endpoint is Endpoint.MESSAGES and err.retry_after_s is not None:
+                # LiteLLM answers with an exception's headers, but not to messages requests.
+                exchange.route = exchange.route.with_headers({"retry-after": str(math.ceil(err.retry_after_s))})
             raise final_error(err) from err
         finally:
             call.awaited = False
