@@ -420,10 +420,11 @@ async def test_a_later_plugin_may_change_the_target(track):
 # -- spans ------------------------------------------------------------------------------------------------------------
 
 
-async def test_spans_tell_the_race(track):
+@pytest.mark.parametrize("stream", [False, True])
+async def test_spans_tell_the_race(track, stream):
     """One span an attempt; the loser is shown as cancelled, with who won and why each was started."""
     async with track(models=[SMART], tracing=True) as h:
-        await h.request(model="smart", stream=True, script={"chat": ok(latency_s=3), "backup": ok("b")})
+        await h.request(model="smart", stream=stream, script={"chat": ok(latency_s=3), "backup": ok("b")})
         await h.settled()
         spans = {s.name: dict(s.attributes) for s in h.spans if s.name.startswith("attempt ")}
     loser, winner = spans["attempt chat-a"], spans["attempt backup-a"]
@@ -431,4 +432,5 @@ async def test_spans_tell_the_race(track):
     assert (loser["pointsman.racing.reason"], winner["pointsman.racing.reason"]) == ("first", "hedge")
     assert loser["pointsman.outcome"] == "cancelled"
     assert winner["pointsman.racing.started_ms"] == pytest.approx(100)
+    assert winner["pointsman.racing.first_content_ms"] >= 100
     assert winner["pointsman.racing.legs"] == 2

@@ -11,7 +11,7 @@ from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Final
 
 from pointsman.errors import UpstreamError
-from pointsman.types import Attempt, Chunk, Deployment, ErrorClass, UpstreamResponse
+from pointsman.types import Attempt, Chunk, Deployment, ErrorClass, Outcome, UpstreamResponse
 
 from .faults import Fault
 from .race import Entry, Lost, Plan, Race, Reason, Start, Won
@@ -23,6 +23,7 @@ log: Final = logging.getLogger("pointsman")
 
 #: How long a whole answer waits for its losers to be closed, so that their usage is in the settlement. Real seconds.
 LOSERS_WITHIN_S: Final = 0.05
+_BAD_GATEWAY: Final = 502
 
 #: The leg that the running code works for. The gateway's call inherits it, so ``select`` knows who is asking.
 current_leg: Final[ContextVar[Leg | None]] = ContextVar("pointsman_racing_leg", default=None)
@@ -224,6 +225,7 @@ class Contest:
                         break
                 else:
                     leg.ended = True
+                    _check_ending(leg)
             else:
                 leg.response = await call.response()
         except UpstreamError as err:
@@ -337,5 +339,18 @@ async def close_chunks(leg: Leg) -> None:
             await close()
 
 
+def _check_ending(leg: Leg) -> None:
+    """Look at how a stream without content has ended: one that says itself that it has failed ends without an error.
+
+    Raises:
+        UpstreamError: it has failed.
+    """
+    attempt = leg.attempt
+    if attempt is not None and attempt.outcome is Outcome.ERROR and (why := attempt.error) is not None:
+        raise UpstreamError(
+            why.message, status=why.status or _BAD_GATEWAY, error_class=str(why.kind), retry_after_s=why.retry_after_s
+        )
+
+
 def _broken(what: str) -> UpstreamError:
-    return UpstreamError(f"the attempt {what}", status=502, error_class=str(ErrorClass.CONNECTION))
+    return UpstreamError(f"the attempt {what}", status=_BAD_GATEWAY, error_class=str(ErrorClass.CONNECTION))

@@ -36,7 +36,7 @@ Strategy = Literal["hedge", "first_wins", "weighted", "quality"]
 #: Strategies that start every candidate at once.
 TOGETHER: Final = frozenset({"first_wins", "weighted", "quality"})
 #: Strategies that go on collecting answers after the first.
-_COLLECTING: Final = frozenset({"weighted", "quality"})
+COLLECTING: Final = frozenset({"weighted", "quality"})
 _GATEWAY_TIMEOUT: Final = 504
 
 
@@ -252,7 +252,7 @@ class Race:
 
     def _choose(self, answered: list[int], now_ms: float) -> None:
         legs = self._legs
-        if self.plan.strategy not in _COLLECTING:
+        if self.plan.strategy not in COLLECTING:
             self.result = Won(answered[0])
         elif not self._running() or now_ms >= self._collect_until_ms(answered):
             self.result = Won(
@@ -350,7 +350,7 @@ class Race:
         return inf if self.plan.timeout_ms is None else self._begun_ms + self.plan.timeout_ms
 
     def _collect_until_ms(self, answered: list[int]) -> float:
-        if self.plan.strategy not in _COLLECTING:
+        if self.plan.strategy not in COLLECTING:
             return self._legs[answered[0]].answered_ms
         return min(self._legs[answered[0]].answered_ms + self.plan.grace_ms, self._deadline_ms())
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .race import Won
+from pointsman.types import Outcome
+
+from .race import COLLECTING, Won
 
 if TYPE_CHECKING:
     from pointsman.types import Attempt
@@ -45,10 +47,15 @@ def attributes(contest: Contest, attempt: Attempt, strategy: str) -> dict[str, s
         "pointsman.racing.started_ms": round(leg.started_ms, 3),
         "pointsman.racing.standing": round(leg.entry.standing, 4),
     }
-    if leg.decided_ms is not None:
-        said["pointsman.racing.first_content_ms"] = round(leg.decided_ms, 3)
+    answers_now = attempt.outcome is Outcome.OK and leg.decided_ms is None
+    decided_ms = contest.now_ms if answers_now else leg.decided_ms
+    if decided_ms is not None:
+        said["pointsman.racing.first_content_ms"] = round(decided_ms, 3)
     if isinstance(contest.race.result, Won):
         said["pointsman.racing.won"] = contest.race.result.leg == leg.number
+    elif answers_now and contest.race.result is None and strategy not in COLLECTING:
+        # The attempt of a plain request is closed a moment before its race hears of the answer; the first one wins.
+        said["pointsman.racing.won"] = all(other.decided_ms is None for other in contest.legs)
     if contest.race.denied:
         said["pointsman.racing.denied_by_budget"] = contest.race.denied
     return said
