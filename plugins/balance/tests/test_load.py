@@ -127,6 +127,19 @@ def test_failures_are_a_part_of_the_latest_attempts():
     assert (one.errors, one.wait_ms(NOW, stream=True)) == (0.0, None)
 
 
+def test_failures_of_an_unused_deployment_are_doubted():
+    """Whoever is not asked any more cannot show that it is well again."""
+    one = load(stale_s=4.0)
+    one.begin("a", "r", NOW, stream=True)
+    one.end("a", "r")
+    one.failed_after(50, NOW, timed_out=False, stream=True)
+    assert one.error_ratio(NOW + 0.5) == one.errors > 0
+    assert one.error_ratio(NOW + 4) == pytest.approx(one.errors / 2.718, rel=0.01)
+    assert one.error_ratio(NOW + 60) < 1e-6
+    one.begin("b", "r2", NOW, stream=True)
+    assert one.error_ratio(NOW + 60) == one.errors
+
+
 def test_tokens_fade():
     one = load(tau_s=10)
     one.spend(1000, NOW)

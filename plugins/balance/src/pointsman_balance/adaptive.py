@@ -63,7 +63,7 @@ class Adaptive(Tactic):
         for option in options:
             load = option.member.load
             flight = len(load.running) + len(load.picks)
-            failing = load.errors
+            failing = load.error_ratio(now)
             scores.append(
                 (health * log(1.0 + FLOOR - failing) if failing else 0.0)
                 - (in_flight * log(flight + 1) if flight else 0.0)

@@ -143,7 +143,7 @@ class BalanceConfig(PluginConfig):
     tau_s: Seconds = Field(default=10.0, description="Time constant of the moving averages, in seconds.")
     stale_s: Seconds = Field(
         default=4.0,
-        description="Time in which the belief that an unused deployment is slower than usual fades, so that it is tried "
+        description="Time in which the belief that an unused deployment is slow or failing fades, so that it is tried "
         "again, in seconds.",
     )
     max_deployments: int = Field(default=2_000, ge=1, le=100_000, description="Deployments remembered at most.")

@@ -231,6 +231,13 @@ class Load:
         known = usual + (value - usual) * exp(-idle) if value > usual else value
         return known if idle < LONG_STALE else known * exp(1.0 - idle / LONG_STALE)
 
+    def error_ratio(self, now: float) -> float:
+        """Return the part of the attempts that fail, as far as it is believed: it fades when nobody looks."""
+        if not self.errors or self.running:
+            return self.errors
+        idle = (now - self.used_at) / self.stale_s
+        return self.errors * exp(-idle) if idle > FRESH else self.errors
+
     def wait_ms(self, now: float, *, stream: bool) -> float | None:
         """Return how long a request waits here: for its first token, a plain one for its end; None when not known."""
         average = self.first_ms if stream else self.latency_ms

@@ -122,8 +122,8 @@ class Option:
 
     @property
     def error_ratio(self) -> float:
-        """Part of the latest attempts that failed by its own fault, 0 to 1."""
-        return self.member.load.errors
+        """Part of the latest attempts that failed by its own fault, 0 to 1; fades while it is not used."""
+        return self.member.load.error_ratio(self._ask.now)
 
     @property
     def price_usd(self) -> float | None:
