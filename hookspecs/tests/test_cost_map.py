@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from pointsman.types import Deployment
+from pointsman.types import Deployment, Price, Usage
 
 # LiteLLM is loaded once by whoever needs it; it must not fetch its prices from the network.
 
@@ -45,3 +46,30 @@ def test_prices_above_a_threshold_and_of_other_kinds_of_tokens_are_read(
         (200_000, Decimal("0.000002"), Decimal("0.000008"), Decimal("0.00000125")),
     ]
     assert price.at(200_001).audio_input_usd == Decimal("0.00003")
+
+
+def test_a_model_that_is_known_by_name_only_has_no_price(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteLLM enters the models of its configuration into the map, without prices, and then says that they cost 0."""
+    entries = {"named": {"max_tokens": 8}, "free": {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}}
+    monkeypatch.setattr(catalog.litellm, "model_cost", entries)
+    info = {"input_cost_per_token": 0, "output_cost_per_token": 0}
+    monkeypatch.setattr(catalog.litellm, "get_model_info", lambda key, _: {"key": key, **info})
+    monkeypatch.setattr(catalog, "cost_per_token", lambda **_: (0.0, 0.0))
+    usage = Usage(prompt_tokens=10, completion_tokens=5)
+    named, free = (Deployment(id="d", group="g", provider="openai", model=model) for model in entries)
+    assert catalog.CostMap().get(named) == Price()
+    assert catalog.CostMap().cost_usd_micros(named, usage) is None
+    assert catalog.CostMap().get(free) == Price(input_usd=Decimal(0), output_usd=Decimal(0))
+    assert catalog.CostMap().cost_usd_micros(free, usage) == 0
+
+
+def test_an_answer_without_usage_is_told_from_one_of_zero_tokens(catalog: Any) -> None:
+    values = catalog.values
+    body = {"choices": [], "usage": None}
+    zero = {**body, "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
+    assert values.without_usage({"original_response": json.dumps(body)})
+    assert values.without_usage({"original_response": {"data": []}})
+    assert not values.without_usage({"original_response": json.dumps(zero)})
+    for odd in (None, "", "{", "[]", 5, {"message": "another dialect"}):
+        assert not values.without_usage({"original_response": odd})
+    assert not values.without_usage({})

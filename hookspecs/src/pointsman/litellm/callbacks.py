@@ -198,7 +198,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         assert tokens is None or isinstance(tokens, Usage)  # noqa: S101  # written by the hook above
         cached = bool(hidden.get("cache_hit") or (details or {}).get("cache_hit"))
         cost = 0 if cached else values.usd_micros(hidden.get("response_cost"))
-        if cost is None:
+        if tokens is not None and not tokens.total_tokens and values.without_usage(details or {}):
+            tokens = cost = None
+        if cost is None or (cost == 0 and tokens is not None and not cached):
+            # LiteLLM also says 0 of a model whose price it does not know.
             cost = self._bridge.prices.cost_usd_micros(opened.attempt.deployment, tokens)
         headers = answered.get("headers") or values.provider_headers(hidden.get("additional_headers"))
         opened.end(

@@ -153,11 +153,20 @@ class CostMap:
             self._keys[deployment.id] = key
         return key
 
-    def get(self, deployment: Deployment) -> Price:
-        """Return the unit prices of a deployment; fields are None where the map does not know."""
+    def _info(self, deployment: Deployment) -> Mapping[str, Any] | None:
+        """Return what the map says of a deployment, or None when it has no prices of it."""
         try:
             info: Mapping[str, Any] = litellm.get_model_info(self._key(deployment), deployment.provider)
         except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
+            return None
+        entry = litellm.model_cost.get(info.get("key"))
+        # Of a model that it knows only from the configuration, LiteLLM says that it costs nothing.
+        return None if entry is not None and not any("cost" in name for name in entry) else info
+
+    def get(self, deployment: Deployment) -> Price:
+        """Return the unit prices of a deployment; fields are None where the map does not know."""
+        info = self._info(deployment)
+        if info is None:
             return Price()
         fields: dict[str, Any] = {name: _decimal(info.get(key)) for name, key in _PRICE_KEYS.items()}
         above: dict[int, dict[str, Any]] = {}
@@ -197,7 +206,8 @@ class CostMap:
             )
         except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
             return None
-        return values.usd_micros(sum(parts))
+        total = sum(parts)
+        return values.usd_micros(total) if total or self._info(deployment) is not None else None
 
 
 def _decimal(value: Any) -> Decimal | None:

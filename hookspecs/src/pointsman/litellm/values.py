@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
@@ -147,6 +148,21 @@ def _count(value: Any) -> int:
 def response_usage(response: Any) -> Usage | None:
     """Return the usage of a whole answer."""
     return usage(response.get("usage") if isinstance(response, Mapping) else getattr(response, "usage", None))
+
+
+def without_usage(details: Mapping[str, Any]) -> bool:
+    """Say whether the provider's own answer, in OpenAI's form, has no usage: LiteLLM puts zeros there.
+
+    Args:
+        details: What LiteLLM's logging object says of the call.
+    """
+    raw = details.get("original_response")
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError):
+            return False
+    return isinstance(raw, Mapping) and ("choices" in raw or "data" in raw) and raw.get("usage") is None
 
 
 def response_model(response: Any) -> str | None:
