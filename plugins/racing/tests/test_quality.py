@@ -39,6 +39,10 @@ AS_RESPONSES = {"text": {"format": {"type": "json_schema", "name": "x", "schema"
         (Answer(tool_calls=(CALL,)), AS_CHAT, 1.0),
         (Answer(text="plain"), {"response_format": {"type": "text"}}, 1.0),
         (Answer(text="plain"), {"response_format": "json", "text": 5, "tool_choice": []}, 1.0),
+        (Answer(text="[" * 200_000), {"response_format": {"type": "json_object"}}, 0.2),
+        (Answer(text='{"a": 1}'), {"response_format": {"type": "json_schema", "schema": {"required": [["a"]]}}}, 1.0),
+        (Answer(text='{"a": 1}'), {"response_format": {"type": "json_schema", "schema": {"required": ["b", {}]}}}, 0.2),
+        (Answer(text="plain"), {"response_format": {"type": {}}, "tool_choice": {"type": {}}}, 1.0),
     ],
 )
 def test_quality(answer, request_body, wanted):

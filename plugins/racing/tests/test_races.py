@@ -9,10 +9,13 @@ import pytest
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.testing import breaks, cancel, deployment, error, never, no_leaks, ok
 from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, Usage
+from pointsman_racing import racer
 
 #: Priorities, so that what a test has learned does not change who is asked first.
 SMART = {"name": "smart", "candidates": ["chat", {"target": "backup", "priority": 1}]}
 SINGLE = {"name": "smart", "candidates": ["tiny", {"target": "backup", "priority": 1}]}
+#: Real seconds after which a request that should have ended at once hangs.
+PATIENCE_S = 10
 PRIMARY, HEDGE, FALLBACK = AttemptKind.PRIMARY, AttemptKind.HEDGE, AttemptKind.FALLBACK
 
 
@@ -236,6 +239,34 @@ async def test_quality_takes_the_better_answer_and_its_tokens_are_settled(track)
             model="smart", script=script, body={"messages": [], "response_format": {"type": "json_object"}}
         )
     assert (result.text, result.settlement.usage.prompt_tokens) == ('{"a": 1}', 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "body"),
+    [
+        ("[" * 200_000, {"response_format": {"type": "json_object"}}),
+        ('{"a": 1}', {"response_format": {"type": "json_schema", "json_schema": {"schema": {"required": [["a"]]}}}}),
+        ("x", {"tool_choice": {"type": {}}}),
+    ],
+)
+async def test_odd_answers_and_odd_requests_are_judged(track, text, body):
+    async with track(models=[together("quality")]) as h:
+        work = asyncio.create_task(h.request(model="smart", body={"messages": [], **body}, script=ok(text)))
+        await asyncio.wait({work}, timeout=PATIENCE_S)
+        assert work.done()
+        assert (await work).text == text
+
+
+async def test_an_answer_that_cannot_be_judged_is_still_an_answer(track, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(racer, "quality", fails)
+    async with no_leaks(), track(models=[together("quality")]) as h:
+        work = asyncio.create_task(h.request(model="smart", script=ok("fine")))
+        await asyncio.wait({work}, timeout=PATIENCE_S)
+        assert work.done()
+        assert (await work).text == "fine"
 
 
 async def test_a_group_races_its_deployments_and_each_leg_has_its_own(track):

@@ -108,8 +108,8 @@ class Contest:
         call: Starts the call of a leg.
         delay_ms: How long to wait for a leg before the next, from its entry and, once it runs, the leg.
         allow: Asks the budget for an extra attempt.
-        judge: Returns the score of a leg that has answered.
-        finished: Called once when all legs are closed.
+        judge: Returns the score of a leg that has answered; an answer that it fails on scores 0.
+        finished: Called once when all legs are closed, or nobody waits for them any more.
 
     Attributes:
         race: The decisions.
@@ -195,12 +195,15 @@ class Contest:
 
     async def close(self, within_s: float | None = None) -> None:
         """Wait until the losers are closed, at most so long in real seconds, and report once."""
-        waiting = {task for task in self._closing if not task.done()}
-        if waiting:
-            await asyncio.wait(waiting, timeout=within_s)
-        finished, self._finished = self._finished, None
-        if finished is not None:
-            finished(self)
+        try:
+            waiting = {task for task in self._closing if not task.done()}
+            if waiting:
+                await asyncio.wait(waiting, timeout=within_s)
+        finally:
+            # Whoever waits may be cancelled; the race is over all the same.
+            finished, self._finished = self._finished, None
+            if finished is not None:
+                finished(self)
 
     # -- legs ---------------------------------------------------------------------------------------------------------
 
@@ -242,8 +245,15 @@ class Contest:
             self._tell_failed(leg, broken)
         else:
             leg.decided_ms = now_ms = self.now_ms
-            score = self._judge(leg)
+            score = self._score(leg)
             self._tell(lambda: self.race.answered(leg.number, now_ms, score))
+
+    def _score(self, leg: Leg) -> float:
+        try:
+            return self._judge(leg)
+        except Exception:
+            log.exception("the answer of race leg %d on %r could not be judged", leg.number, leg.entry.target)
+            return 0.0
 
     def _tell_failed(self, leg: Leg, err: UpstreamError) -> None:
         if not leg.dropped:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pointsman.types import Answer
 
 _MISSED: Final = 0.2
+# Tuples, since a client may send what cannot be hashed.
+_JSON: Final = ("json_object", "json_schema")
+_DEMANDS: Final = ("function", "tool", "any")
 _ENDINGS: Final[Mapping[str | None, float]] = {"length": 0.5, "content_filter": 0.1}
 
 
@@ -47,20 +50,22 @@ def quality(answer: Answer, request: Mapping[str, object]) -> float:
 def _format(text: str, schema: Mapping[str, Any] | None) -> float:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # What is nested too deeply for us is so for the client.
         return _MISSED
     required = schema.get("required") if schema is not None else None
-    if not isinstance(required, list) or not required:
+    names = [name for name in required if isinstance(name, str)] if isinstance(required, list) else []
+    if not names:
         return 1.0
-    found = sum(name in value for name in required) if isinstance(value, Mapping) else 0
-    return max(_MISSED, found / len(required))
+    found = sum(name in value for name in names) if isinstance(value, Mapping) else 0
+    return max(_MISSED, found / len(names))
 
 
 def _wanted_format(request: Mapping[str, object]) -> tuple[bool, Mapping[str, Any] | None]:
     """Return whether JSON is asked for, and its schema: ``response_format`` of chat, ``text.format`` of responses."""
     text = request.get("text")
     wanted = request.get("response_format") or (text.get("format") if isinstance(text, Mapping) else None)
-    if not isinstance(wanted, Mapping) or wanted.get("type") not in {"json_object", "json_schema"}:
+    if not isinstance(wanted, Mapping) or wanted.get("type") not in _JSON:
         return False, None
     inner = wanted.get("json_schema")
     schema = inner.get("schema") if isinstance(inner, Mapping) else wanted.get("schema")
@@ -70,5 +75,5 @@ def _wanted_format(request: Mapping[str, object]) -> tuple[bool, Mapping[str, An
 def _demands_tool(request: Mapping[str, object]) -> bool:
     choice = request.get("tool_choice")
     if isinstance(choice, Mapping):
-        return choice.get("type") in {"function", "tool", "any"}
+        return choice.get("type") in _DEMANDS
     return choice == "required"
