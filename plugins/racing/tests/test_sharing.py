@@ -6,13 +6,18 @@ import asyncio
 import json
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from pointsman.errors import PluginLoadError
+from pointsman.errors import PluginLoadError, StoreUnavailable
 from pointsman.store import open_store
 from pointsman.testing import FakeClock, error, ok
 from pointsman_racing import document
+from pointsman_racing.book import Book
+from pointsman_racing.sharing import Sharing
+
+from .conftest import NOW
 
 SMART = {"name": "smart", "candidates": ["tiny", {"target": "backup", "priority": 1}]}
 
@@ -128,6 +133,121 @@ async def test_a_file_that_is_something_else_stops_the_start(track, tmp_path):
         file.write_text(text)
         with pytest.raises(PluginLoadError, match=word):
             await track(models=[SMART], config={"performance_file": str(file)}).start()
+
+
+async def test_a_file_that_was_repaired_is_read(track, shared, tmp_path):
+    file = tmp_path / "perf.json"
+    config = {"performance_file": str(file)}
+    async with track(models=[SMART], config=config) as h:
+        await h.request(model="smart")
+    good = file.read_bytes()
+    file.write_bytes(good[:-10])
+    with pytest.raises(PluginLoadError, match="performance_file"):
+        await track(models=[SMART], config=config, **shared).start()
+    file.write_bytes(good)
+    async with track(models=[SMART], config=config, **shared) as h:
+        assert (await shown(h))["attempts"] == 1
+
+
+async def test_after_idle_days_the_file_is_read_again(track, shared, tmp_path):
+    """What the store had has expired; the file has not."""
+    file = tmp_path / "perf.json"
+    config = {"performance_file": str(file)}
+    async with track(models=[SMART], config=config, **shared) as h:
+        await h.request(model="smart")
+    for _ in range(2):
+        shared["clock"]._elapsed_s += 2 * 86_400
+        async with track(models=[SMART], config=config, **shared) as h:
+            assert (await shown(h))["attempts"] == 1
+        assert "tiny" in json.loads(file.read_text())["deployments"]
+
+
+async def test_an_import_that_was_broken_off_is_made_again(track, shared, tmp_path):
+    """The store has failed after the first of two rows."""
+    file = tmp_path / "perf.json"
+    config = {"performance_file": str(file)}
+    async with track(models=[SMART], config=config) as h:
+        await h.request(model="smart", script={"tiny": error(500), "backup": ok()})
+    left = []
+
+    class Fails:
+        def __getattr__(self, name):
+            return getattr(shared["store"], name)
+
+        async def put(self, key, value, **more):
+            if "standing/" in key and left:
+                raise StoreUnavailable("on purpose")
+            left.append(key)
+            await shared["store"].put(key, value, **more)
+
+    with pytest.raises(PluginLoadError, match="on purpose"):
+        await track(models=[SMART], config=config, clock=shared["clock"], store=Fails()).start()
+    assert len(left) == 1
+    async with track(models=[SMART], config=config, **shared) as h:
+        assert [(await shown(h, name))["attempts"] for name in ("tiny", "backup-a")] == [1, 1]
+
+
+async def test_who_knows_nothing_writes_nothing(track, tmp_path):
+    file = tmp_path / "perf.json"
+    async with track(models=[SMART], config={"performance_file": str(file)}):
+        file.write_text("somebody else's")
+    assert file.read_text() == "somebody else's"
+
+
+async def test_a_file_in_a_directory_that_is_missing_stops_the_start(track, tmp_path):
+    config = {"performance_file": str(tmp_path / "gone" / "perf.json")}
+    with pytest.raises(PluginLoadError, match="gone is no directory"):
+        await track(models=[SMART], config=config).start()
+
+
+async def test_an_exchange_ends_however_quick_the_traffic_is(attempt):
+    """Every write lets the next observation of the same deployment in."""
+    book = Book(600.0)
+
+    class Store:
+        puts = 0
+
+        async def put(self, key, value, ttl_s):
+            self.puts += 1
+            assert self.puts < 10, "it goes on for ever"
+            book.observe(attempt("a"), stream=False, now=NOW)
+
+        async def scan(self, prefix):
+            return []
+
+    store = Store()
+    sharing = Sharing(book, {}, SimpleNamespace(store=store, clock=FakeClock(), worker="w"))
+    for name in ("a", "b"):
+        book.observe(attempt(name), stream=False, now=NOW)
+    await sharing.exchange()
+    assert (store.puts, book.changed) == (2, {"a"})
+
+
+async def test_what_was_not_written_is_written_the_next_time(attempt):
+    book, written = Book(600.0), []
+
+    class Store:
+        down = True
+
+        async def put(self, key, value, ttl_s):
+            if self.down and written:
+                raise StoreUnavailable("on purpose")
+            written.append(value["deployment_id"])
+
+        async def scan(self, prefix):
+            return []
+
+    store = Store()
+    sharing = Sharing(book, {}, SimpleNamespace(store=store, clock=FakeClock(), worker="w"))
+    for name in ("a", "b", "c"):
+        book.observe(attempt(name), stream=False, now=NOW)
+    with pytest.raises(StoreUnavailable):
+        await sharing.exchange()
+    book.observe(attempt("d"), stream=False, now=NOW)
+    assert book.changed == {"a", "b", "c", "d"} - set(written)
+    store.down = False
+    await sharing.exchange()
+    assert (sorted(written), book.changed) == (["a", "b", "c", "d"], set())
 
 
 async def test_export_and_import_over_http(track):

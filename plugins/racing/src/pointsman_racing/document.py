@@ -63,12 +63,14 @@ def load(path: Path, half_life_s: float) -> dict[str, Standing] | None:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise NotOurs(f"it has more than {MAX_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return None
     try:
-        return read(json.loads(text), half_life_s)
-    except json.JSONDecodeError as err:
+        return read(json.loads(content.decode()), half_life_s)
+    except NotOurs:
+        raise
+    except (ValueError, RecursionError) as err:
         raise NotOurs(f"it is not JSON: {err}") from err
 
 

@@ -152,17 +152,22 @@ class RacingPlugin:
     # -- the performance file -----------------------------------------------------------------------------------------
 
     async def _import(self) -> None:
-        if self._path is None or not await self._sharing.knows_nothing():
+        if self._path is None:
+            return
+        if not self._path.parent.is_dir():
+            raise PluginLoadError(self._services.plugin, f"performance_file: {self._path.parent} is no directory")
+        if not await self._sharing.knows_nothing():
             return
         try:
             standings = await asyncio.to_thread(document.load, self._path, self._config.half_life_s)
         except (document.NotOurs, OSError) as err:
             raise PluginLoadError(self._services.plugin, f"performance_file: cannot use {self._path}: {err}") from err
         if standings:
-            await self._sharing.put_imported(standings)
+            await self._sharing.put_first(standings)
 
     async def _export(self) -> None:
-        if self._path is not None:
+        # A worker that knows nothing has nothing to put in the place of what is there.
+        if self._path is not None and self._book.known():
             self._exports += 1
             known = document.export(self._book, self._services.clock.now())
             await asyncio.to_thread(self._write, self._path, self._exports, known)

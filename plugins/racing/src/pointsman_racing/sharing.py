@@ -8,7 +8,7 @@ behind counts on until it has decayed. Rows disappear by themselves after ``KEPT
 
     standing/<worker>/<deployment id>   what one worker knows about one deployment
     tally/<worker>                      its counts, by race name
-    imported                            the performance file has been read
+    imported                            the performance file was read; disappears with the rows that came of it
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _TALLY: Final = "tally/"
 _IMPORTED: Final = "imported"
 #: Stands where a worker's name does: what was imported belongs to nobody.
 _NOBODY: Final = "import"
+_IMPORT: Final = f"{_STANDING}{_NOBODY}/"
 
 
 class Sharing:
@@ -75,18 +76,16 @@ class Sharing:
 
     async def _write(self) -> None:
         book, now = self._book, self._clock.now()
-        while book.changed:
-            deployment_id = book.changed.pop()
-            standing = book.own.get(deployment_id)
-            if standing is None:
-                continue
-            try:
-                await self._store.put(
-                    _key(self._worker, deployment_id), _row(deployment_id, standing, now), ttl_s=self._ttl_s
-                )
-            except BaseException:
-                book.changed.add(deployment_id)
-                raise
+        # What changes from here on is for the next exchange: traffic may be quicker than the store.
+        left, book.changed = book.changed, set()
+        try:
+            for deployment_id in tuple(left):
+                if (standing := book.own.get(deployment_id)) is not None:
+                    row = _row(deployment_id, standing, now)
+                    await self._store.put(_key(self._worker, deployment_id), row, ttl_s=self._ttl_s)
+                left.discard(deployment_id)
+        finally:
+            book.changed |= left
         counts: JSON = {name: tally.to_json() for name, tally in self._tallies.items() if tally.requests}
         if counts and counts != self._written:
             await self._store.put(f"{_TALLY}{self._worker}", counts, ttl_s=self._ttl_s)
@@ -117,18 +116,27 @@ class Sharing:
     # -- import -------------------------------------------------------------------------------------------------------
 
     async def knows_nothing(self) -> bool:
-        """Claim the right to import, if nothing was ever written or imported; one worker gets it."""
-        if await self._store.scan(_STANDING):
+        """Say whether the store has no observations, or nothing but those of an import that has not come to its end."""
+        rows = await self._store.scan(_STANDING)
+        if not all(key.startswith(_IMPORT) for key, _ in rows):
             return False
-        return await self._store.compare_and_set(_IMPORTED, None, self._clock.now())
+        return not rows or await self._store.get(_IMPORTED) is None
+
+    async def put_first(self, standings: Mapping[str, Standing]) -> None:
+        """Write what was read at the start, and that it was read. Workers that start together write the same."""
+        await self.put_imported(standings)
+        await self._store.put(_IMPORTED, self._clock.now(), ttl_s=self._ttl_s)
 
     async def put_imported(self, standings: Mapping[str, Standing]) -> None:
         """Write what was imported, as a worker's that is gone. What was imported before is replaced."""
         now = self._clock.now()
-        for key, _ in await self._store.scan(f"{_STANDING}{_NOBODY}/"):
-            await self._store.delete(key)
-        for deployment_id, standing in standings.items():
-            await self._store.put(_key(_NOBODY, deployment_id), _row(deployment_id, standing, now), ttl_s=self._ttl_s)
+        rows = {_key(_NOBODY, name): _row(name, standing, now) for name, standing in standings.items()}
+        before = await self._store.scan(_IMPORT)
+        for key, row in rows.items():
+            await self._store.put(key, row, ttl_s=self._ttl_s)
+        for key, _ in before:
+            if key not in rows:
+                await self._store.delete(key)
         await self._read()
 
 
