@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import anthropic
@@ -51,9 +52,16 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield running
 
 
-def post(rig: Rig, case: str, model: str = "pair", key: str = "tenant-a", **headers: str) -> httpx.Response:
+def post(
+    rig: Rig,
+    case: str,
+    model: str = "pair",
+    key: str = "tenant-a",
+    more: Mapping[str, Any] = MappingProxyType({}),
+    **headers: str,
+) -> httpx.Response:
     all_headers = {"authorization": f"Bearer {key}", "x-test-case": case, **headers}
-    body = {"model": model, "messages": ASK}
+    body = {"model": model, "messages": ASK, **more}
     return httpx.post(f"{rig.proxy.url}/v1/chat/completions", json=body, headers=all_headers, timeout=30)
 
 
@@ -331,3 +339,12 @@ def test_the_anthropic_client(rig: Rig) -> None:
             assert "".join(stream.text_stream)
     with pytest.raises(anthropic.RateLimitError):
         client.messages.create(model="claude", max_tokens=32, messages=ASK, extra_headers={"x-test-deny": "429"})
+
+
+@pytest.mark.parametrize("extra", [{"max_tokens": 90_000}, {"n": 50}, {"model": "pair"}, {"messages": []}])
+def test_what_is_admitted_cannot_be_written_over(rig: Rig, extra: dict[str, Any]) -> None:
+    """The SDK underneath merges ``extra_body`` over the body, past every limit and estimate."""
+    answer = post(rig, "extra", more={"extra_body": extra})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == "extra_body_not_supported"
+    assert post(rig, "extra", more={"extra_body": {"top_k": 3}}).status_code == 200

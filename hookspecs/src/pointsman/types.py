@@ -443,6 +443,7 @@ class Settlement:
         attempts: Every attempt, closed, in the order they were started.
         usage: Tokens of the answer the client got; None when unknown or when there was none.
         cost_usd_micros: Sum over all attempts whose cost is known.
+        answered_by: Id of the attempt whose answer the client got, or began to get; None when there was none.
         denial: Set when a plugin denied the request.
     """
 
@@ -461,6 +462,7 @@ class Settlement:
     attempts: tuple[Attempt, ...] = ()
     usage: Usage | None = None
     cost_usd_micros: int = 0
+    answered_by: str | None = None
     denial: Denial | None = None
 
     @property

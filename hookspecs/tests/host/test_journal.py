@@ -137,6 +137,22 @@ async def test_a_value_the_store_cannot_keep_does_not_stop_the_journal(harness):
         assert counts(h)["unjournaled"] == 1
 
 
+async def test_a_value_the_store_cannot_keep_takes_nobody_with_it(harness, shared):
+    """Of several that share a write, all but the odd one survive a crash."""
+    async with harness([ONE], name="a", **shared) as a:
+        a.plugin("one").failing = True
+        odd, *plain = await asyncio.gather(
+            a.request(identity=Identity(end_user="\ud800")), *(a.request() for _ in range(3))
+        )
+        await pass_time(a.clock)
+        assert counts(a)["unjournaled"] == 1
+        await a.crash()
+        async with harness([ONE], name="b", **shared) as b:
+            await pass_time(b.clock)
+            assert set(b.plugin("one").ids) == {one.request_id for one in plain}
+            assert odd.status == 200
+
+
 async def test_with_the_store_down_the_stop_still_ends(harness):
     """Shutting down with a store that fails neither hangs nor raises, and every plugin is shut down."""
     async with harness([ONE]) as h:

@@ -395,6 +395,7 @@ class Exchange:
             attempts=attempts,
             usage=usage,
             cost_usd_micros=sum(a.cost_usd_micros or 0 for a in attempts),
+            answered_by=answer.id if answer is not None else None,
             denial=self.denial,
         )
         if self.span is not None:

@@ -212,19 +212,31 @@ class Journal:
         entries, self._waiting = self._waiting, []
         if not entries:
             return
+        finished, self._finished = self._finished, []
+        await self._write_row(self._row(entries), finished)
+
+    def _row(self, entries: list[Entry]) -> Row:
         self._next += 1
         row = Row(f"{_ROW}{self._worker}/{self._next:012d}", entries)
         self._rows[row.key] = row
-        finished, self._finished = self._finished, []
+        return row
+
+    async def _write_row(self, row: Row, finished: Sequence[str] = ()) -> None:
         try:
-            await self._store.update(Update(puts={row.key: Put(dump(entries))}, deletes=tuple(finished)))
+            await self._store.update(Update(puts={row.key: Put(dump(row.entries))}, deletes=tuple(finished)))
             row.written = True
         except (StoreError, ValueError) as err:
-            # The hooks still run from memory: only a crash in this moment would lose these settlements. A ValueError
-            # is a value that the store cannot keep, which some plugin has put into the route.
             self._finished.extend(finished)
-            self.counts.unjournaled += len(entries)
-            self._calls.faults.record("pointsman", "journal", entries[0].settlement.request_id, err)
+            if isinstance(err, ValueError) and len(row.entries) > 1:
+                # A value that the store cannot keep, which some plugin has put into a route: the others are kept.
+                parts = [self._row([entry]) for entry in row.entries]
+                del self._rows[row.key]
+                for part in parts:
+                    await self._write_row(part)
+                return
+            # The hooks still run from memory: only a crash in this moment would lose these settlements.
+            self.counts.unjournaled += len(row.entries)
+            self._calls.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
         self._tasks.spawn(self._settle(row), name="settle")
 
     async def _remove_finished(self) -> None:

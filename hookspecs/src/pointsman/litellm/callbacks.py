@@ -65,6 +65,16 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
                     param="model",
                 )
             )
+        if isinstance(extra := data.get("extra_body"), Mapping) and (said := sorted(_SAID_ONCE & set(extra))):
+            # The SDK underneath writes these over the body that was admitted.
+            raise denial_error(
+                Denial(
+                    status=400,
+                    code="extra_body_not_supported",
+                    message=f"extra_body must not contain {', '.join(said)}: say it at the top of the request.",
+                    param="extra_body",
+                )
+            )
         ctx = _context(call, user_api_key_dict, data, call_type, self._host.clock.now())
         parent = getattr(user_api_key_dict, "parent_otel_span", None) or remote_parent(ctx.headers)
         call.metadata = _caller_metadata(data)
@@ -327,6 +337,26 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         )
 
 
+#: What a request may say in one place only: where it goes, what it asks, and how much it may cost.
+_SAID_ONCE: Final = frozenset(
+    {
+        "background",
+        "best_of",
+        "fallbacks",
+        "input",
+        "max_completion_tokens",
+        "max_output_tokens",
+        "max_tokens",
+        "messages",
+        "model",
+        "models",
+        "n",
+        "prompt",
+        "store",
+        "stream",
+        "tools",
+    }
+)
 #: Nobody waits for these: their failures must not take a deployment from clients who do.
 _WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..types import Answer, ToolCall, Usage
 from .answers import chats_word, response_answer
 from .values import hidden_params, response_model, response_usage, usage
+
+#: A line of an event stream that is longer is not understood.
+_LONGEST_LINE: Final = 16_000_000
 
 
 class StreamReader:
@@ -22,7 +25,7 @@ class StreamReader:
         failed: The kind of an event that says that the answer has failed.
     """
 
-    __slots__ = ("_calls", "_final", "_finish", "_input", "failed", "hidden", "model", "text", "usage")
+    __slots__ = ("_calls", "_final", "_finish", "_input", "_rest", "failed", "hidden", "model", "text", "usage")
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
@@ -34,11 +37,12 @@ class StreamReader:
         self._calls: list[tuple[Any, str | None, str]] = []
         self._finish: Any = None
         self._final: Any = None
+        self._rest = b""
 
     def read(self, piece: Any) -> bool:
         """Read one piece; say whether it carries content."""
         if isinstance(piece, bytes | str):
-            return self._read_sse(piece.decode("utf-8", "replace") if isinstance(piece, bytes) else piece)
+            return self._read_sse(piece if isinstance(piece, bytes) else piece.encode("utf-8", "replace"))
         choices = getattr(piece, "choices", None)
         if choices is not None:
             return self._read_chat(piece, choices)
@@ -79,7 +83,7 @@ class StreamReader:
 
     def _call(self, index: Any, name: Any, arguments: Any) -> None:
         text = arguments if isinstance(arguments, str) else ""
-        self._calls.append((index, name if isinstance(name, str) else None, text))
+        self._calls.append((index if isinstance(index, int) else 0, name if isinstance(name, str) else None, text))
         if text:
             self.hidden.append(text)
 
@@ -101,16 +105,19 @@ class StreamReader:
             self.failed = kind
         return False
 
-    def _read_sse(self, text: str) -> bool:
+    def _read_sse(self, piece: bytes) -> bool:
+        # A piece is what the network brought: it may end within an event.
+        lines = (self._rest + piece).split(b"\n")
+        self._rest = lines.pop()[:_LONGEST_LINE]
         content = False
-        for line in text.splitlines():
-            if not line.startswith("data:"):
+        for line in lines:
+            if not line.startswith(b"data:"):
                 continue
-            if '"content_block_delta"' in line:
+            if b'"content_block_delta"' in line:
                 content = True
             try:
                 data = json.loads(line[5:])
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(data, dict):
                 self._read_anthropic(data)
@@ -125,15 +132,15 @@ class StreamReader:
             if isinstance(block, dict) and block.get("type") == "tool_use":
                 self._call(data.get("index"), block.get("name"), None)
         elif kind == "message_start":
-            message = data.get("message") or {}
-            self._input = dict(message.get("usage") or {})
-            self.model = message.get("model") or self.model
+            message = _object(data.get("message"))
+            self._input = dict(_object(message.get("usage")))
+            self.model = response_model(message) or self.model
         elif kind == "message_delta":
             delta = data.get("delta")
             self._finish = (delta.get("stop_reason") if isinstance(delta, dict) else None) or self._finish
-            if data.get("usage"):
+            if told := _object(data.get("usage")):
                 # The last delta has the final counts; providers differ in whether it repeats the input's.
-                merged = {**self._input, **{k: v for k, v in data["usage"].items() if v is not None}}
+                merged = {**self._input, **{k: v for k, v in told.items() if v is not None}}
                 self._input = merged
                 self.usage = usage(merged)
         elif kind == "error":
@@ -170,3 +177,7 @@ class StreamReader:
     def partial_usage(self) -> Usage | None:
         """Return what an interrupted messages stream said about its input, as an estimate of the output so far."""
         return usage(self._input) if self._input else None
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
@@ -36,6 +37,18 @@ CREDENTIAL_HEADERS: Final = frozenset(
 )
 _PROVIDER_PREFIX: Final = "llm_provider-"
 _MESSAGE_CHARS: Final = 300
+_MOST_TOKENS: Final = 10**15
+_MOST_USD: Final = 10**12
+#: Errors that are about the traffic, not about what was asked or with which key: their text may be kept.
+_TELLING: Final = frozenset({ErrorClass.RATE_LIMIT, ErrorClass.TIMEOUT, ErrorClass.CONNECTION})
+#: A provider's word for an error, such as ``insufficient_quota``: no sentence, no key.
+_CODE: Final = re.compile(r"[a-z]+(?:_[a-z]+)*", re.ASCII)
+_MOST_CODE_CHARS: Final = 64
+#: What may be a key or an id within a text: long, with digits.
+_LONG_WORD: Final = re.compile(r"(?=[^\s'\"]*\d)[^\s'\"]{16,}")
+_QUOTED: Final = re.compile(r"'[^']{8,}'|\"[^\"]{8,}\"|`[^`]{8,}`")
+#: Nobody asks to come back later than after the longest quota window, a month.
+_MOST_RETRY_AFTER_S: Final = 31 * 86_400.0
 
 
 def request_headers(
@@ -142,7 +155,8 @@ def _fields(value: Any) -> Mapping[str, Any]:
 
 
 def _count(value: Any) -> int:
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 0
+    # What nobody can have used is kept as such, for those who judge it, but not with hundreds of digits.
+    return int(min(value, _MOST_TOKENS)) if isinstance(value, int | float) and value > 0 else 0
 
 
 def response_usage(response: Any) -> Usage | None:
@@ -200,7 +214,7 @@ def hidden_params(response: Any) -> Mapping[str, Any]:
 
 def usd_micros(cost: Any) -> int | None:
     """Return dollars as integer micro-dollars, rounded half to even, or None."""
-    return round(cost * 1_000_000) if isinstance(cost, int | float) and math.isfinite(cost) and cost >= 0 else None
+    return round(cost * 1_000_000) if isinstance(cost, int | float) and 0 <= cost < _MOST_USD else None
 
 
 _BY_STATUS: Final[Mapping[int, ErrorClass]] = {
@@ -231,16 +245,23 @@ def attempt_error(err: BaseException, headers: Mapping[str, str], now: float) ->
     kind = next((_BY_NAME[c.__name__] for c in type(err).__mro__ if c.__name__ in _BY_NAME), None)
     if kind is None and status is not None:
         kind = _BY_STATUS.get(status) or (ErrorClass.SERVER if status >= 500 else ErrorClass.CLIENT)  # noqa: PLR2004  # HTTP's own limit
-    # The provider's own words may quote the prompt: only the first line, and not for errors about content.
-    text = (
-        "" if kind in {ErrorClass.CONTENT_POLICY, ErrorClass.CLIENT} else str(err).partition("\n")[0][:_MESSAGE_CHARS]
-    )
     return AttemptError(
         kind=kind or ErrorClass.UNKNOWN,
         status=status,
-        message=f"{type(err).__name__}: {text}" if text else type(err).__name__,
+        message=_error_message(err, kind),
         retry_after_s=retry_after_s(headers, now),
     )
+
+
+def _error_message(err: BaseException, kind: ErrorClass | None) -> str:
+    """Return the error's type and what may be kept of its text: a provider's words may quote the prompt or a key."""
+    name, code = type(err).__name__, getattr(err, "code", None)
+    if isinstance(code, str) and len(code) <= _MOST_CODE_CHARS and _CODE.fullmatch(code):
+        name = f"{name} ({code})"
+    if kind not in _TELLING:
+        return name
+    text = _LONG_WORD.sub("***", _QUOTED.sub("***", str(err).partition("\n")[0]))[:_MESSAGE_CHARS]
+    return f"{name}: {text}" if text else name
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -256,6 +277,6 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
                 seconds = parsedate_to_datetime(text).timestamp() - now
             except (TypeError, ValueError):
                 continue
-        if math.isfinite(seconds):
+        if seconds <= _MOST_RETRY_AFTER_S:
             return max(0.0, seconds)
     return None

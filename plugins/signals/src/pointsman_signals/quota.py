@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pointsman.types import Limit
 
+from .values import MAX_DURATION_S
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -136,11 +138,11 @@ class Quota:
             if any(known.left_ratio == 0.0 and known.ends_at > at for known in self.axes.values()):
                 return
             retry_after_s = self.rules.refused_s
-        self.block = _longer(self.block, Block(at + retry_after_s, at, reason))
+        self.block = _longer(self.block, Block(at + min(retry_after_s, MAX_DURATION_S), at, reason))
 
     def strained(self, retry_after_s: float, at: float, reason: str) -> None:
         """Note that the provider is overloaded for a while: degraded, not exhausted."""
-        self.strain = _longer(self.strain, Block(at + retry_after_s, at, reason))
+        self.strain = _longer(self.strain, Block(at + min(retry_after_s, MAX_DURATION_S), at, reason))
 
     def succeeded(self, started_at: float) -> None:
         """Note that a request begun at ``started_at`` was answered: refusals from before it are over."""
