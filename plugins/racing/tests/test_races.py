@@ -328,15 +328,21 @@ NOT_TWICE = {
     "the same in responses": {"tools": [{"type": "function", "name": "send_mail"}]},
     "the same in messages": {"tools": [{"name": "send_mail", "input_schema": {}}]},
     "hosted tool": {"tools": [{"type": "mcp", "server_url": "https://x.test"}]},
+    "the same in messages, at the top": {"mcp_servers": [{"type": "url", "url": "https://x.test", "name": "pay"}]},
+    "the same in messages, as a tool": {"tools": [{"type": "mcp_toolset", "mcp_server_name": "pay"}]},
+    "code that the provider runs": {"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]},
+    "its container": {"container": "container_1"},
 }
 TWICE = {
     "plain": {},
+    "nothing of it": {"mcp_servers": [], "container": None, "tools": []},
+    "hosted tool that only reads": {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
     "not stored": {"store": False, "background": False, "previous_response_id": None},
     "harmless function": {"tools": [{"type": "function", "function": {"name": "get_weather"}}]},
     "odd tools": {"tools": "none"},
     "odder tools": {"tools": [None, 5, {"function": 3, "type": []}]},
 }
-OPERATOR = {"side_effect_tools": ["send_*", "mcp"]}
+OPERATOR = {"side_effect_tools": ["send_*", "mcp", "code_interpreter"]}
 
 
 @pytest.mark.parametrize("body", NOT_TWICE.values(), ids=NOT_TWICE.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Final
@@ -11,7 +12,10 @@ from pointsman.types import RequestContext
 #: A client that knows its request must not be made twice says so with the value ``false``.
 HEADER: Final = "x-pointsman-repeatable"
 
-_STATE_AT_PROVIDER: Final = ("previous_response_id", "conversation")
+_STATE_AT_PROVIDER: Final = ("previous_response_id", "conversation", "container")
+#: The same hosted tool by another provider's name, its version left out.
+_ALSO: Final = {"mcp_toolset": "mcp", "code_execution": "code_interpreter"}
+_VERSION: Final = re.compile(r"_\d{8}$")
 _TOOLS_OF_THE_CLIENT: Final = frozenset({"function", "custom"})
 
 
@@ -35,14 +39,16 @@ def why_not(ctx: RequestContext, side_effect_tools: Sequence[str]) -> str | None
             return name
     if ctx.headers.get(HEADER, "").strip().lower() == "false":
         return HEADER
-    if side_effect_tools and "tools" in body:
-        for name in _tool_names(body["tools"]):
-            if any(fnmatchcase(name, pattern) for pattern in side_effect_tools):
-                return f"tool {name[:80]}"
+    for name in _tool_names(body) if side_effect_tools else ():
+        if any(fnmatchcase(name, pattern) for pattern in side_effect_tools):
+            return f"tool {name[:80]}"
     return None
 
 
-def _tool_names(tools: object) -> Iterator[str]:
+def _tool_names(body: Mapping[str, object]) -> Iterator[str]:
+    if body.get("mcp_servers"):
+        yield "mcp"
+    tools = body.get("tools")
     for tool in tools if isinstance(tools, list | tuple) else ():
         if not isinstance(tool, Mapping):
             continue
@@ -52,3 +58,5 @@ def _tool_names(tools: object) -> Iterator[str]:
         kind = tool.get("type")
         if isinstance(kind, str) and kind not in _TOOLS_OF_THE_CLIENT:
             yield kind
+            if (also := _ALSO.get(_VERSION.sub("", kind))) is not None:
+                yield also
