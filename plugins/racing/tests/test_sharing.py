@@ -129,9 +129,18 @@ async def test_it_is_read_once_however_many_workers_start(track, shared, tmp_pat
 
 async def test_a_file_that_is_something_else_stops_the_start(track, tmp_path):
     file = tmp_path / "perf.json"
-    for text, word in (("{}", "format"), ("nope", "not JSON"), ('{"format": "pointsman-racing/1"}', "deployments")):
-        file.write_text(text)
-        with pytest.raises(PluginLoadError, match=word):
+    huge = '{"format": "pointsman-racing/1", "deployments": {"a": {"at": 1%s}}}'
+    for text, word in (
+        (b"{}", "format"),
+        (b"nope", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b"[" * 200_000, "not JSON"),
+        (b'{"format": "pointsman-racing/1"}', "deployments"),
+        ((huge % ("0" * 400)).encode(), "'a' is not an object with a number"),
+        ((huge % ("0" * 5000)).encode(), "not JSON"),
+    ):
+        file.write_bytes(text)
+        with pytest.raises(PluginLoadError, match=f"performance_file: cannot use.*{word}"):
             await track(models=[SMART], config={"performance_file": str(file)}).start()
 
 
@@ -259,9 +268,15 @@ async def test_export_and_import_over_http(track):
             answer = await h.admin.post("/racing/performance", json=exported)
             assert (answer.status_code, answer.json()) == (200, {"imported": ["tiny"]})
         assert (await shown(h))["attempts"] == 1, "taken in once, however often"
-        for bad in ([], {}, {"format": "x"}, {"format": "pointsman-racing/1", "deployments": {"a": 5}}):
-            answer = await h.admin.post("/racing/performance", json=bad)
-            assert answer.status_code == 422, bad
+        deployments = ({"a": 5}, {"a": {"at": 10**400}}, {"\ud800": {"at": 1}})
+        bad = ([], {}, {"format": "x"}, *({"format": "pointsman-racing/1", "deployments": one} for one in deployments))
+        for body in (*(json.dumps(one) for one in bad), "nope", b"\xff", "[" * 200_000):
+            answer = await h.admin.post("/racing/performance", content=body)
+            assert answer.status_code == 422, body[:80]
+        huge = {"at": NOW, "attempts": 1e308, "whole_ms": {"100": 1e308, "101": 1e308}}
+        odd = {"format": "pointsman-racing/1", "deployments": {"a": huge, "b": huge}}
+        assert (await h.admin.post("/racing/performance", json=odd)).status_code == 200
+        assert (await h.admin.get("/racing")).status_code == 200
 
 
 async def test_a_late_write_does_not_undo_a_newer_one(track, tmp_path, monkeypatch):

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
+from pointsman.testing import deployment
 from pointsman.types import AttemptKind, ErrorClass, Outcome
 from pointsman_racing.book import MAX_DEPLOYMENTS, Book
 from pointsman_racing.config import Delay
-from pointsman_racing.standing import Standing, score
+from pointsman_racing.standing import MOST_PUSH_BACK_S, Standing, blocked_until, healthy, score
 
 from .conftest import NOW
 
@@ -113,18 +114,43 @@ def test_streams_and_plain_requests_are_kept_apart(attempt):
 
 def test_health_ends_with_failures_in_a_row_and_comes_back(attempt, failed):
     made = learned([attempt(**failed)] * 2)
-    assert made.healthy(NOW)
+    assert healthy([made], NOW)
     made.observe(attempt(**failed), stream=True, now=NOW)
-    assert not made.healthy(NOW)
-    assert made.healthy(NOW + 61)
+    assert not healthy([made], NOW)
+    assert healthy([made], NOW + 61)
     made.observe(attempt(first_ms=1.0), stream=True, now=NOW)
-    assert made.healthy(NOW)
+    assert healthy([made], NOW)
 
 
 def test_push_back_lasts_as_long_as_it_said(attempt):
     made = learned([attempt(kind=ErrorClass.RATE_LIMIT, retry_after_s=30.0)])
-    assert not made.healthy(NOW + 29)
-    assert made.healthy(NOW + 30)
+    assert not healthy([made], NOW + 29)
+    assert healthy([made], NOW + 30)
+
+
+def test_push_back_has_a_longest_time(attempt):
+    made = learned([attempt(kind=ErrorClass.RATE_LIMIT, retry_after_s=9e8)])
+    assert not healthy([made], NOW + MOST_PUSH_BACK_S - 1)
+    assert healthy([made], NOW + MOST_PUSH_BACK_S)
+    document = {**made.to_json(NOW), "blocked_until": NOW + 9e8}
+    assert healthy([Standing.from_json(document, HALF_LIFE_S)], NOW + MOST_PUSH_BACK_S)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_push_back_ends_when_it_has_answered(attempt, there):
+    """Here, or to another worker; not by what was under way before."""
+    made = learned([attempt(kind=ErrorClass.RATE_LIMIT, retry_after_s=30.0, started_at=NOW - 2)])
+    other = Standing(HALF_LIFE_S) if there else made
+    other.observe(attempt(started_at=NOW - 1), stream=False, now=NOW + 1)
+    assert not healthy([made, other], NOW + 2)
+    other.observe(attempt(started_at=NOW + 2), stream=False, now=NOW + 3)
+    assert healthy([made, other], NOW + 3)
+    together = Standing(HALF_LIFE_S)
+    for part in (made, other):
+        together.merge(Standing.from_json(part.to_json(NOW + 3), HALF_LIFE_S), NOW + 3)
+    assert blocked_until([together]) == 0
+    other.observe(attempt(kind=ErrorClass.RATE_LIMIT, retry_after_s=9.0), stream=False, now=NOW + 4)
+    assert not healthy([made, other], NOW + 5)
 
 
 def test_a_standing_survives_being_written_down(attempt, failed):
@@ -137,6 +163,14 @@ def test_a_standing_survives_being_written_down(attempt, failed):
 @pytest.mark.parametrize("document", [None, 5, [], {}, {"at": "x"}, {"at": float("nan")}, {"at": True}])
 def test_what_is_no_standing_is_none(document):
     assert Standing.from_json(document, HALF_LIFE_S) is None
+
+
+@pytest.mark.parametrize("huge", [10**400, 1e308, 10**16, -(10**400)])
+def test_numbers_that_are_nobodys_count_as_absent(huge):
+    assert Standing.from_json({"at": huge}, HALF_LIFE_S) is None
+    document = {"at": NOW, **dict.fromkeys(("attempts", "failures", "streak", "failed_at", "blocked_until"), huge)}
+    document |= {"totals": {"wins": huge}, "whole_ms": {"100": huge, "1" * 5000: 1}, "first_token_ms": {"9" * 9: 1}}
+    assert Standing.from_json(document, HALF_LIFE_S).to_json(NOW) == Standing(HALF_LIFE_S).to_json(NOW)
 
 
 def test_odd_values_in_a_standing_count_as_absent():
@@ -154,8 +188,6 @@ class TestDelay:
         return book
 
     def ask(self, book, *names, stream=True, now=NOW):
-        from pointsman.testing import deployment  # noqa: PLC0415  # only here
-
         return book.delay_ms([deployment(name) for name in names], self.delay, stream=stream, now=now)
 
     def test_fixed_until_enough_is_known(self, attempt):
@@ -170,6 +202,13 @@ class TestDelay:
 
     def test_it_is_fixed_again_when_what_was_known_has_decayed(self, attempt):
         assert self.ask(self.book(attempt, 300.0), "a", now=NOW + 10 * HALF_LIFE_S) == 700
+
+    def test_each_race_has_its_own_number_of_samples(self, attempt):
+        """Though they ask at the same moment."""
+        book = self.book(attempt, 300.0, count=30)
+        assert self.ask(book, "a") == pytest.approx(300, rel=0.03)
+        careful = Delay(min_samples=100, fixed_ms=700)
+        assert book.delay_ms([deployment("a")], careful, stream=True, now=NOW) == 700
 
     def test_the_quickest_of_those_it_may_have_reached(self, attempt):
         book = self.book(attempt, 300.0)
@@ -189,3 +228,14 @@ def test_the_book_is_bounded(attempt):
     for number in range(MAX_DEPLOYMENTS + 10):
         book.observe(attempt(f"d{number}"), stream=False, now=NOW)
     assert len(book.own) == MAX_DEPLOYMENTS
+
+
+def test_the_book_forgets_who_was_not_seen_for_longest(attempt):
+    book = Book(HALF_LIFE_S)
+    for number in range(MAX_DEPLOYMENTS):
+        book.observe(attempt(f"d{number}"), stream=False, now=NOW)
+    book.observe(attempt("d0"), stream=False, now=NOW)
+    book.decided("d1", won=True)
+    book.observe(attempt("new"), stream=False, now=NOW)
+    assert {"d0", "d1", "new"} <= book.own.keys()
+    assert "d2" not in book.own

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from .decayed import quantiles_ms
-from .standing import TOTALS, Standing, score
+from .standing import TOTALS, Standing, blocked_until, healthy, score
 
 if TYPE_CHECKING:
     from pointsman.types import Attempt, Deployment
@@ -47,7 +47,7 @@ class Book:
         self.own: dict[str, Standing] = {}
         self.others: Mapping[str, Standing] = {}
         self.changed: set[str] = set()
-        self._cache: dict[tuple[str, bool, float], _Cached] = {}
+        self._cache: dict[tuple[str, bool, float, float], _Cached] = {}
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -62,11 +62,11 @@ class Book:
         self.changed.add(deployment_id)
 
     def _of(self, deployment_id: str) -> Standing:
-        found = self.own.get(deployment_id)
-        if found is None:
-            if len(self.own) >= MAX_DEPLOYMENTS:
-                del self.own[next(iter(self.own))]
-            found = self.own[deployment_id] = Standing(self.half_life_s)
+        found = self.own.pop(deployment_id, None) or Standing(self.half_life_s)
+        if len(self.own) >= MAX_DEPLOYMENTS:
+            del self.own[next(iter(self.own))]
+        # The latest is the last, so the first was not seen for longest.
+        self.own[deployment_id] = found
         return found
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -97,14 +97,14 @@ class Book:
 
     def blocked_until(self, deployment_id: str) -> float:
         """Return until when (Unix seconds) a deployment wants to be left alone; 0 when it does not."""
-        return max((part.blocked_until for part in self.parts(deployment_id)), default=0.0)
+        return blocked_until(self.parts(deployment_id))
 
     def healthy(self, deployment_id: str, now: float) -> bool:
         """Say whether races have seen no reason to doubt it."""
-        return all(part.healthy(now) for part in self.parts(deployment_id))
+        return healthy(self.parts(deployment_id), now)
 
     def _cached(self, deployment_id: str, delay: Delay, *, stream: bool, now: float) -> _Cached:
-        key = (deployment_id, stream, delay.quantile_ratio)
+        key = (deployment_id, stream, delay.quantile_ratio, delay.min_samples)
         found = self._cache.get(key)
         if found is None or not 0 <= now - found.at < FRESH_S:
             parts = self.parts(deployment_id)
@@ -141,8 +141,8 @@ class Book:
             "error_ratio": _ratio(one.failures.value(now), one.attempts.value(now)),
             "score": round(score([one], stream=True, now=now), 4),
             "score_plain": round(score([one], stream=False, now=now), 4),
-            "healthy": one.healthy(now),
-            "blocked_until": one.blocked_until if one.blocked_until > now else None,
+            "healthy": self.healthy(deployment_id, now),
+            "blocked_until": until if (until := self.blocked_until(deployment_id)) > now else None,
         }
 
 

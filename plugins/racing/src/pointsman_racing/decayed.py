@@ -8,21 +8,32 @@ keep up to date, and two workers' distributions can be added. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import ceil, isfinite, log
+from math import ceil, log
 from typing import Final
 
 RELATIVE_ERROR: Final = 0.02
 MIN_MS: Final = 0.1
 MAX_MS: Final = 1e7
 
+#: Larger numbers are nobody's; their sums and products would not be numbers any more.
+_MOST: Final = 1e15
+
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _PER_LOG: Final = 1 / log(_GAMMA)
 _LOWEST: Final = ceil(log(MIN_MS) * _PER_LOG)
 _HIGHEST: Final = ceil(log(MAX_MS) * _PER_LOG)
+_KEYS: Final = frozenset(str(index) for index in range(_LOWEST, _HIGHEST + 1))
 #: Exponent of two at which weights are brought back to a new landmark, long before they overflow.
 _MOST_DOUBLINGS: Final = 60.0
 #: Weights below this are forgotten when a distribution is written down.
 _NEGLIGIBLE: Final = 1e-3
+
+
+def number(value: object) -> float | None:
+    """Return a number of a JSON document as we could have written it, or None."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and -_MOST <= value <= _MOST:
+        return float(value)
+    return None
 
 
 def _index(value_ms: float) -> int:
@@ -165,15 +176,10 @@ class Distribution:
         """Rebuild one as it was at a moment; entries that none of ours can have are left out."""
         made = cls(half_life_s)
         made._landmark = at
-        for key, weight in document.items() if isinstance(document, Mapping) else ():
-            if (
-                isinstance(weight, int | float)
-                and isfinite(weight)
-                and weight > 0
-                and str(key).removeprefix("-").isdecimal()
-                and _LOWEST <= int(key) <= _HIGHEST
-            ):
-                made._buckets[int(key)] = float(weight)
+        for key, found in document.items() if isinstance(document, Mapping) else ():
+            weight = number(found)
+            if weight is not None and weight > 0 and key in _KEYS:
+                made._buckets[int(key)] = weight
                 made._total += weight
                 made._sum_ms += weight * _middle_ms(int(key))
         return made

@@ -49,6 +49,10 @@ def read(document: object, half_life_s: float) -> dict[str, Standing]:
         standing = Standing.from_json(row, half_life_s)
         if standing is None:
             raise NotOurs(f"deployments: {str(deployment_id)[:80]!r} is not an object with a number 'at'")
+        try:
+            str(deployment_id).encode()
+        except UnicodeEncodeError as err:
+            raise NotOurs(f"deployments: {str(deployment_id)[:80]!r} is no text") from err
         found[str(deployment_id)] = standing
     return found
 

@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Final
 
 from pointsman.types import Attempt, AttemptKind, ErrorClass, Outcome
 
-from .decayed import Count, Distribution
+from .decayed import Count, Distribution, number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +34,8 @@ OPTIMISTIC_SAMPLES: Final = 2.0
 #: Failures in a row after which a deployment counts as unhealthy, and for how long after the last of them.
 UNHEALTHY_STREAK: Final = 3
 UNHEALTHY_FOR_S: Final = 60.0
+#: The longest push-back that is obeyed: one that never ends would take a deployment out for ever.
+MOST_PUSH_BACK_S: Final = 3600.0
 
 TOTALS: Final = ("attempts", "wins", "losses", "cancelled", "failures")
 _CLIENT_TRAFFIC: Final = frozenset({AttemptKind.PRIMARY, AttemptKind.RETRY, AttemptKind.FALLBACK, AttemptKind.HEDGE})
@@ -57,7 +58,8 @@ class Standing:
         totals: Whole numbers since the beginning: attempts, wins, losses, cancelled, failures.
         streak: Failures in a row.
         failed_at: Unix seconds of the last failure.
-        blocked_until: Unix seconds until which it wants to be left alone.
+        blocked_until: Unix seconds until which it wants to be left alone, unless it has answered since.
+        answered_at: Unix seconds at which the latest attempt that was answered had begun.
     """
 
     half_life_s: float
@@ -69,6 +71,7 @@ class Standing:
     streak: int = 0
     failed_at: float = 0.0
     blocked_until: float = 0.0
+    answered_at: float = 0.0
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
@@ -95,6 +98,10 @@ class Standing:
         if attempt.outcome is Outcome.OK:
             self.attempts.add(now)
             self.streak = 0
+            self.answered_at = max(self.answered_at, attempt.started_at)
+            # Not one that was under way before it pushed back.
+            if attempt.started_at > self.failed_at:
+                self.blocked_until = 0.0
             value_ms = attempt.first_token_ms if stream else attempt.duration_ms
             # A stream without any content has no first token.
             if value_ms is not None:
@@ -106,7 +113,7 @@ class Standing:
             self.streak += 1
             self.failed_at = now
             if error is not None and error.retry_after_s:
-                self.blocked_until = max(self.blocked_until, now + error.retry_after_s)
+                self.blocked_until = max(self.blocked_until, now + min(error.retry_after_s, MOST_PUSH_BACK_S))
         else:
             self.totals["cancelled"] += 1
             if stream and attempt.first_token_ms is not None:
@@ -119,10 +126,9 @@ class Standing:
         """Return the distribution that fits a request."""
         return self.first_token if stream else self.whole
 
-    def healthy(self, now: float) -> bool:
-        """Say whether it has not failed several times in a row just now, and does not push back."""
-        failing = self.streak >= UNHEALTHY_STREAK and now - self.failed_at < UNHEALTHY_FOR_S
-        return not failing and self.blocked_until <= now
+    def failing(self, now: float) -> bool:
+        """Say whether it has failed several times in a row just now."""
+        return self.streak >= UNHEALTHY_STREAK and now - self.failed_at < UNHEALTHY_FOR_S
 
     def merge(self, other: Standing, now: float) -> None:
         """Add what another worker knows."""
@@ -132,9 +138,10 @@ class Standing:
         self.failures.add(now, other.failures.value(now))
         for name in TOTALS:
             self.totals[name] += other.totals[name]
+        self.blocked_until = blocked_until((self, other))
+        self.answered_at = max(self.answered_at, other.answered_at)
         if other.failed_at > self.failed_at:
             self.streak, self.failed_at = other.streak, other.failed_at
-        self.blocked_until = max(self.blocked_until, other.blocked_until)
 
     def to_json(self, now: float) -> dict[str, Any]:
         """Return it as JSON, as it is at a moment (Unix seconds)."""
@@ -148,14 +155,15 @@ class Standing:
             "streak": self.streak,
             "failed_at": self.failed_at,
             "blocked_until": self.blocked_until,
+            "answered_at": self.answered_at,
         }
 
     @classmethod
     def from_json(cls, document: object, half_life_s: float) -> Standing | None:
         """Rebuild one; None when the document is nothing of ours. Single values that are odd count as absent."""
-        if not isinstance(document, Mapping) or not _is_number(document.get("at")):
+        at = number(document.get("at")) if isinstance(document, Mapping) else None
+        if at is None or not isinstance(document, Mapping):
             return None
-        at = float(document["at"])
         made = cls(half_life_s)
         made.first_token = Distribution.from_json(document.get("first_token_ms"), at, half_life_s)
         made.whole = Distribution.from_json(document.get("whole_ms"), at, half_life_s)
@@ -166,8 +174,23 @@ class Standing:
             made.totals = {name: int(_amount(totals.get(name))) for name in TOTALS}
         made.streak = int(_amount(document.get("streak")))
         made.failed_at = _amount(document.get("failed_at"))
-        made.blocked_until = _amount(document.get("blocked_until"))
+        made.blocked_until = min(_amount(document.get("blocked_until")), at + MOST_PUSH_BACK_S)
+        made.answered_at = _amount(document.get("answered_at"))
         return made
+
+
+def blocked_until(parts: Sequence[Standing]) -> float:
+    """Return until when (Unix seconds) a deployment wants to be left alone, from what several workers know; 0: not at all.
+
+    Who has answered one worker after it has turned another away need not be left alone any more.
+    """
+    answered_at = max((part.answered_at for part in parts), default=0.0)
+    return max((part.blocked_until for part in parts if part.failed_at >= answered_at), default=0.0)
+
+
+def healthy(parts: Sequence[Standing], now: float) -> bool:
+    """Say whether a deployment has not failed several times in a row just now, and does not push back."""
+    return not any(part.failing(now) for part in parts) and blocked_until(parts) <= now
 
 
 def score(parts: Sequence[Standing], *, stream: bool, now: float) -> float:
@@ -191,9 +214,5 @@ def score(parts: Sequence[Standing], *, stream: bool, now: float) -> float:
     return (attempts - failures + 1) / (attempts + 1) * SPEED_SCALE_MS / (SPEED_SCALE_MS + expected_ms)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def _amount(value: Any) -> float:
-    return float(value) if _is_number(value) and value > 0 else 0.0
+def _amount(value: object) -> float:
+    return max(0.0, number(value) or 0.0)
