@@ -7,6 +7,7 @@ from typing import ClassVar
 from pointsman.testing import ContractSuite
 from pointsman_racing.plugin import plugin
 
+ALL = {"name": "smart", "candidates": ["chat", "backup", "tiny"], "strategy": "first_wins", "budget_ratio": 2}
 BAD = [
     ({"models": [{"name": "smart", "candidates": []}]}, "candidates"),
     ({"models": [{"name": "", "candidates": ["chat"]}]}, "name"),
@@ -21,6 +22,16 @@ BAD = [
     ({"groups": {"chat": {"timeout_ms": 0}}}, "timeout_ms"),
     ({"groups": {"chat": {"strategy": "weighted"}}}, "budget_ratio"),
     ({"virtual_models": []}, "virtual_models"),
+    ({"models": [{**ALL, "budget_ratio": 0}]}, "budget_ratio"),
+    ({"groups": {"chat": {"strategy": "first_wins", "budget_ratio": 0}}}, "budget_ratio"),
+    ({"models": [{"name": "smart", "candidates": ["chat"], "strategy": "weighted"}]}, "budget_ratio"),
+    ({"models": [{**ALL, "budget_burst": 1}]}, "budget_burst allows 1"),
+    ({"models": [ALL], "budget": {"burst": 1}}, "budget.burst"),
+    ({"models": [ALL], "budget": {"ratio": 0.05}}, "budget.ratio"),
+    ({"groups": {"chat": {"strategy": "first_wins", "budget_ratio": 1}}, "budget": {"ratio": 0.5}}, "budget.ratio"),
+    ({"groups": [{"chat": {}}]}, "names only"),
+    ({"groups": {"chat": False}}, "left out"),
+    ({"groups": {"chat": 0}}, "left out"),
 ]
 
 

@@ -114,9 +114,13 @@ class VirtualModel(RaceSettings):
 
     @model_validator(mode="after")
     def _budget_is_said(self) -> Self:
-        extra = min(len(self.candidates), self.max_attempts) - 1
-        _check_budget(self, extra)
+        _check_budget(self)
         return self
+
+    @property
+    def extra_at_once(self) -> int:
+        """Extra attempts that a race which starts all candidates at once makes; the only one races its deployments."""
+        return min(max(2, len(self.candidates)), self.max_attempts) - 1
 
 
 class GroupRace(RaceSettings):
@@ -129,8 +133,13 @@ class GroupRace(RaceSettings):
 
     @model_validator(mode="after")
     def _budget_is_said(self) -> Self:
-        _check_budget(self, 1)
+        _check_budget(self)
         return self
+
+    @property
+    def extra_at_once(self) -> int:
+        """Extra attempts that a race which starts all deployments at once makes at least."""
+        return min(2, self.max_attempts) - 1
 
 
 class Budget(Section):
@@ -194,9 +203,17 @@ class RacingConfig(PluginConfig):
         if isinstance(models, list | tuple):
             made["models"] = [_over(defaults, one) for one in models]
         if isinstance(groups, list | tuple):
+            if odd := [one for one in groups if not isinstance(one, str)]:
+                raise ValueError(f"groups: as a list it has names only, not {odd[0]!r}; with settings it is a mapping")
             groups = dict.fromkeys(groups)
         if isinstance(groups, Mapping):
-            made["groups"] = {name: _over(defaults, one or {}) for name, one in groups.items()}
+            for name, one in groups.items():
+                if not isinstance(one, Mapping | BaseModel | None):
+                    raise ValueError(  # noqa: TRY004  # pydantic reports this one
+                        f"groups: {name!r} needs settings, {{}} for the defaults, not {one!r}; a group that is not to be "
+                        "raced is left out"
+                    )
+            made["groups"] = {name: _over(defaults, {} if one is None else one) for name, one in groups.items()}
         return made
 
     @model_validator(mode="after")
@@ -212,6 +229,25 @@ class RacingConfig(PluginConfig):
                 raise ValueError(f"models: a candidate of {model.name!r} is the virtual model {clash!r} itself")
         return self
 
+    @model_validator(mode="after")
+    def _budget_is_enough(self) -> Self:
+        races: dict[str, VirtualModel | GroupRace] = {**self.groups, **{model.name: model for model in self.models}}
+        for name, race in races.items():
+            extra = race.extra_at_once
+            if race.strategy not in TOGETHER or extra <= 0:
+                continue
+            if self.budget.ratio is not None and self.budget.ratio < race.budget_ratio:
+                raise ValueError(
+                    f"budget: {name!r} may make {race.budget_ratio:g} extra attempts per request (budget_ratio), all "
+                    f"races together {self.budget.ratio:g} (budget.ratio): raise it, or leave it out"
+                )
+            if self.budget.burst < extra:
+                raise ValueError(
+                    f"budget: {name!r} starts {extra} extra attempts at once, all races together may start "
+                    f"{self.budget.burst:g} (budget.burst)"
+                )
+        return self
+
 
 def _over(defaults: Mapping[str, Any], own: Any) -> Any:
     """Return settings over the defaults, one by one; what is no mapping is left for the schema to refuse."""
@@ -225,10 +261,19 @@ def _over(defaults: Mapping[str, Any], own: Any) -> Any:
     return made
 
 
-def _check_budget(settings: RaceSettings, extra: int) -> None:
+def _check_budget(race: VirtualModel | GroupRace) -> None:
     """Refuse a strategy whose extra attempts nobody has allowed."""
-    if settings.strategy in TOGETHER and extra > 0 and "budget_ratio" not in settings.model_fields_set:
+    extra = race.extra_at_once
+    if race.strategy not in TOGETHER or extra <= 0:
+        return
+    if "budget_ratio" not in race.model_fields_set or race.budget_ratio == 0:
         raise ValueError(
-            f"the strategy {settings.strategy!r} starts all candidates at once: say with budget_ratio how many extra "
-            f"attempts a request may make on average (here up to {extra}; less races only some of the requests)"
+            f"the strategy {race.strategy!r} starts all candidates at once: say with budget_ratio how many extra "
+            f"attempts a request may make on average (here up to {extra}; less races only some of the requests, "
+            "0 none of them)"
+        )
+    if race.budget_burst < extra:
+        raise ValueError(
+            f"the strategy {race.strategy!r} starts {extra} extra attempts at once, budget_burst allows "
+            f"{race.budget_burst:g}"
         )

@@ -1,0 +1,29 @@
+"""Which configurations are taken as they are meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from pointsman_racing.config import RacingConfig
+
+from .test_contract import ALL
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"models": [{**ALL, "budget_burst": 2}], "budget": {"burst": 2, "ratio": 2}},
+        {"models": [{**ALL, "max_attempts": 2, "budget_burst": 1}], "budget": {"burst": 1}},
+        {"models": [{**ALL, "max_attempts": 1, "budget_ratio": 0}], "budget": {"ratio": 0}},
+        {"models": [{**ALL, "strategy": "hedge", "budget_ratio": 0, "budget_burst": 1}]},
+        {"models": [{**ALL, "strategy": "hedge"}], "budget": {"ratio": 0.01, "burst": 1}},
+    ],
+)
+def test_what_can_work_is_accepted(section):
+    assert RacingConfig.model_validate(section).models[0].name == "smart"
+
+
+@pytest.mark.parametrize("groups", [["chat"], ("chat",), {"chat": {}}, {"chat": None}])
+def test_groups_have_the_defaults(groups):
+    made = RacingConfig.model_validate({"groups": groups, "defaults": {"max_attempts": 2}})
+    assert {name: group.max_attempts for name, group in made.groups.items()} == {"chat": 2}
