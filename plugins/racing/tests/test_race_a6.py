@@ -184,6 +184,11 @@ TABLE = {
         [(200, "answers", 0)],
         ["0: first c0", "100: hedge c1", "lost: timeout"],
     ),
+    "the deadline ends the call: a leg that fails with it is not replaced": (
+        {"timeout_ms": 150.0},
+        [(149.9, "fails", 0, ErrorClass.TIMEOUT), (150, "fails", 1, ErrorClass.TIMEOUT)],
+        ["0: first c0", "100: hedge c1", "lost: timeout"],
+    ),
     "not repeatable: no hedge": ({"repeatable": False}, [(450, "answers", 0)], ["0: first c0", "won by 0"]),
     "not repeatable: an error after the provider may have begun is final": (
         {"repeatable": False},

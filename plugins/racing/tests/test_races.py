@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
-from pointsman.testing import breaks, cancel, deployment, error, never, no_leaks, ok
-from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, Usage
-from pointsman_racing import racer
+from pointsman.testing import breaks, calls, cancel, deployment, error, never, no_leaks, ok
+from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, UpstreamRequest, Usage
+from pointsman_racing import contest, racer
 
 #: Priorities, so that what a test has learned does not change who is asked first.
 SMART = {"name": "smart", "candidates": ["chat", {"target": "backup", "priority": 1}]}
@@ -135,13 +135,73 @@ async def test_push_back_is_obeyed_also_by_the_extra_attempts_of_other_requests(
         assert result.text == "again"
 
 
-async def test_no_content_in_time(track):
-    async with no_leaks(), track(models=[{**SMART, "timeout_ms": 500, "max_attempts": 2}]) as h:
+class Watcher:
+    """Sees failures as a breaker does."""
+
+    def __init__(self):
+        self.failures = []
+
+    @hookimpl
+    def on_error(self, attempt):
+        if attempt.outcome is Outcome.ERROR:
+            self.failures.append((attempt.deployment.id, attempt.error.kind))
+
+
+@pytest.fixture
+def watcher():
+    return PluginInfo(name="watcher", config=PluginConfig, factory=lambda _: Watcher())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_no_content_in_time(track, watcher, stream):
+    """Who hangs has failed, for everybody who watches deployments; nobody is asked in its place."""
+    model = {**SMART, "timeout_ms": 500, "plain_timeout_ms": 500, "max_attempts": 3}
+    async with no_leaks(), track(watcher, models=[model]) as h:
         begun = h.clock.now()
-        result = await h.request(model="smart", stream=True, script=never())
+        script = {"chat": never(), "backup": ok(latency_s=60)}
+        result = await h.request(model="smart", stream=stream, script=script)
         assert (result.status, result.error.kind) == (504, ErrorClass.TIMEOUT)
+        assert "of the race had content within 500 ms" in result.error.message
         assert h.clock.now() - begun == pytest.approx(0.5)
-        assert [a.outcome for a in result.attempts] == [Outcome.CANCELLED] * 2
+        assert [a.outcome for a in result.attempts] == [Outcome.ERROR] * 3
+        assert {kind for _, kind in h.plugin("watcher").failures} == {ErrorClass.TIMEOUT}
+        assert sorted(name for name, _ in h.plugin("watcher").failures) == ["backup-a", "chat-a", "chat-b"]
+        assert h.gateway.upstream.running == []
+
+
+async def test_who_was_asked_late_is_not_blamed_for_the_end_of_the_race(track, watcher):
+    model = {**SMART, "timeout_ms": 500, "max_attempts": 2}
+    async with no_leaks(), track(watcher, models=[model]) as h:
+        script = {"chat": error(429, latency_s=0.4), "backup": ok(latency_s=0.2)}
+        result = await h.request(model="smart", stream=True, script=script, body={"messages": [], "store": True})
+        assert [a.outcome for a in result.attempts] == [Outcome.ERROR, Outcome.CANCELLED]
+        assert result.error.kind is ErrorClass.TIMEOUT
+        assert [kind for _, kind in h.plugin("watcher").failures] == [ErrorClass.RATE_LIMIT]
+
+
+async def test_who_hangs_to_the_end_of_the_race_has_failed_though_another_one_won(track, watcher):
+    model = together("weighted", "tiny", "backup", timeout_ms=500, grace_ms=60_000)
+    async with no_leaks(), track(watcher, models=[model]) as h:
+        result = await h.request(model="smart", stream=True, script={"tiny": ok("fine"), "backup": never()})
+        await h.settled()
+        assert result.text == "fine"
+        assert h.plugin("watcher").failures == [("backup-a", ErrorClass.TIMEOUT)]
+
+
+async def test_a_loser_that_had_time_left_has_not_failed(track, watcher):
+    async with no_leaks(), track(watcher, models=[{**SMART, "timeout_ms": 500}]) as h:
+        await h.request(model="smart", stream=True, script={"chat": never(), "backup": ok(latency_s=0.3)})
+        await h.settled()
+        assert h.plugin("watcher").failures == []
+
+
+async def test_a_gateway_that_ends_nothing_is_not_waited_for(track, monkeypatch):
+    """Legs that do not end with their own time are cancelled."""
+    monkeypatch.setattr(contest, "END_WITHIN_S", 0.05)
+    monkeypatch.setattr(calls, "_within", lambda step, _: step)
+    async with no_leaks(), track(models=[{**SMART, "timeout_ms": 500, "max_attempts": 2}]) as h:
+        result = await h.request(model="smart", stream=True, script=never())
+        assert (result.status, [a.outcome for a in result.attempts]) == (504, [Outcome.CANCELLED] * 2)
 
 
 async def test_a_stream_is_never_cut_by_the_timeout(track):
@@ -433,6 +493,35 @@ async def test_the_better_score_is_started_first(track):
             await h.request(model="tiny", script=ok(latency_s=2))
             await h.request(model="backup", script=ok(latency_s=0.01))
         assert (await h.request(model="smart")).attempts[0].deployment.group == "backup"
+
+
+class Mirror:
+    """Sends every attempt to the same model group once more."""
+
+    def __init__(self):
+        self.calls = []
+
+    @hookimpl
+    async def startup(self, services):
+        self.upstream = services.upstream
+
+    @hookimpl
+    async def before_attempt(self, ctx, attempt):
+        if attempt.kind is not AttemptKind.MIRROR:
+            request = UpstreamRequest(target="chat", kind=AttemptKind.MIRROR, body=ctx.body, parent=ctx)
+            self.calls.append(self.upstream.start(request))
+
+
+@pytest.mark.parametrize("strategy", ["hedge", "first_wins"])
+async def test_what_others_start_within_a_leg_is_no_leg(track, strategy):
+    """A mirror of the second leg may go where the first leg is."""
+    mirror = PluginInfo(name="mirror", config=PluginConfig, factory=lambda _: Mirror())
+    group = {"strategy": strategy, "budget_ratio": 4, "max_attempts": 2}
+    async with track(mirror, config={"groups": {"chat": group}}) as h:
+        result = await h.request(script=ok(latency_s=1))
+        await h.settled()
+        assert sorted(a.deployment.id for a in result.attempts) == ["chat-a", "chat-b"]
+        assert [call.attempt.deployment.id for call in h.plugin("mirror").calls] == ["chat-a"] * 2
 
 
 class Mover:

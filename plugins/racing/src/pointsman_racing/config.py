@@ -167,7 +167,9 @@ class RacingConfig(PluginConfig):
         default={}, description="Model groups of the gateway to race, with settings."
     )
     default_model: Name | None = Field(
-        default=None, description="Virtual model for requests that name no model at all; null refuses them as before."
+        default=None,
+        description="Virtual model for requests that name no model at all, whatever models their key is restricted to; "
+        "null refuses them as before.",
     )
     budget: Budget = Field(default=Budget(), description="The bucket over all races of a worker.")
     side_effect_tools: tuple[Pattern, ...] = Field(

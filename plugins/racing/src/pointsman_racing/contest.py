@@ -23,6 +23,10 @@ log: Final = logging.getLogger("pointsman")
 
 #: How long a whole answer waits for its losers to be closed, so that their usage is in the settlement. Real seconds.
 LOSERS_WITHIN_S: Final = 0.05
+#: How long legs whose own time has run out are given to end, before they are cancelled. Real seconds.
+END_WITHIN_S: Final = 1.0
+#: A leg that had less than this share of the race's time is not blamed for having run out of it.
+BLAMED_FROM: Final = 0.5
 _BAD_GATEWAY: Final = 502
 
 #: The leg that the running code works for. The gateway's call inherits it, so ``select`` knows who is asking.
@@ -38,6 +42,8 @@ class Leg:
         entry: What it calls.
         reason: Why it was started.
         started_ms: When, on the race's clock.
+        timeout_s: How long it may take by itself: until the race's time has run out. None: it was started too late to
+            be blamed for that, or the race has all the time there is.
         decided_ms: When it had content, or its answer; None before.
         call: The running call; None before it was started.
         buffer: Chunks read so far and not handed on.
@@ -63,6 +69,7 @@ class Leg:
         "response",
         "started_ms",
         "task",
+        "timeout_s",
     )
 
     def __init__(self, contest: Contest, start: Start, started_ms: float) -> None:
@@ -71,6 +78,7 @@ class Leg:
         self.entry: Entry = start.entry
         self.reason: Reason = start.reason
         self.started_ms = started_ms
+        self.timeout_s: float | None = None
         self.decided_ms: float | None = None
         self.call: UpstreamCall | None = None
         self.buffer: deque[Chunk] = deque()
@@ -219,6 +227,7 @@ class Contest:
 
     async def _run_leg(self, leg: Leg) -> None:
         try:
+            leg.timeout_s = self._time_left_s()
             leg.call = call = self._call(leg)
             if self._stream:
                 leg.chunks = call.chunks()
@@ -255,6 +264,13 @@ class Contest:
             log.exception("the answer of race leg %d on %r could not be judged", leg.number, leg.entry.target)
             return 0.0
 
+    def _time_left_s(self) -> float | None:
+        limit_ms = self.race.plan.timeout_ms
+        if limit_ms is None:
+            return None
+        left_ms = limit_ms - self.now_ms
+        return left_ms / 1000 if left_ms >= limit_ms * BLAMED_FROM else None
+
     def _tell_failed(self, leg: Leg, err: UpstreamError) -> None:
         if not leg.dropped:
             now_ms = self.now_ms
@@ -271,6 +287,9 @@ class Contest:
         closing.add_done_callback(self._closing.discard)
 
     async def _close_leg(self, leg: Leg) -> None:
+        if leg.task is not None and leg.timeout_s is not None and self.race.overdue(self.now_ms):
+            # It ends in this very moment, as an error that everybody who watches its deployment gets to know.
+            await asyncio.wait({leg.task}, timeout=END_WITHIN_S)
         begun_s = self._clock.monotonic()
         running = leg.response is None and not leg.ended
         if leg.call is not None and running:

@@ -84,9 +84,9 @@ class RacingPlugin:
         return await self._racer.execute(ctx, route, upstream)
 
     @hookimpl
-    def select(self, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
+    def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
         """Keep the legs of one race apart."""
-        return self._racer.select(candidates)
+        return self._racer.select(ctx, candidates)
 
     @hookimpl
     def post_response(self, ctx: RequestContext, attempt: Attempt) -> None:

@@ -38,6 +38,8 @@ TOGETHER: Final = frozenset({"first_wins", "weighted", "quality"})
 #: Strategies that go on collecting answers after the first.
 COLLECTING: Final = frozenset({"weighted", "quality"})
 _GATEWAY_TIMEOUT: Final = 504
+#: A leg that fails so shortly before the deadline has met the deadline: it is not replaced.
+_HAIR_MS: Final = 1.0
 
 
 class Reason(StrEnum):
@@ -231,6 +233,10 @@ class Race:
         due_ms = min(moments)
         return None if due_ms == inf else due_ms
 
+    def overdue(self, now_ms: float) -> bool:
+        """Say whether its time has run out."""
+        return now_ms >= self._deadline_ms() - _HAIR_MS
+
     # -- how it goes on -----------------------------------------------------------------------------------------------
 
     def _go_on(self, now_ms: float) -> list[Start]:
@@ -240,7 +246,7 @@ class Race:
         if answered:
             self._choose(answered, now_ms)
             return []
-        if now_ms >= self._deadline_ms():
+        if self.overdue(now_ms):
             self.result = Lost(_timed_out(self.plan.timeout_ms))
             return []
         starts = self._replace(now_ms)

@@ -102,14 +102,16 @@ class Racer:
         await contest.close(LOSERS_WITHIN_S)
         return Execution(response=winner.response, headers=headers)
 
-    def select(self, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
+    def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
         """Keep the legs of one race on different deployments of a model group.
 
         A deployment that has failed in this race is closed for the gateway, and legs that start at the same moment have
         reached nobody yet; both are known here only.
         """
         leg = current_leg.get()
-        if leg is None or not candidates[1:]:
+        running = self._running.get(ctx.request_id)
+        # What else is started inside a leg, for a mirror or a judge, is a request of its own.
+        if leg is None or running is None or running[0] is not leg.contest or not candidates[1:]:
             return None
         siblings = [one for one in leg.contest.legs if one is not leg and one.entry.target == leg.entry.target]
         if not siblings:
@@ -214,6 +216,7 @@ class Racer:
                 endpoint=ctx.endpoint,
                 stream=ctx.stream,
                 parent=ctx,
+                timeout_s=leg.timeout_s,
                 labels={"race_leg": str(leg.number + 1), "race_reason": str(leg.reason)},
             )
         )
