@@ -50,6 +50,18 @@ def test_who_comes_or_goes_moves_only_its_own_keys(table_of, request_of):
     assert {request.session_id: table.choose(request) for request in requests} == before
 
 
+def test_the_order_of_the_candidates_is_nothing_to_it(table_of, request_of):
+    table = table_of(*IDS, tactic="cache_affinity")
+    _, tactic = table.policies.tactic("chat")
+    homes = set()
+    for step in range(len(IDS)):
+        homes.add(
+            table.choose(request_of(session_id="s"), candidates=table.candidates[step:] + table.candidates[:step])
+        )
+    assert len(homes) == 1
+    assert len(tactic._rings) == 1
+
+
 def test_a_hot_key_spills_over_within_the_bound(table_of, request_of):
     table = table_of(*IDS, tactic={"name": "cache_affinity", "balance_factor": 1.25})
     seen = Counter()

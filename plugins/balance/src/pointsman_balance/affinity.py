@@ -82,7 +82,7 @@ class CacheAffinity(Tactic):
 
     def __init__(self, settings: Mapping[str, object] | None = None) -> None:
         super().__init__(settings)
-        self._rings: dict[tuple[str, ...], Ring] = {}
+        self._rings: dict[frozenset[str], Ring] = {}
 
     def choose(self, ask: Ask) -> Choice:
         """Walk the ring to the first with room."""
@@ -107,11 +107,13 @@ class CacheAffinity(Tactic):
         return ask.best([-float(flight) for flight in flights], "nobody has room")
 
     def _ring(self, ids: tuple[str, ...]) -> Ring:
-        ring = self._rings.get(ids)
+        # The gateway may list the same deployments in another order each time.
+        which = frozenset(ids)
+        ring = self._rings.get(which)
         if ring is None:
             if len(self._rings) >= MAX_RINGS:
                 del self._rings[next(iter(self._rings))]
-            ring = self._rings[ids] = Ring(ids)
+            ring = self._rings[which] = Ring(ids)
         return ring
 
     def _key(self, ctx: RequestContext) -> int:

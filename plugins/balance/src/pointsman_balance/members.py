@@ -71,8 +71,8 @@ class Member:
             remaining = limit.remaining_at(now)
             if limit.resets_at is not None and now < limit.resets_at < until:
                 until = limit.resets_at
-            if limit.limit and remaining is not None:
-                ratio = min(1.0, remaining / limit.limit)
+            if limit.limit and limit.limit > 0.0 and remaining is not None:
+                ratio = max(0.0, min(1.0, remaining / limit.limit))
                 if lowest is None or ratio < lowest:
                     lowest = ratio
         self._headroom, self._headroom_of, self._headroom_until = lowest, signal, until
