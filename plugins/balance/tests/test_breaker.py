@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
+from pointsman.errors import ConfigError
 from pointsman.types import ErrorClass
 from pointsman_balance.breaker import ALL, NOBODY, PROBE, Breaker, BreakerState, Cause, Change
-from pointsman_balance.config import BreakerConfig
+from pointsman_balance.config import BalanceConfig, BreakerConfig, GroupPolicy
+from pointsman_balance.policies import Policies
+from pointsman_balance.registry import BUILT_IN
 
 NOW = 1_700_000_000.0
 CALLERS = [ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED]
@@ -34,7 +38,7 @@ def test_retryable_errors_in_a_row_open_it(kind):
     assert "3 errors in a row" in one.reason
 
 
-@pytest.mark.parametrize("kind", [*CALLERS, ErrorClass.NOT_FOUND])
+@pytest.mark.parametrize("kind", CALLERS)
 def test_what_is_not_the_deployments_fault_never_counts(kind):
     one = breaker(consecutive_errors=1, error_ratio=0.01, min_attempts=2)
     fail(one, NOW, kind, 100)
@@ -90,10 +94,22 @@ def test_the_length_of_a_429_has_a_default_and_bounds(comes_back_at, until):
     assert one.until == NOW + until
 
 
-def test_refused_credentials_open_it_at_once():
-    one = breaker(auth_s=60)
-    fail(one, NOW, ErrorClass.AUTH)
-    assert (one.cause, one.until) == (Cause.AUTH, NOW + 60)
+def test_a_429_from_before_an_opening_lengthens_only_one_that_lasts():
+    one = breaker(consecutive_errors=1, open_s=10)
+    fail(one, NOW)
+    assert one.failed_at(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 2, NOW + 20)
+    assert one.until == NOW + 20
+    assert not one.failed_at(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 20)
+    one.elapse(NOW + 20)
+    assert not one.failed_at(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 21)
+    assert (one.state, one.admits(NOW + 21)) == (BreakerState.HALF_OPEN, PROBE)
+
+
+@pytest.mark.parametrize(("kind", "cause"), [(ErrorClass.AUTH, Cause.AUTH), (ErrorClass.NOT_FOUND, Cause.NOT_FOUND)])
+def test_what_only_an_administrator_mends_opens_it_at_once(kind, cause):
+    one = breaker(auth_s=90, max_open_s=60)
+    fail(one, NOW, kind)
+    assert (one.cause, one.until) == (cause, NOW + 90)
 
 
 def test_one_probe_at_a_time_and_so_many_successes_close_it():
@@ -123,12 +139,23 @@ def test_a_probe_that_is_lost_is_given_up():
     assert one.admits(NOW + 33) == PROBE
 
 
-def test_the_callers_fault_gives_a_probe_back_without_a_verdict():
-    one = breaker(consecutive_errors=1, open_s=2)
+def test_after_a_probe_without_a_verdict_the_next_one_waits_each_time_longer():
+    """Else a deployment that rejects whatever comes would get every request as its probe."""
+    one = breaker(consecutive_errors=1, open_s=2, backoff_factor=2, max_open_s=10)
     fail(one, NOW)
-    one.lend(NOW + 2)
-    one.failed_at(ErrorClass.CLIENT, NOW + 2, NOW + 2.5)
-    assert (one.state, one.admits(NOW + 3)) == (BreakerState.HALF_OPEN, PROBE)
+    now, rests = NOW + 2, []
+    for _ in range(5):
+        one.lend(now)
+        one.failed_at(ErrorClass.CLIENT, now, now + 0.5)
+        assert one.state is BreakerState.HALF_OPEN
+        rest = next(second for second in range(100) if one.admits(now + 0.5 + second) == PROBE)
+        rests.append(rest)
+        now += 0.5 + rest
+    assert rests == [2, 4, 8, 10, 10]
+    one.lend(now)
+    one.succeeded_at(now, now)
+    fail(one, now + 1)
+    assert one.admits(one.until) == PROBE, "a new opening begins without a rest"
 
 
 def test_each_opening_is_longer_up_to_a_bound_and_calm_forgets_them():
@@ -201,14 +228,35 @@ def test_reset_closes_without_a_ramp():
 def test_a_newer_change_is_adopted_and_an_older_one_is_not():
     one, other = breaker(), breaker()
     fail(other, NOW, times=3)
-    assert one.adopt(other.change())
+    assert one.adopt(other.change(), NOW)
     assert (one.state, one.until, one.reason, one.openings) == (other.state, other.until, other.reason, 1)
-    assert not one.adopt(Change(state=BreakerState.CLOSED, at=NOW - 1))
+    assert not one.adopt(Change(state=BreakerState.CLOSED, at=NOW - 1), NOW)
     other.lend(NOW + 2)
     other.succeeded_at(NOW + 2, NOW + 3)
-    assert one.adopt(other.change())
+    assert one.adopt(other.change(), NOW + 3)
     assert one.admits(NOW + 3) == pytest.approx(0.1), "the ramp is adopted too"
-    assert not one.adopt(other.change()), "the same again"
+    assert not one.adopt(other.change(), NOW + 3), "the same again"
+
+
+def test_a_change_from_a_clock_that_is_ahead_has_happened_now():
+    one = breaker(ramp_s=10)
+    ahead = NOW + 3600
+    one.adopt(Change(state=BreakerState.OPEN, at=ahead, until=ahead + 2, openings=1, cause=Cause.ERRORS), NOW)
+    assert one.until == NOW + 2
+    one.elapse(NOW + 2)
+    assert one.succeeded_at(NOW + 2, NOW + 3), "an answer seen here closes it"
+    one.adopt(Change(state=BreakerState.CLOSED, at=ahead + 9, ramp=True), NOW + 4)
+    assert one.admits(NOW + 14) == ALL
+
+
+@pytest.mark.parametrize(
+    ("cause", "most_s"),
+    [(Cause.ERRORS, 60), (Cause.AUTH, 90), (Cause.NOT_FOUND, 90), (Cause.RATE_LIMIT, 3600), (None, 90)],
+)
+def test_no_adopted_opening_is_longer_than_an_own_one(cause, most_s):
+    one = breaker(auth_s=90)
+    one.adopt(Change(state=BreakerState.OPEN, at=NOW - 5, until=NOW + 1e6, openings=1, cause=cause), NOW)
+    assert one.until == NOW + most_s
 
 
 @pytest.mark.parametrize(
@@ -222,6 +270,51 @@ def test_a_newer_change_is_adopted_and_an_older_one_is_not():
 def test_presets_are_a_base_for_other_settings(given, expected):
     rules = BreakerConfig.model_validate(given)
     assert {name: getattr(rules, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "length_s"),
+    [
+        ({"open_s": 300}, ErrorClass.SERVER, 300),
+        ({"preset": "classic"}, ErrorClass.SERVER, 300),
+        ({"preset": "classic", "open_s": 600}, ErrorClass.SERVER, 600),
+        ({"max_open_s": 1}, ErrorClass.SERVER, 1),
+        ({"rate_limit_s": 7200}, ErrorClass.RATE_LIMIT, 7200),
+        ({"max_rate_limit_s": 10}, ErrorClass.RATE_LIMIT, 10),
+    ],
+)
+def test_of_a_length_and_its_bound_the_one_that_is_not_set_follows(given, kind, length_s):
+    one = Breaker(BreakerConfig.model_validate(given))
+    fail(one, NOW, kind, times=3)
+    assert one.until == NOW + length_s
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"open_s": 300, "max_open_s": 60}, r"open_s \(300\) is above max_open_s \(60\)"),
+        ({"preset": "classic", "max_open_s": 60}, r"open_s \(300\) is above max_open_s \(60\)"),
+        ({"rate_limit_s": 90, "max_rate_limit_s": 9}, r"rate_limit_s \(90\) is above max_rate_limit_s \(9\)"),
+    ],
+)
+def test_a_length_above_its_bound_is_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        BreakerConfig.model_validate(given)
+
+
+def test_a_groups_lengths_are_held_against_the_bounds_for_all():
+    def policies(base, group):
+        return Policies(
+            BalanceConfig.model_validate({"breaker": base, "groups": {"chat": {"breaker": group}}}), BUILT_IN
+        )
+
+    assert policies({}, {"open_s": 300}).breaker("chat").max_open_s == 300
+    assert policies({"open_s": 0.5}, {"max_open_s": 1}).breaker("chat").open_s == 0.5
+    assert policies("classic", {"open_s": 600}).breaker("chat").max_open_s == 600
+    with pytest.raises(ConfigError, match=r"balance.groups.chat.breaker: open_s \(300\) is above max_open_s \(60\)"):
+        policies({"max_open_s": 60}, {"open_s": 300})
+    with pytest.raises(ConfigError, match=r"breaker: open_s \(300\) is above max_open_s \(60\)"):
+        policies({"max_open_s": 60}, {}).check("chat", GroupPolicy(breaker={"open_s": 300}))
 
 
 def test_it_says_why_for_people():

@@ -28,6 +28,9 @@ RULES = BreakerConfig(
 )
 
 
+AT_ONCE = {ErrorClass.AUTH, ErrorClass.NOT_FOUND, ErrorClass.RATE_LIMIT}
+
+
 class BreakerMachine(RuleBasedStateMachine):
     """Two workers' breakers of one deployment: attempts begin, end in any order, and the workers tell one another."""
 
@@ -98,15 +101,17 @@ class BreakerMachine(RuleBasedStateMachine):
             self.back(worker, counts)
         elif counts:
             self.probes[worker] = [at for at in self.probes[worker] if at > started_at]
-        if kind not in RETRYABLE | {ErrorClass.AUTH, ErrorClass.RATE_LIMIT}:
+        if kind not in RETRYABLE | AT_ONCE:
             assert not changed, "somebody else's fault changed it"
             assert one.state is before
-        if before is BreakerState.CLOSED and counts and kind in {ErrorClass.AUTH, ErrorClass.RATE_LIMIT}:
+        if before is BreakerState.CLOSED and counts and kind in AT_ONCE:
             assert one.state is BreakerState.OPEN
         if not changed:
             assert (one.state, one.until) == (before, until)
             return
         assert one.state is BreakerState.OPEN
+        assert counts or kind is ErrorClass.RATE_LIMIT, "a failure from before the opening changed it"
+        assert counts or (before is BreakerState.OPEN and self.now < until < one.until)
         if kind is ErrorClass.RATE_LIMIT:
             assert one.until == self.now + (30.0 if after_s is None else after_s) or one.until == comes_back_at
         else:
@@ -133,7 +138,7 @@ class BreakerMachine(RuleBasedStateMachine):
         """The other worker hears what this one has decided last."""
         one, other = self.workers[worker], self.workers[1 - worker]
         newer = one.changed_at > other.changed_at
-        other.adopt(one.change())
+        other.adopt(one.change(), self.now)
         if newer:
             assert other.healthy == one.healthy
             assert (other.until, other.openings, other.changed_at) == (one.until, one.openings, one.changed_at)

@@ -3,14 +3,16 @@
 Closed, open, half-open as in M. Nygard, "Release It!"; what opens it is told by the error's class, never by its text:
 
 * a 429 opens it until the provider's own reset,
-* refused credentials open it at once,
+* refused credentials, and a model that the provider does not have, open it at once,
 * retryable errors open it after so many in a row, or at a ratio over a window,
 * what is the caller's fault says nothing.
 
-Open ends by itself in half-open: one probe at a time, and so many successes close it. Each further opening is longer.
-After closing, the share of traffic grows over a ramp; a failure within the ramp opens it again.
+Open ends by itself in half-open: one probe at a time, and so many successes close it. Each further opening is longer, and
+so is each rest after a probe without a verdict. After closing, the share of traffic grows over a ramp; a failure within the
+ramp opens it again.
 
 An attempt counts only for the state in which it began: a slow answer to a request from before the opening closes nothing.
+Only a 429 may make an opening longer that has not ended yet.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Errors that another attempt, elsewhere or later, may not meet; the deployment's own fault.
 RETRYABLE: Final = frozenset({ErrorClass.TIMEOUT, ErrorClass.SERVER, ErrorClass.CONNECTION, ErrorClass.UNKNOWN})
+#: A float cannot hold 10 ** 1000.
+MAX_EXPONENT: Final = 64
 MAX_WINDOW_ATTEMPTS: Final = 64
 
 #: Answers of ``admits``: nobody, everybody, and one request that is the probe. What lies between 0 and 1 is a share.
@@ -49,6 +53,14 @@ class Cause(StrEnum):
     ERRORS = "errors"
     RATE_LIMIT = "rate_limit"
     AUTH = "auth"
+    NOT_FOUND = "not_found"
+
+
+#: What opens it at once, for ``auth_s``: nothing but an administrator mends it.
+_MISCONFIGURED: Final = {
+    ErrorClass.AUTH: (Cause.AUTH, "the provider refuses the credentials"),
+    ErrorClass.NOT_FOUND: (Cause.NOT_FOUND, "the provider does not have this model or deployment"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +98,12 @@ class Breaker:
         "_recent",
         "cause",
         "changed_at",
+        "fruitless",
         "openings",
         "probe_at",
         "ramp_until",
         "reason",
+        "rest_until",
         "rules",
         "state",
         "streak",
@@ -111,6 +125,9 @@ class Breaker:
         self.succeeded = 0
         #: When the running probe was sent, Unix seconds; None when there is none.
         self.probe_at: float | None = None
+        #: Probes without a verdict since the opening, and until when no further one is sent, Unix seconds.
+        self.fruitless = 0
+        self.rest_until = 0.0
         self._recent: deque[tuple[float, bool]] = deque(maxlen=MAX_WINDOW_ATTEMPTS)
         self._errors = 0
 
@@ -131,7 +148,7 @@ class Breaker:
             return NOBODY
         if self.probe_at is not None and now < self.probe_at + self.rules.probe_timeout_s:
             return NOBODY
-        return PROBE
+        return NOBODY if now < self.rest_until else PROBE
 
     def _ramp(self, now: float) -> float:
         start, length_s = self.rules.ramp_start_ratio, self.rules.ramp_s
@@ -170,6 +187,15 @@ class Breaker:
         if self.probe_at is not None and started_at >= self.probe_at:
             self.probe_at = None
 
+    def _rest(self, now: float) -> None:
+        """Wait before the next probe: this one's error says nothing, and the next one may well end in the same way."""
+        rules = self.rules
+        self.probe_at = None
+        self.rest_until = now + min(
+            rules.open_s * rules.backoff_factor ** min(self.fruitless, MAX_EXPONENT), rules.max_open_s
+        )
+        self.fruitless += 1
+
     # -- learning -----------------------------------------------------------------------------------------------------
 
     def succeeded_at(self, started_at: float, now: float) -> bool:
@@ -204,27 +230,31 @@ class Breaker:
             return self._limited(started_at, now, comes_back_at)
         if started_at < self.changed_at:
             return False
-        if kind is ErrorClass.AUTH:
-            return self._open(now, rules.auth_s, Cause.AUTH, "the provider refuses the credentials")
+        if kind in _MISCONFIGURED:
+            return self._open(now, rules.auth_s, *_MISCONFIGURED[kind])
         if kind not in RETRYABLE:
             # The caller's fault: neither ill nor healthy.
-            self.give_back(started_at)
+            if self.probe_at is not None and started_at >= self.probe_at:
+                self._rest(now)
             return False
         self._count(now, failed=True)
         self.streak += 1
+        reason = self._too_many(now)
+        return reason is not None and self._open(now, rules.open_s, Cause.ERRORS, f"{reason}: {_words(kind)}")
+
+    def _too_many(self, now: float) -> str | None:
+        """Return why the errors are enough to open it, or None."""
+        rules = self.rules
         if self.state is not BreakerState.CLOSED:
-            return self._open(now, rules.open_s, Cause.ERRORS, f"the probe failed: {_words(kind)}")
+            return "the probe failed"
         if now < self.ramp_until:
-            return self._open(now, rules.open_s, Cause.ERRORS, f"failed again: {_words(kind)}")
+            return "failed again"
         if rules.consecutive_errors is not None and self.streak >= rules.consecutive_errors:
-            return self._open(now, rules.open_s, Cause.ERRORS, f"{self.streak} errors in a row, last: {_words(kind)}")
+            return f"{self.streak} errors in a row, last"
         attempts = len(self._recent)
-        if rules.error_ratio is not None and attempts >= rules.min_attempts:
-            ratio = self._errors / attempts
-            if ratio >= rules.error_ratio:
-                reason = f"{self._errors} of {attempts} attempts failed, last: {_words(kind)}"
-                return self._open(now, rules.open_s, Cause.ERRORS, reason)
-        return False
+        if rules.error_ratio is None or attempts < rules.min_attempts or self._errors / attempts < rules.error_ratio:
+            return None
+        return f"{self._errors} of {attempts} attempts failed, last"
 
     def _limited(self, started_at: float, now: float, comes_back_at: float | None) -> bool:
         rules = self.rules
@@ -232,8 +262,8 @@ class Breaker:
         until = min(max(until, now), now + rules.max_rate_limit_s)
         if self.state is BreakerState.OPEN and now < self.until and until <= self.until:
             return False  # one of many requests that met the same limit
-        if self.state is BreakerState.CLOSED and started_at < self.changed_at:
-            return False  # from before the limit that has just ended
+        if started_at < self.changed_at and (self.state is not BreakerState.OPEN or now >= self.until):
+            return False  # from before the opening that has ended
         return self._open(now, until - now, Cause.RATE_LIMIT, "rate limited by the provider", grows=False)
 
     def _count(self, now: float, *, failed: bool) -> None:
@@ -252,14 +282,18 @@ class Breaker:
         if grows:
             if self.state is BreakerState.CLOSED and now >= self.changed_at + rules.calm_s:
                 self.openings = 0
-            # The exponent is bounded: a float cannot hold 10 ** 1000.
-            length_s *= rules.backoff_factor ** min(self.openings, 64)
-            length_s = min(length_s, max(rules.max_open_s, rules.auth_s if cause is Cause.AUTH else 0.0))
+            length_s = min(length_s * rules.backoff_factor ** min(self.openings, MAX_EXPONENT), self._longest_s(cause))
             self.openings += 1
         self.state, self.cause, self.reason = BreakerState.OPEN, cause, reason
         self.changed_at, self.until = now, now + length_s
         self._forget()
         return True
+
+    def _longest_s(self, cause: Cause | None) -> float:
+        rules = self.rules
+        if cause is Cause.RATE_LIMIT:
+            return rules.max_rate_limit_s
+        return rules.max_open_s if cause is Cause.ERRORS else max(rules.max_open_s, rules.auth_s)
 
     def _close(self, now: float, *, ramp: bool) -> None:
         self.state, self.cause, self.reason = BreakerState.CLOSED, None, ""
@@ -269,6 +303,7 @@ class Breaker:
 
     def _forget(self) -> None:
         self.probe_at, self.succeeded, self.streak, self._errors = None, 0, 0, 0
+        self.fruitless, self.rest_until = 0, 0.0
         self._recent.clear()
 
     def reset(self, now: float) -> None:
@@ -291,17 +326,23 @@ class Breaker:
             ramp=self.ramp_until > self.changed_at,
         )
 
-    def adopt(self, change: Change) -> bool:
-        """Take over what another worker says, if it is newer; say whether the state has changed."""
+    def adopt(self, change: Change, now: float) -> bool:
+        """Take over what another worker says, if it is newer; say whether the state has changed.
+
+        Its clock may be wrong: nothing is taken to have happened later than ``now``, and no opening lasts for longer than
+        one of our own.
+        """
         if change.at <= self.changed_at or not self.rules.enabled:
             return False
+        at = min(change.at, now)
         self.openings = change.openings
         if change.state is BreakerState.CLOSED:
             was_closed = self.healthy
-            self._close(change.at, ramp=change.ramp)
+            self._close(at, ramp=change.ramp)
             return not was_closed
         self.state, self.cause, self.reason = BreakerState.OPEN, change.cause, change.reason
-        self.changed_at, self.until = change.at, change.until
+        self.changed_at = at
+        self.until = min(change.until - (change.at - at), now + self._longest_s(change.cause))
         self._forget()
         return True
 

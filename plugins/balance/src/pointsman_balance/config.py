@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -15,7 +15,6 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "consecutive_errors": 3,
         "error_ratio": None,
         "open_s": 300.0,
-        "max_open_s": 300.0,
         "auth_s": 300.0,
         "backoff_factor": 1.0,
         "successes": 1,
@@ -54,13 +53,20 @@ class BreakerConfig(_Section):
     backoff_factor: float = Field(
         default=2.0, ge=1, le=10, description="Each further opening is longer by this factor."
     )
-    max_open_s: Seconds = Field(default=60.0, description="Longest opening after errors, in seconds.")
+    max_open_s: Seconds = Field(
+        default=60.0, description="Longest opening after errors, in seconds; not set, it is never less than open_s."
+    )
     rate_limit_s: Seconds = Field(
         default=30.0, description="Opening after a 429 that names no end and of which no signal knows one, in seconds."
     )
-    max_rate_limit_s: Seconds = Field(default=3_600.0, description="Longest opening after a 429, in seconds.")
+    max_rate_limit_s: Seconds = Field(
+        default=3_600.0,
+        description="Longest opening after a 429, in seconds; not set, it is never less than rate_limit_s.",
+    )
     auth_s: Seconds = Field(
-        default=60.0, description="Until the first probe after refused credentials, in seconds; grows like open_s."
+        default=60.0,
+        description="Until the first probe after refused credentials, or a model that is not found, in seconds; grows "
+        "like open_s.",
     )
     probe: Literal["request", "call", "off"] = Field(
         default="request",
@@ -87,6 +93,26 @@ class BreakerConfig(_Section):
         if isinstance(value, dict) and isinstance(preset := value.get("preset"), str) and preset in PRESETS:
             return {**PRESETS[preset], **value}
         return value
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> Self:
+        """Of a time and its bound, the one that is not set follows the other; two that contradict are refused."""
+        for name, bound in (("open_s", "max_open_s"), ("rate_limit_s", "max_rate_limit_s")):
+            length_s, most_s = getattr(self, name), getattr(self, bound)
+            if length_s <= most_s:
+                continue
+            if bound not in self.model_fields_set:
+                self.__dict__[bound] = length_s
+            elif name not in self.model_fields_set:
+                self.__dict__[name] = most_s
+            else:
+                raise ValueError(f"{name} ({length_s:g}) is above {bound} ({most_s:g})")
+        return self
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """What is set, by hand or by a preset."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
 
 
 def _named(value: Any) -> Any:
@@ -118,13 +144,16 @@ class GroupPolicy(_Section):
     )
 
     def breaker_over(self, base: BreakerConfig) -> BreakerConfig:
-        """Return the group's breaker settings: those that are set over those for all; a preset replaces those for all."""
+        """Return the group's breaker settings: those that are set over those for all; a preset replaces those for all.
+
+        Raises:
+            ValidationError: together they contradict.
+        """
         if self.breaker is None:
             return base
-        given = self.breaker.model_fields_set
-        if "preset" in given:
+        if "preset" in self.breaker.model_fields_set:
             return self.breaker
-        return base.model_copy(update={name: getattr(self.breaker, name) for name in given})
+        return BreakerConfig.model_validate({**base.given, **self.breaker.given})
 
 
 class BalanceConfig(PluginConfig):

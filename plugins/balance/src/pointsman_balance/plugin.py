@@ -185,7 +185,7 @@ class BalancePlugin:
             self._take_over(member, change)
 
     def _take_over(self, member: Member, change: Change) -> None:
-        if member.breaker.adopt(change):
+        if member.breaker.adopt(change, self._services.clock.now()):
             if member.breaker.healthy:
                 member.load.recover()
             self._announce(member)

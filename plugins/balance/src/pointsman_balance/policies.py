@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from pointsman.errors import ConfigError
+
 from .config import BalanceConfig, BreakerConfig, GroupPolicy
 from .registry import make
 
@@ -21,7 +25,7 @@ class Policies:
         kinds: The tactics that there are.
 
     Raises:
-        ConfigError: a tactic is not there, or its settings are wrong.
+        ConfigError: a tactic is not there, its settings are wrong, or breaker settings contradict.
     """
 
     def __init__(self, config: BalanceConfig, kinds: Mapping[str, type[Tactic]]) -> None:
@@ -32,6 +36,7 @@ class Policies:
         self._breakers: dict[str, BreakerConfig] = {}
         make(config.tactic, kinds, "balance.tactic")
         for group, policy in config.groups.items():
+            _breaker_over(policy, config.breaker, f"balance.groups.{group}.breaker")
             if policy.tactic is not None:
                 make(policy.tactic, kinds, f"balance.groups.{group}.tactic")
 
@@ -61,21 +66,26 @@ class Policies:
         """Return a group's breaker settings."""
         found = self._breakers.get(group)
         if found is None:
-            found = self._config.breaker
-            for policy in (self._config.groups.get(group), self._changed.get(group)):
-                if policy is not None:
-                    found = policy.breaker_over(found)
+            found = self._breaker(group, self._changed.get(group))
             if len(self._breakers) > self._config.max_deployments:
                 self._breakers.clear()
             self._breakers[group] = found
         return found
 
-    def check(self, policy: GroupPolicy) -> None:
-        """Refuse settings that cannot be used.
+    def _breaker(self, group: str, changed: GroupPolicy | None) -> BreakerConfig:
+        found = self._config.breaker
+        for policy in (self._config.groups.get(group), changed):
+            if policy is not None:
+                found = _breaker_over(policy, found, "breaker")
+        return found
+
+    def check(self, group: str, policy: GroupPolicy) -> None:
+        """Refuse settings of a group that cannot be used.
 
         Raises:
-            ConfigError: the tactic is not there or its settings are wrong.
+            ConfigError: the tactic is not there, its settings are wrong, or the breaker's contradict those for all.
         """
+        self._breaker(group, policy)
         if policy.tactic is not None:
             make(policy.tactic, self.kinds, "tactic")
 
@@ -91,3 +101,11 @@ class Policies:
             if kept is not None and kept[0] != self.choice(group):
                 del self._tactics[group]
         return True
+
+
+def _breaker_over(policy: GroupPolicy, base: BreakerConfig, where: str) -> BreakerConfig:
+    try:
+        return policy.breaker_over(base)
+    except ValidationError as err:
+        (wrong,) = err.errors(include_url=False, include_input=False, include_context=False)
+        raise ConfigError(f"{where}: {wrong['msg'].removeprefix('Value error, ')}") from None

@@ -96,7 +96,7 @@ class Surface:
         self._group(group)
         policy = await _policy(request)
         try:
-            self._policies.check(policy)
+            self._policies.check(group, policy)
         except ConfigError as err:
             raise InvalidInput(str(err), param=str(err).partition(":")[0]) from None
         await self._shared.set_group(group, policy)
