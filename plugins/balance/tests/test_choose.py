@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pointsman.types import AttemptKind, ErrorClass, Limit, Outcome, Signal, SignalStatus
+from pointsman.types import AttemptKind, Endpoint, ErrorClass, Limit, Outcome, Signal, SignalStatus
 
 from .conftest import NOW, Table, make_deployment, make_request
 
@@ -176,6 +176,37 @@ def test_a_group_of_one_is_served_whatever_its_breaker_says(table_of):
     assert chosen(table.ask()).notes[-1] == "the only healthy one"
     table.see("a", error=ErrorClass.AUTH)
     assert "nobody is healthy" in chosen(table.ask()).notes[-1]
+
+
+def test_a_model_that_is_not_found_opens_it_but_what_the_client_names_does_not(table_of, request_of):
+    table = table_of("a", "b", "c", "d")
+    follow_up = request_of(endpoint=Endpoint.RESPONSES, body={"input": "x", "previous_response_id": "resp_1"})
+    table.see("a", request=follow_up, error=ErrorClass.NOT_FOUND)
+    table.see("b", request=request_of(endpoint=Endpoint.OTHER), error=ErrorClass.NOT_FOUND)
+    assert table.changes == []
+    table.see("c", request=request_of(endpoint=Endpoint.RESPONSES, body={"input": "x"}), error=ErrorClass.NOT_FOUND)
+    table.see("d", error=ErrorClass.NOT_FOUND)
+    assert table.changes == [("c", "open"), ("d", "open")]
+
+
+def test_a_refusal_by_the_gateway_itself_says_nothing(table_of):
+    table = table_of("a", "b", tactic="random")
+    for _ in range(20):
+        table.see("a", error=ErrorClass.REFUSED)
+    assert Counter(table.choose() for _ in range(200))["a"] > 70
+
+
+def test_who_rejects_every_probe_does_not_get_every_request(table_of, request_of):
+    table = table_of("a", "b", breaker={"open_s": 2})
+    for _ in range(3):
+        table.see("a", error=ErrorClass.SERVER)
+    served = Counter()
+    for number in range(200):
+        request, now = request_of(), NOW + 2 + number / 10
+        one = table.choose(request, now)
+        served[one] += 1
+        table.see(one, now, request=request, **({"error": ErrorClass.CLIENT} if one == "a" else {}))
+    assert 1 < served["a"] <= 5
 
 
 def test_answers_from_the_gateways_cache_teach_nothing(table_of):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_balance.load import LOST_AFTER_S, PICK_S, Ewma, Load
+from pointsman_balance.load import LOST_AFTER_S, PATIENCE, PICK_S, Ewma, Load
 
 NOW = 1_700_000_000.0
 
@@ -138,6 +138,47 @@ def test_failures_of_an_unused_deployment_are_doubted():
     assert one.error_ratio(NOW + 60) < 1e-6
     one.begin("b", "r2", NOW, stream=True)
     assert one.error_ratio(NOW + 60) == one.errors
+
+
+def errors_in_a_row(one, number, now):
+    for _ in range(number):
+        one.begin("a", "r", now, stream=True)
+        one.end("a", "r")
+        one.unanswered += 1
+
+
+def test_who_answers_nothing_is_not_known_any_more_and_doubted_again_each_time_later():
+    one = load(stale_s=4.0)
+    one.first_ms.add(200, NOW, 10)
+    errors_in_a_row(one, PATIENCE - 1, NOW)
+    assert one.wait_ms(NOW, stream=True) == 200
+    errors_in_a_row(one, 1, NOW)
+    assert one.wait_ms(NOW + 23, stream=True) is None
+    assert not one.explores(NOW + 23)
+    assert one.wait_ms(NOW + 25, stream=True) < 200, "perhaps it was the clients"
+    assert one.explores(NOW + 25)
+    errors_in_a_row(one, 1, NOW + 25)
+    assert not one.explores(NOW + 25 + 47)
+    assert one.explores(NOW + 25 + 49)
+    one.answered(None, 0, None, NOW + 80)
+    assert one.wait_ms(NOW + 80, stream=True) is not None
+
+
+def test_who_is_unknown_is_explored_one_request_at_a_time_and_not_for_ever():
+    one = load()
+    assert one.explores(NOW)
+    one.pick("r", NOW)
+    assert not one.explores(NOW)
+    for _ in range(PATIENCE):
+        one.begin("a", "r", NOW, stream=True)
+        assert not one.explores(NOW)
+        one.end("a", "r")
+    assert not one.explores(NOW), "each was cancelled: nothing has become known"
+    one.recover()
+    assert one.explores(NOW)
+    one.begin("a", "r", NOW, stream=True)
+    one.end("a", "r", cached=True)
+    assert one.asked == 0, "the gateway's cache answered"
 
 
 def test_tokens_fade():

@@ -7,10 +7,12 @@ from collections import Counter
 
 import pytest
 
+from pointsman import PluginInfo, hookimpl
 from pointsman.errors import StoreUnavailable
+from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
 from pointsman.testing import FakeClock, Harness, deployment, disconnect, error, ok
-from pointsman.types import AttemptKind, BreakerChanged, ErrorClass, Outcome, UpstreamRequest
+from pointsman.types import AttemptKind, BreakerChanged, ErrorClass, Outcome, Refusal, UpstreamRequest
 from pointsman_balance.plugin import plugin
 
 FLEET = [deployment(one, "chat") for one in ("a", "b", "c")]
@@ -115,6 +117,34 @@ async def test_a_probe_by_call_brings_it_back_without_a_client(harness):
         assert h.status("balance").details["probes"]["calls"] == 2
 
 
+async def test_a_probe_by_call_that_is_rejected_has_found_it_alive(harness):
+    async with harness([(plugin, {"tactic": "random", "breaker": "classic"})], deployments=FLEET) as h:
+        await break_a(h, error(503))
+        h.gateway.upstream.answer({"a": error(400)})
+        await h.clock.advance(301)
+        assert member(h, "a").breaker.healthy
+        assert h.status("balance").details["probes"]["calls"] == 1
+
+
+class NoProbes:
+    """Refuses probes, as a budget that is used up would."""
+
+    def __init__(self, config):
+        pass
+
+    @hookimpl
+    async def before_attempt(self, ctx, attempt):
+        return Refusal(reason="no probes") if attempt.kind is AttemptKind.PROBE else None
+
+
+async def test_probes_by_call_without_a_verdict_are_not_sent_again_and_again(harness):
+    refusing = PluginInfo(name="no-probes", config=PluginConfig, factory=NoProbes)
+    async with harness([refusing, (plugin, {"tactic": "random", "breaker": "classic"})], deployments=FLEET) as h:
+        await break_a(h, error(503))
+        await h.clock.advance(3600)
+        assert 2 <= h.status("balance").details["probes"]["calls"] <= 12
+
+
 async def test_calls_of_our_own_are_chosen_and_counted_too(harness):
     """A mirror or a race leg that names a model group: never the deployment that the same request runs on already."""
     async with harness([plugin], deployments=FLEET) as h:
@@ -158,6 +188,22 @@ async def test_who_probes_first_closes_it_for_all(workers):
     await one.clock.advance(0.6)
     assert member(two, "a").breaker.healthy
     assert member(two, "a").breaker.admits(two.clock.now()) < 0.3, "with the same ramp"
+
+
+async def test_a_clock_that_is_ahead_does_not_keep_the_others_from_being_heard(workers):
+    one, two = workers
+    await break_a(one, error(503))
+    await one.clock.advance(1.0)
+    ((name, value),) = [(key, value) for key, value in await one.store.scan("") if "breaker/" in key]
+    ahead = value["at"] + 3600
+    await one.store.put(name, value | {"at": ahead, "until": ahead + 2})
+    await one.clock.advance(3.0)
+    assert member(one, "a").breaker.until < one.clock.now() + 2
+    answer = await two.admin.post("/balance/a/reset")
+    assert answer.status_code == 200
+    await one.clock.advance(1.0)
+    assert member(one, "a").breaker.healthy
+    assert member(two, "a").breaker.healthy
 
 
 async def test_a_reset_reaches_every_worker(workers):

@@ -150,6 +150,86 @@ def test_speed_based_measures_first_and_then_takes_the_fastest(table_of):
     assert set(counts(table)) == {"b"}, "a is busy, and c is not fast enough"
 
 
+def test_speed_based_does_not_measure_for_ever_who_tells_no_figure(table_of):
+    table = table_of("a", "silent", tactic={"name": "speed_based", "min_samples": 5})
+    measured = []
+    for number in range(200):
+        one = table.choose(now=NOW + number)
+        measured.append(one)
+        table.see(one, NOW + number, **({"usage": None, "ms": 5000.0} if one == "silent" else {}))
+    assert Counter(measured)["silent"] <= 12
+    assert measured.count("silent") >= 6, "and now and then it is asked again"
+    quiet = [table.choose(now=NOW + 200 + 60 * number) for number in range(20)]
+    assert "a" in quiet, "also when there is little to do"
+
+
+def test_speed_based_lets_the_unmeasured_have_what_the_others_cannot_take(table_of):
+    table = table_of("a", "silent", tactic={"name": "speed_based", "min_samples": 1})
+    table.see("a")
+    table.see("silent", usage=None)
+    for _ in range(3):
+        table.begin("a")
+    assert set(counts(table)) == {"silent"}
+
+
+@pytest.mark.parametrize("name", ["adaptive", "headroom"])
+def test_a_negative_quota_is_none(table_of, name):
+    table = table_of("a", "b", tactic=name)
+    table.signals["a"] = quota("a", ("tokens", 1000.0, -5.0, 60))
+    table.signals["b"] = quota("b", ("tokens", 1000.0, 500.0, 60))
+    for one in "ab":
+        table.see(one)
+    assert set(counts(table)) == {"b"}
+    table.signals["a"] = quota("a", ("tokens", -1000.0, 5.0, 60), tokens_per_s=Quantiles(p50=-1, p95=0, p99=0, count=9))
+    counts(table)
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_who_only_rejects_does_not_draw_the_traffic(table_of, request_of, name):
+    """Its quick errors keep it idle and unmeasured, which must not make it look best; also after it was good."""
+    for good_before in (False, True):
+        table = table_of(
+            "a", "b", "bad", tactic={"name": name, **({"block_tokens": 50} if name == "token_based" else {})}
+        )
+        now, seen, running = NOW, Counter(), []
+        for number in range(600):
+            now += 0.1
+            while running and running[0][0] <= now:
+                _, one, request = running.pop(0)
+                table.see(one, now, request=request)
+            request = request_of(session_id=str(number))
+            one = table.choose(request, now)
+            if one == "bad" and not (good_before and number < 100):
+                table.see(one, now, request=request, error=ErrorClass.CLIENT, ms=10.0)
+                seen[number // 100] += 1
+            else:
+                table.begin(one, request, now)
+                running.append((now + 1.0, one, request))
+        assert table.member("bad").breaker.healthy
+        assert sum(seen[hundred] for hundred in range(2, 6)) <= 60, seen
+
+
+def test_clients_who_send_nothing_good_hurt_no_deployment(table_of):
+    table = table_of("a", "b", "c", tactic="random")
+    for one in "abc":
+        for _ in range(10):
+            table.see(one, error=ErrorClass.CLIENT)
+    assert min(counts(table).values()) > 80, "all are in the same boat"
+    for one in "ab":
+        table.see(one)
+    seen = counts(table, 1000)
+    assert 10 <= seen["c"] <= 80, "it keeps enough to show that it is well"
+    table.see("c")
+    assert counts(table)["c"] > 80
+
+
+def test_without_breakers_nobody_loses_traffic_for_errors(table_of):
+    table = table_of("a", "b", tactic="random", breaker={"enabled": False})
+    for _ in range(10):
+        table.see("a", error=ErrorClass.CLIENT)
+    assert counts(table)["a"] > 150
+
+
 def test_speed_based_knows_what_a_signal_tells(table_of):
     table = table_of("a", "b", tactic="speed_based")
     for one, speed in {"a": 60.0, "b": 90.0}.items():

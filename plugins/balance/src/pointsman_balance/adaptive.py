@@ -8,12 +8,12 @@ of ``p2c``, over all candidates instead of two.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import exp, log
 
 from pydantic import Field
 
-from .tactic import Ask, Choice, Tactic
+from .tactic import Ask, Choice, Option, Tactic
 from .tactics import Settings
 
 #: The worst a factor can be; its logarithm must be a number.
@@ -70,14 +70,14 @@ class Adaptive(Tactic):
             )
             flights.append(flight)
             waits.append(load.wait_ms(now, stream=stream))
-        _lower_is_better(scores, flights, waits, first_token)
+        _lower_is_better(scores, options, waits, first_token)
         if self._latency:
-            _lower_is_better(scores, flights, [option.latency_ms for option in options], self._latency)
+            _lower_is_better(scores, options, [option.latency_ms for option in options], self._latency)
         if self._cost:
-            _lower_is_better(scores, flights, [option.price_usd for option in options], self._cost)
+            _lower_is_better(scores, options, [option.price_usd for option in options], self._cost)
         if self._speed:
             slowness = [1.0 / speed if (speed := option.tokens_per_s) else None for option in options]
-            _lower_is_better(scores, flights, slowness, self._speed)
+            _lower_is_better(scores, options, slowness, self._speed)
         if weight := self._headroom:
             for index, option in enumerate(options):
                 signal = option.signal
@@ -93,11 +93,11 @@ class Adaptive(Tactic):
         return Choice(choice.chosen, choice.scores, f"{waited}, {flights[choice.chosen]} in flight")
 
 
-def _lower_is_better(scores: list[float], flights: list[int], values: list[float | None], weight: float) -> None:
+def _lower_is_better(scores: list[float], options: Sequence[Option], values: list[float | None], weight: float) -> None:
     """Take the values' logarithms off the scores.
 
-    An unknown value counts as half the lowest, so that the deployment is tried, until something runs there: then as the
-    highest.
+    An unknown value counts as half the lowest, so that the deployment is tried; as the highest while something runs there,
+    and when it has been tried in vain.
     """
     if None in values:
         known = [value for value in values if value is not None]
@@ -105,11 +105,11 @@ def _lower_is_better(scores: list[float], flights: list[int], values: list[float
             return
         low, high = min(known) / 2, max(known)
         values = [
-            value if value is not None else high if flight else low
-            for value, flight in zip(values, flights, strict=True)
+            value if value is not None else low if option.explores else high
+            for value, option in zip(values, options, strict=True)
         ]
     for index, value in enumerate(values):
-        if value:
+        if value and value > 0.0:
             scores[index] -= weight * log(value)
         else:
             scores[index] -= weight * LOG_TINY

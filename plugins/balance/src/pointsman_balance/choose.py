@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from pointsman.types import Candidate, SignalStatus
 
 from .breaker import ALL, NOBODY, PROBE, BreakerState, Cause
+from .load import PATIENCE
 from .tactic import Ask, Option
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 
 #: How bad it is to send a request there although nobody should be sent there. Having failed this request is worse than
 #: errors in general, and better than credentials that are refused.
-_BADNESS: Final = {None: 0.0, Cause.ERRORS: 2.0, Cause.RATE_LIMIT: 3.0, Cause.AUTH: 4.0}
+_BADNESS: Final = {None: 0.0, Cause.ERRORS: 2.0, Cause.RATE_LIMIT: 3.0, Cause.AUTH: 4.0, Cause.NOT_FOUND: 4.0}
 _HALF_OPEN_BADNESS: Final = 1.0
 _EXHAUSTED_BADNESS: Final = 3.0
 _TRIED_BADNESS: Final = 2.5
+#: Part of its usual traffic that a deployment keeps which answers nothing, although not by its own fault as far as is
+#: known: enough to see at once that the clients were to blame.
+_UNANSWERED_SHARE: Final = 0.1
 
 
 class _Case:
@@ -155,21 +159,31 @@ class Chooser:
                 reasons[place] = "has been tried for this request"
                 continue
             signal = signal_of(deployment.id)
+            if member.load.unanswered >= PATIENCE and breaker.rules.enabled:
+                share *= _UNANSWERED_SHARE
+                reasons[place] = f"no answer to its latest {member.load.unanswered} attempts"
             if signal is not None and signal.status in _TELLING:
-                status = signal.status_at(now)
-                if status is SignalStatus.EXHAUSTED:
-                    reasons[place] = f"exhausted: {signal.reason}"
+                part, reason = self._told(signal, now)
+                share *= part
+                reasons[place] = reason or reasons[place]
+                if signal.status_at(now) is SignalStatus.EXHAUSTED:
                     continue
-                # Degraded by errors has no end of its own; how often it fails is seen here, and sooner.
-                if status is SignalStatus.DEGRADED and signal.until is not None:
-                    share *= self._degraded_share
-                    reasons[place] = f"degraded: {signal.reason}"
             option = Option(candidate, member, signal, ask)
             if share == ALL:
                 ask.options.append(option)
                 case.places.append(place)
             else:
                 case.thinned.append((option, place, share))
+
+    def _told(self, signal: Signal, now: float) -> tuple[float, str]:
+        """Return the part of its traffic that a deployment keeps, and why."""
+        status = signal.status_at(now)
+        if status is SignalStatus.EXHAUSTED:
+            return NOBODY, f"exhausted: {signal.reason}"
+        # Degraded by errors has no end of its own; how often it fails is seen here, and sooner.
+        if status is SignalStatus.DEGRADED and signal.until is not None:
+            return self._degraded_share, f"degraded: {signal.reason}"
+        return ALL, ""
 
     def _ask(self, case: _Case) -> tuple[int, float | None]:
         """Let the tactic choose; return the place and the score."""

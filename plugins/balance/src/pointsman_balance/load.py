@@ -25,6 +25,10 @@ FRESH: Final = 0.2
 HABIT: Final = 5
 #: A deployment that is slow as usual is tried again after so many times ``stale_s``.
 LONG_STALE: Final = 6.0
+#: So many attempts without an answer, and it is not believed any more that the next one will be quick.
+PATIENCE: Final = 5
+#: So often the time after which it is believed again doubles.
+DOUBLINGS: Final = 7
 #: Weight of the latest attempt in the error average.
 ERROR_GAIN: Final = 0.15
 #: A single token says nothing about speed.
@@ -84,6 +88,7 @@ class Load:
     """
 
     __slots__ = (
+        "asked",
         "begun",
         "errors",
         "failed",
@@ -98,6 +103,7 @@ class Load:
         "tokens_at",
         "tokens_per_s",
         "tried",
+        "unanswered",
         "used_at",
         "waiting",
     )
@@ -122,6 +128,10 @@ class Load:
         self.tried = 0
         self.failed = 0
         self.used_at = 0.0
+        #: Attempts since nothing is known of it: since the start, or the end of an outage.
+        self.asked = 0
+        #: Attempts in a row that ended with an error, whosever fault it was.
+        self.unanswered = 0
         #: Tokens so far.
         self.spent = 0
         #: Tokens of the recent past: they fade with the time constant.
@@ -146,6 +156,7 @@ class Load:
         if stream:
             self.waiting[attempt_id] = started_at
         self.tried += 1
+        self.asked += 1
         self.used_at = started_at
 
     def first_token(self, attempt_id: str, first_ms: float, now: float) -> None:
@@ -163,8 +174,10 @@ class Load:
             cached: Whether the gateway's own cache answered: how quickly it did says nothing about the deployment.
         """
         begun = self.begun.pop(attempt_id, None)
-        if cached and begun is not None:
-            self.first_ms.restore(begun)
+        if cached:
+            self.asked -= 1
+            if begun is not None:
+                self.first_ms.restore(begun)
         self.picks.pop(request_id, None)
         self.running.pop(attempt_id, None)
         self.waiting.pop(attempt_id, None)
@@ -179,6 +192,7 @@ class Load:
             now: Unix seconds.
         """
         self.errors -= ERROR_GAIN * self.errors
+        self.unanswered = 0
         if duration_ms is not None:
             self.latency_ms.add(duration_ms, now, self.tau_s)
         if speed_ms and tokens >= MIN_SPEED_TOKENS:
@@ -206,6 +220,7 @@ class Load:
         self.first_ms.forget()
         self.latency_ms.forget()
         self.errors = 0.0
+        self.asked = self.unanswered = 0
 
     def sweep(self, now: float) -> list[str]:
         """Give up attempts and choices that have been lost; return the requests of lost choices."""
@@ -231,6 +246,20 @@ class Load:
         known = usual + (value - usual) * exp(-idle) if value > usual else value
         return known if idle < LONG_STALE else known * exp(1.0 - idle / LONG_STALE)
 
+    def explores(self, now: float, patience: int = PATIENCE) -> bool:
+        """Return whether a request may find out what is not known of it.
+
+        One at a time; and after so many in vain only when nobody has looked for long, each time for twice as long.
+        """
+        if self.running or self.picks:
+            return False
+        return not self._in_vain(max(self.asked, self.unanswered), patience, now)
+
+    def _in_vain(self, attempts: int, patience: int, now: float) -> bool:
+        if attempts < patience:
+            return False
+        return now < self.used_at + LONG_STALE * self.stale_s * (1 << min(attempts - patience, DOUBLINGS))
+
     def error_ratio(self, now: float) -> float:
         """Return the part of the attempts that fail, as far as it is believed: it fades when nobody looks."""
         if not self.errors or self.running:
@@ -239,7 +268,12 @@ class Load:
         return self.errors * exp(-idle) if idle > FRESH else self.errors
 
     def wait_ms(self, now: float, *, stream: bool) -> float | None:
-        """Return how long a request waits here: for its first token, a plain one for its end; None when not known."""
+        """Return how long a request waits here: for its first token, a plain one for its end; None when not known.
+
+        Who has answered nothing lately is not known any more: it was quick once, and its quick errors are no answers.
+        """
+        if self._in_vain(self.unanswered, PATIENCE, now):
+            return None
         average = self.first_ms if stream else self.latency_ms
         if average.count == 0:
             average = self.latency_ms if stream else self.first_ms

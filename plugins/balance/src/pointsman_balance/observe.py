@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pointsman.types import AttemptKind, ErrorClass, Outcome, SignalStatus
+from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, SignalStatus
 
 from .breaker import RETRYABLE
 
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 #: Errors that are the deployment's own; a rate limit and refused credentials are no illness.
 _OWN: Final = RETRYABLE
+#: Answers of a deployment that works to a request that it does not want.
+_REJECTED: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
+#: Keys of a responses request that name what a provider keeps for one account: elsewhere, it is not found.
+_KEPT: Final = ("previous_response_id", "conversation", "prompt")
 
 
 class Observer:
@@ -87,10 +91,7 @@ class Observer:
             plain_ms, speed_ms, tokens = None, (duration_ms or first_ms) - first_ms, tokens - 1
         if attempt.kind is AttemptKind.PROBE:
             # One token says whether it answers, and nothing about how long others wait.
-            if not member.breaker.healthy:
-                member.load.recover()
-            if member.breaker.succeeded_at(attempt.started_at, now):
-                self._changed(member)
+            self._alive(member, attempt, now)
             return
         closing = not member.breaker.healthy
         if closing and attempt.started_at >= member.breaker.changed_at:
@@ -101,9 +102,23 @@ class Observer:
         if member.breaker.succeeded_at(attempt.started_at, now):
             self._changed(member)
 
+    def _alive(self, member: Member, attempt: Attempt, now: float) -> None:
+        if not member.breaker.healthy:
+            member.load.recover()
+        if member.breaker.succeeded_at(attempt.started_at, now):
+            self._changed(member)
+
     def _failed(self, ctx: RequestContext, member: Member, attempt: Attempt, now: float) -> None:
         error = attempt.error
         kind = error.kind if error is not None else ErrorClass.UNKNOWN
+        if attempt.kind is AttemptKind.PROBE and kind in _REJECTED:
+            # Some models refuse a call of one token; whoever refuses it is there.
+            self._alive(member, attempt, now)
+            return
+        if kind is ErrorClass.NOT_FOUND and _may_name_what_is_kept(ctx):
+            kind = ErrorClass.CLIENT
+        if kind is not ErrorClass.REFUSED:
+            member.load.unanswered += 1
         if kind in _OWN:
             member.load.failed_after(attempt.duration_ms, now, timed_out=kind is ErrorClass.TIMEOUT, stream=ctx.stream)
         comes_back_at = None
@@ -120,3 +135,10 @@ class Observer:
         if signal is not None and signal.status is SignalStatus.EXHAUSTED and (signal.until or 0.0) > now:
             return signal.until
         return None
+
+
+def _may_name_what_is_kept(ctx: RequestContext) -> bool:
+    """Return whether something else than the model may not have been found: what the client named itself."""
+    return ctx.endpoint is Endpoint.OTHER or (
+        ctx.endpoint is Endpoint.RESPONSES and any(ctx.body.get(name) is not None for name in _KEPT)
+    )

@@ -81,6 +81,11 @@ class Option:
         return self.member.load.in_flight
 
     @property
+    def explores(self) -> bool:
+        """Whether a request may find out what is not known of it: nothing runs there, and it has not been tried in vain."""
+        return self.member.load.explores(self._ask.now)
+
+    @property
     def wait_ms(self) -> float | None:
         """How long this request would wait by experience: a stream for its first token, a plain one for its answer."""
         return self.member.load.wait_ms(self._ask.now, stream=self._ask.stream)

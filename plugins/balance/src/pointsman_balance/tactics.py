@@ -155,10 +155,12 @@ class SpeedBased(Tactic):
     def choose(self, ask: Ask) -> Choice:
         """Choose the fastest, or let somebody be measured."""
         least, enough = self.settings.min_tokens_per_s, self.settings.min_samples
-        speeds = [0.0 if option.speed_samples < enough else (option.tokens_per_s or 0.0) for option in ask.options]
-        # One at a time is measured; the others wait for what comes of it.
+        speeds = _speeds(ask)
+        # One at a time is measured; the others wait for what comes of it. Who tells no figure is not measured for ever.
         unknown = [
-            index for index, option in enumerate(ask.options) if option.speed_samples < enough and not option.in_flight
+            index
+            for index, option in enumerate(ask.options)
+            if option.speed_samples < enough and option.member.load.explores(ask.now, enough)
         ]
         if unknown:
             index = unknown[int(ask.random.random() * len(unknown))]
@@ -169,6 +171,13 @@ class SpeedBased(Tactic):
             for option, speed in zip(ask.options, speeds, strict=True)
         ]
         return ask.best(scores, "" if fast else f"nobody reaches {least:g} tokens/s")
+
+
+def _speeds(ask: Ask) -> list[float]:
+    """Return the tokens a second of each; who is unknown counts as half as fast as the slowest."""
+    speeds = [max(0.0, option.tokens_per_s or 0.0) for option in ask.options]
+    unknown = min((speed for speed in speeds if speed), default=1.0) / 2
+    return [speed or unknown for speed in speeds]
 
 
 class P2C(Tactic):
@@ -237,6 +246,7 @@ def _rates(limits: object, now: float) -> dict[str, float]:
         remaining = limit.remaining_at(now)
         if remaining is None:
             continue
+        remaining = max(0.0, remaining)
         reset_s = limit.resets_at - now if limit.resets_at is not None else limit.window_s or ASSUMED_RESET_S
         if reset_s <= 0.0:
             reset_s = limit.window_s or ASSUMED_RESET_S
@@ -247,14 +257,17 @@ def _rates(limits: object, now: float) -> dict[str, float]:
 
 
 def _waits(ask: Ask) -> list[float]:
-    """Return how long a request waits at each, in milliseconds; who is unknown is believed quick, one request at a time."""
+    """Return how long a request waits at each, in milliseconds.
+
+    Who is unknown is believed quick, one request at a time, and after some in vain as slow as the slowest.
+    """
     waits = [option.wait_ms for option in ask.options]
     known = [wait for wait in waits if wait is not None]
     if len(known) == len(waits):
         return [wait or MIN_WAIT_MS for wait in waits]
     quick, slow = (min(known), max(known)) if known else (1.0, 1.0)
     return [
-        max(MIN_WAIT_MS, wait if wait is not None else slow if option.in_flight else quick * 0.5)
+        max(MIN_WAIT_MS, wait if wait is not None else quick * 0.5 if option.explores else slow)
         for option, wait in zip(ask.options, waits, strict=True)
     ]
 
