@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ def event(number: int) -> BillEvent:
     return BillEvent(id=f"id{number}", type="attempt", tenant="acme", at_ms=number, body=body)
 
 
-def sink(tmp_path: Path, **given: Any) -> NdjsonSink:
+def sink(tmp_path: Path, *, now: Callable[[], float] = lambda: AT, **given: Any) -> NdjsonSink:
     config = NdjsonConfig.model_validate({"path": "bills/bills.ndjson", "batch_events": 10, **given})
-    return NdjsonSink(config, SinkContext(base=tmp_path, now=lambda: AT))
+    return NdjsonSink(config, SinkContext(base=tmp_path, now=now))
 
 
 def numbers(tmp_path: Path) -> list[int]:
@@ -87,6 +88,23 @@ async def test_old_files_are_removed_when_so_many_are_wanted_only(tmp_path: Path
     names = [file.name for file in sorted((tmp_path / "bills").glob("bills-2025*.ndjson"))]
     assert names == [f"bills-20250615T150640Z-{n:06d}.ndjson" for n in (3, 4)]
     assert (tmp_path / "bills" / "bills-of-last-year.ndjson").exists()
+
+
+async def test_when_the_clock_steps_back_the_oldest_files_are_removed_still(tmp_path: Path) -> None:
+    """The names tell the order in which the files were put aside; a clock that is ahead again goes on from there."""
+    times = iter([AT, AT + 10, AT - 3600, AT - 3600, AT - 3590, AT + 11])
+    one = sink(tmp_path, rotate_mb=1, keep_files=5, now=lambda: next(times))
+    for start in range(0, 6000, 10):
+        await one.send([event(n) for n in range(start, start + 10)])
+    await one.close()
+    names = [file.name for file in sorted((tmp_path / "bills").glob("bills-*.ndjson"))]
+    assert names == [
+        *(f"bills-20250615T150650Z-{n:06d}.ndjson" for n in range(4)),
+        "bills-20250615T150651Z-000000.ndjson",
+    ]
+    kept = numbers(tmp_path)
+    assert kept == list(range(kept[0], 6000))
+    assert kept[0] > 0
 
 
 @pytest.mark.parametrize(("policy", "syncs"), [("batch", 3), ("rotate", 0), ("never", 0)])

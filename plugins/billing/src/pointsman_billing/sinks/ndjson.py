@@ -123,10 +123,12 @@ class NdjsonSink:
         if self._config.fsync != "never":
             os.fsync(self._file.fileno())
         self._let_go()
-        stamp = datetime.fromtimestamp(self._context.now(), UTC).strftime("%Y%m%dT%H%M%SZ")
-        # After the last one of this second: a number that has become free would be out of order.
-        same = [path for path in self._put_aside() if path.stem.startswith(f"{self.path.stem}-{stamp}-")]
-        number = int(same[-1].stem.rpartition("-")[2]) + 1 if same else 0
+        stamp, number = datetime.fromtimestamp(self._context.now(), UTC).strftime("%Y%m%dT%H%M%SZ"), 0
+        if aside := self._put_aside():
+            # After the latest one, whatever the clock says: the names tell the order.
+            latest, count = aside[-1].stem.rsplit("-", 2)[1:]
+            if stamp <= latest:
+                stamp, number = latest, int(count) + 1
         target = self.path.with_name(f"{self.path.stem}-{stamp}-{number:06d}{self.path.suffix}")
         self.path.rename(target)
         keep = self._config.keep_files
