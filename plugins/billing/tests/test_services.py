@@ -122,6 +122,33 @@ async def test_a_table_that_does_not_fit_holds_events_back(postgres: PostgresSer
         await settled_as(h, billed=1)
 
 
+async def test_the_options_of_the_connection_string_hold(postgres: PostgresServer, tmp_path: Path) -> None:
+    import psycopg  # noqa: PLC0415 - an extra
+
+    with psycopg.connect(postgres.dsn) as connection:
+        connection.execute("CREATE SCHEMA billing")
+    sink = {"postgres": {"dsn": f"{postgres.dsn}?options=-c%20search_path%3Dbilling", **FAST}}
+    async with worker(tmp_path, sink) as h:
+        await some(h, 1)
+        await settled_as(h, billed=1)
+    assert rows(postgres, "SELECT count(*) FROM billing.pointsman_billing_events") == [(2,)]
+
+
+async def test_a_statement_that_hangs_is_given_up_in_time(postgres: PostgresServer, tmp_path: Path) -> None:
+    """By the server itself, and the next try succeeds."""
+    import psycopg  # noqa: PLC0415 - an extra
+
+    sink = {"postgres": {"dsn": postgres.dsn, **FAST, "timeout_s": 0.5}}
+    async with worker(tmp_path, sink) as h:
+        await some(h, 1)
+        await settled_as(h, billed=1)
+        with psycopg.connect(postgres.dsn) as connection:
+            connection.execute("LOCK TABLE pointsman_billing_events")
+            await some(h, 1)
+            await eventually(h, lambda: "QueryCanceled" in h.plugin("billing")._deliveries[0].progress.failing)
+        await settled_as(h, billed=2)
+
+
 def consumed(kafka: KafkaServer, topic: str, count: int) -> list[Any]:
     """Return a topic's messages: so many, and those that come in the seconds after."""
     from confluent_kafka import Consumer  # noqa: PLC0415 - an extra

@@ -41,6 +41,8 @@ SELECT e ->> 'id', e ->> 'type', e ->> 'tenant_id', e ->> 'request_id', (e ->> '
 FROM unnest(%s::jsonb[]) AS e
 ON CONFLICT (id) DO NOTHING
 """
+#: For one transaction: a pooler such as PgBouncer refuses options at the start, and gives the connection to others later.
+_LIMIT: Final = "SELECT set_config('statement_timeout', %s, true)"
 
 
 class PostgresConfig(SinkConfig):
@@ -78,16 +80,17 @@ class PostgresSink:
 
         if self._connection is not None and not self._connection.closed:
             return
-        timeout_ms = int(self._config.timeout_s * 1000)
         connection = None
         try:
             connection = await psycopg.AsyncConnection.connect(
                 self._config.dsn.get_secret_value(),
                 connect_timeout=max(2, int(self._config.timeout_s)),
-                application_name="pointsman-billing",
-                options=f"-c statement_timeout={timeout_ms}",
+                fallback_application_name="pointsman-billing",
+                # A statement prepared on one connection of a pool is unknown on the others.
+                prepare_threshold=None,
             )
             if self._config.create_table:
+                await connection.execute(_LIMIT, (self._timeout,))
                 await connection.execute(self._sql(_CREATE))
                 await connection.commit()
         except psycopg.Error as err:
@@ -111,6 +114,7 @@ class PostgresSink:
         await self.open()
         assert self._connection is not None  # noqa: S101  # just opened
         try:
+            await self._connection.execute(_LIMIT, (self._timeout,))
             await self._connection.execute(self._sql(_INSERT), ([event.body for event in batch],))
             await self._connection.commit()
         except (psycopg.DataError, psycopg.IntegrityError) as err:
@@ -125,6 +129,10 @@ class PostgresSink:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    @property
+    def _timeout(self) -> str:
+        return f"{int(self._config.timeout_s * 1000)}ms"
 
     def _sql(self, text: LiteralString) -> Composed:
         from psycopg import sql  # noqa: PLC0415 - an extra
