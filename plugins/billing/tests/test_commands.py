@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click.testing
 import pytest
 import uvicorn
 from click.testing import CliRunner
@@ -17,10 +18,11 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from pointsman.testing import ok
-from pointsman.types import Identity
+from pointsman.types import AttemptKind, Identity, Outcome, Price
+from pointsman_billing import bill
 from pointsman_billing.commands import group
 
-from .kit import lines, settled_as, until, worker
+from .kit import PRICE, attempt, lines, settled_as, settlement, until, worker
 from .sink_server import SinkServer
 
 
@@ -98,13 +100,13 @@ def test_dead_letters_are_delivered_again(run: Callable[..., Any]) -> None:
     assert "must be one of" in run("redrive", "--all", "--sink", "other", exit_code=1)
 
 
+def verify(text: str) -> click.testing.Result:
+    return CliRunner().invoke(group, ["verify", "-"], input=text)
+
+
 def test_a_file_of_bills_can_be_verified(run: Callable[..., Any], tmp_path: Path) -> None:
     """A changed figure, a repeated line and what is no event are found."""
     file = tmp_path / "bills.ndjson"
-
-    def verify(text: str) -> Any:
-        return CliRunner().invoke(group, ["verify", "-"], input=text)
-
     good = file.read_text()
     result = verify(good)
     assert (result.exit_code, result.stdout) == (0, "3 attempts, 3 requests, 0 wrong\n")
@@ -112,12 +114,58 @@ def test_a_file_of_bills_can_be_verified(run: Callable[..., Any], tmp_path: Path
     assert verify("".join(golden[:3])).exit_code == 0
     changed = good.replace('"prompt_tokens":10,', '"prompt_tokens":9,')
     assert changed != good
+    first, request, *_ = good.splitlines()
+    amount = json.loads(request)["amount_usd_micros"]
     for text, word in (
         (changed, "gives another bill"),
-        (good + good.splitlines()[0] + "\n", "came before"),
+        (f"{good}{first}\n", "came before"),
         ("{}\n", "no billing event"),
-        (good.splitlines()[1] + "\n", "not the sum"),
+        (good.replace(request, altered(request, "x")), "no billing event"),
+        *((good.replace(request, altered(request, other)), "not the sum") for other in (amount + 1, amount - 1, None)),
     ):
         result = verify(text)
         assert result.exit_code == 1
         assert word in result.output
+
+
+def altered(line: str, amount_usd_micros: object) -> str:
+    return json.dumps({**json.loads(line), "amount_usd_micros": amount_usd_micros}, separators=(",", ":"))
+
+
+def bodies(*attempts: Any, **quotes: Any) -> list[str]:
+    """Return the events of a request, of which the second attempt has the price of the quote ``second``."""
+    made = bill.of_settlement(
+        settlement(*attempts),
+        "acme",
+        lambda one: bill.Quote(price=quotes.get("second", PRICE) if one.number > 1 else PRICE),
+    )
+    return [f"{event.body}\n" for event in made.events]
+
+
+def test_a_correct_file_is_correct_whatever_is_not_in_it() -> None:
+    """One attempt without a price, a sink for requests or attempts only, a request split between two files."""
+    hedge = attempt(2, kind=AttemptKind.HEDGE, cost_usd_micros=None)
+    unpriced = bodies(attempt(1), hedge, second=Price())
+    assert json.loads(unpriced[-1])["amount_usd_micros"] is None
+    priced = bodies(attempt(1), hedge)
+    failed = bodies(attempt(1), attempt(2, outcome=Outcome.ERROR, usage=None, cost_usd_micros=None, status_code=500))
+    assert [len(part) for part in (unpriced, priced, failed)] == [3, 3, 2]
+    for part in (unpriced, priced, failed, priced[2:], priced[:2], priced[1:], unpriced[1:], unpriced[2:]):
+        result = verify("".join(part))
+        assert (result.exit_code, result.stderr) == (0, ""), part
+
+
+def test_what_cannot_be_the_sum_is_found_also_where_attempts_are_missing() -> None:
+    hedge = attempt(2, kind=AttemptKind.HEDGE, cost_usd_micros=None)
+    one, two, request = bodies(attempt(1), hedge)
+    amount = json.loads(one)["amount_usd_micros"]
+    unpriced = bodies(attempt(1), hedge, second=Price())
+    for part in (
+        [one, altered(request, amount - 1)],
+        [one, two, altered(request, amount)],
+        [one, two, altered(request, None)],
+        [unpriced[1], altered(unpriced[2], amount)],
+    ):
+        result = verify("".join(line.rstrip("\n") + "\n" for line in part))
+        assert result.exit_code == 1
+        assert "not the sum" in result.output

@@ -105,6 +105,27 @@ def test_a_dead_letter_is_never_removed(database: Database) -> None:
     assert database.next_batch("a", 100).events == ()
 
 
+def test_a_dead_letter_of_a_removed_sink_goes_after_its_time(database: Database, tmp_path: Path) -> None:
+    """Nobody delivers it any more; until then it is shown as such, and waits for the sink to come back."""
+    database.append([a_bill(1), a_bill(2, at=1_750_500_000.0)])
+    database.bury("a", database.next_batch("a", 100), 3, "no", 1)
+    confirm(database, "b")
+    without = opened(tmp_path / "outbox", "b")
+    assert without.redrive(None, []) == without.redrive("a", []) == 0
+    without.prune(before_ms=1_750_100_000_000, hours_before_s=0)
+    found = Reports(tmp_path / "outbox", ["b"], 1.0).dead(None, 100)
+    assert [(row["sink"], row["sink_removed"], row["again"]) for row in found["dead"]] == [("a", True, False)] * 2
+    assert {row["event"]["request_id"] for row in found["dead"]} == {"request-2"}
+    assert found["total"] == 2
+    with_it = Reports(tmp_path / "outbox", ["a", "b"], 1.0).dead("a", 100)
+    assert [row["sink_removed"] for row in with_it["dead"]] == [False] * 2
+    assert database.redrive("b", []) == 0
+    assert database.redrive("a", []) == 2
+    without.prune(before_ms=1 << 50, hours_before_s=0)
+    assert database.next_batch("a", 100).events == ()
+    without.close()
+
+
 def test_a_full_outbox_removes_what_is_delivered_and_then_refuses(tmp_path: Path) -> None:
     """Nothing that is still to be delivered makes room for something new."""
     database = opened(tmp_path / "outbox", "a", max_bytes=MB)
@@ -214,6 +235,30 @@ async def test_one_that_does_not_fit_does_not_harm_the_others_of_its_commit(tmp_
     )
     assert found[0] == [True]
     assert isinstance(found[1], OutboxFull)
+    await outbox.close()
+
+
+@pytest.mark.parametrize("error", [OverflowError, sqlite3.IntegrityError])
+async def test_work_that_fails_by_itself_is_undone_alone(tmp_path: Path, error: type[Exception]) -> None:
+    """The others of its commit are written, before it and behind it, and nothing of its own is."""
+    outbox = Outbox(tmp_path / "outbox", fsync=False, timeout_s=5.0, max_bytes=100 * MB)
+    await outbox.open()
+
+    def fail(database: Database) -> None:
+        database.append([a_bill(2)])
+        raise error("too much")
+
+    found = await asyncio.gather(
+        outbox.write(lambda db: db.append([a_bill(1)])),
+        outbox.write(fail),
+        outbox.write(lambda db: db.append([a_bill(3)])),
+        return_exceptions=True,
+    )
+    assert (found[0], found[2]) == ([True], [True])
+    assert isinstance(found[1], OutboxUnavailable)
+    assert "too much" in str(found[1])
+    reports = Reports(tmp_path / "outbox", [], 1.0)
+    assert [reports.request(f"request-{number}") is not None for number in (1, 2, 3)] == [True, False, True]
     await outbox.close()
 
 

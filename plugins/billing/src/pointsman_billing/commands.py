@@ -91,7 +91,15 @@ def dead(admin: AdminClient, sink: str | None, limit: int) -> None:
     """List dead letters."""
     answer = admin.get("/billing/dead", sink=sink, limit=limit)
     rows = [
-        (d["sink"], d["event"]["id"], d["event"]["tenant_id"], d["tries"], when(d["at"]), d["error"], d["again"])
+        (
+            f"{d['sink']} (removed)" if d["sink_removed"] else d["sink"],
+            d["event"]["id"],
+            d["event"]["tenant_id"],
+            d["tries"],
+            when(d["at"]),
+            d["error"],
+            d["again"],
+        )
         for d in answer["dead"]
     ]
     columns = ["sink", "event", "tenant", "tries", "given up", "because", "again"]
@@ -101,7 +109,7 @@ def dead(admin: AdminClient, sink: str | None, limit: int) -> None:
 @group.command("redrive")
 @click.argument("ids", nargs=-1)
 @click.option("--sink", help="Only this sink's.")
-@click.option("--all", "all_", is_flag=True, help="All of them.")
+@click.option("--all", "all_", is_flag=True, help="All of them; those of a removed sink stay.")
 @admin_options
 def redrive(admin: AdminClient, ids: tuple[str, ...], sink: str | None, all_: bool) -> None:
     """Deliver dead letters again: those with these event IDS, or --all."""
@@ -116,11 +124,12 @@ def redrive(admin: AdminClient, ids: tuple[str, ...], sink: str | None, all_: bo
 def verify(file: TextIO) -> None:
     """Compute the events in FILE (NDJSON) anew from the price snapshots in them; '-' reads standard input.
 
-    Every attempt must give the same bytes, every id may come once, and a request must be the sum of its attempts.
+    Every attempt must give the same bytes, every id may come once, and a request must be the sum of its attempts. Where
+    some of them are not in FILE (they cost nothing, or are in another file) it must not be less than the others.
     """
     seen: set[str] = set()
-    sums: dict[str, int] = {}
-    totals: dict[str, int] = {}
+    requests: dict[str, tuple[int, int | None]] = {}
+    parts: dict[str, list[int | None]] = {}
     counts = {events.ATTEMPT: 0, events.REQUEST: 0}
     wrong: list[str] = []
     for number, line in enumerate(file, start=1):
@@ -129,21 +138,38 @@ def verify(file: TextIO) -> None:
             counts[event["type"]] += 1
             if event["id"] in seen:
                 wrong.append(f"line {number}: the event {event['id']} came before")
-            seen.add(event["id"])
-            if event["type"] == events.REQUEST:
-                totals[event["request_id"]] = event["amount_usd_micros"] or 0
                 continue
-            sums[event["request_id"]] = sums.get(event["request_id"], 0) + (event["amount_usd_micros"] or 0)
+            seen.add(event["id"])
+            amount = event["amount_usd_micros"]
+            if event["type"] == events.REQUEST:
+                requests[event["request_id"]] = (int(event["attempts"]), None if amount is None else int(amount))
+                continue
+            parts.setdefault(event["request_id"], []).append(None if amount is None else int(amount))
             if events.replayed(event) != line.rstrip("\n"):
                 wrong.append(f"line {number}: the event {event['id']} gives another bill")
         except (ValueError, KeyError, TypeError, ArithmeticError) as err:
             wrong.append(f"line {number}: no billing event ({type(err).__name__})")
-    wrong += [f"request {i}: {t} is not the sum of its attempts" for i, t in totals.items() if t != sums.get(i, 0)]
+    wrong += [
+        f"request {request_id}: {amount} is not the sum of its attempts"
+        for request_id, (attempts, amount) in requests.items()
+        if not _adds_up(attempts, amount, parts.get(request_id, []))
+    ]
     for line in wrong[:100]:
         click.echo(line, err=True)
     click.echo(f"{counts[events.ATTEMPT]} attempts, {counts[events.REQUEST]} requests, {len(wrong)} wrong")
     if wrong:
         raise click.exceptions.Exit(1)
+
+
+def _adds_up(attempts: int, amount: int | None, parts: list[int | None]) -> bool:
+    """Say whether a request of so many attempts can have this amount, when these of its attempts were seen."""
+    known = [part for part in parts if part is not None]
+    whole = len(parts) >= attempts
+    if amount is None:
+        return not whole or len(known) < len(parts)
+    if len(known) < len(parts):
+        return False
+    return sum(known) == amount if whole else sum(known) <= amount
 
 
 def _usage(answer: Mapping[str, Any]) -> Table:

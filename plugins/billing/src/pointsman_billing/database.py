@@ -1,7 +1,6 @@
 """The outbox's database: one SQLite file in WAL mode for all workers of a machine.
 
-Blocking; the object belongs to one thread. Every method is one part of a transaction that the caller begins and commits;
-each looks first and writes afterwards, so that an error of its own leaves nothing half done.
+Blocking; the object belongs to one thread. Every method is one part of a transaction that the caller begins and commits.
 """
 
 from __future__ import annotations
@@ -112,6 +111,18 @@ class Database:
     def commit(self) -> None:
         """Make everything since ``begin`` last."""
         self._connection.execute("COMMIT")
+
+    def begin_part(self) -> None:
+        """Begin a part of a transaction that can be undone by itself."""
+        self._connection.execute("SAVEPOINT part")
+
+    def end_part(self) -> None:
+        """Make everything since ``begin_part`` belong to the transaction."""
+        self._connection.execute("RELEASE part")
+
+    def undo_part(self) -> None:
+        """Undo everything since ``begin_part``; the part goes on."""
+        self._connection.execute("ROLLBACK TO part")
 
     def rollback(self) -> None:
         """Undo everything since ``begin``."""
@@ -237,10 +248,12 @@ class Database:
             self._connection.execute("UPDATE sinks SET cursor = max(cursor, ?) WHERE name = ?", (batch.upto, sink))
 
     def redrive(self, sink: str | None, ids: Sequence[str]) -> int:
-        """Have dead letters delivered again: of one sink or of all, all of them or those with these event ids."""
-        where, arguments = "NOT again", []
-        if sink is not None:
-            where, arguments = f"{where} AND sink = ?", [sink]
+        """Have dead letters delivered again: of one sink or of all, all of them or those with these event ids.
+
+        Those of a sink that is not in the configuration stay as they are: nobody would deliver them.
+        """
+        arguments = [name for name in self._sinks if sink in {None, name}]
+        where = f"NOT again AND sink IN ({', '.join('?' * len(arguments))})"
         if ids:
             where += f" AND seq IN (SELECT seq FROM events WHERE id IN ({', '.join('?' * len(ids))}))"  # noqa: S608 - marks
             arguments += ids
@@ -258,17 +271,19 @@ class Database:
     def prune(self, *, before_ms: int, hours_before_s: int) -> bool:
         """Remove what is delivered to all sinks and older than this; say whether there may be more.
 
-        When the file is nearly full, what is delivered goes before its time, the oldest first.
+        A dead letter stays, unless its sink has been taken out of the configuration. When the file is nearly full, what
+        is delivered goes before its time, the oldest first.
         """
         run = self._connection.execute
         done = self._done()
         if self.used_bytes() > self._max_bytes * 9 // 10:
             before_ms = 1 << 62
         removed = run(
-            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ? AND at_ms < ? "
-            "AND seq NOT IN (SELECT seq FROM dead) ORDER BY seq LIMIT ?)",
-            (done, before_ms, _PRUNED_ROWS),
+            "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ? AND at_ms < ? "  # noqa: S608 - marks
+            f"AND seq NOT IN (SELECT seq FROM dead WHERE sink IN ({self._marks})) ORDER BY seq LIMIT ?)",
+            (done, before_ms, *self._sinks, _PRUNED_ROWS),
         ).rowcount
+        run("DELETE FROM dead WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.seq = dead.seq)")
         removed_requests = run(
             "DELETE FROM requests WHERE request_id IN (SELECT request_id FROM requests r WHERE at_ms < ? "
             "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.request_id = r.request_id) ORDER BY at_ms LIMIT ?)",
@@ -287,12 +302,15 @@ class Database:
         if not self._sinks:
             ((last,),) = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchall()
             return int(last)
-        marks = ", ".join("?" * len(self._sinks))
         rows = self._connection.execute(
-            f"SELECT coalesce(min(cursor), 0) FROM sinks WHERE name IN ({marks})",  # noqa: S608 - marks
+            f"SELECT coalesce(min(cursor), 0) FROM sinks WHERE name IN ({self._marks})",  # noqa: S608 - marks
             self._sinks,
         ).fetchall()
         return int(rows[0][0])
+
+    @property
+    def _marks(self) -> str:
+        return ", ".join("?" * len(self._sinks))
 
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""

@@ -31,7 +31,8 @@ class _Job(NamedTuple):
 class Outbox:
     """Carries out work on the database.
 
-    Everything that is waiting when the thread is free goes into one transaction, so the cost of a commit is shared.
+    Everything that is waiting when the thread is free goes into one transaction, so the cost of a commit is shared. Work
+    that fails by itself is undone alone; when the disk fails, nothing of the transaction is written.
 
     Args:
         directory: Where the database is.
@@ -151,28 +152,56 @@ class Outbox:
 
     def _carry_out(self, database: Database, jobs: list[_Job]) -> list[tuple[Any, Any, BaseException | None]]:
         writes = any(job.writes for job in jobs)
-        outcomes: list[tuple[Any, Any, BaseException | None]] = []
         try:
             if writes:
                 database.begin()
-            for job in jobs:
-                assert job.work is not None  # noqa: S101  # the others have been sorted out
-                try:
-                    outcomes.append((job.future, job.work(database), None))
-                except OutboxFull as err:
-                    outcomes.append((job.future, None, err))
+            outcomes: list[tuple[Any, Any, BaseException | None]] = [
+                (job.future, *self._carry_out_one(database, job, writes=writes)) for job in jobs
+            ]
             if writes:
                 database.commit()
                 self.commits += 1
         except Exception as err:  # noqa: BLE001 - every caller gets an answer, and the thread goes on
             with suppress(sqlite3.Error):
                 database.rollback()
-            failure = OutboxUnavailable(f"the outbox in {self.directory} failed: {err}")
-            failure.__cause__ = err
+            failure = self._failure(err)
             if any(job.future is None for job in jobs):
                 log.warning("%s", failure)
             return [(job.future, None, failure) for job in jobs]
         return outcomes
+
+    def _carry_out_one(self, database: Database, job: _Job, *, writes: bool) -> tuple[Any, OutboxUnavailable | None]:
+        """Return the work's result and None, or None and its error when that is its own.
+
+        Raises:
+            sqlite3.OperationalError: the database failed; what becomes of the others' work is unknown.
+        """
+        assert job.work is not None  # noqa: S101  # the others have been sorted out
+        result: Any = None
+        failure: OutboxUnavailable | None = None
+        if writes:
+            database.begin_part()
+        try:
+            result = job.work(database)
+        except OutboxFull as err:
+            # It has written nothing, but may have made some room.
+            failure = err
+        except sqlite3.OperationalError:
+            raise
+        except Exception as err:  # noqa: BLE001 - an error of one is none of the others
+            failure = self._failure(err)
+            if writes:
+                database.undo_part()
+            if job.future is None:
+                log.warning("%s", failure)
+        if writes:
+            database.end_part()
+        return result, failure
+
+    def _failure(self, err: Exception) -> OutboxUnavailable:
+        failure = OutboxUnavailable(f"the outbox in {self.directory} failed: {err}")
+        failure.__cause__ = err
+        return failure
 
     def _tell(self, outcomes: list[tuple[Any, Any, BaseException | None]]) -> bool:
         """Give the callers what came of their work, all in one go; False when their event loop is gone."""

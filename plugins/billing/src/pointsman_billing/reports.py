@@ -156,7 +156,7 @@ class Reports:
         ]
 
     def dead(self, sink: str | None, limit: int) -> dict[str, Any]:
-        """Return dead letters, the oldest first."""
+        """Return dead letters, the oldest first; also those of sinks that are not in the configuration any more."""
         where, arguments = ("WHERE d.sink = ?", [sink]) if sink is not None else ("", [])
         with self._open() as connection:
             ((total,),) = connection.execute(f"SELECT count(*) FROM dead d {where}", arguments).fetchall()  # noqa: S608 - our own text
@@ -170,6 +170,7 @@ class Reports:
             "dead": [
                 {
                     "sink": name,
+                    "sink_removed": name not in self._sinks,
                     "tries": tries,
                     "error": error,
                     "at": at_ms // 1000,
