@@ -169,6 +169,40 @@ def test_impossible_tokens_count_as_unknown() -> None:
     assert (found.state, read(found)[0]["metering"]) == ("unpriced", "missing")
 
 
+ABSURD = replace(PRICE, input_usd=Decimal(10**6))
+
+
+@pytest.mark.parametrize(
+    ("quote", "given_", "cost"),
+    [
+        (Quote(price=ABSURD, margin_ratio=Decimal(1000)), {}, None),
+        (Quote(price=replace(PRICE, input_usd=Decimal("Infinity"))), {}, None),
+        (Quote(price=replace(PRICE, input_usd=Decimal("NaN"))), {}, None),
+        (Quote(price=replace(PRICE, input_usd=Decimal("1e999999"))), {"usage": Usage(prompt_tokens=10**10)}, None),
+        (Quote(price=replace(PRICE, input_usd=Decimal(-1))), {}, None),
+        (Quote(price=PRICE, trust_gateway=True, margin_ratio=Decimal(1000)), {"cost_usd_micros": 10**12}, 10**12),
+        (Quote(price=Price(), margin_ratio=Decimal(1)), {"cost_usd_micros": 10**13}, 10**13),
+    ],
+)
+def test_an_amount_that_cannot_be_true_is_none(quote: Quote, given_: dict[str, Any], cost: int | None) -> None:
+    """However absurd price and margin are: the request is unpriced, and the same again when it is computed anew."""
+    found = made(attempt(**given_), attempt(2), quote=quote)
+    event, _, request = read(found)
+    assert (found.state, found.lines[0].refused, found.refused >= 1) == ("unpriced", True, True)
+    assert (event["cost_usd_micros"], event["amount_usd_micros"], event["amount_usd"]) == (cost, None, None)
+    assert (event["metering"], request["amount_usd_micros"]) == ("exact", None)
+    assert max(found.cost_usd_micros, found.amount_usd_micros) < 2**60
+    if quote.price.input_usd is None or quote.price.input_usd.adjusted() < 100:
+        assert events.replayed(event) == found.events[0].body
+
+
+def test_ten_million_dollars_are_believed() -> None:
+    price = replace(PRICE, input_usd=Decimal(10**5))
+    found = made(attempt(), quote=Quote(price=replace(price, output_usd=Decimal(0))))
+    assert (found.state, found.amount_usd_micros, found.refused) == ("billed", 10**13, 0)
+    assert made(attempt(), quote=Quote(price=price)).state == "unpriced"
+
+
 def test_a_long_prompt_is_charged_at_the_price_for_long_prompts() -> None:
     price = replace(PRICE, above=((200_000, replace(PRICE, input_usd=Decimal("0.000005"))),))
     found = made(attempt(usage=Usage(prompt_tokens=200_001)), quote=Quote(price=price))

@@ -15,10 +15,21 @@ import yaml
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import UpstreamError
 from pointsman.testing import Harness, breaks, disconnect, error, never, ok
-from pointsman.types import AttemptKind, BudgetSpent, Execution, Identity, Price, UpstreamRequest, Usage
+from pointsman.types import (
+    AttemptKind,
+    BudgetSpent,
+    Endpoint,
+    Execution,
+    Identity,
+    Price,
+    RequestContext,
+    UpstreamRequest,
+    Usage,
+)
 from pointsman_billing.errors import OutboxUnavailable
+from pointsman_billing.reports import Reports, Span
 
-from .kit import by_type, get, lines, reconciled, settled_as, until, worker
+from .kit import AT, attempt, by_type, get, lines, reconciled, settled_as, until, worker
 
 FILE = {"ndjson": {"path": "bills.ndjson"}}
 
@@ -257,6 +268,98 @@ async def test_an_outbox_that_fails_keeps_settlements_in_the_journal(tmp_path: P
         assert len(await events(h, tmp_path, 3)) == 3
         await settled_as(h, billed=1)
         assert h.status("billing").details["own_calls_waiting"] == 0
+
+
+def own_call(h: Harness, number: int) -> None:
+    """End a call of our own."""
+    ctx = RequestContext(
+        request_id=f"own-{number}",
+        endpoint=Endpoint.CHAT,
+        model="chat",
+        stream=False,
+        identity=Identity(tenant="acme"),
+        received_at=AT,
+    )
+    h.plugin("billing").post_response(ctx, attempt(1, kind=AttemptKind.JUDGE, request_id=ctx.request_id))
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+async def test_calls_of_our_own_that_end_while_the_worker_stops_are_billed_once(tmp_path: Path, turns: int) -> None:
+    """However commits, the end of the worker and the ends of the calls overlap."""
+    async with worker(tmp_path) as h:
+        plain = h.plugin("billing")._outbox.write
+        commits: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+        async def slow(work: Any) -> Any:
+            found = await plain(work)
+            released = asyncio.Event()
+            await commits.put(released)
+            await released.wait()
+            return found
+
+        h.plugin("billing")._outbox.write = slow
+        own_call(h, 1)
+        first = await commits.get()
+        stopping = asyncio.create_task(h.stop())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        own_call(h, 2)
+        first.set()
+        number = 3
+        while not stopping.done():
+            waiting = asyncio.ensure_future(commits.get())
+            await asyncio.wait({waiting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                waiting.cancel()
+                break
+            if number < 5:
+                own_call(h, number)
+                number += 1
+            waiting.result().set()
+        await stopping
+        assert h.faults == {}
+        assert h.plugin("billing")._lost == 0
+        found = Reports(tmp_path / ".pointsman-billing", [], 1.0).reconcile(Span(0, 10**11))
+        assert found["own_calls"]["total"] == number - 1
+        assert number >= 3
+
+
+async def test_calls_of_our_own_that_cannot_be_written_at_the_end_are_counted(tmp_path: Path) -> None:
+    """The rest of the shutdown goes on without them."""
+    async with worker(tmp_path, FILE) as h:
+        await h.request()
+        await h.settled()
+        billing = h.plugin("billing")
+        plain = billing._outbox.write
+
+        async def fail_own_calls(work: Any) -> Any:
+            if billing._waiting:
+                raise OutboxUnavailable("the disk is gone")
+            return await plain(work)
+
+        billing._outbox.write = fail_own_calls
+        own_call(h, 1)
+        await h.stop()
+        own_call(h, 2)
+        assert h.faults == {}
+        assert billing._lost == 2
+
+
+async def test_a_bill_that_no_database_can_hold_harms_nobody(tmp_path: Path) -> None:
+    """Prices and margin give more than 64 bits: the request is unpriced, counted, and settled like the others."""
+    section = {
+        "prices": [{"input_usd_per_million": 10**6, "output_usd_per_million": 10**6}],
+        "margins": [{"margin_ratio": 1000}],
+    }
+    async with worker(tmp_path, FILE, **section) as h:
+        many = Usage(prompt_tokens=10**10, completion_tokens=1)
+        await asyncio.gather(h.request(script=[ok(usage=many)]), h.request(), h.request())
+        await h.settled()
+        await settled_as(h, unpriced=1, billed=2)
+        assert h.faults == {}
+        assert h.status("billing").details["odd_amounts"] == 1
+        found = await get(h, "/usage", period="total", group_by="none")
+        assert [(row["attempts"], row["unpriced"]) for row in found["usage"]] == [(3, 1)]
 
 
 async def test_what_a_worker_had_settled_before_it_died_is_billed_once(tmp_path: Path) -> None:

@@ -27,7 +27,6 @@ OWN_KINDS: Final = frozenset({AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind
 
 #: A provider that reports more is mistaken; the tokens then count as unknown.
 MOST_TOKENS: Final = 10**10
-MOST_USD_MICROS: Final = 10**13
 
 _FAILED: Final = 400
 
@@ -58,8 +57,9 @@ class Line:
         kind: Why it was made.
         usage: Its tokens, None when unknown.
         gateway_usd_micros: The gateway's own figure for its cost, or None.
-        cost_usd_micros: What it cost, None when no price is known.
-        amount_usd_micros: What the tenant pays, None when no price is known.
+        cost_usd_micros: What it cost, None when no price is known or what it gives cannot be true.
+        amount_usd_micros: What the tenant pays, None as above.
+        refused: Whether it has a price, which gives something that cannot be true.
         difference_usd_micros: By how much the cost at the gateway's prices exceeds the gateway's own figure; 0 where the
             two cannot be compared.
     """
@@ -70,6 +70,7 @@ class Line:
     gateway_usd_micros: int | None
     cost_usd_micros: int | None
     amount_usd_micros: int | None
+    refused: bool = False
     difference_usd_micros: int = 0
 
 
@@ -83,7 +84,7 @@ class Bill:
         tenant: Who pays.
         model: The model asked for.
         at_ms: Unix milliseconds: when it ended.
-        state: ``billed``, ``unpriced`` (something in it has no price) or ``free`` (nothing is owed).
+        state: ``billed``, ``unpriced`` (nobody can say what something in it costs) or ``free`` (nothing is owed).
         lines: The attempts in it.
         events: What is delivered.
     """
@@ -111,6 +112,11 @@ class Bill:
     def gateway_usd_micros(self) -> int:
         """The sum of what is known."""
         return sum(line.gateway_usd_micros or 0 for line in self.lines)
+
+    @property
+    def refused(self) -> int:
+        """How many of its attempts have a price that gives something that cannot be true."""
+        return sum(line.refused for line in self.lines)
 
     @property
     def difference_usd_micros(self) -> int:
@@ -218,7 +224,7 @@ class _Made:
 def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Made:
     usage = believable(attempt.usage)
     gateway_cost = attempt.cost_usd_micros
-    if gateway_cost is not None and not 0 <= gateway_cost <= MOST_USD_MICROS:
+    if gateway_cost is not None and not 0 <= gateway_cost <= money.MOST_USD_MICROS:
         gateway_cost = None
     price = quote.price.at(usage.prompt_tokens if usage is not None else 0)
     by_prices = usage is not None and usage.total_tokens > 0 and money.cost_usd(usage, price) is not None
@@ -273,6 +279,7 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Made:
         gateway_usd_micros=gateway_cost,
         cost_usd_micros=cost_micros,
         amount_usd_micros=_int(costs["amount_usd_micros"]),
+        refused=amount is None and (from_gateway or by_prices),
         difference_usd_micros=(cost_micros or 0) - (gateway_cost or 0) if comparable else 0,
     )
     event = BillEvent(id=made_id, type=events.ATTEMPT, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))

@@ -143,7 +143,9 @@ def cost_fields(
     gateway_cost_usd_micros: int | None,
     margin_ratio: Decimal,
 ) -> tuple[Decimal | None, dict[str, object]]:
-    """Compute an attempt's cost; return it with the last fields of its event.
+    """Compute what the tenant pays for an attempt; return it with the last fields of its event.
+
+    A cost or an amount that cannot be true is none.
 
     Args:
         usage: The tokens, or None.
@@ -157,7 +159,8 @@ def cost_fields(
         cost = None if gateway_cost_usd_micros is None else money.from_micros(gateway_cost_usd_micros)
     elif usage is not None:
         cost = money.cost_usd(usage, price)
-    amount = None if cost is None else money.with_margin(cost, margin_ratio)
+    cost = money.believable(cost)
+    amount = None if cost is None else money.believable(money.with_margin(cost, margin_ratio))
     return amount, {
         "cost_basis": None if cost is None else basis,
         "gateway_cost_usd_micros": gateway_cost_usd_micros,

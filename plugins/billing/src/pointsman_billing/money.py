@@ -2,6 +2,9 @@
 
 Nothing is computed in binary floating point. An amount is exact as long as it has at most 60 digits, and is rounded half
 to even to micro-dollars once, at the end.
+
+No attempt costs more than ten million dollars: whoever says so has mistyped a price or a margin. Below that, hundreds of
+thousands of attempts add up within the 64 bits that databases have for a sum.
 """
 
 from __future__ import annotations
@@ -12,9 +15,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from pointsman.types import Price, Usage
 
-#: So that neither another library's context nor the thread has a say in the result.
-CONTEXT: Final = Context(prec=60, rounding=ROUND_HALF_EVEN)
+#: So that neither another library's context nor the thread has a say in the result. What is no number any more is not
+#: raised but refused by ``believable``.
+CONTEXT: Final = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[])
+MOST_USD_MICROS: Final = 10**13
 _MICROS: Final = Decimal(1_000_000)
+_MOST_USD: Final = MOST_USD_MICROS / _MICROS
 _ONE: Final = Decimal(1)
 _ZERO: Final = Decimal(0)
 
@@ -55,6 +61,11 @@ def cost_usd(usage: Usage, price: Price) -> Decimal | None:
         if tokens and unit_usd:
             total = CONTEXT.add(total, CONTEXT.multiply(Decimal(tokens), unit_usd))
     return total
+
+
+def believable(usd: Decimal | None) -> Decimal | None:
+    """Return the amount, or None for one that cannot be true."""
+    return usd if usd is not None and usd.is_finite() and 0 <= usd <= _MOST_USD else None
 
 
 def with_margin(cost: Decimal, margin_ratio: Decimal) -> Decimal:

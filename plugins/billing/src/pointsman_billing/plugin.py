@@ -59,7 +59,9 @@ class Billing:
         self._deliveries: list[Delivery] = []
         self._rows: list[dict[str, Any]] = []
         self._announced: dict[str, None] = {}
-        self._billed = self._lost = self._refused = self._odd = 0
+        self._flushing = asyncio.Lock()
+        self._stopped = False
+        self._billed = self._lost = self._refused = self._odd = self._odd_amounts = 0
         self._trouble = ""
 
     @hookimpl
@@ -112,7 +114,7 @@ class Billing:
     async def shutdown(self) -> None:
         """Deliver what can be delivered at once, and let go of everything."""
         try:
-            await self._flush_own_calls()
+            await self._flush_own_calls_if_possible()
             try:
                 async with asyncio.timeout(_DRAIN_S):
                     for delivery in self._deliveries:
@@ -122,7 +124,12 @@ class Billing:
             await self._sharing.write_if_possible()
             for delivery in self._deliveries:
                 await delivery.stop()
+            # Those that have ended meanwhile.
+            await self._flush_own_calls_if_possible()
         finally:
+            self._stopped = True
+            for made in self._waiting:
+                self._lose(made)
             await self._outbox.close()
 
     # -- traffic ------------------------------------------------------------------------------------------------------
@@ -144,12 +151,16 @@ class Billing:
         made = bill.of_own_call(ctx, attempt, tenant, self._quote(tenant, ctx.model, attempt))
         if made is None:
             return
-        if len(self._waiting) >= _MOST_WAITING:
-            self._lost += 1
-            log.error("billing lost the %s call %s: the outbox fails and too many wait", attempt.kind, ctx.request_id)
+        if self._stopped or len(self._waiting) >= _MOST_WAITING:
+            self._lose(made)
             return
         self._waiting.append(made)
         self._more.set()
+
+    def _lose(self, made: Bill) -> None:
+        self._lost += 1
+        why = "the worker has ended" if self._stopped else "the outbox fails and too many wait"
+        log.error("billing lost the %s call %s: %s", made.lines[0].kind, made.request_id, why)
 
     @hookimpl
     async def settle(self, settlement: Settlement) -> None:
@@ -182,6 +193,12 @@ class Billing:
                 delivery.wake()
         new = [made for made, first in zip(bills, unannounced, strict=True) if first]
         self._billed += len(new)
+        for made in new:
+            if made.refused:
+                self._odd_amounts += made.refused
+                log.error(
+                    "request %s: the prices or the margin give an impossible amount; it is unpriced", made.request_id
+                )
         # The outbox says who has been announced before; those of this moment it does not know yet.
         told = [made for made in new if self._config.announce and made.request_id not in self._announced]
         for made in told:
@@ -212,11 +229,24 @@ class Billing:
                 self._more.set()
 
     async def _flush_own_calls(self) -> None:
-        while self._waiting:
-            bills = list(self._waiting)
-            await self._append(bills, settled=False)
-            for _ in bills:
-                self._waiting.popleft()
+        """Write down what waits.
+
+        Raises:
+            OutboxUnavailable: not all of it was written; it still waits.
+        """
+        async with self._flushing:
+            while self._waiting:
+                bills = list(self._waiting)
+                await self._append(bills, settled=False)
+                # More may have come behind them; nobody else takes any away.
+                for _ in bills:
+                    self._waiting.popleft()
+
+    async def _flush_own_calls_if_possible(self) -> None:
+        try:
+            await self._flush_own_calls()
+        except OutboxUnavailable as err:
+            log.warning("billing could not write down calls of our own at the end: %s", err)
 
     # -- upkeep -------------------------------------------------------------------------------------------------------
 
@@ -256,6 +286,7 @@ class Billing:
                 "own_calls_waiting": len(self._waiting),
                 "own_calls_lost": self._lost,
                 "odd_usages": self._odd,
+                "odd_amounts": self._odd_amounts,
                 "commits": self._outbox.commits,
                 "sinks": [
                     {**rows.get(delivery.name, {"name": delivery.name}), "delivers_here": delivery.progress.active}

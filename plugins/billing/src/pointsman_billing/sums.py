@@ -38,7 +38,7 @@ def _of_line(line: Line) -> tuple[int, ...]:
         0,
         1,
         int(usage is not None and usage.estimated),
-        int(line.cost_usd_micros is None),
+        int(line.amount_usd_micros is None),
         usage.prompt_tokens if usage else 0,
         usage.completion_tokens if usage else 0,
         usage.cached_tokens if usage else 0,
