@@ -18,7 +18,7 @@ _FILES: Final = Path("/proc/self/fd")
 _NOT_OURS: Final = ("/dev/", "/proc/", "anon_inode:", "pipe:")
 
 #: How long something that is about to end may take to do so, in real seconds.
-PATIENCE_S: Final = 1.0
+PATIENCE_S: Final = 5.0
 _POLL_S: Final = 0.01
 
 
