@@ -26,6 +26,10 @@ class TestContract(ContractSuite):
         ({"sinks": [{"ndjsn": {"path": "x"}}]}, "did you mean 'ndjson'"),
         ({"sinks": [{"ndjson": {"pth": "x"}}]}, "pth"),
         ({"sinks": ["stdout", "stdout"]}, "two sinks are called 'stdout'"),
+        (
+            {"sinks": [{"ndjson": {"path": "a"}}, {"ndjson": {"name": "b", "path": "./a"}}]},
+            "each needs a file of its own",
+        ),
         ({"sinks": [{"lago": {"url": "https://user:secret@lago.test", "api_key": "k"}}]}, "neither credentials"),
         ({"margins": [{"margin_ratio": -2}]}, "margin_ratio"),
         ({"outbox": {"path": ""}}, "path"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from os.path import normpath
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo
 
@@ -128,7 +129,12 @@ class BillingConfig(PluginConfig):
     @model_validator(mode="after")
     def _consistent(self) -> BillingConfig:
         names: set[str] = set()
+        files: set[str] = set()
         for sink in self.sinks:
+            if (path := getattr(sink.config, "path", None)) is not None:
+                if (file := normpath(path)) in files:
+                    raise ValueError(f"two sinks write to {path!r}; each needs a file of its own")
+                files.add(file)
             if sink.name in names:
                 raise ValueError(
                     f"two sinks are called {sink.name!r}; give one of them a 'name' of its own: each keeps its place "
