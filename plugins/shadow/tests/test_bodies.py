@@ -33,6 +33,8 @@ KEYS = st.sampled_from(["messages", "input", "system", "tools", "role", "content
         (Endpoint.RESPONSES, {"input": "x", "previous_response_id": "resp_1"}, "state"),
         (Endpoint.RESPONSES, {"input": "x", "conversation": {"id": "c"}}, "state"),
         (Endpoint.RESPONSES, {"input": "x", "store": True}, None),
+        (Endpoint.MESSAGES, {"messages": [], "container": "container_1"}, "state"),
+        (Endpoint.MESSAGES, {"messages": [], "container": None}, None),
         (Endpoint.CHAT, {"tools": "garbage"}, None),
         (Endpoint.CHAT, {"tools": ["garbage"]}, None),
     ],
@@ -67,6 +69,104 @@ def test_the_mirror_gets_what_speaks_to_the_model_and_nothing_else():
         "temperature": 0.2,
         "response_format": {"type": "json_object"},
     }
+
+
+#: What a client may send beside what shapes the answer.
+NOT_SENT = {
+    **dict.fromkeys(["model", "stream", "user", "safety_identifier", "metadata", "litellm_metadata", "tags"], "x"),
+    **dict.fromkeys(["api_key", "api_base", "base_url", "api_version", "organization", "custom_llm_provider"], "x"),
+    **dict.fromkeys(["aws_access_key_id", "aws_secret_access_key", "aws_bedrock_runtime_endpoint"], "x"),
+    **dict.fromkeys(["azure_ad_token", "azure_username", "vertex_credentials", "vertex_project", "region_name"], "x"),
+    **dict.fromkeys(["extra_body", "extra_headers", "default_headers", "headers", "extra_query", "client"], "x"),
+    **dict.fromkeys(["model_info", "model_list", "deployment_id", "input_cost_per_token", "secret_fields"], "x"),
+    **dict.fromkeys(["proxy_server_request", "user_config", "fallbacks", "guardrails", "mock_response"], "x"),
+    "a_parameter_of_tomorrow": 1,
+}
+SHAPING = {
+    Endpoint.CHAT: {
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.1,
+        "top_p": 0.9,
+        "top_k": 5,
+        "seed": 7,
+        "stop": ["."],
+        "n": 2,
+        "max_tokens": 5,
+        "max_completion_tokens": 5,
+        "frequency_penalty": 0.1,
+        "presence_penalty": 0.1,
+        "logit_bias": {"1": 1},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {"type": "json_object"},
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "functions": [],
+        "function_call": "auto",
+        "reasoning_effort": "low",
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+        "verbosity": "low",
+        "modalities": ["text"],
+        "audio": {"voice": "a"},
+        "prediction": {"type": "content", "content": "x"},
+        "web_search_options": {},
+    },
+    Endpoint.MESSAGES: {
+        "messages": [{"role": "user", "content": "hi"}],
+        "system": "be brief",
+        "max_tokens": 5,
+        "stop_sequences": ["."],
+        "temperature": 0.1,
+        "top_k": 5,
+        "top_p": 0.9,
+        "thinking": {"type": "adaptive"},
+        "tools": [{"name": "f"}],
+        "tool_choice": {"type": "auto"},
+        "output_config": {"effort": "low"},
+        "output_format": {"type": "json_schema"},
+        "context_management": {"edits": []},
+        "cache_control": {"type": "ephemeral"},
+        "mcp_servers": [],
+    },
+    Endpoint.RESPONSES: {
+        "input": "hi",
+        "instructions": "be brief",
+        "max_output_tokens": 5,
+        "max_tool_calls": 1,
+        "temperature": 0.1,
+        "top_p": 0.9,
+        "top_logprobs": 2,
+        "reasoning": {"effort": "low"},
+        "text": {"format": {"type": "text"}},
+        "include": ["reasoning.encrypted_content"],
+        "truncation": "auto",
+        "tools": [{"type": "function", "name": "f"}],
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "context_management": [],
+    },
+}
+
+
+@pytest.mark.parametrize("endpoint", SHAPING)
+def test_no_credential_and_no_switch_reaches_a_challenger(endpoint):
+    """Nor anything else that is not known to shape the answer; all that is known does."""
+    stored = {"store": False} if endpoint is Endpoint.RESPONSES else {}
+    assert bodies.mirrored(endpoint, {**NOT_SENT, **SHAPING[endpoint], "store": True}) == SHAPING[endpoint] | stored
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body"),
+    [
+        (Endpoint.MESSAGES, {"mcp_servers": [{"url": "x", "authorization_token": "t"}]}),
+        (Endpoint.RESPONSES, {"tools": [{"type": "mcp", "server_url": "x", "headers": {"authorization": "t"}}]}),
+        (Endpoint.RESPONSES, {"tools": [{"type": "mcp", "server_url": "x", "authorization": "t"}]}),
+    ],
+)
+def test_tools_that_run_with_the_clients_credentials_are_never_run_twice(endpoint, body):
+    assert bodies.obstacle(endpoint, body, server_tools=True) == "credentials"
+    assert bodies.obstacle(endpoint, body, server_tools=False) == "server_tools"
 
 
 def test_a_mirrored_response_is_not_stored_at_the_provider():
@@ -131,6 +231,11 @@ def test_any_body_can_be_read(body):
         ({"max_tokens": True}, 9),
         ({"max_output_tokens": 7}, 7),
         ({"max_tokens": -1}, 9),
+        ({"max_tokens": 5, "n": 3}, 15),
+        ({"n": 3}, 27),
+        ({"max_tokens": 5, "n": 0}, 5),
+        ({"max_tokens": 10**400}, 10**12),
+        ({"max_tokens": 10**400, "n": 10**400}, 10**12),
     ],
 )
 def test_the_most_an_answer_may_have(body, tokens):

@@ -7,59 +7,101 @@ from typing import Final
 
 from pointsman.types import Endpoint
 
-#: What speaks to the gateway or to the provider's account, not to the model. A mirror has its own.
-_NOT_MIRRORED: Final = frozenset(
+#: What shapes an answer on every API, also where only some providers know it. Nothing else is ever sent to a challenger:
+#: no credentials, addresses, headers and identities of the client's, and no switches of the gateway or of a provider.
+_SHAPING: Final = frozenset(
     {
-        "model",
-        "stream",
-        "stream_options",
-        "metadata",
-        "litellm_metadata",
-        "user",
-        "safety_identifier",
-        "prompt_cache_key",
-        "store",
-        "background",
-        "service_tier",
-        "num_retries",
-        "max_retries",
-        "fallbacks",
-        "context_window_fallbacks",
-        "content_policy_fallbacks",
-        "disable_fallbacks",
-        "timeout",
-        "request_timeout",
-        "stream_timeout",
-        "cache",
-        "caching",
-        "ttl",
-        "tags",
-        "guardrails",
-        "api_key",
-        "api_base",
-        "base_url",
-        "api_version",
-        "extra_headers",
-        "headers",
-        "mock_response",
-        "mock_timeout",
-        "mock_testing_fallbacks",
-        "mock_testing_context_fallbacks",
-        "mock_testing_content_policy_fallbacks",
-        "mock_testing_rate_limit_error",
-        "specific_deployment",
-        "user_config",
-        "priority",
+        "temperature",
+        "top_p",
+        "top_k",
+        "top_a",
+        "min_p",
+        "typical_p",
+        "seed",
+        "repetition_penalty",
+        "frequency_penalty",
+        "presence_penalty",
+        "min_tokens",
+        "max_tokens",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "mcp_servers",
+        "thinking",
+        "enable_thinking",
+        "reasoning",
+        "reasoning_effort",
+        "verbosity",
+        "context_management",
+        "cache_control",
+        "safety_settings",
+        "chat_template_kwargs",
+        # A prompt that the gateway keeps.
+        "prompt_id",
+        "prompt_label",
+        "prompt_variables",
+        "prompt_version",
+        # What becomes of the others at a model that does not know them.
+        "drop_params",
+        "additional_drop_params",
+        "allowed_openai_params",
     }
 )
-_PREFIX: Final = "litellm_"
+_MIRRORED: Final[Mapping[Endpoint, frozenset[str]]] = {
+    Endpoint.CHAT: _SHAPING
+    | {
+        "messages",
+        "n",
+        "best_of",
+        "stop",
+        "stop_token_ids",
+        "max_completion_tokens",
+        "logit_bias",
+        "logprobs",
+        "top_logprobs",
+        "response_format",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "structured_outputs",
+        "functions",
+        "function_call",
+        "modalities",
+        "audio",
+        "prediction",
+        "web_search_options",
+        "include_reasoning",
+    },
+    Endpoint.MESSAGES: _SHAPING
+    | {"messages", "system", "stop_sequences", "output_config", "output_format", "compaction", "inference_geo"},
+    Endpoint.RESPONSES: _SHAPING
+    | {
+        "input",
+        "instructions",
+        "include",
+        "text",
+        "max_output_tokens",
+        "max_tool_calls",
+        "partial_images",
+        "top_logprobs",
+        "truncation",
+    },
+}
 #: What refers to something that only the primary's provider keeps.
-_STATE: Final = ("previous_response_id", "conversation", "container", "prompt")
+_STATE: Final[Mapping[Endpoint, tuple[str, ...]]] = {
+    Endpoint.MESSAGES: ("container",),
+    Endpoint.RESPONSES: ("previous_response_id", "conversation", "prompt"),
+}
+#: With these a server of tools knows the client.
+_CREDENTIALS: Final = ("authorization", "authorization_token", "headers")
 #: The only kinds of tool that the client runs itself.
 _CLIENTS_TOOLS: Final = frozenset({"function", "custom"})
 _PROMPT_KEYS: Final = ("system", "instructions", "messages", "input")
 _TEXT_KEYS: Final = ("content", "text", "output", "tool_calls", "function", "arguments")
 _MAX_DEPTH: Final = 12
+#: A request that allows more tokens allows this many; no day's budget is larger.
+_MOST_TOKENS: Final = 10**12
 
 
 def obstacle(endpoint: Endpoint, body: Mapping[str, object], *, server_tools: bool) -> str | None:
@@ -71,25 +113,24 @@ def obstacle(endpoint: Endpoint, body: Mapping[str, object], *, server_tools: bo
         server_tools: Whether tools that run at the provider or the gateway are allowed.
 
     Returns:
-        ``background``, ``state`` or ``server_tools``.
+        ``background``, ``state``, ``server_tools`` or, of tools that run with the client's own, ``credentials``.
     """
-    if endpoint is Endpoint.RESPONSES:
-        if body.get("background"):
-            return "background"
-        if any(body.get(name) for name in _STATE):
-            return "state"
-    if server_tools:
-        return None
-    if body.get("mcp_servers") or body.get("web_search_options"):
-        return "server_tools"
-    tools = body.get("tools")
-    if isinstance(tools, Sequence) and not isinstance(tools, str):
-        for tool in tools:
-            # Anthropic's own tools of the client have no type at all.
-            kind = tool.get("type") if isinstance(tool, Mapping) else None
-            if kind is not None and kind not in _CLIENTS_TOOLS:
-                return "server_tools"
-    return None
+    if endpoint is Endpoint.RESPONSES and body.get("background"):
+        return "background"
+    if any(body.get(name) for name in _STATE.get(endpoint, ())):
+        return "state"
+    # Anthropic's own tools of the client have no type at all.
+    elsewhere = [tool for tool in _objects(body.get("tools")) if tool.get("type") not in {None, *_CLIENTS_TOOLS}]
+    servers = _objects(body.get("mcp_servers"))
+    if not server_tools:
+        return "server_tools" if elsewhere or servers or body.get("web_search_options") else None
+    return "credentials" if any(each.get(name) for each in elsewhere + servers for name in _CREDENTIALS) else None
+
+
+def _objects(value: object) -> list[Mapping[str, object]]:
+    if not isinstance(value, Sequence):
+        return []
+    return [item for item in value if isinstance(item, Mapping)]
 
 
 def has_tools(body: Mapping[str, object]) -> bool:
@@ -98,12 +139,9 @@ def has_tools(body: Mapping[str, object]) -> bool:
 
 
 def mirrored(endpoint: Endpoint, body: Mapping[str, object]) -> dict[str, object]:
-    """Return what is sent to the challenger: a copy, so that nobody changes the primary's, without the gateway's part."""
-    made = {
-        name: _copied(value)
-        for name, value in body.items()
-        if name not in _NOT_MIRRORED and not name.startswith(_PREFIX)
-    }
+    """Return what is sent to the challenger: a copy, so that nobody changes the primary's, of what shapes the answer."""
+    shaping = _MIRRORED[endpoint]
+    made = {name: _copied(value) for name, value in body.items() if name in shaping}
     if endpoint is Endpoint.RESPONSES:
         # The copy leaves nothing behind at the provider.
         made["store"] = False
@@ -152,9 +190,13 @@ def _texts(value: object, role: str, depth: int) -> Iterator[tuple[str, str]]:
 
 
 def most_tokens(body: Mapping[str, object], otherwise: int) -> int:
-    """Return the most tokens that the request allows the answer, or ``otherwise`` when it does not say."""
+    """Return the most tokens that the request allows its answers, each with ``otherwise`` when it does not say."""
+    answers = _positive(body.get("n")) or 1
     for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
-        value = body.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value
-    return otherwise
+        if (each := _positive(body.get(name))) is not None:
+            return min(each * answers, _MOST_TOKENS)
+    return min(otherwise * answers, _MOST_TOKENS)
+
+
+def _positive(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
