@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pointsman.testing import error, never, ok
+from pointsman.testing.play import answer_body
+from pointsman.testing.script import USAGE
 from pointsman.types import AttemptKind, Endpoint
 
 A, B, TIE = ok('{"verdict": "A"}'), ok('{"verdict": "B"}'), ok("It is a tie: [[tie]]")
@@ -104,3 +106,33 @@ async def test_embeddings(shadows, kit, step, similar, failed):
     assert (shown["pairs"], shown["embedding_failed"]) == (1, failed)
     figures = {figure["metric"]: figure["mean"] for figure in shown["figures"]}
     assert figures.get("embedding") == similar
+
+
+@pytest.mark.parametrize(
+    ("vectors", "similar", "failed"),
+    [
+        ([[1.3e154, 1.3e154], [1.3e154, 1.3e154]], 1.0, 0),
+        ([[10**400, 1], [1, 1]], None, 1),
+        ([[float("nan"), 1.0], [1.0, 1.0]], None, 1),
+    ],
+)
+async def test_embeddings_out_of_the_ordinary_are_paid_all_the_same(
+    shadows, kit, monkeypatch, *, vectors, similar, failed
+):
+    """However large their numbers are."""
+
+    def body(endpoint, *args):
+        made = answer_body(endpoint, *args)
+        for item, vector in zip(made.get("data", ()), vectors, strict=False):
+            item["embedding"] = vector
+        return made
+
+    monkeypatch.setattr("pointsman.testing.calls.answer_body", body)
+    worker = await shadows.worker(kit.mirror(embedding={"model": "embed"}))
+    await worker.request()
+    shown = await shadows.shown(worker)
+    assert (shown["pairs"], shown["embedding_failed"]) == (1, failed)
+    assert {figure["metric"]: figure["mean"] for figure in shown["figures"]}.get("embedding") == similar
+    # The mirror's own call and the embedding model's.
+    assert shown["spent"]["tokens"] == 2 * USAGE.total_tokens
+    assert worker.faults == {}

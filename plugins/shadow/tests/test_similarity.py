@@ -74,8 +74,14 @@ def test_any_text_can_be_compared_as_json(one, other):
     assert similarity.same_json(one, other) in {None, 0.0, 1.0}
 
 
+def test_json_that_is_too_long_to_be_read_says_nothing():
+    long = json.dumps(["x" * similarity.MAX_JSON_CHARS])
+    assert similarity.same_json(long, "[1]") is None
+    assert similarity.same_json("[1]", long) is None
+
+
 def test_deep_json_is_no_error():
-    deep = "[" * 100_000
+    deep = "[" * similarity.MAX_JSON_CHARS
     assert similarity.same_json(deep, deep) is None
 
 
@@ -94,6 +100,8 @@ def call(name="weather", arguments='{"city": "Oslo"}'):
         ([call(), call("news", "")], [call("news", "{}"), call()], 1.0),
         ([call(), call()], [call(), call("news")], 0.0),
         ([call(arguments="not json")], [call(arguments="not json")], 1.0),
+        ([call(arguments='{"n": 1}')], [call(arguments='{"n": true}')], 0.0),
+        ([call(), call("news"), call("news")], [call(), call(), call("news")], 0.0),
     ],
 )
 def test_tools(one, other, same):
@@ -109,11 +117,15 @@ def test_tools(one, other, same):
         ([1.0], [1.0, 0.0], None),
         ([0.0], [1.0], None),
         ([], [], None),
-        ([1e308, 1e308], [1e308, 1e308], None),
+        ([1e308, 1e308], [1e308, 1e308], 1.0),
+        ([1.3e154, 1.3e154], [1.3e154, -1.3e154], 0.0),
+        ([1e-200], [1e-200], 1.0),
+        ([float("inf")], [1.0], None),
+        ([1.0, float("nan")], [1.0, 1.0], None),
     ],
 )
 def test_cosine(one, other, cosine):
-    assert similarity.cosine(one, other) == cosine
+    assert similarity.cosine(one, other) == (None if cosine is None else pytest.approx(cosine))
 
 
 def test_vectors_come_in_the_order_of_the_inputs():
@@ -121,6 +133,35 @@ def test_vectors_come_in_the_order_of_the_inputs():
     assert similarity.vectors(body) == [[1.0, 0.5], [2.0]]
 
 
-@pytest.mark.parametrize("body", [{}, {"data": 1}, {"data": [{}]}, {"data": [{"embedding": "AAAA"}]}, {"data": [None]}])
+def test_many_calls_are_each_read_once(monkeypatch):
+    """In whatever order they come: the work does not grow with the square of their number."""
+    calls = [call(arguments=json.dumps({"number": number})) for number in range(100)]
+    others = [call(arguments=json.dumps({"number": number}, indent=1)) for number in reversed(range(100))]
+    read = []
+    loads = json.loads
+    monkeypatch.setattr(similarity.json, "loads", lambda text, **how: (read.append(text), loads(text, **how))[1])
+    assert similarity.same_tools(calls, others) == 1.0
+    assert len(read) == 200
+
+
+def test_arguments_that_are_too_long_together_are_compared_as_text():
+    long = json.dumps({"x": "y" * (similarity.MAX_JSON_CHARS // 2)})
+    spaced = long.replace(":", ": ", 1)
+    assert similarity.same_tools([call(arguments=long)], [call(arguments=spaced)]) == 1.0
+    assert similarity.same_tools([call(arguments=long)] * 3, [call(arguments=spaced)] * 3) == 0.0
+    assert similarity.same_tools([call(arguments=long)] * 3, [call(arguments=long)] * 3) == 1.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"data": 1},
+        {"data": [{}]},
+        {"data": [{"embedding": "AAAA"}]},
+        {"data": [None]},
+        {"data": [{"embedding": [10**400, 1]}]},
+    ],
+)
 def test_no_vectors_in_anything_else(body):
     assert similarity.vectors(body) == []

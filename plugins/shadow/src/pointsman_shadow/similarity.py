@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from math import fsum, isfinite, sqrt
@@ -14,8 +15,9 @@ from pointsman.types import ToolCall
 
 #: More than this of each text is not compared: the distance takes time with the square of it, 1 ms for these.
 COMPARED_CHARS: Final = 8_000
-#: Deeper JSON is compared as text.
-_MAX_JSON_CHARS: Final = 1_000_000
+#: Longer JSON is not read, and arguments of tools that are longer together are compared as text: it must not take long.
+MAX_JSON_CHARS: Final = 50_000
+_MOST_WHOLE: Final = 1e22
 
 
 def exact(one: str, other: str) -> float:
@@ -39,76 +41,69 @@ def _spaced(text: str) -> str:
 def same_json(one: str, other: str) -> float | None:
     """Return 1 when both texts hold equal JSON objects or arrays, 0 when only one does or they differ; None for none.
 
-    A text may have its JSON in a fenced block. The order of names, white space and the spelling of numbers do not count.
+    None also when one has more than 50 000 characters. A text may have its JSON in a fenced block. The order of names, white space and the spelling of numbers do not count.
     """
-    first, second = _parsed(one), _parsed(other)
+    if max(len(one), len(other)) > MAX_JSON_CHARS:
+        return None
+    first, second = _canonical(one), _canonical(other)
     if first is None and second is None:
         return None
-    return float(first is not None and second is not None and _equal(first, second))
+    return float(first == second)
 
 
-def _parsed(text: str) -> Mapping[str, object] | Sequence[object] | None:
+def _canonical(text: str) -> str | None:
+    """Return the object or array in a text, spelt in the one way that all equal ones are; None when there is none."""
     text = text.strip()
     if text.startswith("```"):
         _, _, text = text.partition("\n")
         text = text.rstrip().removesuffix("```")
     text = text.strip()
-    if not text.startswith(("{", "[")) or len(text) > _MAX_JSON_CHARS:
+    if not text.startswith(("{", "[")):
         return None
     try:
-        found = json.loads(text)
+        return json.dumps(json.loads(text, parse_float=_number), sort_keys=True)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict | list) else None
 
 
-def _equal(one: object, other: object) -> bool:
-    # Python holds True equal to 1, JSON does not.
-    try:
-        return one == other and json.dumps(one, sort_keys=True) == json.dumps(_like(other, one), sort_keys=True)
-    except RecursionError:
-        return False
-
-
-def _like(value: object, model: object) -> object:
-    """Return a value with its numbers spelt as in another, equal one."""
-    if isinstance(value, dict) and isinstance(model, dict):
-        return {name: _like(item, model.get(name)) for name, item in value.items()}
-    if isinstance(value, list) and isinstance(model, list):
-        return [_like(item, other) for item, other in zip(value, model, strict=True)]
-    numbers = isinstance(value, int | float) and isinstance(model, int | float)
-    return model if numbers and not isinstance(value, bool) and not isinstance(model, bool) else value
+def _number(text: str) -> float:
+    value = float(text)
+    # Whole numbers as JSON's integers; larger ones would become hundreds of digits.
+    return int(value) if abs(value) < _MOST_WHOLE and value.is_integer() else value
 
 
 def same_tools(one: Sequence[ToolCall], other: Sequence[ToolCall]) -> float | None:
     """Return 1 when both call the same tools with equal arguments, in any order; None when neither calls one."""
     if not one and not other:
         return None
-    if len(one) != len(other):
-        return 0.0
-    left = list(other)
-    for call in one:
-        match = next((i for i, each in enumerate(left) if each.name == call.name and _same_arguments(call, each)), None)
-        if match is None:
-            return 0.0
-        left.pop(match)
-    return 1.0
+    return float(len(one) == len(other) and _calls(one) == _calls(other))
 
 
-def _same_arguments(one: ToolCall, other: ToolCall) -> bool:
+def _calls(calls: Sequence[ToolCall]) -> Counter[tuple[str, str]]:
     # No arguments and an empty object are the same to a tool.
-    first, second = one.arguments.strip() or "{}", other.arguments.strip() or "{}"
-    return first == second or same_json(first, second) == 1.0
+    arguments = [call.arguments.strip() or "{}" for call in calls]
+    if sum(map(len, arguments)) <= MAX_JSON_CHARS:
+        arguments = [_canonical(each) or each for each in arguments]
+    return Counter(zip((call.name for call in calls), arguments, strict=True))
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float | None:
     """Return the cosine of two vectors, negative ones as 0; None when they cannot be compared."""
-    if len(one) != len(other) or not one:
+    if len(one) != len(other):
         return None
-    length = sqrt(fsum(x * x for x in one)) * sqrt(fsum(x * x for x in other))
-    if not length or not isfinite(length):
+    first, second = _scaled(one), _scaled(other)
+    if first is None or second is None:
         return None
-    return min(max(fsum(x * y for x, y in zip(one, other, strict=True)) / length, 0.0), 1.0)
+    length = sqrt(fsum(x * x for x in first)) * sqrt(fsum(x * x for x in second))
+    return min(max(fsum(x * y for x, y in zip(first, second, strict=True)) / length, 0.0), 1.0)
+
+
+def _scaled(vector: Sequence[float]) -> list[float] | None:
+    """Return a vector of the same direction whose largest part is 1, so that no square is too large or too small."""
+    largest = max(map(abs, vector), default=0.0)
+    if not largest or not all(map(isfinite, vector)):
+        return None
+    return [x / largest for x in vector]
 
 
 def vectors(body: Mapping[str, object]) -> list[list[float]]:
@@ -124,5 +119,8 @@ def vectors(body: Mapping[str, object]) -> list[list[float]]:
             return []
         if not all(isinstance(x, int | float) for x in vector):
             return []
-        found[index if isinstance(index, int) else place] = [float(x) for x in vector]
+        try:
+            found[index if isinstance(index, int) else place] = [float(x) for x in vector]
+        except OverflowError:
+            return []
     return [found[place] for place in sorted(found)]
