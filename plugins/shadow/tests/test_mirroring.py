@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+from dataclasses import replace
 
 import pytest
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
-from pointsman.testing import breaks, disconnect, error, never, ok
+from pointsman.store.memory import MemoryStore
+from pointsman.testing import FakeClock, breaks, disconnect, error, never, ok
 from pointsman.types import (
+    Answer,
     AttemptKind,
     Denial,
     Endpoint,
     Execution,
     Identity,
     Outcome,
+    Route,
+    Settlement,
     UpstreamRequest,
 )
-from pointsman_shadow.budget import day_of
+from pointsman_shadow.budget import Amount, Held, Purse, day_of
+from pointsman_shadow.comparison import Side
+from pointsman_shadow.config import Mirror
+from pointsman_shadow.engine import _champion
 from pointsman_shadow.pace import PROBE_S
+from pointsman_shadow.pairs import MOST_ANSWERS, Pair
 
 ENDPOINTS = [Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES]
 
@@ -27,14 +37,15 @@ ENDPOINTS = [Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES]
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 async def test_the_challenger_gets_the_same_request_on_the_same_api(shadows, kit, endpoint, stream):
     worker = await shadows.worker(kit.mirror())
-    body = {"model": "chat", "messages": [{"role": "user", "content": "hello"}], "temperature": 0.5}
+    asked = "input" if endpoint is Endpoint.RESPONSES else "messages"
+    body = {"model": "chat", asked: [{"role": "user", "content": "hello"}], "temperature": 0.5}
     result = await worker.request(endpoint=endpoint, stream=stream, body=body, script=ok("the primary's words"))
     assert (result.status, result.text) == (200, "the primary's words")
     shown = await shadows.shown(worker)
     (call,) = kit.mirrors_of(worker)
     request = call.request
     assert (request.target, request.endpoint, request.stream) == ("new", endpoint, stream)
-    assert request.body["messages"] == body["messages"]
+    assert request.body[asked] == body[asked]
     assert request.body["temperature"] == 0.5
     assert request.tenant == "shadow:next"
     assert request.labels == {"mirror": "next", "primary": result.request_id}
@@ -163,6 +174,73 @@ async def test_a_raced_request_is_mirrored_once_and_the_mirror_is_not_raced(shad
     assert (await shadows.shown(worker))["pairs"] == 1
     (row,) = await shadows.results(worker)
     assert row["champion"]["text_chars"] == len("raced")
+
+
+class _Slowest:
+    """An executor of two legs that answers with the first, and not before the second has answered too."""
+
+    def __init__(self, config):
+        pass
+
+    @hookimpl
+    async def pre_route(self, route):
+        return route.__class__(target=route.target, executor="slowest")
+
+    @hookimpl
+    async def execute(self, ctx, route, upstream):
+        legs = [
+            upstream.start(UpstreamRequest(target=target, kind=kind, body=ctx.body))
+            for target, kind in ((route.target, AttemptKind.PRIMARY), ("judge", AttemptKind.HEDGE))
+        ]
+        responses = [await leg.response() for leg in legs]
+        return Execution(response=responses[0])
+
+
+async def test_the_champion_of_a_race_is_the_answer_that_the_client_got(shadows, kit):
+    """Not the last of those that have answered."""
+    slowest = PluginInfo(name="slowest", config=PluginConfig, factory=_Slowest)
+    script = {"chat": ok("the winner", latency_s=0.1), "judge": ok("the loser's", latency_s=0.2), "*": ok("the winner")}
+    worker = await shadows.worker(kit.mirror(keep_texts=True), first=[slowest], script=script)
+    result = await worker.request(script=script)
+    assert result.text == "the winner"
+    (row,) = await shadows.results(worker)
+    assert (row["champion"]["text"], row["champion"]["deployment"]) == ("the winner", "old-1")
+    assert row["champion"]["latency_ms"] == pytest.approx(100)
+    assert row["comparison"]["exact"] == 1.0
+
+
+def _settled(answered_by, *attempts):
+    return Settlement(
+        request_id="r",
+        endpoint=Endpoint.CHAT,
+        model="chat",
+        stream=False,
+        identity=Identity(),
+        route=Route(target="chat"),
+        outcome=Outcome.OK,
+        status_code=200,
+        started_at=0.0,
+        finished_at=1.0,
+        attempts=attempts,
+        answered_by=answered_by,
+    )
+
+
+@pytest.mark.parametrize(("answered_by", "champion"), [("1", "words of 1"), (None, "words of 2"), ("9", "words of 2")])
+async def test_without_a_known_winner_the_last_answer_counts(shadows, kit, answered_by, champion):
+    worker = await shadows.worker(kit.mirror())
+    attempts = [replace((await worker.request()).attempts[0], id=str(number)) for number in (1, 2)]
+    pair = Pair(None, {}, contextvars.copy_context(), 0.0)
+    for attempt in attempts:
+        pair.answered(attempt.id, Side.of(attempt, Answer(text=f"words of {attempt.id}")))
+    assert _champion(_settled(answered_by, *attempts), pair).answer.text == champion
+
+
+def test_of_many_answers_the_newest_are_kept():
+    pair = Pair(None, {}, contextvars.copy_context(), 0.0)
+    for number in range(2 * MOST_ANSWERS):
+        pair.answered(str(number), Side(outcome=Outcome.OK))
+    assert list(pair.answers) == [str(number) for number in range(MOST_ANSWERS, 2 * MOST_ANSWERS)]
 
 
 class _Denying:
@@ -337,7 +415,7 @@ async def test_what_a_day_may_cost_in_money(shadows, kit):
 
 async def test_without_the_store_a_budget_lets_nothing_through(shadows, kit):
     """Nobody knows what has been spent; the caller does not notice."""
-    worker = await shadows.worker(kit.mirror(budget={"tokens_per_day": 1000}))
+    worker = await shadows.worker(kit.mirror(budget={"tokens_per_day": 10_000}))
     worker.store.down = True
     result = await worker.request()
     assert result.status == 200
@@ -346,6 +424,49 @@ async def test_without_the_store_a_budget_lets_nothing_through(shadows, kit):
     worker.store.down = False
     shown = await shadows.shown(worker)
     assert shown["reasons"]["dropped"] == {"store": 1}
+
+
+@pytest.mark.parametrize("most_tokens", [30_000, 10**20, 10**400])
+@pytest.mark.parametrize("limit", [{"tokens_per_day": 20_000}, {"usd_per_day": "0.02"}])
+async def test_a_request_that_allows_too_many_tokens_is_dropped_alone(shadows, kit, limit, most_tokens):
+    """However large the number; the requests beside it are mirrored."""
+    worker = await shadows.worker(kit.mirror(budget=limit))
+    for max_tokens in (most_tokens, 10, most_tokens, 10):
+        await worker.request(body={"messages": [{"role": "user", "content": "hi"}], "max_tokens": max_tokens})
+        await worker.settled()
+        await shadows.clock.advance(0.1)
+    shown = await shadows.shown(worker)
+    why = "token_budget" if "tokens_per_day" in limit else "money_budget"
+    assert (shown["pairs"], shown["reasons"]["dropped"]) == (2, {why: 2})
+    assert worker.faults == {}
+
+
+async def test_a_full_counter_is_not_asked_again_at_once():
+    """One that only has too little left is: the next estimate may fit."""
+    clock = FakeClock()
+    store = MemoryStore(clock=clock.now)
+    purse = Purse(Mirror(name="next", model="chat", challenger="new", budget={"tokens_per_day": 100}), store, clock)
+    assert isinstance(await purse.hold(Amount(tokens=90)), Held)
+    assert await purse.hold(Amount(tokens=20)) == "token_budget"
+    assert purse.empty() is None
+    assert isinstance(await purse.hold(Amount(tokens=10)), Held)
+    assert await purse.hold(Amount(tokens=1)) == "token_budget"
+    assert purse.empty() == "token_budget"
+    await clock.advance(5.0)
+    assert purse.empty() is None
+    await store.close()
+
+
+async def test_a_mirror_that_cannot_be_sent_for_a_fault_is_counted(shadows, kit, monkeypatch):
+    def broken(line, pair):
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr("pointsman_shadow.calls.mirror_request", broken)
+    worker = await shadows.worker(kit.mirror())
+    assert (await worker.request()).status == 200
+    shown = await shadows.shown(worker)
+    assert shown["reasons"]["dropped"] == {"fault": 1}
+    assert shown["worker"] == {"queued": 0, "running": 0, "alive": 0, "lost": 0}
 
 
 async def test_the_day_is_utc():

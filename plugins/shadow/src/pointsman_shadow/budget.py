@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 #: A day's counters are kept for so long.
 _TTL_S: Final = 3 * 86_400.0
-#: After a refusal nobody asks the store again for this long.
+#: After a counter was found full nobody asks the store again for this long.
 _REST_S: Final = 5.0
 _CHARS_PER_TOKEN: Final = 4
+_SPENT: Final = {"tokens": "token_budget", "money": "money_budget"}
 _MICROS: Final = 1_000_000
 
 
@@ -91,13 +92,13 @@ class Purse:
         return self._tokens is not None or self._usd_micros is not None
 
     def empty(self) -> str | None:
-        """Return which budget was last found spent, while that is worth believing. A look at the clock, no more."""
+        """Return which budget was last found full, while that is worth believing. A look at the clock, no more."""
         if self._empty is not None and self._clock.monotonic() >= self._rests_until:
             self._empty = None
         return self._empty
 
     async def hold(self, amount: Amount) -> Held | str:
-        """Set an amount aside.
+        """Set an amount aside. One that is more than what is left is refused alone: a smaller one may still fit.
 
         Returns:
             What was set aside, or which budget does not have it: ``token_budget`` or ``money_budget``.
@@ -107,11 +108,11 @@ class Purse:
         """
         day = day_of(self._clock.now())
         if self._tokens is not None and not await self._take("tokens", day, amount.tokens, self._tokens):
-            return self._refused("token_budget")
+            return _SPENT["tokens"]
         if self._usd_micros is not None and not await self._take("money", day, amount.usd_micros, self._usd_micros):
             if self._tokens is not None:
                 await self._store.add(budget_key(self._name, "tokens", day), -amount.tokens)
-            return self._refused("money_budget")
+            return _SPENT["money"]
         return Held(day, amount)
 
     async def book(self, held: Held, spent: Amount) -> None:
@@ -129,10 +130,10 @@ class Purse:
             await self._store.update(Update(adds=adds))
 
     async def _take(self, what: str, day: str, amount: int, limit: int) -> bool:
-        granted, _ = await take(self._store, budget_key(self._name, what, day), amount, limit=limit, ttl_s=_TTL_S)
+        if amount > limit:
+            return False  # it fits into no day at all, and may be more than a counter can hold
+        granted, taken = await take(self._store, budget_key(self._name, what, day), amount, limit=limit, ttl_s=_TTL_S)
+        if not granted and taken >= limit:
+            self._empty = _SPENT[what]
+            self._rests_until = self._clock.monotonic() + _REST_S
         return granted
-
-    def _refused(self, which: str) -> str:
-        self._empty = which
-        self._rests_until = self._clock.monotonic() + _REST_S
-        return which

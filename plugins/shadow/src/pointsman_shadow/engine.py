@@ -88,12 +88,13 @@ class Engine:
             return
         side = Side.of(attempt, answer())
         for _, pair in pairs:
-            pair.answered = side
+            pair.answered(attempt.id, side)
 
     def concluded(self, settlement: Settlement) -> None:
         """Note that a request is over, if it is mirrored."""
         for line, pair in self._pending.pop(settlement.request_id, ()):
             line.concluded(pair, _champion(settlement, pair))
+            pair.answers.clear()
             if not pair.over and pair.challenger is not None:
                 self._complete(line, pair)
 
@@ -158,6 +159,10 @@ class Engine:
             pair.mirror_id = called.request_id
             line.mirrored(called.side)
             await self._spent(line, called.spent, held)
+        except Exception:
+            if called is None:
+                line.drop(pair, "fault")
+            raise
         finally:
             line.running -= 1
             self._wake.set()
@@ -302,6 +307,8 @@ class Engine:
             found += self._unknown(mirror)
             if line.target is None:
                 found.append(f"{name}: nobody serves the challenger, {mirror.challenger_text}; is it registered?")
+            if line.unreadable is not None:
+                found.append(f"{name}: {line.unreadable}; it mirrors nothing until it is reset")
             if line.superseded:
                 found.append(f"{name}: another worker has begun a newer definition; this one mirrors nothing")
             if line.lost:
@@ -330,12 +337,14 @@ class Engine:
 
 
 def _champion(settlement: Settlement, pair: Pair) -> Side:
-    if settlement.outcome is Outcome.OK and pair.answered is not None:
-        return pair.answered
-    last = settlement.attempts[-1] if settlement.attempts else None
-    side = Side.of(last) if last is not None else Side(outcome=settlement.outcome)
+    attempts = settlement.attempts
     if settlement.outcome is not Outcome.OK:
+        side = Side.of(attempts[-1]) if attempts else Side(outcome=settlement.outcome)
         return replace(side, outcome=settlement.outcome)
-    # Answered, but by no attempt whose answer was seen: nothing can be said about its text.
-    answer = next((a for a in reversed(settlement.attempts) if a.outcome is Outcome.OK), None)
-    return Side.of(answer) if answer is not None else side
+    good = [attempt for attempt in attempts if attempt.outcome is Outcome.OK]
+    # Of several answers, as of a race, the one that the client got.
+    answer = next((attempt for attempt in good if attempt.id == settlement.answered_by), good[-1] if good else None)
+    if answer is None:
+        return next(reversed(pair.answers.values()), Side(outcome=settlement.outcome))
+    # An answer that was not seen is compared by its times, tokens and costs only.
+    return pair.answers.get(answer.id) or Side.of(answer)

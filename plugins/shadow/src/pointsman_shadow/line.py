@@ -46,6 +46,7 @@ class Line:
         batch: What has been seen and not been handed in.
         lost: Completed pairs that could not be kept while the store did not answer.
         superseded: The store has another definition of this mirror: a newer worker's.
+        unreadable: What is wrong with the mirror's state in the store, while nobody can read it; None when it is fine.
     """
 
     def __init__(self, mirror: Mirror, purse: Purse) -> None:
@@ -60,6 +61,7 @@ class Line:
         self.batch = Batch()
         self.lost = 0
         self.superseded = False
+        self.unreadable: str | None = None
         self._capacity = mirror.queue_size + mirror.max_concurrent
         self._sampler = Sampler.of(mirror.name if mirror.salt is None else mirror.salt, mirror.sample_rate)
         self._endpoints = frozenset(mirror.endpoints)
@@ -79,7 +81,9 @@ class Line:
         Returns:
             The pair when the request is mirrored, else None.
         """
-        if self.phase is not Phase.RUNNING or self.superseded or not self._takes_part(ctx, attempt):
+        if self.phase is not Phase.RUNNING or self.superseded or self.unreadable is not None:
+            return None
+        if not self._takes_part(ctx, attempt):
             return None
         count = self.batch.count
         count(Count.TOTAL)
@@ -136,9 +140,10 @@ class Line:
             self.drop(self.queue.popleft(), why)
 
     def drop(self, pair: Pair, why: str) -> None:
-        """Give a pair up before its mirror was sent."""
-        self.batch.count(Count.DROPPED, of=why)
-        self.release(pair)
+        """Give a pair up before its mirror was sent; one that is over already has been counted."""
+        if not pair.over:
+            self.batch.count(Count.DROPPED, of=why)
+            self.release(pair)
 
     def release(self, pair: Pair) -> None:
         """Make room: the pair is over."""
