@@ -6,6 +6,9 @@ import pytest
 
 from pointsman.testing import error, ok
 from pointsman_shadow import line as lines
+from pointsman_shadow.repository import Repository
+
+DAY_S = 86_400
 
 
 async def test_workers_share_one_mirror(shadows, kit):
@@ -129,18 +132,121 @@ async def test_results_are_a_ring(shadows, kit):
     assert len([key for key, _ in await shadows.store.scan("shadow/") if "/result/" in key]) == 5
 
 
-@pytest.mark.parametrize("keep", [0, 3])
+async def stored(shadows) -> list:
+    """Return what the store holds of results."""
+    return [row for key, row in await shadows.store.scan("") if "/result/" in key]
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, 8, 20])
 async def test_results_when_the_room_changes(shadows, kit, keep):
-    """Fewer, or none at all: never one of another run, never an error."""
+    """The newest, in order, and no row beyond the room: before and after the next result."""
     worker = await shadows.worker(kit.mirror(keep_results=8))
     made = [(await worker.request()).request_id for _ in range(8)]
     await shadows.rest(worker)
-    smaller = await shadows.worker(kit.mirror(keep_results=keep), name="smaller")
-    rows = await shadows.results(smaller)
-    assert len(rows) <= keep
-    assert {row["request_id"] for row in rows} <= set(made)
-    await smaller.request()
-    assert len(await shadows.results(smaller)) <= keep
+    await worker.stop()
+    other = await shadows.worker(kit.mirror(keep_results=keep), name="other")
+    wanted = made[-keep:] if keep else []
+    assert [row["request_id"] for row in await shadows.results(other)] == wanted
+    assert len(await stored(shadows)) == len(wanted)
+    made.append((await other.request()).request_id)
+    wanted = made[-keep:] if keep else []
+    assert [row["request_id"] for row in await shadows.results(other)] == wanted
+    assert len(await stored(shadows)) == len(wanted)
+
+
+async def test_texts_that_are_not_to_be_kept_any_more_are_removed(shadows, kit):
+    """The rest of those results stays, for as long as it would have."""
+    worker = await shadows.worker(kit.mirror(keep_texts=True, keep_results_days=10), script=ok("a secret"))
+    await worker.request(script=ok("another secret"))
+    (before,) = await shadows.results(worker)
+    assert before["champion"]["text"] == "another secret"
+    await worker.stop()
+    await shadows.clock.advance(6 * DAY_S)
+    other = await shadows.worker(kit.mirror(keep_texts=False, keep_results_days=10), name="other")
+    assert "secret" not in repr(await shadows.store.scan(""))
+    (after,) = await shadows.results(other)
+    for side in ("champion", "challenger"):
+        assert before[side].pop("text")
+        before[side].pop("tools")
+    assert after == before
+    await other.stop()
+    await shadows.clock.advance(5 * DAY_S)
+    assert await stored(shadows) == []
+
+
+async def test_results_of_a_mirror_that_is_no_more_end_with_their_time(shadows, kit):
+    worker = await shadows.worker(kit.mirror(keep_texts=True), script=ok("a secret"))
+    await worker.request()
+    await shadows.rest(worker)
+    await worker.stop()
+    without = await shadows.worker(name="without")
+    assert len(await stored(shadows)) == 1
+    await without.stop()
+    await shadows.clock.advance(31 * DAY_S)
+    assert await stored(shadows) == []
+    assert "secret" not in repr(await shadows.store.scan(""))
+
+
+async def test_a_shorter_time_holds_for_older_results_too(shadows, kit):
+    worker = await shadows.worker(kit.mirror())
+    await worker.request()
+    await shadows.rest(worker)
+    await worker.stop()
+    await shadows.clock.advance(2 * DAY_S)
+    other = await shadows.worker(kit.mirror(keep_results_days=1), name="other")
+    assert await stored(shadows) == []
+    assert await shadows.results(other) == []
+
+
+@pytest.mark.parametrize("state", [{"x": 1}, "no state at all"])
+async def test_a_state_that_cannot_be_read_stops_its_own_mirror_only(shadows, kit, state):
+    """Also at the start; it says so, and a reset begins it anew."""
+    sections = [kit.mirror(name="aa"), kit.mirror(name="bb")]
+    worker = await shadows.worker(*sections)
+    await worker.request()
+    await shadows.rest(worker)
+    (key,) = [key for key, _ in await shadows.store.scan("") if "aa}/state" in key]
+    await shadows.store.put(key, state)
+    await shadows.rest(worker)
+    later = await shadows.worker(*sections, name="later")
+    for each in (worker, later):
+        await each.request()
+        await shadows.rest(each)
+        assert (
+            each.status("shadow").details["problems"][0].startswith("aa: a mirror's state in the store cannot be read")
+        )
+        assert each.faults == {}
+    assert (await shadows.shown(later, "bb"))["pairs"] == 3
+    assert [m["name"] for m in (await later.admin.get("/shadow")).json()["mirrors"]] == ["bb"]
+    assert [call.request.labels["mirror"] for call in kit.mirrors_of(later)] == ["bb"]
+    assert (await later.admin.get("/shadow/aa")).status_code >= 500
+    assert (await worker.admin.post("/shadow/aa/reset")).json()["pairs"] == 0
+    await shadows.rest(later)
+    for each in (worker, later):
+        await each.request()
+        await shadows.rest(each)
+        assert each.status("shadow").ok
+    assert (await shadows.shown(later, "aa"))["pairs"] == 2
+    assert len(await shadows.results(later, "aa")) == 2
+
+
+async def test_what_the_store_refuses_of_one_mirror_is_lost_alone(shadows, kit, monkeypatch):
+    change = Repository.change
+
+    async def refused(self, mirror, *args):
+        if mirror == "aa" and len(args) > 1:
+            raise ValueError("no such value")
+        return await change(self, mirror, *args)
+
+    worker = await shadows.worker(kit.mirror(name="aa"), kit.mirror(name="bb"), flush_s=60)
+    await worker.request()
+    await worker.settled()
+    await shadows.clock.advance(1)
+    monkeypatch.setattr(Repository, "change", refused)
+    await worker.stop()
+    monkeypatch.undo()
+    later = await shadows.worker(kit.mirror(name="aa"), kit.mirror(name="bb"), name="later")
+    assert [(await shadows.shown(later, name))["pairs"] for name in ("aa", "bb")] == [0, 1]
 
 
 async def test_texts_are_kept_only_when_the_operator_says_so(shadows, kit):
@@ -189,6 +295,39 @@ async def test_a_finished_mirror_mirrors_no_more(shadows, kit):
     shown = await shadows.shown(worker)
     assert (shown["phase"], shown["pairs"], shown["who"]) == ("finished", 2, "shadow")
     assert len(kit.mirrors_of(worker)) == 2
+
+
+async def test_a_finished_mirror_that_is_resumed_compares_as_many_again(shadows, kit):
+    worker = await shadows.worker(kit.mirror(pairs_wanted=2))
+
+    async def phases(requests: int) -> list:
+        seen = []
+        for _ in range(requests):
+            await worker.request()
+            shown = await shadows.shown(worker)
+            seen.append((shown["phase"], shown["pairs"], shown["pairs_wanted"]))
+        return seen
+
+    assert await phases(3) == [("running", 1, 2), ("finished", 2, 2), ("finished", 2, 2)]
+    resumed = (await worker.admin.post("/shadow/next/resume")).json()
+    assert (resumed["phase"], resumed["pairs"], resumed["pairs_wanted"]) == ("running", 2, 4)
+    assert await phases(3) == [("running", 3, 4), ("finished", 4, 4), ("finished", 4, 4)]
+    await worker.stop()
+    # With more wanted in the configuration it goes on to those, and no further.
+    worker = await shadows.worker(kit.mirror(pairs_wanted=3), name="other")
+    await worker.admin.post("/shadow/next/resume")
+    assert await phases(2) == [("finished", 5, 5), ("finished", 5, 5)]
+
+
+async def test_a_pause_does_not_make_a_mirror_want_more(shadows, kit):
+    worker = await shadows.worker(kit.mirror(pairs_wanted=2))
+    await worker.request()
+    await shadows.rest(worker)
+    await worker.admin.post("/shadow/next/pause")
+    await worker.admin.post("/shadow/next/resume")
+    await worker.request()
+    shown = await shadows.shown(worker)
+    assert (shown["phase"], shown["pairs"], shown["pairs_wanted"]) == ("finished", 2, 2)
 
 
 async def test_an_emptied_store_is_begun_again(shadows, kit):

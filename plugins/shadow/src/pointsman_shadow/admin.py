@@ -5,6 +5,7 @@ Answers are JSON. Who did something is, in this order, ``who`` in the body, the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, TypeAlias, TypeVar
@@ -13,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pointsman.errors import InvalidInput
+from pointsman.errors import InvalidInput, StoreCorrupt
 
 from . import views
 from .budget import day_of
@@ -86,9 +87,12 @@ class Admin:
         ]
 
     async def overview(self, _: Request) -> JSONResponse:
-        """``GET /``: all mirrors, in the order of the configuration."""
+        """``GET /``: all mirrors, in the order of the configuration; one that cannot be read is among the problems."""
         engine = self._desk.engine
-        shown = [views.summary(line, await self._desk.state(name)) for name, line in engine.lines.items()]
+        shown = []
+        for name, line in engine.lines.items():
+            with contextlib.suppress(StoreCorrupt):
+                shown.append(views.summary(line, await self._desk.state(name)))
         return JSONResponse({"mirrors": shown, "problems": engine.problems()})
 
     async def show(self, request: Request) -> JSONResponse:

@@ -150,6 +150,9 @@ class Mirror(Model):
         default=False, description="Mirror also requests whose tools run at the provider or the gateway (MCP, search)."
     )
     keep_results: int = Field(default=1000, ge=0, le=10_000, description="The newest results that are kept.")
+    keep_results_days: float = Field(
+        default=30.0, gt=0, le=3660, description="A kept result is gone after so many days."
+    )
     keep_texts: bool = Field(default=False, description="Keep the answers' texts in the results, redacted.")
     max_text_chars: int = Field(default=8000, ge=1, le=MAX_TEXT_CHARS, description="Of each kept text, in characters.")
     redact: Redaction = Field(default=Redaction(), description="What is taken out of kept texts.")
@@ -158,6 +161,11 @@ class Mirror(Model):
     def account(self) -> str:
         """The tenant that pays."""
         return self.tenant or f"shadow:{self.name}"
+
+    @property
+    def keep_results_s(self) -> float:
+        """How long a result is kept, in seconds."""
+        return self.keep_results_days * 86_400
 
     @property
     def challenger_text(self) -> str:

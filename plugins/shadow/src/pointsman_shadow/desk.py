@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from pointsman.errors import Conflict, NotFound, StoreError, StoreUnavailable
+from pointsman.errors import Conflict, NotFound, StoreCorrupt, StoreError, StoreUnavailable
 from pointsman.types import MirrorGraduated
 
 from . import evidence as states
@@ -45,25 +44,30 @@ class Desk:
 
     async def start(self) -> None:
         """Begin the mirrors that have never been begun, or that are defined differently now; take up the others."""
-        now = self.engine.services.clock.now()
-        for name, line in self.engine.lines.items():
-            wanted = line.mirror.definition()
-            before = await self.repository.load(name)
+        for line in self.engine.lines.values():
+            try:
+                await self._start(line)
+            except StoreCorrupt as err:
+                _unreadable(line, err)
 
-            def begin(state: Evidence | None, wanted: Mapping[str, Any] = wanted) -> Evidence:
-                if state is not None and state.definition == wanted:
-                    return state
-                reason = "in the configuration" if state is None else "the configuration defines it differently"
-                return states.begun(wanted, now, "config", reason, state)
+    async def _start(self, line: Line) -> None:
+        mirror, now = line.mirror, self.engine.services.clock.now()
+        wanted = mirror.definition()
 
-            if before is None or before.definition != wanted:
-                after = await self.repository.change(name, begin)
-                if before is not None:
-                    log.info("%s: the configuration defines it differently; run %d begins", name, after.run)
-                    await self.repository.forget_results(name)
-            else:
-                after = before
-            _take(line, after)
+        def begin(state: Evidence | None) -> Evidence:
+            if state is None:
+                return states.begun(wanted, now, "config", "in the configuration")
+            if state.definition == wanted:
+                return state
+            return states.begun(wanted, now, "config", "the configuration defines it differently", run=state.run + 1)
+
+        after = await self.repository.load(mirror.name)
+        if after is None or after.definition != wanted:
+            before, after = after, await self.repository.change(mirror.name, begin)
+            if before is not None:
+                log.info("%s: the configuration defines it differently; run %d begins", mirror.name, after.run)
+        _take(line, after)
+        await self.repository.tidy(mirror, after, now)
 
     async def tick(self) -> None:
         """Look up versions, sweep, hand in."""
@@ -75,16 +79,25 @@ class Desk:
         """Give the store what was seen, and learn what others have changed.
 
         What the store cannot take now is kept, unless it may have been taken: it is given up rather than counted twice.
+        A mirror whose state cannot be read stops, alone.
+
+        Raises:
+            StoreError, Conflict, ValueError: what a mirror has shown is lost; the other mirrors' is handed in.
         """
+        failed: Exception | None = None
         for name, line in self.engine.lines.items():
             try:
                 state = await self.repository.load(name)
+            except StoreCorrupt as err:
+                _unreadable(line, err)
+                continue
             except StoreUnavailable as err:
                 if not self.blind:
                     log.warning("the store does not answer; what the mirrors show is kept meanwhile: %s", err)
                 self.blind = True
                 return
             self.blind = False
+            line.unreadable = None
             if state is not None:
                 _take(line, state)
             if not line.batch:
@@ -94,10 +107,13 @@ class Desk:
                 after = await self._grow(line, batch)
             except _OutdatedError:
                 continue
-            except (StoreError, Conflict):
+            except (StoreError, Conflict, ValueError) as err:
                 line.lost += len(batch.values)
-                raise
+                failed = failed or err
+                continue
             _take(line, after)
+        if failed is not None:
+            raise failed
 
     async def _grow(self, line: Line, batch: Batch) -> Evidence:
         mirror, run, now = line.mirror, line.run, self.engine.services.clock.now()
@@ -111,7 +127,7 @@ class Desk:
                 raise _OutdatedError
             return states.grown(state, batch, mirror, now)
 
-        return await self.repository.change(mirror.name, grow, batch.results, mirror.keep_results)
+        return await self.repository.change(mirror.name, grow, batch.results, mirror)
 
     # -- people -------------------------------------------------------------------------------------------------------
 
@@ -132,6 +148,7 @@ class Desk:
 
         Raises:
             NotFound: there is none of this name.
+            StoreCorrupt: the state cannot be read.
         """
         line = self.line(name)
         await self.hand_in()
@@ -145,19 +162,23 @@ class Desk:
         return await self._move(name, Phase.PAUSED, (who, reason), allowed={Phase.RUNNING})
 
     async def resume(self, name: str, who: str, reason: str) -> Evidence:
-        """Mirror again: after a pause, or beyond the pairs that were wanted."""
+        """Mirror again: after a pause or a hand-over, or for as many pairs again as were wanted."""
         return await self._move(name, Phase.RUNNING, (who, reason), allowed=_OVER)
 
     async def reset(self, name: str, who: str, reason: str) -> Evidence:
-        """Forget figures and results and begin a new run."""
+        """Forget figures and results and begin a new run, also when the state cannot be read."""
         line = self.line(name)
         now = self.engine.services.clock.now()
         line.batch = Batch()
-        after = await self.repository.change(
-            name, lambda state: states.begun(line.mirror.definition(), now, who, reason or "reset", state)
-        )
-        await self.repository.forget_results(name)
+        wanted = line.mirror.definition()
+
+        def begin(state: Evidence | None) -> Evidence:
+            last = line.run if state is None else state.run
+            return states.begun(wanted, now, who, reason or "reset", run=last + 1)
+
+        after = await self.repository.begin(name, begin)
         _take(line, after)
+        await self.repository.tidy(line.mirror, after, now)
         return after
 
     async def graduate(self, name: str, who: str, reason: str) -> Evidence:
@@ -221,6 +242,8 @@ class Desk:
                 raise Conflict(f"the mirror {name!r} is {state.phase}")
             if check is not None:
                 check(state)
+            if phase is Phase.RUNNING:
+                return states.resumed(state, line.mirror, now, who, reason)
             return states.changed(state, phase, now, who, reason)
 
         after = await self.repository.change(name, move)
@@ -233,8 +256,16 @@ class Desk:
         return self.engine.config.flush_s
 
 
+def _unreadable(line: Line, err: StoreCorrupt) -> None:
+    """Stop a mirror whose state nobody can read; the others go on."""
+    if line.unreadable is None:
+        log.error("%s: %s", line.mirror.name, err)
+    line.unreadable = str(err)
+
+
 def _take(line: Line, state: Evidence) -> None:
     """Work by what the store says."""
+    line.unreadable = None
     line.superseded = state.definition != line.mirror.definition()
     if not line.superseded and line.run != state.run:
         if line.run:

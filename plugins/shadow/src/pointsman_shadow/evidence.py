@@ -102,7 +102,8 @@ class Evidence:
         running: Metric to what is remembered of its values.
         clipped: Metric to how many values were beyond the bounds.
         times: Histograms by ``side.time``.
-        results: How many results have been written since the run began: the next one goes to this slot, modulo the room.
+        results: How many results have been written since the run began: the next one has this number.
+        pairs_before: How many pairs there were when a mirror that had the pairs it wanted was resumed.
     """
 
     definition: Mapping[str, Any]
@@ -117,6 +118,7 @@ class Evidence:
     clipped: Mapping[Metric, int] = field(default_factory=dict)
     times: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     results: int = 0
+    pairs_before: int = 0
 
     def count(self, name: Count, of: str | None = None) -> int:
         """Return an amount."""
@@ -128,11 +130,11 @@ class Evidence:
         return {key.removeprefix(prefix): n for key, n in sorted(self.counts.items()) if key.startswith(prefix)}
 
 
-def begun(definition: Mapping[str, Any], now: float, who: str, reason: str, after: Evidence | None = None) -> Evidence:
+def begun(definition: Mapping[str, Any], now: float, who: str, reason: str, *, run: int = 1) -> Evidence:
     """Return the state of a run that begins now."""
     return Evidence(
         definition=definition,
-        run=1 if after is None else after.run + 1,
+        run=run,
         started_at=now,
         changed_at=now,
         who=who,
@@ -166,10 +168,29 @@ def grown(evidence: Evidence, batch: Batch, mirror: Mirror, now: float) -> Evide
         },
         results=evidence.results + len(batch.results),
     )
-    wanted = mirror.pairs_wanted
-    if wanted is not None and after.phase is Phase.RUNNING and after.count(Count.PAIRS) >= wanted:
-        return changed(after, Phase.FINISHED, now, "shadow", f"it has the {wanted} pairs it wanted")
+    if after.phase is Phase.RUNNING and complete(after, mirror):
+        return changed(
+            after, Phase.FINISHED, now, "shadow", f"it has the {pairs_wanted(after, mirror)} pairs it wanted"
+        )
     return after
+
+
+def pairs_wanted(evidence: Evidence, mirror: Mirror) -> int | None:
+    """Return how many pairs the run is to have; None: it goes on."""
+    return None if mirror.pairs_wanted is None else evidence.pairs_before + mirror.pairs_wanted
+
+
+def complete(evidence: Evidence, mirror: Mirror) -> bool:
+    """Say whether the run has the pairs it wants."""
+    wanted = pairs_wanted(evidence, mirror)
+    return wanted is not None and evidence.count(Count.PAIRS) >= wanted
+
+
+def resumed(evidence: Evidence, mirror: Mirror, now: float, who: str, reason: str) -> Evidence:
+    """Return the state of a run that goes on; one that has the pairs it wanted wants as many again."""
+    if complete(evidence, mirror):
+        evidence = replace(evidence, pairs_before=evidence.count(Count.PAIRS))
+    return changed(evidence, Phase.RUNNING, now, who, reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

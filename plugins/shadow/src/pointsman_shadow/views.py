@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .evidence import Count, Evidence, figures, quantiles
+from .evidence import Count, Evidence, figures, pairs_wanted, quantiles
 
 if TYPE_CHECKING:
     from .line import Line
@@ -26,7 +26,7 @@ def summary(line: Line, state: Evidence) -> dict[str, Any]:
         "sampled": state.count(Count.SAMPLED),
         "mirrored": state.count(Count.MIRRORED),
         "pairs": state.count(Count.PAIRS),
-        "pairs_wanted": mirror.pairs_wanted,
+        "pairs_wanted": pairs_wanted(state, mirror),
         "dropped": state.count(Count.DROPPED),
         "skipped": state.count(Count.SKIPPED),
         "challenger_errors": state.count(Count.CHALLENGER_ERRORS),
