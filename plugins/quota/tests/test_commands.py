@@ -96,4 +96,5 @@ def test_a_key_is_hashed_without_being_shown() -> None:
         assert KEY not in made
     again = CliRunner().invoke(group, ["hash-key", "--like", outputs[0]], input=KEY + "\n")
     assert again.stdout.strip() == outputs[0]
-    assert CliRunner().invoke(group, ["hash-key", "--like", "nonsense"], input=KEY).exit_code == 2
+    for like in ("nonsense", f"hmac-sha256${'0' * 17}${'a' * 64}", f"other${'0' * 16}${'a' * 64}"):
+        assert CliRunner().invoke(group, ["hash-key", "--like", like], input=KEY).exit_code == 2

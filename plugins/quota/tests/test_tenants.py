@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from pointsman.litellm.values import CREDENTIAL_HEADERS
 from pointsman.types import Credential, Identity
 from pointsman_quota.asked import OddRequest, choices, models_named, output_limit, primary_models, text_chars
 from pointsman_quota.config import Key, Match, Tenant, TrustedHeader
@@ -90,6 +92,20 @@ def test_a_hash_does_not_show_the_key(key: str) -> None:
     assert made != hash_key(key, OTHER_SALT)
     assert Key(name="k", hash=made).hash == made
     assert len(made) == len(hash_key("", SALT))
+
+
+@pytest.mark.parametrize("salt", ["0" * 15, "0" * 17, "0" * 14, "0" * 130, "xy" * 8, "AB" * 8])
+def test_a_hash_whose_salt_is_no_bytes_is_refused(salt: str) -> None:
+    with pytest.raises(ValidationError, match="hash"):
+        Key(name="k", hash=f"hmac-sha256${salt}${'a' * 64}")
+    for good in ("00" * 8, "ab" * 64):
+        assert Key(name="k", hash=hash_key(KEY, good)).hash.split("$")[1] == good
+
+
+@pytest.mark.parametrize("header", sorted(CREDENTIAL_HEADERS))
+def test_a_header_that_plugins_never_see_cannot_be_trusted(header: str) -> None:
+    with pytest.raises(ValidationError, match="carries credentials, which plugins never see"):
+        TrustedHeader(name=header)
 
 
 def test_a_trusted_front_is_believed_only_from_its_network() -> None:

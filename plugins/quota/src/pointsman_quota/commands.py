@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -11,7 +12,7 @@ import click
 
 from pointsman.client import AdminClient, admin_options, segment, table
 
-from .tenants import hash_key
+from .tenants import KEY_HASH, hash_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,10 +88,9 @@ def hash_key_command(like: str | None) -> None:
     """Read an API key and print its salted hash for the configuration."""
     salt = secrets.token_hex(_SALT_BYTES)
     if like is not None:
-        parts = like.split("$")
-        if len(parts) != 3 or not parts[1] or set(parts[1]) - set("0123456789abcdef"):  # noqa: PLR2004  # scheme, salt, digest
+        if re.fullmatch(KEY_HASH, like) is None:
             raise click.BadParameter("is no hash made by this command", param_hint="--like")
-        salt = parts[1]
+        salt = like.split("$")[1]
     key = click.prompt("API key", hide_input=True, err=True).strip()
     if not key:
         raise click.ClickException("the key is empty")

@@ -15,16 +15,31 @@ from pointsman.plugin import OnFailure, PluginConfig
 
 if TYPE_CHECKING:
     from .ledger import Caps
-from .tenants import Directory
+from .tenants import KEY_HASH, Directory
 
 PRE_ROUTE_DEADLINE_MS: Final = 5000
 #: What a queued request needs beside waiting, before the host's deadline ends the call.
 QUEUE_MARGIN_MS: Final = 100
 
+#: Headers in which clients send keys. The gateway takes them off before any plugin sees a request's headers.
+CREDENTIAL_HEADERS: Final = frozenset(
+    {
+        "api-key",
+        "authorization",
+        "cookie",
+        "ocp-apim-subscription-key",
+        "proxy-authorization",
+        "set-cookie",
+        "x-api-key",
+        "x-goog-api-key",
+        "x-litellm-api-key",
+    }
+)
+
 TenantId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-KeyHash = Annotated[str, StringConstraints(pattern=r"^hmac-sha256\$[0-9a-f]{16,128}\$[0-9a-f]{64}$")]
+KeyHash = Annotated[str, StringConstraints(pattern=KEY_HASH)]
 Tokens = Annotated[int, Field(ge=1, le=10**14, strict=True)]
 Usd = Annotated[Decimal, Field(gt=0, le=10**9, decimal_places=6)]
 
@@ -136,6 +151,16 @@ class TrustedHeader(Section):
         default=(),
         description="Peers that may set it, which needs custom_auth; empty trusts whoever can reach the gateway.",
     )
+
+    @field_validator("name")
+    @classmethod
+    def _visible(cls, name: str) -> str:
+        if name in CREDENTIAL_HEADERS:
+            raise ValueError(
+                f"{name!r} carries credentials, which plugins never see; let the front set a header of its own, "
+                "for example x-tenant"
+            )
+        return name
 
 
 class Queue(Section):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 KEY_CLAIM: Final = "pointsman.quota.key"
 
 _SCHEME: Final = "hmac-sha256"
+#: What ``hash_key`` returns: 8 to 64 bytes of salt, 32 of digest.
+KEY_HASH: Final = r"^hmac-sha256\$(?:[0-9a-f]{2}){8,64}\$[0-9a-f]{64}$"
 
 
 def hash_key(api_key: str, salt: str) -> str:
