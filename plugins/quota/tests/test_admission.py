@@ -10,8 +10,19 @@ import pytest
 
 from pointsman import PluginInfo, hookimpl
 from pointsman.plugin import PluginConfig
-from pointsman.testing import Harness, breaks, cancel, disconnect, error, never, ok
-from pointsman.types import BudgetSpent, Denial, Endpoint, Identity, Outcome, Usage
+from pointsman.testing import Harness, breaks, cancel, deployment, disconnect, error, never, ok
+from pointsman.types import (
+    Attempt,
+    AttemptKind,
+    BudgetSpent,
+    Denial,
+    Endpoint,
+    Identity,
+    Outcome,
+    Route,
+    Settlement,
+    Usage,
+)
 
 from .kit import BODY, call, details, tenant, usage, worker
 
@@ -106,6 +117,57 @@ async def test_whatever_becomes_of_a_request_its_hold_ends(script: Any, given: d
         after = (await usage(h))["tenant"]
         assert (after["requests_in_flight"], after["reserved_tokens"], after["day_tokens"]) == (0, 0, charged)
         assert details(h)["in_flight"] == 0
+
+
+def attempt(number: int, **given: Any) -> Attempt:
+    fields = {
+        "id": str(number), "request_id": "r", "number": number, "kind": AttemptKind.PRIMARY,
+        "deployment": deployment("a", "chat"), "started_at": 0.0, "outcome": Outcome.OK,
+        "usage": Usage(prompt_tokens=10, completion_tokens=5),
+    }  # fmt: skip
+    return Attempt(**{**fields, **given})
+
+
+HEDGE = {
+    "kind": AttemptKind.HEDGE,
+    "outcome": Outcome.CANCELLED,
+    "usage": Usage(prompt_tokens=40, completion_tokens=8, estimated=True),
+}
+
+
+@pytest.mark.parametrize(
+    ("attempts", "answer", "charged"),
+    [
+        ([{}], 0, 15),
+        ([{}, HEDGE], 0, 15 + 48),
+        ([{}, {**HEDGE, "usage": None}], 0, 15),
+        ([{"outcome": Outcome.ERROR, "first_token_ms": 5.0}, {"kind": AttemptKind.FALLBACK}], 1, 15 + 15),
+        ([{"outcome": Outcome.ERROR, "status_code": 500}, {"kind": AttemptKind.RETRY}], 1, 15),
+        ([{"usage": None}, HEDGE], 0, 92 + 48),
+        ([{"cached": True}], 0, 0),
+        ([{"cached": True}, HEDGE], 0, 48),
+        ([{}, {**HEDGE, "cached": True}], 0, 15),
+        *(([{}, {"kind": kind}], 0, 15) for kind in (AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE)),
+        ([{}, {**HEDGE, "usage": Usage(prompt_tokens=10**9)}], 0, 15 + 10**9 - 15),
+    ],
+)
+async def test_every_attempt_is_charged_what_it_used(attempts: list[dict[str, Any]], answer: int, charged: int) -> None:
+    """The answer, hedges that lost, what broke off; not the cache, errors for answers, or calls of our own."""
+    async with worker(tenant(limits={"tokens_per_minute": 10_000})) as h:
+        running = asyncio.create_task(call(h, script=never(), moves_clock=False))
+        await h.clock.quiet()
+        ((reservation, _),) = h.plugin("quota")._open.values()
+        made = tuple(attempt(number, **given) for number, given in enumerate(attempts, 1))
+        settlement = Settlement(
+            request_id=reservation.id, endpoint=Endpoint.CHAT, model="chat", stream=False, identity=Identity(),
+            route=Route(target="chat", reservations=(reservation,)), outcome=Outcome.OK, status_code=200,
+            started_at=0.0, finished_at=1.0, attempts=made, usage=made[answer].usage,
+        )  # fmt: skip
+        await h.plugin("quota").settle(settlement=settlement)
+        assert (await usage(h))["tenant"]["day_tokens"] == charged
+        running.cancel()
+        await asyncio.wait({running})
+        await h.settled()
 
 
 class Denier:

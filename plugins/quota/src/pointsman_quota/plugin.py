@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.types import BudgetSpent, Identity, Outcome, Route, Status
+from pointsman.types import AttemptKind, BudgetSpent, Identity, Outcome, Route, Status
 
 from .admission import Admission
 from .announced import Announced
 from .config import QuotaConfig
 from .durations import Durations
 from .estimate import Estimator
-from .gate import Gate
+from .gate import RETRY_STORE_S, Gate
 from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS
 from .outputs import OutputLengths
 from .periods import Calendar
@@ -39,6 +39,8 @@ log: Final = logging.getLogger(__name__)
 
 _RENEWALS_A_LEASE: Final = 3
 _MOST_UNSPENT: Final = 10_000
+_OWN_KINDS: Final = frozenset({AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE})
+_FAILED: Final = 400
 
 
 class Quota:
@@ -79,6 +81,7 @@ class Quota:
         await self._roster.refresh()
         services.tasks.every(config.refresh_s, self._roster.refresh, name="refresh tenants")
         services.tasks.every(config.lease_s / _RENEWALS_A_LEASE, self._renew, name="renew leases")
+        services.tasks.every(RETRY_STORE_S, self._gate.release_abandoned, name="release")
 
     @hookimpl
     async def authenticate(self, credential: Credential) -> Identity | None:
@@ -134,18 +137,22 @@ class Quota:
         return settlement.cost_usd_micros if announced is None else announced
 
     def _tokens(self, reservation: Reservation, settlement: Settlement) -> int:
-        """Return the tokens to spend: the real ones, none for a cached answer, the estimate for one without usage."""
-        if any(attempt.cached and attempt.outcome is Outcome.OK for attempt in settlement.attempts):
-            return 0
+        """Return the tokens to spend: those of all attempts, none for a cached answer, the estimate for one without usage."""
+        attempts = settlement.attempts
         estimate = reservation.amounts.get("tokens", 0) if settlement.outcome is Outcome.OK else 0
-        if settlement.usage is None:
-            return estimate
-        tokens = settlement.usage.total_tokens
-        if 0 <= tokens <= MAX_REQUEST_TOKENS:
-            return tokens
-        self._odd_settlements += 1
-        log.error("request %s: the provider reports %d tokens; the estimate is used", settlement.request_id, tokens)
-        return estimate
+        cached = any(attempt.cached and attempt.outcome is Outcome.OK for attempt in attempts)
+        spent = estimate if settlement.usage is None and not cached else 0
+        for attempt in attempts:
+            if attempt.usage is None or not _uses_tokens(attempt):
+                continue
+            tokens = attempt.usage.total_tokens
+            if 0 <= tokens <= MAX_REQUEST_TOKENS:
+                spent += tokens
+                continue
+            self._odd_settlements += 1
+            log.error("request %s: the provider reports %d tokens; the estimate is used", settlement.request_id, tokens)
+            spent += estimate
+        return min(MAX_REQUEST_TOKENS, spent)
 
     @hookimpl
     async def on_event(self, event: Event) -> None:
@@ -235,6 +242,13 @@ class Quota:
                 age_s >= due_s and await self._gate.renew(self._target(reservation), request_id) is None
             ):
                 self._open.pop(request_id, None)
+
+
+def _uses_tokens(attempt: Attempt) -> bool:
+    """Say whether the tokens of an attempt are the tenant's: not of our own calls, the cache, or an error for an answer."""
+    failed = attempt.outcome is Outcome.ERROR and attempt.first_token_ms is None
+    refused = failed and (attempt.status_code or 0) >= _FAILED
+    return not attempt.cached and attempt.kind not in _OWN_KINDS and not refused
 
 
 def _may_cost(attempt: Attempt) -> bool:
