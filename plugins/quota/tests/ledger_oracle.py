@@ -2,14 +2,17 @@
 
 Rates are checked in the virtual-scheduling form of the GCRA, with a theoretical arrival time, while the ledger uses the
 leaky-bucket form.
+
+Clocks may be set back. Then a scope's past moves back with its clock: all that it remembers is as long ago as before.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from pointsman_quota.ledger import Caps
+from pointsman_quota.ledger import LONGEST_LEASE_MS, MAX_AHEAD_MS, Caps
 from pointsman_quota.periods import Calendar
 from pointsman_quota.verdict import LimitName
 
@@ -35,21 +38,57 @@ class Scope:
     requests_tat: Fraction = Fraction(0)
     tokens_tat: Fraction = Fraction(0)
     holds: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    #: Holds that somebody has seen to be over: they do not come back when a clock is set back.
+    lapsed: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
     spendings: list[Spending] = field(default_factory=list)
 
     def moment(self, now_ms: int) -> tuple[int, int, int]:
         period = self.calendar.at(now_ms)
         return max(now_ms, self.at_ms), max(period.day, self.day), max(period.month, self.month)
 
-    def touch(self, now_ms: int) -> None:
+    def seen_at(self, now_ms: int) -> Scope:
+        """Return the scope as who looks sees it: only who changes it makes it follow a clock that has been set back."""
+        seen = deepcopy(self)
+        seen._set_back(now_ms)
+        return seen
+
+    def _set_back(self, now_ms: int) -> None:
+        back_ms = self.at_ms - now_ms
+        if back_ms <= MAX_AHEAD_MS:
+            return
+        period = self.calendar.at(now_ms)
+        self.requests_tat -= back_ms
+        self.tokens_tat -= back_ms
+        for spending in self.spendings:
+            spending.at_ms -= back_ms
+            # What was spent in earlier periods belongs to none that will ever come.
+            spending.day = period.day if spending.day == self.day else spending.day - 10**9
+            spending.month = period.month if spending.month == self.month else spending.month - 10**9
+        self.at_ms, self.day, self.month = now_ms, period.day, period.month
+
+    def touch(self, now_ms: int, *, limited: bool = True) -> None:
+        """Note that the scope is changed now, under its limits or, for once, without any."""
+        self._set_back(now_ms)
+        before_ms = self.at_ms
         self.at_ms, self.day, self.month = self.moment(now_ms)
+        if not limited:
+            passed_ms = self.at_ms - before_ms
+            self.requests_tat = max(self.requests_tat, Fraction(before_ms)) + passed_ms
+            self.tokens_tat = max(self.tokens_tat, Fraction(before_ms)) + passed_ms
+        self.lapsed |= {request for request in self.holds if not self.lives(request, now_ms)}
+
+    def lives(self, request: str, now_ms: int) -> bool:
+        left_ms = self.holds[request][0] * 1000 - now_ms
+        return request not in self.lapsed and 0 < left_ms <= LONGEST_LEASE_MS
 
     def live(self, now_ms: int) -> list[tuple[int, int, int]]:
-        return [hold for hold in self.holds.values() if hold[0] * 1000 > now_ms]
+        return [hold for request, hold in self.holds.items() if self.lives(request, now_ms)]
 
     def refusing(self, now_ms: int, tokens: int, usd_micros: int) -> set[LimitName]:
+        """Return the limits that refuse a request at a moment, on a scope that knows of no later one but a little."""
         now, day, month = self.moment(now_ms)
-        live = self.live(now)
+        live = self.live(now_ms)
         tokens += sum(hold[1] for hold in live)
         usd_micros += sum(hold[2] for hold in live)
         today = [s for s in self.spendings if s.day == day]
@@ -78,11 +117,23 @@ class Scope:
             self.requests_tat = max(self.requests_tat, Fraction(self.at_ms)) + Fraction(60_000, self.caps["requests"])
         self.holds[request] = hold
 
-    def spend(self, request: str, now_ms: int, tokens: int, usd_micros: int, *, forced: bool) -> None:
-        self.touch(now_ms)
+    def settle(
+        self, request: str, now_ms: int, tokens: int, usd_micros: int, *, forced: bool = False, limited: bool = True
+    ) -> bool:
+        """Spend what a request has used, the first time; say whether it was."""
+        if request in self.settled:
+            return False
+        self.settled.add(request)
+        self.spend(request, now_ms, tokens, usd_micros, forced=forced or not limited, limited=limited)
+        return True
+
+    def spend(
+        self, request: str, now_ms: int, tokens: int, usd_micros: int, *, forced: bool = False, limited: bool = True
+    ) -> None:
+        self.touch(now_ms, limited=limited)
+        counts = request in self.holds and request not in self.lapsed and not forced
         hold = self.holds.pop(request, None)
-        counts = hold is not None and hold[0] * 1000 > self.at_ms and not forced
-        if "tokens" in self.caps:
+        if "tokens" in self.caps and limited:
             start = max(self.tokens_tat, Fraction(self.at_ms))
             self.tokens_tat = start + Fraction(60_000, self.caps["tokens"]) * tokens
         self.spendings.append(

@@ -3,10 +3,62 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from pointsman.testing import never
+import pytest
+
+from pointsman.errors import StoreUnavailable
+from pointsman.store.base import AtomicOp, StateStore
+from pointsman.testing import FakeClock, Harness, never, ok
+from pointsman_quota.gate import Gate
 
 from .kit import call, details, tenant, usage, worker
+
+
+class Lossy:
+    """A store whose answers get lost, or whose steps are carried out only after it was given up.
+
+    Attributes:
+        lost: How many answers to each kind of step are lost, from now on.
+        late: The same of the steps that wait for ``arrive``.
+    """
+
+    def __init__(self, h: Harness) -> None:
+        gate: Gate = h.plugin("quota")._gate
+        self._store: StateStore = gate._store
+        self._waiting: list[tuple[AtomicOp, Sequence[str], Any]] = []
+        self.lost: Counter[str] = Counter()
+        self.late: Counter[str] = Counter()
+        gate._store = self  # type: ignore[assignment]  # nothing else is asked of it
+
+    async def run(self, op: AtomicOp, keys: Sequence[str], args: Any) -> Any:
+        do = args["do"]
+        if self.late[do]:
+            self.late[do] -= 1
+            self._waiting.append((op, keys, args))
+            raise StoreUnavailable("no answer in time")
+        answer = await self._store.run(op, keys, args)
+        if self.lost[do]:
+            self.lost[do] -= 1
+            raise StoreUnavailable("no answer in time")
+        return answer
+
+    async def arrive(self) -> None:
+        """Carry out what is late."""
+        for step in self._waiting:
+            await self._store.run(*step)
+        self._waiting.clear()
+
+
+async def settled(h: Harness) -> None:
+    """Let enough time pass for whoever has to try again."""
+    for _ in range(4):
+        await h.clock.advance(1.0)
+        await h.clock.quiet()
+    await h.settled()
 
 
 async def test_a_dead_workers_reservations_are_free_after_one_lease() -> None:
@@ -109,3 +161,96 @@ async def test_a_cancelled_admission_leaves_nothing_behind() -> None:
             await h.clock.quiet()
             await h.settled()
             assert (await usage(h))["tenant"]["requests_in_flight"] == 0, turns
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("reserves", [0, 1])
+async def test_a_settlement_whose_answer_is_lost_charges_once(reserves: int, times: int) -> None:
+    """Whether or not the reservation's answer was lost too, and however often the journal tries."""
+    async with worker(tenant(limits={"tokens_per_minute": 1000}), on_failure="allow") as h:
+        store = Lossy(h)
+        store.lost.update(reserve=reserves, settle=times)
+        result = await call(h)
+        assert result.route.reservations[0].data["local"] is bool(reserves)
+        await h.clock.advance(60.0)
+        await h.settled()
+        assert store.lost.total() == 0
+        after = (await usage(h))["tenant"]
+        assert (after["day_tokens"], after["requests_in_flight"], after["reserved_tokens"]) == (15, 0, 0)
+
+
+@pytest.mark.parametrize("how", ["lost", "late"])
+async def test_a_reservation_whose_answer_is_lost_is_released(how: str) -> None:
+    """The answer is 503 at once; the slot is free soon after, also if the store was asked to release it first."""
+    async with worker(tenant(limits={"max_concurrent_requests": 1, "tokens_per_day": 150})) as h:
+        store = Lossy(h)
+        getattr(store, how).update(reserve=1)
+        store.lost["settle"] = 1
+        began = h.clock.monotonic()
+        assert (await call(h)).status == 503
+        assert h.clock.monotonic() == began
+        await settled(h)
+        await store.arrive()
+        assert (await usage(h))["tenant"]["requests_in_flight"] == 0
+        assert (await call(h)).status == 200
+        await h.settled()
+        assert (await usage(h))["tenant"]["day_tokens"] == 15
+
+
+async def test_nothing_is_released_after_its_lease() -> None:
+    """The store is away for longer: there is nothing left to release, and nobody tries."""
+    async with worker(tenant(limits={"max_concurrent_requests": 1}), lease_s=5) as h:
+        h.store.down = True
+        assert (await call(h)).status == 503
+        await h.clock.advance(30.0)
+        h.store.down = False
+        failures, calls = details(h)["store_failures"], h.store.calls["run"]
+        assert failures > 1
+        await h.clock.advance(30.0)
+        assert (details(h)["store_failures"], h.store.calls["run"]) == (failures, calls)
+
+
+async def test_a_reservation_that_is_refused_after_its_answer_was_lost_is_released() -> None:
+    """The worker's own count refuses, so nobody settles what the store may have taken."""
+    async with worker(tenant(limits={"max_concurrent_requests": 1}), on_failure="allow") as h:
+        h.store.down = True
+        first = asyncio.create_task(call(h, script=never(), moves_clock=False))
+        await h.clock.quiet()
+        h.store.down = False
+        await h.clock.advance(1.5)
+        store = Lossy(h)
+        store.lost["reserve"] = 1
+        assert (await call(h, moves_clock=False)).status == 429
+        await settled(h)
+        assert (await usage(h))["tenant"]["requests_in_flight"] == 0
+        first.cancel()
+        await asyncio.wait({first})
+
+
+@pytest.mark.parametrize("back_s", [50, 3600, 40 * 86_400])
+async def test_after_a_clock_was_set_back_limits_hold_and_let_pass(back_s: int, tmp_path: Path) -> None:
+    """A worker comes back with an earlier time: slots are counted, rates drain, and days begin anew."""
+    acme = tenant(limits={"requests_per_minute": 60, "max_concurrent_requests": 2, "tokens_per_day": 100_000})
+    clock = FakeClock()
+    ahead = FakeClock(clock.now() + back_s)
+    async with worker(acme, store="disk", path=tmp_path, clock=ahead) as h:
+        for _ in range(20):
+            assert (await call(h, moves_clock=False)).status == 200
+        await h.settled()
+    async with worker(acme, store="disk", path=tmp_path, clock=clock, name="later") as h:
+        tasks = [asyncio.create_task(call(h, script=never(), moves_clock=False)) for _ in range(10)]
+        await h.clock.quiet()
+        assert (await usage(h))["tenant"]["requests_in_flight"] == details(h)["in_flight"] == 2
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await h.settled()
+        statuses = []
+        for _ in range(100):
+            await h.clock.advance(1.5)
+            statuses.append((await call(h, script=ok(), moves_clock=False)).status)
+            await h.settled()
+        assert statuses == [200] * 100
+        assert (await usage(h))["tenant"]["day_tokens"] == 120 * 15
+        await h.clock.advance(86_400.0)
+        assert (await usage(h))["tenant"]["day_tokens"] == 0

@@ -131,6 +131,48 @@ async def test_slots_freed_by_other_workers_are_found() -> None:
         assert [(await task).status for task in (first, second)] == [200, 200]
 
 
+async def test_who_finds_the_queue_full_does_not_take_the_slot_that_is_freed() -> None:
+    """Another worker has freed it, and the first in the queue has not looked yet."""
+    acme, queue = tenant("a", limits=LIMITS), {"max_wait_ms": 800, "max_waiting": 1, "poll_ms": 100}
+    async with worker(acme, queue=queue) as h, worker(acme, store=h.store, clock=h.clock, name="other") as other:
+        running = await start(other, "a", 0.25)
+        first = await start(h, "a", 0.1)
+        await h.clock.advance(0.25)
+        await other.settled()
+        calls = h.store.calls["run"]
+        refused = await start(h, "a", 0.1)
+        assert refused.done()
+        late = await refused
+        assert h.store.calls["run"] == calls + 1
+        assert (late.status, late.denial and late.denial.code) == (429, "max_concurrent_requests_exceeded")
+        assert late.denial is not None
+        assert late.headers["retry-after"] == "1"
+        assert details(h)["queue"]["turned_away"] == 1
+        await h.clock.advance(0.2)
+        assert [(await task).status for task in (running, first)] == [200, 200]
+
+
+async def test_who_has_waited_in_vain_behind_others_does_not_overtake_them() -> None:
+    """The wait of the less important one ends after a slot was freed and before the first in the queue looks."""
+    tenants = [tenant("low", -5), tenant("high", 5)]
+    section: dict[str, Any] = {"gateway_limits": LIMITS, "queue": {"max_wait_ms": 300, "poll_ms": 200}}
+    async with worker(*tenants, **section) as h:
+        other = worker(*tenants, **section, store=h.store, clock=h.clock, name="other")
+        async with other:
+            running = await start(other, "low", 0.305)
+            gone = await start(h, "high", 0.1)
+            await h.clock.advance(0.01)
+            low = await start(h, "low", 0.1)
+            await h.clock.advance(0.09)
+            high = await start(h, "high", 0.1)
+            await h.clock.advance(0.205)
+            await other.settled()
+            await h.clock.advance(0.006)
+            assert (gone.done(), low.done(), high.done()) == (True, True, False)
+            await h.clock.advance(0.3)
+            assert [(await task).status for task in (running, gone, low, high)] == [200, 429, 429, 200]
+
+
 async def test_one_who_leaves_makes_room() -> None:
     async with worker(tenant("a", limits=LIMITS)) as h:
         first, second, third = [await start(h, "a", 0.2) for _ in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import httpx
 import pytest
 import yaml
 
-from pointsman.testing import Harness
+from pointsman.store.base import Put, Update
+from pointsman.testing import Harness, never
+from pointsman.types import Identity
 from pointsman_quota.plugin import plugin
 from pointsman_quota.tenants import hash_key
 
@@ -184,6 +187,7 @@ async def test_a_default_tenant_that_does_not_exist_is_reported() -> None:
         ({"timezone": "Mars/Olympus"}, "not an IANA time zone"),
         ({"tenants": [{"id": "a", "limits": {"tokens_per_minut": 1}}]}, "tokens_per_minute"),
         ({"tenants": [{"id": "a", "keys": [{"name": "k", "hash": "sk-raw-key"}]}]}, r"keys\[0\]\.hash"),
+        ({"trusted_header": {"name": "x-api-key"}}, r"trusted_header\.name: .*carries credentials"),
         ({"tenants": [{"id": "a", "match": {"teams": ["t"]}}, {"id": "b", "match": {"teams": ["t"]}}]}, "both match"),
     ],
 )
@@ -197,7 +201,39 @@ async def test_the_readmes_example_works() -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     document = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
     section = document["pointsman"]["plugins"][0]["quota"]
-    section["tenants"][0]["keys"][0]["hash"] = hash_key(KEY, "00" * 16)
     async with worker(**section) as h:
-        assert (await h.request(api_key=KEY, model="gpt-4o")).route.labels["tenant"] == "acme"
+        acme = Identity(team_id="team-acme")
+        assert (await h.request(identity=acme, model="gpt-4o")).route.labels["tenant"] == "acme"
         assert (await h.request(model="gpt-4o")).status == 403
+
+
+async def test_a_stored_tenant_with_a_bad_salt_is_left_out_and_disturbs_nobody() -> None:
+    async with worker() as h:
+        await h.admin.post("/quota/tenants", json=ACME)
+        odd = {"id": "odd", "keys": [{"name": "k", "hash": f"hmac-sha256${'0' * 17}${'a' * 64}"}]}
+        assert error(await h.admin.post("/quota/tenants", json=odd)) == (422, "invalid_input", "keys.0.hash")
+        roster = h.plugin("quota")._roster
+        assert await roster._write(Update(puts={"{tenants}/odd": Put(odd)}))
+        assert (await h.request(api_key=KEY)).status == 200
+        assert (await h.request(api_key="sk-unknown")).status == 401
+        assert (h.faults, h.status("quota").ok) == ({}, False)
+        assert "'odd': not readable by this version (keys.0.hash)" in h.status("quota").summary
+
+
+async def test_a_tenant_that_is_removed_and_added_again_has_the_rates_it_had() -> None:
+    limits = {"requests_per_minute": 3, "tokens_per_minute": 5000}
+    acme = {"id": "acme", "match": {"teams": ["team-acme"]}, "limits": limits}
+    async with worker() as h:
+        await h.admin.post("/quota/tenants", json=acme)
+        given: dict[str, Any] = {"identity": Identity(team_id="team-acme"), "moves_clock": False}
+        assert [(await h.request(**given)).status for _ in range(2)] == [200, 200]
+        await h.settled()
+        running = asyncio.create_task(h.request(script=never(), **given))
+        await h.clock.quiet()
+        await h.admin.delete("/quota/tenants/acme")
+        running.cancel()
+        await asyncio.wait({running})
+        await h.settled()
+        await h.admin.post("/quota/tenants", json=acme)
+        shown = (await h.admin.get("/quota/tenants/acme")).json()["usage"][0]
+        assert (shown["requests_left"], shown["tokens_left"], shown["requests_in_flight"]) == (0, 4970, 0)

@@ -15,12 +15,16 @@ NOW_MS = 1_000_000
 PERIOD = Period(day=1, month=1, begins_ms=0, day_ends_ms=NOW_MS + 20_000, month_ends_ms=NOW_MS + 90_000_000)
 
 
+def period_at(_now_ms: int) -> Period:
+    return PERIOD
+
+
 def state(**given: Any) -> ScopeState:
     return ScopeState(**{"at_ms": NOW_MS, "day": 1, "month": 1, **given})
 
 
 def only(scope: ScopeState, caps: Caps, take: tuple[int, int] = (10, 0)) -> tuple[LimitName, int | None, int | None]:
-    (breach,) = breaches([scope], [caps], PERIOD, take)
+    (breach,) = breaches([scope], [caps], period_at, take, NOW_MS)
     return breach.limit, breach.wait_ms, breach.idle_wait_ms
 
 
@@ -59,7 +63,9 @@ def test_a_request_larger_than_the_limit_never_fits(caps: Caps) -> None:
 def test_the_longest_wait_comes_first() -> None:
     """The limit that is named is the one that decides when to come back."""
     caps: Caps = {"requests": 60, "requests_burst": 1, "concurrent": 1, "month_usd_micros": 5}
-    found = breaches([state(requests=60_000, leases={"1030": [1, 0, 0]}, month_usd_micros=5)], [caps], PERIOD, (1, 1))
+    found = breaches(
+        [state(requests=60_000, leases={"1030": [1, 0, 0]}, month_usd_micros=5)], [caps], period_at, (1, 1), NOW_MS
+    )
     assert [(breach.limit, breach.wait_ms) for breach in found] == [
         (LimitName.USD_PER_MONTH, 90_000_000),
         (LimitName.CONCURRENT_REQUESTS, 30_000),
@@ -71,8 +77,11 @@ def test_what_is_left_is_that_of_the_tightest_limit() -> None:
     """Tokens: the day's budget is tighter than the rate; requests: one of sixty was just taken."""
     caps: Caps = {"requests": 60, "requests_burst": 60, "tokens": 600, "tokens_burst": 600, "day_tokens": 500}
     scope = state(tokens=60_000, day_tokens=100, leases={"1030": [1, 50, 0]})
-    assert left([scope, state()], [caps, {}], PERIOD, (1, 30)) == (Left(60, 59, 1000), Left(500, 320, 20_000))
-    assert left([state()], [{"concurrent": 3}], PERIOD, (1, 30)) == (None, None)
+    assert left([scope, state()], [caps, {}], period_at, (1, 30), NOW_MS) == (
+        Left(60, 59, 1000),
+        Left(500, 320, 20_000),
+    )
+    assert left([state()], [{"concurrent": 3}], period_at, (1, 30), NOW_MS) == (None, None)
 
 
 def test_days_and_months_end_at_the_zones_midnight() -> None:

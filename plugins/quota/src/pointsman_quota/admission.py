@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
 
+from pointsman.errors import StoreError
 from pointsman.types import Denial, Reservation
 
 from . import answers
 from .asked import OddRequest, choices, models_named, primary_models
 from .scopes import target_of
 from .tenants import allowed, limited_patterns
-from .verdict import LimitName, breaches, left
+from .verdict import LimitName, breaches, left, others_first
 
 if TYPE_CHECKING:
     from pointsman.plugin import Services
@@ -25,12 +26,11 @@ if TYPE_CHECKING:
     from .config import QuotaConfig
     from .durations import Durations
     from .estimate import Estimator
-    from .gate import Gate
-    from .ledger import Result
-    from .periods import Period
+    from .gate import Gate, Reserved
     from .queue import FairQueue
     from .scopes import Target
     from .tenants import Caller, Directory
+    from .verdict import Breach
 
 #: Label on the route: who pays. Other plugins read it there.
 TENANT_LABEL: Final = "tenant"
@@ -48,7 +48,7 @@ class Counts:
     would_refuse: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ask:
     """What a request wants.
 
@@ -60,6 +60,7 @@ class Ask:
         choices: How many answers it asks each model for.
         mark: What dry-run has let pass already, or None.
         dry: Whether it is never refused.
+        doubtful: Whether the store may have made a reservation without saying so.
     """
 
     ctx: RequestContext
@@ -69,6 +70,7 @@ class Ask:
     choices: int
     dry: bool
     mark: str | None
+    doubtful: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +78,11 @@ class Answer:
     """What the ledger said to an ``Ask``.
 
     Attributes:
-        result: The ledger's result.
-        expires_s: When the lease ends, in Unix seconds.
-        period: The day and month it was asked in.
-        local: Whether only this worker counts it.
+        reserved: What became of the reservation.
         why: The limit that refuses, or None if it fits.
     """
 
-    result: Result
-    expires_s: int
-    period: Period
-    local: bool
+    reserved: Reserved
     why: Refused | None
 
 
@@ -154,10 +150,12 @@ class Admission:
         )
         try:
             answer = await self._ask_or_wait(ask)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, StoreError):
             # Nobody will settle it, and whether the store has carried it out is unknown.
-            self._services.tasks.spawn(self._gate.settle(target, ctx.request_id, (0, 0), local=False), name="release")
+            self._gate.abandon(target, ctx.request_id)
             raise
+        if ask.doubtful and not answer.reserved.result.done:
+            self._gate.abandon(target, ctx.request_id)
         return self._conclude(ask, answer, route)
 
     async def _ask_or_wait(self, ask: Ask) -> Answer:
@@ -167,7 +165,8 @@ class Admission:
         lanes = ask.target.scope_keys()
         priority = ask.caller.priority
         answer: Answer | None = None
-        lane = queue.lane_ahead(lanes, priority)
+        limited = (lane for lane, caps in zip(lanes, ask.target.caps, strict=True) if "concurrent" in caps)
+        lane = queue.lane_ahead(limited, priority)
         if lane is None:
             answer = await self._ask(ask)
             if answer.why is None or answer.why.breach.limit is not LimitName.CONCURRENT_REQUESTS:
@@ -180,22 +179,32 @@ class Admission:
             waiting = answer.why is not None and answer.why.breach.limit is LimitName.CONCURRENT_REQUESTS
             return None if waiting else answer
 
-        return await queue.wait(lane, priority, attempt) or answer or await self._ask(ask)
+        return await queue.wait(lane, priority, attempt) or answer or await self._turn_away(ask, lanes.index(lane))
 
     async def _ask(self, ask: Ask) -> Answer:
-        expires_s, period = self._gate.expiry_s(), self._gate.period()
-        result, local = await self._gate.reserve(
-            ask.target, ask.ctx.request_id, ask.take, expires_s=expires_s, force=ask.dry
-        )
-        if result.fits:
-            return Answer(result, expires_s, period, local, None)
-        found = breaches(result.scopes, ask.target.caps, period, ask.take)
+        reserved = await self._gate.reserve(ask.target, ask.ctx.request_id, ask.take, force=ask.dry)
+        ask.doubtful = ask.doubtful or reserved.doubtful
+        if reserved.result.fits:
+            return Answer(reserved, None)
+        return self._refusal(ask, reserved, [])
+
+    async def _turn_away(self, ask: Ask, scope: int) -> Answer:
+        """Refuse without having asked: a slot that is free by now belongs to those who wait for it."""
+        reserved = await self._gate.reserve(ask.target, ask.ctx.request_id, ask.take, look=True)
+        cap = ask.target.caps[scope]["concurrent"]
+        return self._refusal(ask, reserved, [others_first(scope, cap, reserved.result.scopes[scope], reserved.now_ms)])
+
+    def _refusal(self, ask: Ask, reserved: Reserved, known: list[Breach]) -> Answer:
+        states, now_ms = reserved.result.scopes, reserved.now_ms
+        found = breaches(states, ask.target.caps, self._gate.period_at, ask.take, now_ms)
         typical_ms = self._durations.typical_ms(ask.caller.tenant.id)
-        return Answer(result, expires_s, period, local, answers.refused(found, ask.target.scopes, typical_ms))
+        return Answer(reserved, answers.refused(found + known, ask.target.scopes, typical_ms))
 
     def _conclude(self, ask: Ask, answer: Answer, route: Route) -> Route | Denial:
-        taken = (1, ask.take[0]) if answer.result.done else (0, 0)
-        headers = answers.limit_headers(*left(answer.result.scopes, ask.target.caps, answer.period, taken))
+        reserved = answer.reserved
+        taken = (1, ask.take[0]) if reserved.result.done else (0, 0)
+        axes = left(reserved.result.scopes, ask.target.caps, self._gate.period_at, taken, reserved.now_ms)
+        headers = answers.limit_headers(*axes)
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(
@@ -203,7 +212,7 @@ class Admission:
                     "pointsman.quota.tenant": ask.caller.tenant.id,
                     "pointsman.quota.reserved_tokens": ask.take[0],
                     "pointsman.quota.limit": answer.why.mark if answer.why else "",
-                    "pointsman.quota.local": answer.local,
+                    "pointsman.quota.local": reserved.local,
                 }
             )
         if answer.why is not None and not ask.dry:
@@ -219,16 +228,16 @@ class Admission:
             route,
             labels={**route.labels, **labels},
             headers={**route.headers, **headers},
-            reservations=(*route.reservations, self._reservation(ask, answer)),
+            reservations=(*route.reservations, self._reservation(ask, reserved)),
         )
 
-    def _reservation(self, ask: Ask, answer: Answer) -> Reservation:
+    def _reservation(self, ask: Ask, reserved: Reserved) -> Reservation:
         return Reservation(
             plugin=self._services.plugin,
             id=ask.ctx.request_id,
-            expires_at=float(answer.expires_s),
+            expires_at=float(reserved.expires_s),
             amounts={"tokens": ask.take[0], "usd_micros": ask.take[1]},
-            data={**ask.target.as_data(), "local": answer.local, "choices": ask.choices},
+            data={**ask.target.as_data(), "local": reserved.local or ask.doubtful, "choices": ask.choices},
         )
 
     def _refuse(self, route: Route, denial: Denial, *, dry: bool) -> Route | Denial:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, cast
 
 from pointsman.errors import StoreError
 
@@ -22,11 +23,30 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger(__name__)
 
 #: How long the store is left alone after it failed, so that not every request waits for it.
-_RETRY_STORE_S: Final = 1.0
+RETRY_STORE_S: Final = 1.0
+_MOST_ABANDONED: Final = 10_000
 _SCOPE_KEPT_DAYS: Final = 2
 _DAY_MS: Final = 86_400_000
 #: A lease is rounded up so that a scope has few moments of expiry to remember.
 _LEASE_STEPS: Final = 12
+
+
+class Reserved(NamedTuple):
+    """What became of a reservation.
+
+    Attributes:
+        result: The ledger's result.
+        now_ms: Unix milliseconds at which it was asked for.
+        expires_s: When the lease ends, in Unix seconds.
+        local: Whether it is only this worker's own count.
+        doubtful: Whether the store may have made it as well, without saying so.
+    """
+
+    result: Result
+    now_ms: int
+    expires_s: int
+    local: bool
+    doubtful: bool
 
 
 class LocalLedger:
@@ -76,6 +96,9 @@ class Gate:
         self._local = LocalLedger()
         self._store_down_until: float | None = None
         self._grain_s = max(1, config.lease_s // _LEASE_STEPS)
+        #: Requests that nobody will settle: their targets, and until when a hold of theirs can last, monotonic.
+        self._abandoned: dict[str, tuple[Target, float]] = {}
+        self._any_abandoned = asyncio.Event()
         self.store_failures = 0
         self.local_steps = 0
 
@@ -84,38 +107,63 @@ class Gate:
         """Whether the last step failed because of the store."""
         return self._store_down_until is not None
 
-    def period(self) -> Period:
-        """Return the present day and month."""
-        return self._calendar.at(self._now_ms())
-
-    def expiry_s(self) -> int:
-        """Return when a lease taken now ends, in Unix seconds."""
-        ends_s = self._now_ms() // 1000 + self._config.lease_s
-        return (ends_s // self._grain_s + 1) * self._grain_s
+    def period_at(self, now_ms: int) -> Period:
+        """Return the day and month of a moment."""
+        return self._calendar.at(now_ms)
 
     async def reserve(
-        self, target: Target, request_id: str, take: tuple[int, int], *, expires_s: int, force: bool
-    ) -> tuple[Result, bool]:
+        self, target: Target, request_id: str, take: tuple[int, int], *, force: bool = False, look: bool = False
+    ) -> Reserved:
         """Take tokens and micro-dollars from all scopes or from none.
 
-        Returns:
-            The result, and whether it is only this worker's own count.
+        Args:
+            target: The scopes.
+            request_id: The request.
+            take: Tokens and micro-dollars.
+            force: Take although a limit is exceeded.
+            look: Take nothing: only the states are of interest.
 
         Raises:
-            StoreError: the store failed, and the policy is to deny.
+            StoreError: the store failed, and the policy is to deny. It may have made the reservation all the same: it
+                is to be abandoned.
         """
-        step = self._step("reserve", target, take, expires_s=expires_s, force=force)
+        step = self._step("look" if look else "reserve", target, take, force=force)
         keys = target.keys(request_id)
-        down = self._store_down_until is not None and self._clock.monotonic() < self._store_down_until
-        if self._config.on_failure == "deny" or not down:
+        doubtful = False
+        if self._config.on_failure == "deny" or not self._resting():
             try:
-                return await self._run(keys, step), False
+                return Reserved(await self._run(keys, step), step["now_ms"], step["expires_s"], False, False)
             except StoreError as err:
                 if self._config.on_failure == "deny":
                     raise
                 log.warning("the store failed, so this worker counts by itself: %s", err)
+                doubtful = not look
         self.local_steps += 1
-        return self._local.run(keys, step), True
+        return Reserved(self._local.run(keys, step), step["now_ms"], step["expires_s"], True, doubtful)
+
+    def abandon(self, target: Target, request_id: str) -> None:
+        """Let go, in the background, of a reservation that the store may or may not have made: nobody will settle it."""
+        while len(self._abandoned) >= _MOST_ABANDONED:
+            del self._abandoned[next(iter(self._abandoned))]
+        self._abandoned[request_id] = (target, self._clock.monotonic() + self._config.lease_s + self._grain_s)
+        self._any_abandoned.set()
+
+    async def release_abandoned(self) -> None:
+        """Release what is abandoned, now and whenever something is; return when the store is better left alone.
+
+        Raises:
+            StoreError: the store failed; call it again.
+        """
+        while not self._resting():
+            await self._any_abandoned.wait()
+            while self._abandoned and not self._resting():
+                request_id, (target, until) = next(iter(self._abandoned.items()))
+                if self._clock.monotonic() < until:
+                    # The mark that it leaves makes a reservation void that reaches the store only after it.
+                    await self._run(target.keys(request_id), self._step("settle", target, (0, 0), anew=True))
+                self._abandoned.pop(request_id, None)
+            if not self._abandoned:
+                self._any_abandoned.clear()
 
     async def settle(self, target: Target, request_id: str, spent: tuple[int, int], *, local: bool) -> bool:
         """End a reservation and spend what was really used. Doing it again changes nothing.
@@ -124,7 +172,7 @@ class Gate:
             target: The scopes it took from.
             request_id: The request.
             spent: Tokens and micro-dollars used.
-            local: Whether it was only this worker's own count.
+            local: Whether it was only this worker's own count, as far as anybody knows.
 
         Returns:
             Whether this call did it.
@@ -144,9 +192,8 @@ class Gate:
         Raises:
             StoreError: the store failed.
         """
-        expires_s = self.expiry_s()
-        step = self._step("renew", target, (0, 0), expires_s=expires_s)
-        return expires_s if (await self._run(target.keys(request_id), step)).done else None
+        step = self._step("renew", target, (0, 0))
+        return step["expires_s"] if (await self._run(target.keys(request_id), step)).done else None
 
     async def spend(self, target: Target, usd_micros: int, *, once: str = "") -> None:
         """Spend money without a reservation.
@@ -178,7 +225,7 @@ class Gate:
             result = await self._store.run(LEDGER, keys, cast("JSON", step))
         except StoreError:
             self.store_failures += 1
-            self._store_down_until = self._clock.monotonic() + _RETRY_STORE_S
+            self._store_down_until = self._clock.monotonic() + RETRY_STORE_S
             raise
         if self._store_down_until is not None:
             self._store_down_until = None
@@ -191,11 +238,11 @@ class Gate:
         target: Target,
         amounts: tuple[int, int],
         *,
-        expires_s: int = 0,
         force: bool = False,
         anew: bool = False,
     ) -> Step:
-        now_ms = self._now_ms()
+        now_ms = int(self._clock.now() * 1000)
+        ends_s = now_ms // 1000 + self._config.lease_s
         period = self._calendar.at(now_ms)
         return {
             "do": do,
@@ -207,10 +254,11 @@ class Gate:
             "caps": target.caps,
             "tokens": amounts[0],
             "usd_micros": amounts[1],
-            "expires_s": expires_s,
+            "expires_s": (ends_s // self._grain_s + 1) * self._grain_s,
             "force": force,
             "anew": anew,
         }
 
-    def _now_ms(self) -> int:
-        return int(self._clock.now() * 1000)
+    def _resting(self) -> bool:
+        """Say whether the store has failed so lately that it is left alone."""
+        return self._store_down_until is not None and self._clock.monotonic() < self._store_down_until

@@ -14,6 +14,10 @@ virtual-scheduling form and needs integers only: a bucket's level rises with eve
 With a bucket ``burst`` deep, what is spent in any window of ``w`` seconds is at most ``burst + rate * w / 60``; there
 is no edge at which it could be spent twice. Budgets per day and month are sums that begin anew with the calendar.
 
+Time is the caller's. Where the clocks of several machines differ a little, a scope's levels and periods keep to the one
+that is ahead, and leases end by the caller's own. A scope that is further ahead than that was touched by a clock that
+has been set back since: it goes on from the caller's time with what it has.
+
 Everything here is a pure function of its arguments. All numbers are integers below 2**53, so that the script for redis
 (``lua.py``), which computes with doubles, gives the same results.
 """
@@ -38,6 +42,10 @@ MAX_AMOUNT: Final = 8_000_000_000_000_000
 #: The most one request may take. More is a mistake or an attack.
 MAX_REQUEST_TOKENS: Final = 1_000_000_000
 MAX_REQUEST_USD_MICROS: Final = 1_000_000_000_000
+#: By how much the clocks of two machines may differ. Beyond it, a clock has been set back.
+MAX_AHEAD_MS: Final = 60_000
+#: No lease taken now ends later, whatever the configuration: one that does is of a clock that has been set back.
+LONGEST_LEASE_MS: Final = 3_960_000
 
 
 class Caps(TypedDict, total=False):
@@ -86,7 +94,8 @@ class Hold(NamedTuple):
     """What is stored for a request in flight, as a JSON list.
 
     Attributes:
-        expires_s: Unix seconds at which its lease ends; 0 marks a request that was settled without ever being held.
+        expires_s: Unix seconds at which its lease ends; 0 marks a request that is settled, so that neither the same
+            settlement nor a reservation that arrives late does anything.
         tokens: Reserved tokens.
         usd_micros: Reserved micro-dollars.
     """
@@ -94,6 +103,9 @@ class Hold(NamedTuple):
     expires_s: int
     tokens: int
     usd_micros: int
+
+
+_SETTLED: Final = Hold(0, 0, 0)
 
 
 class Step(TypedDict):
@@ -112,7 +124,8 @@ class Step(TypedDict):
         usd_micros: The same in micro-dollars.
         expires_s: Unix seconds at which the lease ends (``reserve``, ``renew``).
         force: ``reserve`` takes although a limit is exceeded.
-        anew: ``settle`` spends, once, also when there is no hold.
+        anew: It is not known whether there is a hold: ``settle`` spends also without one, and leaves a mark, so that
+            it does so once.
     """
 
     do: Literal["reserve", "settle", "renew", "spend", "look"]
@@ -152,23 +165,30 @@ class Result(NamedTuple):
 def rolled(state: ScopeState, caps: Caps, step: Step) -> ScopeState:
     """Return a state brought up to the step's time: levels drained, old periods and leases gone.
 
-    Time never runs backwards in a scope: a machine whose clock is behind sees the time of the one that is ahead.
+    The level of a rate that has no limit at the moment stays, for the day it has one again.
     """
-    now_ms = max(step["now_ms"], state.at_ms)
-    elapsed_ms = now_ms - state.at_ms
+    now_ms = step["now_ms"]
+    if state.at_ms > now_ms + MAX_AHEAD_MS:
+        state = state._replace(at_ms=now_ms, day=min(state.day, step["day"]), month=min(state.month, step["month"]))
+    at_ms = max(now_ms, state.at_ms)
+    elapsed_ms = at_ms - state.at_ms
     same_day = step["day"] <= state.day
     same_month = step["month"] <= state.month
     return ScopeState(
-        now_ms,
-        max(0, state.requests - caps["requests"] * elapsed_ms) if "requests" in caps else 0,
-        max(0, state.tokens - caps["tokens"] * elapsed_ms) if "tokens" in caps else 0,
+        at_ms,
+        max(0, state.requests - caps.get("requests", 0) * elapsed_ms),
+        max(0, state.tokens - caps.get("tokens", 0) * elapsed_ms),
         state.day if same_day else step["day"],
         state.day_tokens if same_day else 0,
         state.day_usd_micros if same_day else 0,
         state.month if same_month else step["month"],
         state.month_tokens if same_month else 0,
         state.month_usd_micros if same_month else 0,
-        {expiry: lease for expiry, lease in state.leases.items() if int(expiry) * 1000 > now_ms},
+        {
+            expiry: lease
+            for expiry, lease in state.leases.items()
+            if now_ms < int(expiry) * 1000 <= now_ms + LONGEST_LEASE_MS
+        },
     )
 
 
@@ -225,7 +245,7 @@ def _counted(state: ScopeState, caps: Caps) -> ScopeState:
 def _spent(state: ScopeState, caps: Caps, step: Step) -> ScopeState:
     tokens, usd_micros = step["tokens"], step["usd_micros"]
     return state._replace(
-        tokens=min(MAX_AMOUNT, state.tokens + tokens * LEVEL_UNIT) if "tokens" in caps else 0,
+        tokens=min(MAX_AMOUNT, state.tokens + tokens * LEVEL_UNIT) if "tokens" in caps else state.tokens,
         day_tokens=min(MAX_AMOUNT, state.day_tokens + tokens),
         day_usd_micros=min(MAX_AMOUNT, state.day_usd_micros + usd_micros),
         month_tokens=min(MAX_AMOUNT, state.month_tokens + tokens),
@@ -247,7 +267,7 @@ def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], J
     kept: Hold | None = None
     fitting = True
     match step["do"]:
-        case "reserve" if hold is not None:  # the same request again, after an answer that was lost on its way
+        case "reserve" if hold is not None:  # again, after an answer that was lost, or after its settlement
             return {}, (True, True, before)
         case "reserve":
             fitting = all(map(partial(fits, tokens=step["tokens"], usd_micros=step["usd_micros"]), before, every_caps))
@@ -255,9 +275,10 @@ def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], J
                 kept = Hold(step["expires_s"], step["tokens"], step["usd_micros"])
                 after = [_counted(_leased(state, kept), caps) for state, caps in zip(before, every_caps, strict=True)]
         case "settle" if hold is not None and hold.expires_s:
+            kept = _SETTLED if step["anew"] else None
             after = [_spent(_released(state, hold), caps, step) for state, caps in zip(before, every_caps, strict=True)]
         case "settle" if hold is None and step["anew"]:
-            kept = Hold(0, 0, 0)
+            kept = _SETTLED
             after = [_spent(state, caps, step) for state, caps in zip(before, every_caps, strict=True)]
         case "renew" if hold is not None and hold.expires_s:
             kept = hold._replace(expires_s=step["expires_s"])

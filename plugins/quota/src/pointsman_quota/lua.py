@@ -9,6 +9,7 @@ from typing import Final
 
 SCRIPT: Final = """
 local UNIT, TOP = 60000, 8000000000000000
+local MAX_AHEAD_MS, LONGEST_LEASE_MS = 60000, 3960000
 local AT_MS, REQUESTS, TOKENS, DAY, DAY_TOKENS, DAY_USD, MONTH, MONTH_TOKENS, MONTH_USD, LEASES =
   1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 local step = json_decode(ARGV[1])
@@ -25,11 +26,16 @@ local function rolled(state, caps)
   if not state then
     state = {0, 0, 0, 0, 0, 0, 0, 0, 0, {}}
   end
-  local now = math.max(step.now_ms, state[AT_MS])
-  local elapsed = now - state[AT_MS]
-  state[AT_MS] = now
-  state[REQUESTS] = caps.requests and math.max(0, state[REQUESTS] - caps.requests * elapsed) or 0
-  state[TOKENS] = caps.tokens and math.max(0, state[TOKENS] - caps.tokens * elapsed) or 0
+  local now = step.now_ms
+  if state[AT_MS] > now + MAX_AHEAD_MS then
+    state[AT_MS] = now
+    state[DAY], state[MONTH] = math.min(state[DAY], step.day), math.min(state[MONTH], step.month)
+  end
+  local at = math.max(now, state[AT_MS])
+  local elapsed = at - state[AT_MS]
+  state[AT_MS] = at
+  state[REQUESTS] = math.max(0, state[REQUESTS] - (caps.requests or 0) * elapsed)
+  state[TOKENS] = math.max(0, state[TOKENS] - (caps.tokens or 0) * elapsed)
   if step.day > state[DAY] then
     state[DAY], state[DAY_TOKENS], state[DAY_USD] = step.day, 0, 0
   end
@@ -38,7 +44,8 @@ local function rolled(state, caps)
   end
   local leases = {}
   for expiry, lease in pairs(state[LEASES]) do
-    if tonumber(expiry) * 1000 > now then leases[expiry] = lease end
+    local ends = tonumber(expiry) * 1000
+    if now < ends and ends <= now + LONGEST_LEASE_MS then leases[expiry] = lease end
   end
   state[LEASES] = leases
   return state
@@ -78,7 +85,7 @@ local function release(state, hold)
 end
 
 local function spend(state, caps)
-  state[TOKENS] = caps.tokens and math.min(TOP, state[TOKENS] + step.tokens * UNIT) or 0
+  if caps.tokens then state[TOKENS] = math.min(TOP, state[TOKENS] + step.tokens * UNIT) end
   state[DAY_TOKENS] = math.min(TOP, state[DAY_TOKENS] + step.tokens)
   state[DAY_USD] = math.min(TOP, state[DAY_USD] + step.usd_micros)
   state[MONTH_TOKENS] = math.min(TOP, state[MONTH_TOKENS] + step.tokens)
@@ -107,7 +114,7 @@ if step['do'] == 'reserve' then
     done = true
     for i, caps in ipairs(step.caps) do
       lease(states[i], step.tokens, step.usd_micros)
-      states[i][REQUESTS] = caps.requests and math.min(TOP, states[i][REQUESTS] + UNIT) or 0
+      if caps.requests then states[i][REQUESTS] = math.min(TOP, states[i][REQUESTS] + UNIT) end
     end
     keep_hold(step.expires_s, step.tokens, step.usd_micros)
   end
@@ -118,7 +125,7 @@ elseif step['do'] == 'settle' then
       if held then release(states[i], hold) end
       spend(states[i], caps)
     end
-    if held then redis.call('DEL', KEYS[1]) else keep_hold(0, 0, 0) end
+    if step.anew then keep_hold(0, 0, 0) else redis.call('DEL', KEYS[1]) end
   end
 elseif step['do'] == 'renew' then
   if held then

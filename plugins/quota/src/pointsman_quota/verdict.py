@@ -71,20 +71,26 @@ class Left:
 _Epoch = tuple[int, int, int, int]
 
 
-def breaches(states: Sequence[ScopeState], caps: Sequence[Caps], period: Period, take: tuple[int, int]) -> list[Breach]:
+def breaches(
+    states: Sequence[ScopeState],
+    caps: Sequence[Caps],
+    period_at: Callable[[int], Period],
+    take: tuple[int, int],
+    now_ms: int,
+) -> list[Breach]:
     """Return the limits that refuse a request, the one with the longest wait first; empty if it fits.
 
     Args:
-        states: The scopes' states, brought up to now.
+        states: The scopes' states, brought up to now or to what a clock that is a little ahead has made of it.
         caps: Their limits.
-        period: The present day and month.
+        period_at: Returns the day and month of a moment.
         take: Tokens and micro-dollars asked for.
+        now_ms: Unix milliseconds of now.
     """
     found = []
     for index, (state, limits) in enumerate(zip(states, caps, strict=True)):
-        now_ms = state.at_ms
-        epochs = list(_epochs(state))
-        for name, cap, when in _checks(state, limits, period, take):
+        epochs = list(_epochs(state, now_ms))
+        for name, cap, when in _checks(state, limits, period_at(state.at_ms), take):
             at_ms = _earliest(epochs, when)
             if at_ms == now_ms:
                 continue
@@ -104,9 +110,15 @@ def breaches(states: Sequence[ScopeState], caps: Sequence[Caps], period: Period,
 _NEVER_MS: Final = 1 << 62
 
 
-def _epochs(state: ScopeState) -> Iterator[_Epoch]:
+def others_first(scope: int, cap: int, state: ScopeState, now_ms: int) -> Breach:
+    """Return the breach of those who wait for a slot behind others: it lasts while anybody is in flight."""
+    first_s = min(map(int, state.leases), default=0)
+    return Breach(scope, LimitName.CONCURRENT_REQUESTS, cap, max(0, first_s * 1000 - now_ms), 0)
+
+
+def _epochs(state: ScopeState, now_ms: int) -> Iterator[_Epoch]:
     requests, tokens, usd_micros = held(state)
-    yield state.at_ms, requests, tokens, usd_micros
+    yield now_ms, requests, tokens, usd_micros
     for expiry in sorted(state.leases, key=int):
         lease = state.leases[expiry]
         requests, tokens, usd_micros = requests - lease[0], tokens - lease[1], usd_micros - lease[2]
@@ -127,28 +139,26 @@ def _checks(
 ) -> Iterator[tuple[LimitName, int, Callable[[_Epoch], int | None]]]:
     """Yield each limit of a scope with a function that says from when on it allows the request within an epoch."""
     tokens, usd_micros = take
-    now_ms = state.at_ms
     if "requests" in caps:
-        bucket = _Bucket(now_ms, state.requests, caps["requests"], caps["requests_burst"])
+        bucket = _Bucket(state.at_ms, state.requests, caps["requests"], caps["requests_burst"])
         yield LimitName.REQUESTS_PER_MINUTE, caps["requests_burst"], partial(bucket.allows, field=0, cells=1)
     if "tokens" in caps:
-        bucket = _Bucket(now_ms, state.tokens, caps["tokens"], caps["tokens_burst"])
+        bucket = _Bucket(state.at_ms, state.tokens, caps["tokens"], caps["tokens_burst"])
         yield LimitName.TOKENS_PER_MINUTE, caps["tokens_burst"], partial(bucket.allows, field=2, cells=tokens)
     if "concurrent" in caps:
         slots = _Sum(0, caps["concurrent"], 0)
         yield LimitName.CONCURRENT_REQUESTS, caps["concurrent"], partial(slots.allows, field=1, amount=1)
-    day_ms, month_ms = max(now_ms, period.day_ends_ms), max(now_ms, period.month_ends_ms)
     if "day_tokens" in caps:
-        budget = _Sum(state.day_tokens, caps["day_tokens"], day_ms)
+        budget = _Sum(state.day_tokens, caps["day_tokens"], period.day_ends_ms)
         yield LimitName.TOKENS_PER_DAY, budget.cap, partial(budget.allows, field=2, amount=tokens)
     if "day_usd_micros" in caps:
-        budget = _Sum(state.day_usd_micros, caps["day_usd_micros"], day_ms)
+        budget = _Sum(state.day_usd_micros, caps["day_usd_micros"], period.day_ends_ms)
         yield LimitName.USD_PER_DAY, budget.cap, partial(budget.allows, field=3, amount=usd_micros)
     if "month_tokens" in caps:
-        budget = _Sum(state.month_tokens, caps["month_tokens"], month_ms)
+        budget = _Sum(state.month_tokens, caps["month_tokens"], period.month_ends_ms)
         yield LimitName.TOKENS_PER_MONTH, budget.cap, partial(budget.allows, field=2, amount=tokens)
     if "month_usd_micros" in caps:
-        budget = _Sum(state.month_usd_micros, caps["month_usd_micros"], month_ms)
+        budget = _Sum(state.month_usd_micros, caps["month_usd_micros"], period.month_ends_ms)
         yield LimitName.USD_PER_MONTH, budget.cap, partial(budget.allows, field=3, amount=usd_micros)
 
 
@@ -156,7 +166,7 @@ def _checks(
 class _Bucket:
     """A rate: a level that drains."""
 
-    now_ms: int
+    at_ms: int
     level: int
     rate: int
     burst: int
@@ -166,7 +176,7 @@ class _Bucket:
         over = self.level - (self.burst - taken - cells) * LEVEL_UNIT
         if over > self.level:
             return None
-        return max(epoch[0], self.now_ms + -(-over // self.rate))
+        return max(epoch[0], self.at_ms + -(-over // self.rate)) if over > 0 else epoch[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,20 +195,25 @@ class _Sum:
 
 
 def left(
-    states: Sequence[ScopeState], caps: Sequence[Caps], period: Period, taken: tuple[int, int]
+    states: Sequence[ScopeState],
+    caps: Sequence[Caps],
+    period_at: Callable[[int], Period],
+    taken: tuple[int, int],
+    now_ms: int,
 ) -> tuple[Left | None, Left | None]:
     """Return what is left of requests per minute and of tokens (per minute, day or month); None without a limit.
 
     Args:
         states: The scopes' states as they were before the request.
         caps: Their limits.
-        period: The present day and month.
+        period_at: Returns the day and month of a moment.
         taken: Requests and tokens that the request took.
+        now_ms: Unix milliseconds of now.
     """
     requests: list[Left] = []
     tokens: list[Left] = []
     for state, limits in zip(states, caps, strict=True):
-        now_ms = state.at_ms
+        period = period_at(state.at_ms)
         in_use = held(state)[1] + taken[1]
         if "requests" in limits:
             level = state.requests + taken[0] * LEVEL_UNIT
@@ -207,10 +222,10 @@ def left(
             tokens.append(_bucket_left(state.tokens, in_use, limits["tokens"], limits["tokens_burst"]))
         if "day_tokens" in limits:
             cap = limits["day_tokens"]
-            tokens.append(Left(cap, max(0, cap - state.day_tokens - in_use), max(0, period.day_ends_ms - now_ms)))
+            tokens.append(Left(cap, max(0, cap - state.day_tokens - in_use), period.day_ends_ms - now_ms))
         if "month_tokens" in limits:
             cap = limits["month_tokens"]
-            tokens.append(Left(cap, max(0, cap - state.month_tokens - in_use), max(0, period.month_ends_ms - now_ms)))
+            tokens.append(Left(cap, max(0, cap - state.month_tokens - in_use), period.month_ends_ms - now_ms))
     return min(requests, key=_remaining, default=None), min(tokens, key=_remaining, default=None)
 
 
