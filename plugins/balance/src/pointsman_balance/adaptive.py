@@ -19,7 +19,7 @@ from .tactics import Settings
 #: The worst a factor can be; its logarithm must be a number.
 FLOOR = 1e-3
 #: Nothing is lower: prices a token are around 1e-6.
-LOG_TINY = log(1e-12)
+TINY = 1e-12
 
 
 def _weight(default: float, of: str) -> float:
@@ -63,11 +63,9 @@ class Adaptive(Tactic):
         for option in options:
             load = option.member.load
             flight = len(load.running) + len(load.picks)
-            failing = load.error_ratio(now)
-            scores.append(
-                (health * log(1.0 + FLOOR - failing) if failing else 0.0)
-                - (in_flight * log(flight + 1) if flight else 0.0)
-            )
+            failing = load.error_ratio(now) if load.errors else 0.0
+            score = health * log(1.0 + FLOOR - failing) if failing else 0.0
+            scores.append(score - in_flight * log(flight + 1) if flight else score)
             flights.append(flight)
             waits.append(load.wait_ms(now, stream=stream))
         _lower_is_better(scores, options, waits, first_token)
@@ -76,7 +74,11 @@ class Adaptive(Tactic):
         if self._cost:
             _lower_is_better(scores, options, [option.price_usd for option in options], self._cost)
         if self._speed:
-            slowness = [1.0 / speed if (speed := option.tokens_per_s) else None for option in options]
+            slowness: list[float | None] = []
+            for option in options:
+                average = option.member.load.tokens_per_s
+                speed = average.value if average.count else option.tokens_per_s
+                slowness.append(1.0 / speed if speed else None)
             _lower_is_better(scores, options, slowness, self._speed)
         if weight := self._headroom:
             for index, option in enumerate(options):
@@ -109,7 +111,4 @@ def _lower_is_better(scores: list[float], options: Sequence[Option], values: lis
             for value, option in zip(values, options, strict=True)
         ]
     for index, value in enumerate(values):
-        if value and value > 0.0:
-            scores[index] -= weight * log(value)
-        else:
-            scores[index] -= weight * LOG_TINY
+        scores[index] -= weight * log(value if value and value > TINY else TINY)

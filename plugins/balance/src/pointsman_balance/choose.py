@@ -194,10 +194,10 @@ class Chooser:
         chosen, scores = places[choice.chosen], choice.scores
         score = scores[choice.chosen]
         against = [
-            option.id if (value := scores[index]) is None else f"{option.id} {value:.3g}"
-            for index, option in enumerate(ask.options)
-            if index != choice.chosen
+            option.candidate.deployment.id if value is None else f"{option.candidate.deployment.id} {value:.3g}"
+            for option, value in zip(ask.options, scores, strict=True)
         ]
+        del against[choice.chosen]
         for place in places:
             reasons[place] = ""
         why = f", {choice.note}" if choice.note else ""

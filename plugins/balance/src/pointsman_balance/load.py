@@ -272,7 +272,7 @@ class Load:
 
         Who has answered nothing lately is not known any more: it was quick once, and its quick errors are no answers.
         """
-        if self._in_vain(self.unanswered, PATIENCE, now):
+        if self.unanswered >= PATIENCE and self._in_vain(self.unanswered, PATIENCE, now):
             return None
         average = self.first_ms if stream else self.latency_ms
         if average.count == 0:
