@@ -549,12 +549,20 @@ def test_a_stream_that_breaks_after_content_is_the_providers_error(gateway, endp
 
 
 def test_no_content_in_time(gateway):
+    """Whoever hangs has failed: that is what opens a breaker."""
     since = len(gateway.upstream.requests)
+    hung = [gateway.deployment(f"{name}-1") for name in ("hang-a", "hang-b")]
     with pytest.raises(openai.InternalServerError) as caught:
         chat(gateway, "impatient", stream=True)
     assert caught.value.status_code == 504
     assert "within 3000 ms" in str(caught.value)
     gateway.closed_early(since, "hang-a", "hang-b")
+    first, second = (gateway.deployment(f"{name}-1") for name in ("hang-a", "hang-b"))
+    assert first["failures"] == hung[0]["failures"] + 1
+    assert first["cancelled"] == hung[0]["cancelled"]
+    # The second was asked later; how much later depends on what has been learned of the first.
+    ended = [one["failures"] + one["cancelled"] for one in (hung[1], second)]
+    assert ended[1] == ended[0] + 1
 
 
 # -- clients that leave -----------------------------------------------------------------------------------------------
