@@ -1,7 +1,7 @@
 # ruff: noqa: INP001, S311 - a script of figures and repeatable chance, not a package
 """What a request pays for the choice and for what is learnt from it, and what ten thousand deployments cost in memory.
 
-Run it with ``python plugins/balance/bench/bench_cost.py``. A figure is the best of several rounds: what the code takes when
+Run it with ``python plugins/balance/bench/bench_cost.py``. A figure is the best of many short rounds: what the code takes when
 nothing else runs. The signals are there, with two quota axes each.
 """
 
@@ -45,7 +45,7 @@ from pointsman_balance.tries import Tries
 
 NOW = 1_700_000_000.0
 DEPLOYMENTS = 20
-TURNS, ROUNDS = 300, 15
+TURNS, ROUNDS = 10, 1_500
 
 
 class NoPrices:

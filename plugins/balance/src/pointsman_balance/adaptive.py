@@ -59,13 +59,23 @@ class Adaptive(Tactic):
         now, stream, options = ask.now, ask.stream, ask.options
         waits: list[float | None] = []
         flights: list[int] = []
+        slowness: list[float | None] = []
         scores: list[float] = []
+        headroom = self._headroom
         for option in options:
-            load = option.member.load
+            member, signal = option.member, option.signal
+            load = member.load
             flight = len(load.running) + len(load.picks)
-            failing = load.error_ratio(now) if load.errors else 0.0
-            score = health * log(1.0 + FLOOR - failing) if failing else 0.0
-            scores.append(score - in_flight * log(flight + 1) if flight else score)
+            score = health * log(1.0 + FLOOR - load.error_ratio(now)) if load.errors else 0.0
+            if flight:
+                score -= in_flight * log(flight + 1)
+            if headroom and signal is not None and signal.limits:
+                left = member.headroom_ratio(signal, now)
+                if left is not None and left < 1.0:
+                    score += headroom * log(left + FLOOR)
+            speed = load.tokens_per_s.value if load.tokens_per_s.count else option.tokens_per_s
+            slowness.append(1.0 / speed if speed else None)
+            scores.append(score)
             flights.append(flight)
             waits.append(load.wait_ms(now, stream=stream))
         _lower_is_better(scores, options, waits, first_token)
@@ -74,19 +84,7 @@ class Adaptive(Tactic):
         if self._cost:
             _lower_is_better(scores, options, [option.price_usd for option in options], self._cost)
         if self._speed:
-            slowness: list[float | None] = []
-            for option in options:
-                average = option.member.load.tokens_per_s
-                speed = average.value if average.count else option.tokens_per_s
-                slowness.append(1.0 / speed if speed else None)
             _lower_is_better(scores, options, slowness, self._speed)
-        if weight := self._headroom:
-            for index, option in enumerate(options):
-                signal = option.signal
-                if signal is not None and signal.limits:
-                    left = option.member.headroom_ratio(signal, now)
-                    if left is not None and left < 1.0:
-                        scores[index] += weight * log(left + FLOOR)
         top = max(scores)
         # As products, the best is 1.
         choice = ask.best([exp(score - top) for score in scores])

@@ -126,12 +126,10 @@ class Chooser:
         # Those that only scored less are left out: their scores are in the note of the one that is chosen, which costs
         # a third of a value each. Those that could not be chosen say why themselves.
         return [
-            candidate.scored(score, reasons[place])
-            if place == chosen and score is not None
-            else Candidate(
+            Candidate(
                 deployment=candidate.deployment,
                 weight=candidate.weight,
-                score=candidate.score,
+                score=score if place == chosen and score is not None else candidate.score,
                 notes=(*candidate.notes, reasons[place]),
                 dropped=place != chosen,
             )
