@@ -14,6 +14,7 @@ from pointsman.types import AttemptKind
 
 from .section import Section
 from .sinks import Chosen, choose
+from .sinks.ndjson import NdjsonConfig
 
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 UsdPerMillion = Annotated[Decimal, Field(ge=0, le=10**6)]
@@ -131,9 +132,9 @@ class BillingConfig(PluginConfig):
         names: set[str] = set()
         files: set[str] = set()
         for sink in self.sinks:
-            if (path := getattr(sink.config, "path", None)) is not None:
-                if (file := normpath(path)) in files:
-                    raise ValueError(f"two sinks write to {path!r}; each needs a file of its own")
+            if isinstance(sink.config, NdjsonConfig):
+                if (file := normpath(sink.config.path)) in files:
+                    raise ValueError(f"two sinks write to {sink.config.path!r}; each needs a file of its own")
                 files.add(file)
             if sink.name in names:
                 raise ValueError(
