@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +18,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pointsman.types import Identity, Usage
 from pointsman_billing import bill
-from pointsman_billing.bill import Quote
 from pointsman_billing.database import Database
 from pointsman_billing.errors import OutboxFull, OutboxUnavailable
 from pointsman_billing.outbox import Outbox
 from pointsman_billing.reports import Reports, Span
 
-from .kit import PRICE, attempt, settlement
+from .outbox_writer import MB, a_bill
 
-MB = 1_000_000
+PLUGIN = Path(__file__).parents[1]
 ALWAYS = Span(0, 10**11)
-
-
-def a_bill(number: int, *, tokens: int = 100, tenant: str = "acme", at: float = 1_750_000_000.0) -> bill.Bill:
-    one = attempt(request_id=f"request-{number}", usage=Usage(prompt_tokens=tokens), started_at=at)
-    found = settlement(one, request_id=f"request-{number}", identity=Identity(tenant=tenant), finished_at=at)
-    return bill.of_settlement(found, tenant, lambda _: Quote(price=PRICE))
 
 
 def opened(path: Path, *sinks: str, max_bytes: int = 100 * MB) -> Database:
@@ -168,45 +162,39 @@ def test_nobody_else_can_read_it(database: Database) -> None:
     assert database.path.parent.stat().st_mode & 0o077 == 0
 
 
-def _append_many(path: Path, first: int, count: int) -> None:
-    async def work() -> None:
-        outbox = Outbox(path, fsync=False, timeout_s=5.0, max_bytes=100 * MB)
-        await outbox.open()
-        for start in range(first, first + count, 10):
-            await asyncio.gather(
-                *(outbox.write(lambda db, n=n: db.append([a_bill(n)])) for n in range(start, start + 10))
-            )
-        await outbox.close()
-
-    asyncio.run(work())
-
-
-def _open_many(path: Path, gate: Barrier, count: int) -> None:
-    for number in range(count):
-        gate.wait(60)
-        opened(path / str(number)).close()
+def worker(*arguments: object) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(PLUGIN), os.environ.get("PYTHONPATH")]))}
+    command = [sys.executable, "-m", "tests.outbox_writer", *map(str, arguments)]
+    return subprocess.Popen(  # noqa: S603  # our own command
+        command, cwd=PLUGIN, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_workers_that_start_together_all_open_it(tmp_path: Path) -> None:
     """SQLite itself refuses to wait when two connections make a new file a WAL one."""
-    context = multiprocessing.get_context("spawn")
-    gate = context.Barrier(4)
-    jobs = [context.Process(target=_open_many, args=(tmp_path, gate, 40)) for _ in range(4)]
+    count = 40
+    jobs = [worker("open", tmp_path, count) for _ in range(4)]
+    answers = []
+    for _ in range(count):
+        for job in jobs:
+            assert job.stdin is not None
+            # Whoever has failed reads nothing any more.
+            with suppress(BrokenPipeError):
+                job.stdin.write("go\n")
+                job.stdin.flush()
+        answers += [job.stdout.readline() for job in jobs if job.stdout is not None]
     for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(60)
-    assert [job.exitcode for job in jobs] == [0] * 4
+        with suppress(BrokenPipeError):
+            job.communicate(timeout=60)
+    assert answers == ["opened\n"] * 4 * count
+    assert [job.returncode for job in jobs] == [0] * 4
 
 
 def test_processes_that_write_the_same_bills_at_once_write_each_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    jobs = [context.Process(target=_append_many, args=(tmp_path / "outbox", first, 300)) for first in (0, 150, 0)]
+    jobs = [worker("append", tmp_path / "outbox", first, 300) for first in (0, 150, 0)]
     for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join(60)
-        assert job.exitcode == 0
+        job.communicate(timeout=60)
+    assert [job.returncode for job in jobs] == [0] * 3
     database = opened(tmp_path / "outbox", "a")
     ids = confirm(database, "a", 10_000)
     assert len(ids) == len(set(ids)) == 2 * 450
