@@ -73,3 +73,20 @@ def test_an_answer_without_usage_is_told_from_one_of_zero_tokens(catalog: Any) -
     for odd in (None, "", "{", "[]", 5, {"message": "another dialect"}):
         assert not values.without_usage({"original_response": odd})
     assert not values.without_usage({})
+
+
+@pytest.mark.parametrize(
+    ("base", "provider", "like"),
+    [("gpt-4o-mini", "openai", "gpt-4o-mini"), ("azure/gpt-4o", "azure", "gpt-4o"), ("nobody-knows", "openai", None)],
+)
+def test_a_deployment_costs_what_its_base_model_costs(catalog: Any, base: str, provider: str, like: str | None) -> None:
+    """The name of an Azure deployment is the operator's; ``model_info.base_model`` says what it is."""
+    prices = catalog.CostMap()
+    one = Deployment(id="d", group="g", provider=provider, model="our-name", info={"base_model": base})
+    usage = Usage(prompt_tokens=1000, completion_tokens=100)
+    if like is None:
+        assert (prices.get(one), prices.cost_usd_micros(one, usage)) == (Price(), None)
+        return
+    other = Deployment(id="o", group="g", provider=provider, model=like)
+    assert prices.get(one) == prices.get(other) != Price()
+    assert prices.cost_usd_micros(one, usage) == prices.cost_usd_micros(other, usage) > 0

@@ -142,21 +142,32 @@ class CostMap:
     """LiteLLM's prices."""
 
     def __init__(self) -> None:
-        self._keys: dict[str, str] = {}
+        self._keys: dict[tuple[str, str, object], str] = {}
 
     def _key(self, deployment: Deployment) -> str:
-        """Return the cost map's key: the deployment's own id when it has prices of its own, else its model."""
-        key = self._keys.get(deployment.id)
+        """Return the cost map's key: the id of a deployment with prices of its own, else its base model, else its model."""
+        base = deployment.info.get("base_model")
+        place = (deployment.id, deployment.model, base)
+        key = self._keys.get(place)
         if key is None:
             own = litellm.model_cost.get(deployment.id) or {}
-            key = deployment.id if "input_cost_per_token" in own else deployment.model
-            self._keys[deployment.id] = key
+            if "input_cost_per_token" in own:
+                key = deployment.id
+            elif isinstance(base, str) and self._entry(base, deployment.provider) is not None:
+                key = base
+            else:
+                key = deployment.model
+            self._keys[place] = key
         return key
 
     def _info(self, deployment: Deployment) -> Mapping[str, Any] | None:
         """Return what the map says of a deployment, or None when it has no prices of it."""
+        return self._entry(self._key(deployment), deployment.provider)
+
+    @staticmethod
+    def _entry(key: str, provider: str) -> Mapping[str, Any] | None:
         try:
-            info: Mapping[str, Any] = litellm.get_model_info(self._key(deployment), deployment.provider)
+            info: Mapping[str, Any] = litellm.get_model_info(key, provider)
         except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
             return None
         entry = litellm.model_cost.get(info.get("key"))
