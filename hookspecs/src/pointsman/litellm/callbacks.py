@@ -298,12 +298,13 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             "headers": headers,
             "model": reader.model,
         }
-        if error is None and reader.failed is None:
-            opened.end(Outcome.OK, status_code=200, answer=reader.answer, **facts)
-        elif error is None:
-            failed = AttemptError(kind=ErrorClass.SERVER, message=f"the stream ended with {reader.failed}")
+        left = isinstance(error, asyncio.CancelledError | GeneratorExit)
+        if (error is None or left) and (failed := _told_failure(reader)) is not None:
+            # Also when the client left because of it.
             opened.end(Outcome.ERROR, status_code=200, error=failed, **facts)
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+        elif error is None:
+            opened.end(Outcome.OK, status_code=200, answer=reader.answer, **facts)
+        elif left:
             opened.end(Outcome.DISCONNECTED, **facts)
         else:
             why = values.attempt_error(error, headers, self._host.clock.now())
@@ -321,6 +322,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         deployment = opened.attempt.deployment
         tokens = reader.usage or self._estimate(deployment, reader, ctx)
         cost = self._bridge.prices.cost_usd_micros(deployment, tokens)
+        if error is None and (error := _told_failure(reader)) is not None:
+            outcome = Outcome.ERROR
         opened.end(outcome, usage=tokens, cost_usd_micros=cost, model=reader.model, error=error)
 
     def _estimate(self, deployment: Deployment, reader: StreamReader, ctx: RequestContext) -> Usage:
@@ -372,6 +375,13 @@ async def _executed(call: Call, response: Any) -> Any:
     finally:
         # Nobody else tells the executor that its client has gone.
         await response.aclose()
+
+
+def _told_failure(reader: StreamReader) -> AttemptError | None:
+    """Return why a stream has failed that said so itself."""
+    if reader.failed is None:
+        return None
+    return AttemptError(kind=ErrorClass.SERVER, message=f"the stream ended with {reader.failed}")
 
 
 def _running(call: Call | None) -> OpenAttempt | None:
