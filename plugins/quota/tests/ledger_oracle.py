@@ -48,9 +48,14 @@ class Scope:
         return max(now_ms, self.at_ms), max(period.day, self.day), max(period.month, self.month)
 
     def seen_at(self, now_ms: int) -> Scope:
-        """Return the scope as who looks sees it: only who changes it makes it follow a clock that has been set back."""
+        """Return the scope as who looks sees it: only who changes it makes it follow a clock that has been set back.
+
+        What lapses impossibly late is not seen, and not waited for either, though it is seen again once a clock that was
+        set back has caught up with it.
+        """
         seen = deepcopy(self)
         seen._set_back(now_ms)
+        seen.holds = {request: hold for request, hold in seen.holds.items() if seen.lives(request, now_ms)}
         return seen
 
     def _set_back(self, now_ms: int) -> None:

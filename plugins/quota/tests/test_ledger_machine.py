@@ -301,6 +301,7 @@ def run(open_store: Callable[[], Coroutine[Any, Any, StateStore]], examples: int
     )
 
 
+@pytest.mark.timeout(900)
 def test_on_memory() -> None:
     """Decisions, waits, remainders and sums are those of the oracle, whatever happens in whatever order."""
 
@@ -310,6 +311,7 @@ def test_on_memory() -> None:
     run(open_store, 150, 40)
 
 
+@pytest.mark.timeout(900)
 def test_on_disk() -> None:
     """The same on the disk store."""
 
