@@ -164,7 +164,7 @@ class Chooser:
                 part, reason = self._told(signal, now)
                 share *= part
                 reasons[place] = reason or reasons[place]
-                if signal.status_at(now) is SignalStatus.EXHAUSTED:
+                if part == NOBODY:
                     continue
             option = Option(candidate, member, signal, ask)
             if share == ALL:
