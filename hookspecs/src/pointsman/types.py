@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from enum import StrEnum
-from typing import Self
+from typing import Final, Self
 
 
 class Endpoint(StrEnum):
@@ -34,6 +34,10 @@ class AttemptKind(StrEnum):
     MIRROR = "mirror"
     PROBE = "probe"
     JUDGE = "judge"
+
+
+OWN_CALLS: Final = frozenset({AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE})
+"""Kinds of the calls that a plugin makes for itself: no client waits for them, and no request is settled for them."""
 
 
 class Outcome(StrEnum):

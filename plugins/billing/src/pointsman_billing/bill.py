@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Final
 
-from pointsman.types import Attempt, AttemptKind, Outcome, Price, RequestContext, Settlement, Usage
+from pointsman.types import Attempt, Outcome, Price, RequestContext, Settlement, Usage
 
 from . import events, money
 from .events import BillEvent
@@ -21,9 +21,6 @@ from .words import clean
 BILLED: Final = "billed"
 UNPRICED: Final = "unpriced"
 FREE: Final = "free"
-
-#: Calls of our own that belong to no client request: they are never settled.
-OWN_KINDS: Final = frozenset({AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE})
 
 #: A provider that reports more is mistaken; the tokens then count as unknown.
 MOST_TOKENS: Final = 10**10

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.types import BudgetSpent, Status
+from pointsman.types import OWN_CALLS, BudgetSpent, Status
 
 from . import bill, payer
 from .config import BillingConfig
@@ -145,7 +145,7 @@ class Billing:
         self._observe(ctx, attempt)
 
     def _observe(self, ctx: RequestContext, attempt: Attempt) -> None:
-        if attempt.kind not in bill.OWN_KINDS:
+        if attempt.kind not in OWN_CALLS:
             return
         tenant = payer.of_own_call(attempt.labels, ctx.identity, self._config.own_tenant)
         made = bill.of_own_call(ctx, attempt, tenant, self._quote(tenant, ctx.model, attempt))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.types import AttemptKind, BudgetSpent, Identity, Outcome, Route, Status
+from pointsman.types import OWN_CALLS, BudgetSpent, Identity, Outcome, Route, Status
 
 from .admission import Admission
 from .announced import Announced
@@ -39,7 +39,6 @@ log: Final = logging.getLogger(__name__)
 
 _RENEWALS_A_LEASE: Final = 3
 _MOST_UNSPENT: Final = 10_000
-_OWN_KINDS: Final = frozenset({AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE})
 _FAILED: Final = 400
 
 
@@ -248,7 +247,7 @@ def _uses_tokens(attempt: Attempt) -> bool:
     """Say whether the tokens of an attempt are the tenant's: not of our own calls, the cache, or an error for an answer."""
     failed = attempt.outcome is Outcome.ERROR and attempt.first_token_ms is None
     refused = failed and (attempt.status_code or 0) >= _FAILED
-    return not attempt.cached and attempt.kind not in _OWN_KINDS and not refused
+    return not attempt.cached and attempt.kind not in OWN_CALLS and not refused
 
 
 def _may_cost(attempt: Attempt) -> bool:

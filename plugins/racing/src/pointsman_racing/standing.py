@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pointsman.types import Attempt, AttemptKind, ErrorClass, Outcome
+from pointsman.types import OWN_CALLS, Attempt, ErrorClass, Outcome
 
 from .decayed import Count, Distribution, number
 
@@ -38,7 +38,6 @@ UNHEALTHY_FOR_S: Final = 60.0
 MOST_PUSH_BACK_S: Final = 3600.0
 
 TOTALS: Final = ("attempts", "wins", "losses", "cancelled", "failures")
-_CLIENT_TRAFFIC: Final = frozenset({AttemptKind.PRIMARY, AttemptKind.RETRY, AttemptKind.FALLBACK, AttemptKind.HEDGE})
 #: Errors that are no fault of the deployment.
 _NOT_ITS_FAULT: Final = frozenset(
     {ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED}
@@ -89,7 +88,7 @@ class Standing:
             now: Unix seconds.
         """
         error = attempt.error
-        if attempt.kind not in _CLIENT_TRAFFIC or attempt.cached or attempt.duration_ms is None:
+        if attempt.kind in OWN_CALLS or attempt.cached or attempt.duration_ms is None:
             return False
         if error is not None and error.kind in _NOT_ITS_FAULT:
             return False

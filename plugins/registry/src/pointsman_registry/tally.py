@@ -11,11 +11,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from pointsman.types import Attempt, AttemptKind, Deployment, ErrorClass, Outcome, Quantiles
+from pointsman.types import OWN_CALLS, Attempt, Deployment, ErrorClass, Outcome, Quantiles
 
 WINDOW: Final = 1000
-
-_OWN_CALLS: Final = frozenset({AttemptKind.MIRROR, AttemptKind.PROBE, AttemptKind.JUDGE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +120,7 @@ def sample(attempt: Attempt, at: float) -> Sample | None:
         attempt: The attempt, closed.
         at: Unix seconds.
     """
-    if attempt.kind in _OWN_CALLS or (attempt.error is not None and attempt.error.kind is ErrorClass.REFUSED):
+    if attempt.kind in OWN_CALLS or (attempt.error is not None and attempt.error.kind is ErrorClass.REFUSED):
         return None
     if attempt.outcome is not Outcome.OK:
         failed = attempt.outcome is Outcome.ERROR
