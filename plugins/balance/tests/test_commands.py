@@ -2,59 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
-import threading
+from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
-from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from pointsman.testing import deployment, error
+from pointsman.testing.commands import CommandLine, served
 from pointsman_balance.commands import balance
 from pointsman_balance.plugin import plugin
 
 
 @pytest.fixture
-def gateway(harness):
-    """Serve a started plugin's routes on a real socket; yields the URL."""
-    ready, stop = threading.Event(), threading.Event()
+def run(harness):
+    """Run commands against a worker with a deployment whose credentials are refused."""
 
-    async def serve(listener):
+    @asynccontextmanager
+    async def worker():
         deployments = [deployment("eu/one two", "chat"), deployment("b", "chat")]
         async with harness([plugin], deployments=deployments) as h:
             for _ in range(20):
                 await h.request(script={"eu/one two": error(401)})
-            app = Starlette(routes=[Mount("/pointsman", app=h.host.admin)])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
+            yield h.app
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(20)
-
-
-@pytest.fixture
-def run(gateway):
-    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
-
-    def invoke(*args, exit_code=0):
-        result = CliRunner().invoke(balance, [*args, "--url", gateway], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.output) if "--json" in args else result.output
-
-    return invoke
+    with served(worker) as url:
+        yield CommandLine(balance, url)
 
 
 def test_list_reset_probe_and_settings(run):

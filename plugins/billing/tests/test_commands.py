@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import click.testing
 import pytest
-import uvicorn
 from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.types import ASGIApp
 
 from pointsman.testing import ok
+from pointsman.testing.commands import CommandLine, served
 from pointsman.types import AttemptKind, Identity, Outcome, Price
 from pointsman_billing import bill
 from pointsman_billing.commands import group
@@ -27,12 +24,17 @@ from .sink_server import SinkServer
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
-    """Serve a worker's routes on a real socket: three requests, of which one sink refuses one."""
-    ready, stop = threading.Event(), threading.Event()
-    made: list[str] = []
+def made() -> list[str]:
+    """The ids of the requests, once they were made."""
+    return []
 
-    async def serve(listener: socket.socket, sink: SinkServer) -> None:
+
+@pytest.fixture
+def run(tmp_path: Path, made: list[str]) -> Iterator[CommandLine]:
+    """Run commands against a worker with three requests, of which one sink refuses one."""
+
+    @asynccontextmanager
+    async def serving() -> AsyncIterator[ASGIApp]:
         sinks = [{"ndjson": {"path": "bills.ndjson"}}, {"cloudevents": {"url": sink.url, "events": "attempts"}}]
         async with worker(tmp_path, *sinks) as h:
             for tenant in ("acme", "acme", "bad"):
@@ -41,39 +43,13 @@ def served(tmp_path: Path) -> Iterator[tuple[str, str]]:
             await h.settled()
             await settled_as(h, billed=2, dead=1)
             await until(lambda: len(lines(tmp_path / "bills.ndjson")) == 6)
-            app = Starlette(routes=[Mount("/pointsman", h.host.admin)])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
+            yield h.app
 
-    with (
-        SinkServer(poison=lambda event: event["data"]["tenant_id"] == "bad") as sink,
-        socket.create_server(("127.0.0.1", 0)) as listener,
-    ):
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener, sink)))
-        thread.start()
-        try:
-            assert ready.wait(30)
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}", made[0]
-        finally:
-            stop.set()
-            thread.join(20)
+    with SinkServer(poison=lambda event: event["data"]["tenant_id"] == "bad") as sink, served(serving) as url:
+        yield CommandLine(group, url)
 
 
-@pytest.fixture
-def run(served: tuple[str, str]) -> Callable[..., Any]:
-    def invoke(*args: str, exit_code: int = 0) -> Any:
-        result = CliRunner().invoke(group, [*args, "--url", served[0]], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.stdout) if "--json" in args else result.output
-
-    return invoke
-
-
-def test_what_an_operator_sees(run: Callable[..., Any], served: tuple[str, str]) -> None:
+def test_what_an_operator_sees(run: CommandLine, made: list[str]) -> None:
     """Usage, reconciliation, sinks, dead letters, one request; as tables, JSON and CSV."""
     usage = run("usage", "--json")["usage"]
     assert [(row["tenant"], row["requests"]) for row in usage] == [("acme", 2), ("bad", 1)]
@@ -87,13 +63,13 @@ def test_what_an_operator_sees(run: Callable[..., Any], served: tuple[str, str])
     assert "needs attention" in run("reconcile", "--strict", exit_code=1)
     assert "cloudevents" in run("sinks")
     assert "1 dead letters" in run("dead")
-    shown = run("show", served[1])
+    shown = run("show", made[0])
     assert "acme" in shown
     assert "billed" in shown
     assert "no request of this id" in run("show", "../x", exit_code=1)
 
 
-def test_dead_letters_are_delivered_again(run: Callable[..., Any]) -> None:
+def test_dead_letters_are_delivered_again(run: CommandLine) -> None:
     (letter,) = run("dead", "--json")["dead"]
     assert run("redrive", "--json", letter["event"]["id"]) == {"redriven": 1}
     assert "name event ids, or give --all" in run("redrive", exit_code=2)
@@ -104,7 +80,7 @@ def verify(text: str) -> click.testing.Result:
     return CliRunner().invoke(group, ["verify", "-"], input=text)
 
 
-def test_a_file_of_bills_can_be_verified(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_file_of_bills_can_be_verified(run: CommandLine, tmp_path: Path) -> None:
     """A changed figure, a repeated line and what is no event are found."""
     file = tmp_path / "bills.ndjson"
     good = file.read_text()

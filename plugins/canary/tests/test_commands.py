@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-import threading
+from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 import yaml
-from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from pointsman.testing import Harness
+from pointsman.testing.commands import CommandLine, served
 from pointsman_canary.commands import canary
 from pointsman_canary.plugin import plugin
 
 
 @pytest.fixture
-def gateway(kit):
-    """Serve a worker's admin surface on a real socket; yields its URL."""
-    ready, stop = threading.Event(), threading.Event()
+def run(kit):
+    """Run commands against a worker with one rollout."""
 
-    async def serve(listener):
+    @asynccontextmanager
+    async def worker():
         experiments = [kit.rollout(steps=[1, 5, "pause", 100])]
-        async with Harness([(plugin, {"experiments": experiments})], deployments=kit.deployments) as harness:
-            app = Starlette(routes=[Mount("/pointsman", app=harness.host.admin)])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
+        async with Harness([(plugin, {"experiments": experiments})], deployments=kit.deployments) as h:
+            yield h.app
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(20)
-
-
-@pytest.fixture
-def run(gateway):
-    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
-
-    def invoke(*args, exit_code=0):
-        result = CliRunner().invoke(canary, [*args, "--url", gateway], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.output) if "--json" in args else result.output
-
-    return invoke
+    with served(worker) as url:
+        yield CommandLine(canary, url)
 
 
 def test_rollout_is_led_by_commands_alone(run):

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
 from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.routing import Mount
+from starlette.types import ASGIApp
 
 from pointsman.testing import Harness
+from pointsman.testing.commands import CommandLine, served
 from pointsman_quota.commands import group
 from pointsman_quota.plugin import plugin
 from pointsman_quota.tenants import hash_key
@@ -30,40 +26,19 @@ ACME = {
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    """Serve a started plugin's routes on a real socket."""
-    ready, stop = threading.Event(), threading.Event()
+def run() -> Iterator[CommandLine]:
+    """Run commands against a worker with one tenant of the configuration."""
 
-    async def serve(listener: socket.socket) -> None:
+    @asynccontextmanager
+    async def worker() -> AsyncIterator[ASGIApp]:
         async with Harness([(plugin, {"tenants": [{"id": "fixed"}]})]) as h:
-            app = Starlette(routes=[Mount("/pointsman", h.host.admin)])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
+            yield h.app
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(20)
+    with served(worker) as url:
+        yield CommandLine(group, url)
 
 
-@pytest.fixture
-def run(url: str) -> Callable[..., Any]:
-    def invoke(*args: str, exit_code: int = 0, **given: Any) -> Any:
-        result = CliRunner().invoke(group, [*args, "--url", url], catch_exceptions=False, **given)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.stdout) if "--json" in args else result.output
-
-    return invoke
-
-
-def test_a_tenants_whole_life(run: Callable[..., Any]) -> None:
+def test_a_tenants_whole_life(run: CommandLine) -> None:
     """Added from standard input, listed, shown, replaced, removed; the key itself is never printed."""
     shown = [run("add", "-", input=json.dumps(ACME)), run("list"), run("show", "acme")]
     for text in shown:
@@ -79,7 +54,7 @@ def test_a_tenants_whole_life(run: Callable[..., Any]) -> None:
     assert [tenant["id"] for tenant in run("list", "--json")["tenants"]] == ["fixed"]
 
 
-def test_what_goes_wrong_is_one_line_and_exit_code_1(run: Callable[..., Any]) -> None:
+def test_what_goes_wrong_is_one_line_and_exit_code_1(run: CommandLine) -> None:
     assert "no tenant '../x'" in run("show", "../x", exit_code=1)
     assert "part of the configuration" in run("remove", "fixed", exit_code=1)
     assert "is not JSON" in run("add", "-", input="{", exit_code=1)

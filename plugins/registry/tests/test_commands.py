@@ -2,52 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
-import threading
+from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
-from click.testing import CliRunner
 
+from pointsman.testing.commands import CommandLine, served
 from pointsman_registry.commands import registry
 
 
 @pytest.fixture
-def gateway(kit):
-    """Serve a started plugin's routes on a real socket; yields worker and URL."""
-    ready, stop, found = threading.Event(), threading.Event(), {}
-
-    async def serve(listener):
-        async with kit.open_store("memory", None) as store:
-            found["worker"] = await kit.start(store)
-            server = uvicorn.Server(uvicorn.Config(found["worker"].app(), log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        assert ready.wait(20)
-        yield found["worker"], f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(20)
+def workers():
+    """The worker, once it runs."""
+    return []
 
 
 @pytest.fixture
-def run(gateway):
-    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
+def run(kit, workers):
+    """Run commands against a started plugin."""
 
-    def invoke(*args, exit_code=0):
-        result = CliRunner().invoke(registry, [*args, "--url", gateway[1]], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.output) if "--json" in args else result.output
+    @asynccontextmanager
+    async def worker():
+        async with kit.open_store("memory", None) as store:
+            workers.append(await kit.start(store))
+            yield workers[0].app()
 
-    return invoke
+    with served(worker) as url:
+        yield CommandLine(registry, url)
 
 
 def register(run, id_, *more):
@@ -78,8 +58,8 @@ def test_tables_show_what_people_look_for(run):
         assert part in shown
 
 
-def test_metrics_are_shown_and_reset(run, gateway, kit):
-    worker, _ = gateway
+def test_metrics_are_shown_and_reset(run, workers, kit):
+    (worker,) = workers
     register(run, "a/1")
     register(run, "b")
     worker.plugin.post_response(kit.attempt("a/1", duration_ms=1234.5, first_token_ms=67.25))

@@ -2,62 +2,34 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import socket
-import threading
+from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
-from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from pointsman.testing import Harness, error, ok
+from pointsman.testing.commands import CommandLine, served
 from pointsman_shadow.commands import shadow
 from pointsman_shadow.plugin import plugin
 
 
 @pytest.fixture
-def gateway(kit):
-    """Serve a worker that has mirrored three requests; yields its URL."""
-    ready, stop = threading.Event(), threading.Event()
+def run(kit):
+    """Run commands against a worker that has mirrored three requests."""
 
-    async def serve(listener):
+    @asynccontextmanager
+    async def worker():
         section = {"mirrors": [kit.mirror(budget={"usd_per_day": 2}, keep_texts=True)]}
-        async with Harness([(plugin, section)], deployments=kit.deployments) as harness:
-            harness.gateway.upstream.answer({"new": [ok("a"), ok("b"), error(500)]})
+        async with Harness([(plugin, section)], deployments=kit.deployments) as h:
+            h.gateway.upstream.answer({"new": [ok("a"), ok("b"), error(500)]})
             for _ in range(3):
-                await harness.request(script=ok("a"))
-            await harness.settled()
-            await harness.clock.advance(3)
-            app = Starlette(routes=[Mount("/pointsman", app=harness.host.admin)])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
+                await h.request(script=ok("a"))
+            await h.settled()
+            await h.clock.advance(3)
+            yield h.app
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(20)
-
-
-@pytest.fixture
-def run(gateway):
-    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
-
-    def invoke(*args, exit_code=0):
-        result = CliRunner().invoke(shadow, [*args, "--url", gateway], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.output) if "--json" in args else result.output
-
-    return invoke
+    with served(worker) as url:
+        yield CommandLine(shadow, url)
 
 
 def test_a_mirror_is_watched_and_led_by_commands_alone(run, tmp_path):

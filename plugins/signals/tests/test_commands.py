@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import socket
-import threading
+from contextlib import asynccontextmanager
 
 import pytest
-import uvicorn
-from click.testing import CliRunner
-from starlette.applications import Starlette
-from starlette.routing import Mount
 
 from pointsman.testing import deployment, ok
+from pointsman.testing.commands import CommandLine, served
 from pointsman_signals.commands import signals
 from pointsman_signals.plugin import plugin
 
@@ -21,42 +15,19 @@ LOW = {"x-ratelimit-limit-tokens": "1000", "x-ratelimit-remaining-tokens": "0", 
 
 
 @pytest.fixture
-def gateway(harness):
-    """Serve a started plugin's routes on a real socket; yields the URL."""
-    ready, stop = threading.Event(), threading.Event()
+def run(harness):
+    """Run commands against a worker that knows of two deployments."""
 
-    async def serve(listener):
+    @asynccontextmanager
+    async def worker():
         deployments = [deployment("eu/one two", "chat"), deployment("b", "chat", provider="groq")]
         async with harness([plugin], deployments=deployments) as h:
             await h.request(script={"eu/one two": ok(headers=LOW, latency_s=0.25)})
             await h.clock.advance(1.0)
-            app = Starlette(routes=[Mount("/pointsman", app=h.host.admin)])
-            server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-            serving = asyncio.create_task(server.serve(sockets=[listener]))
-            ready.set()
-            await asyncio.to_thread(stop.wait)
-            server.should_exit = True
-            await serving
+            yield h.app
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=lambda: asyncio.run(serve(listener)))
-        thread.start()
-        assert ready.wait(20)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        stop.set()
-        thread.join(20)
-
-
-@pytest.fixture
-def run(gateway):
-    """Run a command line against the gateway; returns its output, or its JSON with ``--json``."""
-
-    def invoke(*args, exit_code=0):
-        result = CliRunner().invoke(signals, [*args, "--url", gateway], catch_exceptions=False)
-        assert result.exit_code == exit_code, result.output
-        return json.loads(result.output) if "--json" in args else result.output
-
-    return invoke
+    with served(worker) as url:
+        yield CommandLine(signals, url)
 
 
 def test_list_show_refresh(run):

@@ -27,6 +27,8 @@ import httpx
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from ..host import config
 from ..host.host import Host
@@ -355,6 +357,13 @@ class Harness:
         if self._admin is None:
             raise RuntimeError("the worker does not run; start it first")
         return self._admin
+
+    @property
+    def app(self) -> Starlette:
+        """The admin routes below ``/pointsman``, as the proxy has them. The key is not checked."""
+        if self.host.admin is None:
+            raise RuntimeError("the worker does not run; start it first")
+        return Starlette(routes=[Mount("/pointsman", app=self.host.admin)])
 
     @property
     def spans(self) -> list[ReadableSpan]:
