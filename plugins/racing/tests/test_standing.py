@@ -200,6 +200,14 @@ class TestDelay:
     def test_never_below_the_floor(self, attempt):
         assert self.ask(self.book(attempt, 3.0), "a") == 50
 
+    def test_a_share_of_what_is_known_but_not_of_what_is_configured(self, attempt):
+        def ask(ms):
+            return self.book(attempt, ms).delay_ms([deployment("a")], self.delay, stream=True, now=NOW, share=0.7)
+
+        assert ask(300.0) == pytest.approx(210, rel=0.03)
+        assert ask(60.0) == 50
+        assert Book(HALF_LIFE_S).delay_ms([deployment("a")], self.delay, stream=True, now=NOW, share=0.7) == 700
+
     def test_it_is_fixed_again_when_what_was_known_has_decayed(self, attempt):
         assert self.ask(self.book(attempt, 300.0), "a", now=NOW + 10 * HALF_LIFE_S) == 700
 

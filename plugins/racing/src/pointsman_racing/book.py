@@ -76,7 +76,9 @@ class Book:
         found = (self.own.get(deployment_id), self.others.get(deployment_id))
         return [standing for standing in found if standing is not None]
 
-    def delay_ms(self, deployments: Sequence[Deployment], delay: Delay, *, stream: bool, now: float) -> float:
+    def delay_ms(
+        self, deployments: Sequence[Deployment], delay: Delay, *, stream: bool, now: float, share: float = 1.0
+    ) -> float:
         """Return how long to wait for an answer before the next leg is started.
 
         Args:
@@ -84,12 +86,13 @@ class Book:
             delay: The settings.
             stream: Whether a first token or a whole answer is waited for.
             now: Unix seconds.
+            share: Of the quantile; a fixed value and the floor are as configured.
         """
         known = [self._cached(d.id, delay, stream=stream, now=now).quantile_ms for d in deployments]
         quick = min((value for value in known if value is not None), default=None)
         if quick is None:
-            quick = delay.fixed_ms if stream else delay.fixed_plain_ms
-        return max(quick, delay.floor_ms)
+            return max(delay.fixed_ms if stream else delay.fixed_plain_ms, delay.floor_ms)
+        return max(quick * share, delay.floor_ms)
 
     def score(self, deployment_id: str, delay: Delay, *, stream: bool, now: float) -> float:
         """Return a deployment's score; see ``pointsman_racing.standing``."""

@@ -114,7 +114,7 @@ class Contest:
         clock: Time.
         stream: Whether the request is a stream.
         call: Starts the call of a leg.
-        delay_ms: How long to wait for a leg before the next, from its entry and, once it runs, the leg.
+        delay_ms: How long to wait for a leg before the next, from its number, its entry and, once it runs, the leg.
         allow: Asks the budget for an extra attempt.
         judge: Returns the score of a leg that has answered; an answer that it fails on scores 0.
         finished: Called once when all legs are closed, or nobody waits for them any more.
@@ -133,14 +133,16 @@ class Contest:
         *,
         stream: bool,
         call: Callable[[Leg], UpstreamCall],
-        delay_ms: Callable[[Entry, Leg | None], float],
+        delay_ms: Callable[[int, Entry, Leg | None], float],
         allow: Callable[[], bool],
         judge: Callable[[Leg], float],
         finished: Callable[[Contest], None],
     ) -> None:
         self.legs: list[Leg] = []
         self.race = Race(
-            plan, lambda number, entry: delay_ms(entry, self.legs[number] if number < len(self.legs) else None), allow
+            plan,
+            lambda number, entry: delay_ms(number, entry, self.legs[number] if number < len(self.legs) else None),
+            allow,
         )
         self.winner: Leg | None = None
         self.cancelling_ms: list[float] = []

@@ -37,6 +37,9 @@ _KINDS: Final = {
     Reason.REPLACEMENT: AttemptKind.FALLBACK,
 }
 _EXTRA: Final = frozenset({Reason.HEDGE, Reason.TOGETHER})
+#: Share of its delay that a second or later leg is waited for. Few get that far, and they have waited once already: a
+#: request that has met two slow answers in a row is most of what is left of the tail.
+LATER_DELAY: Final = 0.7
 #: Durations of cancellations kept for the admin surface.
 _CANCELLATIONS: Final = 1000
 
@@ -171,11 +174,12 @@ class Racer:
         def call(leg: Leg) -> UpstreamCall:
             return self._start(ctx, upstream, course, leg)
 
-        def delay_ms(entry: Entry, leg: Leg | None) -> float:
+        def delay_ms(number: int, entry: Entry, leg: Leg | None) -> float:
             reached = None if leg is None else leg.deployment
             deployments = services.catalog.deployments(entry.target) if reached is None else (reached,)
             now = services.clock.now()
-            usual_ms = self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now)
+            share = 1.0 if number == 0 else LATER_DELAY
+            usual_ms = self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now, share=share)
             return usual_ms * patience((course.bucket, self.total))
 
         def allow() -> bool:
