@@ -38,6 +38,13 @@ def test_the_choice_tells_the_scores_of_all_and_why_others_could_not_be_chosen(t
     assert set(answer) == {"a", "ill", "empty"}, "who only scored less is left out"
 
 
+def test_an_id_may_hold_what_looks_like_a_format(table_of):
+    table = table_of("a", "100%d", "%%.3g")
+    for one, first_ms in {"a": 100, "100%d": 200, "%%.3g": 400}.items():
+        table.see(one, first_ms=first_ms, usage=None)
+    assert chosen(table.ask(now=NOW)).notes == ("adaptive, waits 100 ms, 0 in flight; against 100%d 0.5, %%.3g 0.25",)
+
+
 def test_notes_of_earlier_plugins_are_kept(table_of):
     table = table_of("a", "b")
     table.candidates = tuple(c.scored(0.3, "tagged") for c in table.candidates)

@@ -9,7 +9,7 @@ of ``p2c``, over all candidates instead of two.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import exp, log
+from math import log2
 
 from pydantic import Field
 
@@ -56,57 +56,67 @@ class Adaptive(Tactic):
     def choose(self, ask: Ask) -> Choice:
         """Score all and choose the best."""
         first_token, in_flight, health = self._always
+        quota, fast = self._headroom, self._speed
         now, stream, options = ask.now, ask.stream, ask.options
         waits: list[float | None] = []
-        flights: list[int] = []
         slowness: list[float | None] = []
         scores: list[float] = []
-        headroom = self._headroom
         for option in options:
             member, signal = option.member, option.signal
             load = member.load
+            score = health * log2(1.0 + FLOOR - load.error_ratio(now)) if load.errors else 0.0
             flight = len(load.running) + len(load.picks)
-            score = health * log(1.0 + FLOOR - load.error_ratio(now)) if load.errors else 0.0
             if flight:
-                score -= in_flight * log(flight + 1)
-            if headroom and signal is not None and signal.limits:
+                score -= in_flight * log2(flight + 1)
+            if quota and signal is not None and signal.limits:
                 left = member.headroom_ratio(signal, now)
                 if left is not None and left < 1.0:
-                    score += headroom * log(left + FLOOR)
+                    score += quota * log2(left + FLOOR)
+            wait_ms = load.wait_ms(now, stream=stream)
+            if wait_ms is not None:
+                score -= first_token * log2(wait_ms if wait_ms > TINY else TINY)  # noqa: FURB136  # once for every candidate
+            waits.append(wait_ms)
             speed = load.tokens_per_s.value if load.tokens_per_s.count else option.tokens_per_s
-            slowness.append(1.0 / speed if speed else None)
+            if speed is not None and speed > 0.0:
+                score += fast * log2(speed)
+                slowness.append(1.0 / speed)
+            else:
+                slowness.append(None)
             scores.append(score)
-            flights.append(flight)
-            waits.append(load.wait_ms(now, stream=stream))
-        _lower_is_better(scores, options, waits, first_token)
+        _guess(scores, options, waits, first_token)
+        _guess(scores, options, slowness, fast)
         if self._latency:
             _lower_is_better(scores, options, [option.latency_ms for option in options], self._latency)
         if self._cost:
             _lower_is_better(scores, options, [option.price_usd for option in options], self._cost)
-        if self._speed:
-            _lower_is_better(scores, options, slowness, self._speed)
         top = max(scores)
         # As products, the best is 1.
-        choice = ask.best([exp(score - top) for score in scores])
+        choice = ask.best([2.0 ** (score - top) for score in scores])
         wait_ms = waits[choice.chosen]
         waited = "untried" if wait_ms is None else f"waits {wait_ms:.0f} ms"
-        return Choice(choice.chosen, choice.scores, f"{waited}, {flights[choice.chosen]} in flight")
+        return Choice(choice.chosen, choice.scores, f"{waited}, {options[choice.chosen].in_flight} in flight")
 
 
 def _lower_is_better(scores: list[float], options: Sequence[Option], values: list[float | None], weight: float) -> None:
-    """Take the values' logarithms off the scores.
+    """Take the values' logarithms off the scores."""
+    for index, value in enumerate(values):
+        if value is not None:
+            scores[index] -= weight * log2(max(value, TINY))
+    _guess(scores, options, values, weight)
+
+
+def _guess(scores: list[float], options: Sequence[Option], values: list[float | None], weight: float) -> None:
+    """Take off the scores what is assumed where a value is not known.
 
     An unknown value counts as half the lowest, so that the deployment is tried; as the highest while something runs there,
     and when it has been tried in vain.
     """
-    if None in values:
-        known = [value for value in values if value is not None]
-        if not known:
-            return
-        low, high = min(known) / 2, max(known)
-        values = [
-            value if value is not None else low if option.explores else high
-            for value, option in zip(values, options, strict=True)
-        ]
-    for index, value in enumerate(values):
-        scores[index] -= weight * log(value if value and value > TINY else TINY)
+    if None not in values:
+        return
+    known = [value for value in values if value is not None]
+    if not known:
+        return
+    low, high = min(known) / 2, max(known)
+    for index, (value, option) in enumerate(zip(values, options, strict=True)):
+        if value is None:
+            scores[index] -= weight * log2(max(low if option.explores else high, TINY))

@@ -47,6 +47,12 @@ class BreakerState(StrEnum):
     HALF_OPEN = "half_open"
 
 
+#: Looking a member up in its class takes ten times as long, and each candidate of each choice is asked for its state.
+CLOSED: Final = BreakerState.CLOSED
+OPEN: Final = BreakerState.OPEN
+HALF_OPEN: Final = BreakerState.HALF_OPEN
+
+
 class Cause(StrEnum):
     """What a breaker was opened by; also how bad that is, for choosing the least bad."""
 
@@ -113,7 +119,7 @@ class Breaker:
 
     def __init__(self, rules: BreakerConfig) -> None:
         self.rules = rules
-        self.state = BreakerState.CLOSED
+        self.state = CLOSED
         self.cause: Cause | None = None
         self.reason = ""
         #: Unix seconds of the latest change of state; attempts from before it do not count.
@@ -136,15 +142,15 @@ class Breaker:
     @property
     def healthy(self) -> bool:
         """Whether it is closed; also within a ramp."""
-        return self.state is BreakerState.CLOSED
+        return self.state is CLOSED
 
     def admits(self, now: float) -> float:
         """Return the share of the requests that may pass: ``NOBODY``, a share, ``ALL``, or ``PROBE``: this one only."""
-        if self.state is BreakerState.CLOSED:
+        if self.state is CLOSED:
             return ALL if now >= self.ramp_until else self._ramp(now)
         if not self.rules.enabled:
             return ALL
-        if self.state is BreakerState.OPEN and now < self.until:
+        if self.state is OPEN and now < self.until:
             return NOBODY
         if self.probe_at is not None and now < self.probe_at + self.rules.probe_timeout_s:
             return NOBODY
@@ -158,9 +164,9 @@ class Breaker:
 
     def says(self, now: float) -> str:
         """Return why requests do not pass, for people."""
-        if self.state is BreakerState.CLOSED:
+        if self.state is CLOSED:
             return f"ramping up, {self.admits(now):.0%}" if now < self.ramp_until else "closed"
-        if self.state is BreakerState.OPEN and now < self.until:
+        if self.state is OPEN and now < self.until:
             return f"breaker open for {self.until - now:.1f} s more: {self.reason}"
         return f"breaker half-open, {'being probed' if self.probe_at is not None else 'to be probed'}: {self.reason}"
 
@@ -168,13 +174,13 @@ class Breaker:
 
     def elapse(self, now: float) -> bool:
         """Let the time pass; say whether an opening has ended: it is half-open now, or closed where nothing probes."""
-        if self.state is not BreakerState.OPEN or now < self.until:
+        if self.state is not OPEN or now < self.until:
             return False
         if self.rules.probe == "off":
             self._close(now, ramp=True)
         else:
             # Not a change that others must hear of: their openings end by themselves too.
-            self.state, self.probe_at, self.succeeded = BreakerState.HALF_OPEN, None, 0
+            self.state, self.probe_at, self.succeeded = HALF_OPEN, None, 0
         return True
 
     def lend(self, now: float) -> None:
@@ -204,7 +210,7 @@ class Breaker:
             return False
         self._count(now, failed=False)
         self.streak = 0
-        if self.state is BreakerState.CLOSED:
+        if self.state is CLOSED:
             if self.openings and now >= self.changed_at + self.rules.calm_s:
                 self.openings = 0
             return False
@@ -245,7 +251,7 @@ class Breaker:
     def _too_many(self, now: float) -> str | None:
         """Return why the errors are enough to open it, or None."""
         rules = self.rules
-        if self.state is not BreakerState.CLOSED:
+        if self.state is not CLOSED:
             return "the probe failed"
         if now < self.ramp_until:
             return "failed again"
@@ -260,9 +266,9 @@ class Breaker:
         rules = self.rules
         until = now + rules.rate_limit_s if comes_back_at is None else comes_back_at
         until = min(max(until, now), now + rules.max_rate_limit_s)
-        if self.state is BreakerState.OPEN and now < self.until and until <= self.until:
+        if self.state is OPEN and now < self.until and until <= self.until:
             return False  # one of many requests that met the same limit
-        if started_at < self.changed_at and (self.state is not BreakerState.OPEN or now >= self.until):
+        if started_at < self.changed_at and (self.state is not OPEN or now >= self.until):
             return False  # from before the opening that has ended
         return self._open(now, until - now, Cause.RATE_LIMIT, "rate limited by the provider", grows=False)
 
@@ -280,11 +286,11 @@ class Breaker:
         if not rules.enabled:
             return False
         if grows:
-            if self.state is BreakerState.CLOSED and now >= self.changed_at + rules.calm_s:
+            if self.state is CLOSED and now >= self.changed_at + rules.calm_s:
                 self.openings = 0
             length_s = min(length_s * rules.backoff_factor ** min(self.openings, MAX_EXPONENT), self._longest_s(cause))
             self.openings += 1
-        self.state, self.cause, self.reason = BreakerState.OPEN, cause, reason
+        self.state, self.cause, self.reason = OPEN, cause, reason
         self.changed_at, self.until = now, now + length_s
         self._forget()
         return True
@@ -296,7 +302,7 @@ class Breaker:
         return rules.max_open_s if cause is Cause.ERRORS else max(rules.max_open_s, rules.auth_s)
 
     def _close(self, now: float, *, ramp: bool) -> None:
-        self.state, self.cause, self.reason = BreakerState.CLOSED, None, ""
+        self.state, self.cause, self.reason = CLOSED, None, ""
         self.changed_at, self.until = now, 0.0
         self.ramp_until = now + self.rules.ramp_s if ramp else 0.0
         self._forget()
@@ -315,9 +321,9 @@ class Breaker:
 
     def change(self) -> Change:
         """Return the latest change, for other workers. Half-open is told as the opening that has ended."""
-        opened = self.state is not BreakerState.CLOSED
+        opened = self.state is not CLOSED
         return Change(
-            state=BreakerState.OPEN if opened else BreakerState.CLOSED,
+            state=OPEN if opened else CLOSED,
             at=self.changed_at,
             until=self.until,
             openings=self.openings,
@@ -336,11 +342,11 @@ class Breaker:
             return False
         at = min(change.at, now)
         self.openings = change.openings
-        if change.state is BreakerState.CLOSED:
+        if change.state is CLOSED:
             was_closed = self.healthy
             self._close(at, ramp=change.ramp)
             return not was_closed
-        self.state, self.cause, self.reason = BreakerState.OPEN, change.cause, change.reason
+        self.state, self.cause, self.reason = OPEN, change.cause, change.reason
         self.changed_at = at
         self.until = min(change.until - (change.at - at), now + self._longest_s(change.cause))
         self._forget()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Candidate, SignalStatus
 
-from .breaker import ALL, NOBODY, PROBE, BreakerState, Cause
+from .breaker import ALL, CLOSED, NOBODY, PROBE, Cause
 from .load import PATIENCE
 from .tactic import Ask, Option
 
@@ -102,7 +102,7 @@ class Chooser:
             candidates: At least one.
             now: Unix seconds.
         """
-        ask = Ask(ctx, now, self._random, self._prices)
+        ask = Ask(ctx, candidates, now, self._random, self._prices)
         case = _Case(ask, candidates, self._tries.of(ctx.request_id))
         self._sort(case)
         options, reasons = ask.options, case.reasons
@@ -140,13 +140,14 @@ class Chooser:
     def _sort(self, case: _Case) -> None:
         """Tell the healthy from those that are left out, or get a part of the requests only."""
         now, tried, ask, reasons = case.now, case.tried, case.ask, case.reasons
+        members, options, places = case.members, ask.options, case.places
         of, signal_of = self._members.of, self._signal_of
         for place, candidate in enumerate(case.candidates):
             deployment = candidate.deployment
             member = of(deployment, now)
-            case.members.append(member)
+            members.append(member)
             breaker, share = member.breaker, ALL
-            if breaker.state is not BreakerState.CLOSED or now < breaker.ramp_until:
+            if breaker.state is not CLOSED or now < breaker.ramp_until:
                 share = breaker.admits(now)
                 if share == PROBE and breaker.rules.probe == "request" and not tried:
                     case.due.append(place)
@@ -168,8 +169,8 @@ class Chooser:
                     continue
             option = Option(candidate, member, signal, ask)
             if share == ALL:
-                ask.options.append(option)
-                case.places.append(place)
+                options.append(option)
+                places.append(place)
             else:
                 case.thinned.append((option, place, share))
 
@@ -186,20 +187,19 @@ class Chooser:
     def _ask(self, case: _Case) -> tuple[int, float | None]:
         """Let the tactic choose; return the place and the score."""
         ask, reasons, places = case.ask, case.reasons, case.places
-        ask.known = tuple([candidate.deployment.id for candidate in case.candidates])
         name, tactic = self._policies.tactic(case.candidates[0].deployment.group)
         choice = tactic.choose(ask)
         chosen, scores = places[choice.chosen], choice.scores
         score = scores[choice.chosen]
-        against = [
-            option.candidate.deployment.id if value is None else f"{option.candidate.deployment.id} {value:.3g}"
-            for option, value in zip(ask.options, scores, strict=True)
-        ]
-        del against[choice.chosen]
-        for place in places:
-            reasons[place] = ""
+        others = list(zip(ask.options, scores, strict=True))
+        del others[choice.chosen]
+        against = ", ".join([one.member.label if value is None else one.member.label_score for one, value in others])
+        against %= tuple([value for _, value in others if value is not None])
+        if case.thinned:  # nobody else among the options has a reason against it
+            for place in places:
+                reasons[place] = ""
         why = f", {choice.note}" if choice.note else ""
-        reasons[chosen] = f"{name}{why}; against {', '.join(against)}"
+        reasons[chosen] = f"{name}{why}; against {against}"
         return chosen, score
 
     def _thin(self, case: _Case) -> None:

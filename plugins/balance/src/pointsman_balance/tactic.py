@@ -170,19 +170,25 @@ class Ask:
         random: For chance.
         prices: Unit prices.
         options: Who can be chosen; at least one, all of them healthy.
-        known: Ids of all deployments of the group that were candidates, the unhealthy ones included, in order.
     """
 
-    __slots__ = ("ctx", "known", "now", "options", "prices", "random", "stream")
+    __slots__ = ("_candidates", "ctx", "now", "options", "prices", "random", "stream")
 
-    def __init__(self, ctx: RequestContext, now: float, random: Random, prices: Prices) -> None:
+    def __init__(
+        self, ctx: RequestContext, candidates: Sequence[Candidate], now: float, random: Random, prices: Prices
+    ) -> None:
         self.ctx = ctx
         self.now = now
         self.stream = ctx.stream
         self.random = random
         self.prices = prices
         self.options: list[Option] = []
-        self.known: tuple[str, ...] = ()
+        self._candidates = candidates
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Ids of all deployments of the group that were candidates, the unhealthy ones included, in order."""
+        return tuple([candidate.deployment.id for candidate in self._candidates])
 
     def best(self, scores: Sequence[float], note: str = "") -> Choice:
         """Choose the highest score; ties are broken at random."""
@@ -194,7 +200,7 @@ class Ask:
 
     def share(self, weights: Sequence[float], note: str = "") -> Choice:
         """Choose at random in proportion to the weights; uniformly when none is above 0."""
-        total = sum(weight for weight in weights if weight > 0.0)
+        total = sum([weight for weight in weights if weight > 0.0])
         if total <= 0.0:
             return Choice(int(self.random.random() * len(weights)), [0.0] * len(weights), note)
         left = self.random.random() * total
@@ -205,7 +211,7 @@ class Ask:
                 left -= weight
                 if left < 0.0:
                     break
-        return Choice(chosen, [max(0.0, weight) / total for weight in weights], note)
+        return Choice(chosen, [weight / total if weight > 0.0 else 0.0 for weight in weights], note)
 
 
 class NoSettings(BaseModel):

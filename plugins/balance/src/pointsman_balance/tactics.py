@@ -227,11 +227,15 @@ class Headroom(Tactic):
         """Draw by headroom."""
         now = ask.now
         rates = [_rates(option.limits, now) for option in ask.options]
-        common = set(rates[0]).intersection(*rates[1:])
+        common = sorted(set(rates[0]).intersection(*rates[1:]))
         if common:
-            totals = {axis: sum([rate[axis] for rate in rates]) or 1.0 for axis in common}
-            shares = [min([rate[axis] / total for axis, total in totals.items()]) for rate in rates]
-            return ask.share(shares, f"by {', '.join(sorted(common))} a second until the reset")
+            parts = []
+            for axis in common:
+                column = [rate[axis] for rate in rates]
+                total = sum(column) or 1.0
+                parts.append([rate / total for rate in column])
+            scarcest = [min(of_one) for of_one in zip(*parts, strict=True)]
+            return ask.share(scarcest, f"by {', '.join(common)} a second until the reset")
         ratios = [option.headroom_ratio for option in ask.options]
         known = [ratio for ratio in ratios if ratio is not None]
         mean = sum(known) / len(known) if known else 1.0
