@@ -79,12 +79,12 @@ class Book:
         """
         state = self.state(attempt.deployment, now)
         state.in_flight.pop(attempt.id, None)
-        reading = None
+        reading, at = None, answered_at(attempt)
         if attempt.headers:
-            reading = self.dialects.reader(attempt.deployment).read(attempt.headers, answered_at(attempt))
+            reading = self.dialects.reader(attempt.deployment).read(attempt.headers, at)
         siblings = state.siblings
         before = state.quota.judge(now).exhausted_until if siblings else None
-        state.observe(attempt, reading, now)
+        state.observe(attempt, reading, at, now)
         self._changed[state.id] = None
         signal = self.signal(state, now)
         if siblings and state.quota.judge(now).exhausted_until != before:

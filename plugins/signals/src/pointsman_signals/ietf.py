@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Limit
@@ -47,7 +48,8 @@ def read_ietf(headers: Mapping[str, str], now: float) -> list[Limit]:
     remaining, reset = headers.get("ratelimit-remaining"), headers.get("ratelimit-reset")
     if current is None and limit is None and remaining is None and reset is None:
         return []
-    policies = _policies(headers.get("ratelimit-policy") or limit)
+    policy = headers.get("ratelimit-policy") or limit or ""
+    policies = _policies(policy) if len(policy) <= MAX_HEADER_CHARS else {}
     if current is not None and len(current) <= MAX_HEADER_CHARS and (pairs := dict(_PAIR.findall(current))):
         return _single(pairs.get("limit"), pairs.get("remaining"), pairs.get("reset"), policies, now)
     if current is not None:
@@ -65,9 +67,11 @@ def _items(text: str) -> list[tuple[str, dict[str, str]]]:
     return found
 
 
-def _policies(text: str | None) -> dict[str, _Policy]:
+# A policy is the same in answer after answer.
+@lru_cache(maxsize=256)
+def _policies(text: str) -> Mapping[str, _Policy]:
     policies = {}
-    for name, parameters in _items(text or ""):
+    for name, parameters in _items(text):
         quota = parse_number(parameters["q"]) if "q" in parameters else parse_number(name)
         window_s = parse_number(parameters.get("w", ""))
         policies[name] = _Policy(parameters.get("qu", "requests").replace("-", "_"), quota, window_s or None)

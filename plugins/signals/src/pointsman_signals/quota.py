@@ -61,15 +61,19 @@ class Known(NamedTuple):
 
 def know(limit: Limit, at: float, rules: QuotaRules) -> Known:
     """Return an axis as seen at ``at``."""
+    # Once for every axis of every answer: each call of min() would take longer than the rest together.
     ends_at = limit.resets_at
     if ends_at is None or ends_at <= at:
-        ends_at = at + min(limit.window_s or rules.assumed_reset_s, MAX_ASSUMED_S)
+        length_s = limit.window_s or rules.assumed_reset_s
+        ends_at = at + (length_s if length_s < MAX_ASSUMED_S else MAX_ASSUMED_S)  # noqa: FURB136
     remaining, ratio = limit.remaining, None
     if remaining is not None:
         if remaining <= 0:
             ratio = 0.0
         elif limit.limit:
-            ratio = min(1.0, remaining / limit.limit)
+            ratio = remaining / limit.limit
+            if ratio > 1.0:  # noqa: PLR1730
+                ratio = 1.0
     return Known(limit, at, ends_at, ratio)
 
 
@@ -170,11 +174,7 @@ class Quota:
             exhausted_until, empty = self.block.until, self.block.reason
         if self.strain is not None and self.strain.until > max(now, low_until):
             low_until, low = self.strain.until, self.strain.reason
-        if (
-            self.notes
-            and low_until <= now < self.noted_at + NOTED_S
-            and (flag := next((f for f in FLAGS if self.notes.get(f)), None))
-        ):
+        if self.notes and low_until <= now < self.noted_at + NOTED_S and (flag := _flag(self.notes)):
             low_until, low = self.noted_at + NOTED_S, f"the provider says {_words(flag)}"
         if exhausted_until:
             return QuotaState(exhausted_until, low_until or None, empty)
@@ -252,6 +252,13 @@ class Quota:
         quota.notes = {str(name): float(number) for name, number in value["notes"].items()}
         quota.noted_at, quota.answered_at = float(value["noted_at"]), float(value["answered_at"])
         return quota
+
+
+def _flag(notes: Mapping[str, float]) -> str | None:
+    for flag in FLAGS:
+        if notes.get(flag):
+            return flag
+    return None
 
 
 def _words(axis: str) -> str:

@@ -199,9 +199,11 @@ class Reader:
             size = None if size_name is None else _figure(headers[size_name])
             remaining = None if remaining_name is None else _figure(headers[remaining_name])
             if rare is not None:
-                used, told_s = (None if name is None else parse_number(headers[name]) for name in rare)
+                used_name, window_name = rare
+                used = None if used_name is None else parse_number(headers[used_name])
                 if used is not None and remaining is None:
                     size, remaining = 1.0, max(0.0, 1.0 - used)
+                told_s = None if window_name is None else parse_number(headers[window_name])
                 window_s = told_s or window_s  # noqa: PLW2901  # what the answer says goes before the documentation
             resets_at = None
             if reset_name is not None:

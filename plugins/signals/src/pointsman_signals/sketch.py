@@ -7,7 +7,7 @@ sketch over all values would have been. Pure.
 
 from __future__ import annotations
 
-from math import ceil, log
+from math import ceil, log2
 from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Quantiles
@@ -20,9 +20,9 @@ MIN_VALUE: Final = 1e-2
 MAX_VALUE: Final = 1e7
 
 _GAMMA: Final = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
-_PER_LOG: Final = 1 / log(_GAMMA)
-_LOWEST: Final = ceil(log(MIN_VALUE) * _PER_LOG)
-_HIGHEST: Final = ceil(log(MAX_VALUE) * _PER_LOG)
+_PER_LOG2: Final = 1 / log2(_GAMMA)
+_LOWEST: Final = ceil(log2(MIN_VALUE) * _PER_LOG2)
+_HIGHEST: Final = ceil(log2(MAX_VALUE) * _PER_LOG2)
 #: No sketch ever has more buckets than this.
 MAX_BUCKETS: Final = _HIGHEST - _LOWEST + 1
 
@@ -41,7 +41,7 @@ class Sketch:
         if value <= MIN_VALUE:
             index = _LOWEST
         elif value < MAX_VALUE:
-            index = ceil(log(value) * _PER_LOG)
+            index = ceil(log2(value) * _PER_LOG2)
         else:
             index = _HIGHEST
         self.buckets[index] = self.buckets.get(index, 0) + 1

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from .reading import Reading
 
 RECENT: Final = 100
+# Looking a member up in its class takes ten times as long, and every attempt is asked for all of these.
+_OK: Final = Outcome.OK
+_PROBE: Final = AttemptKind.PROBE
+_REFUSED: Final = ErrorClass.REFUSED
+_AUTH: Final = ErrorClass.AUTH
 #: A single token says nothing about speed.
 MIN_SPEED_TOKENS: Final = 2
 
@@ -169,24 +174,25 @@ class State:
         facts = self.facts
         return max(facts.success_at, facts.error_at, facts.check.at if facts.check else 0.0)
 
-    def observe(self, attempt: Attempt, reading: Reading | None, now: float) -> None:
+    def observe(self, attempt: Attempt, reading: Reading | None, at: float, now: float) -> None:
         """Learn from a finished attempt.
 
         Args:
             attempt: It, closed.
             reading: What its headers said, or None when it had none.
+            at: Unix seconds when the headers arrived.
             now: Unix seconds.
         """
         error = attempt.error
         kind = error.kind if error else None
-        if kind is ErrorClass.REFUSED or attempt.cached:
+        if kind is _REFUSED or attempt.cached:
             return
         self.seen_at, self.unsaved = now, True
         facts, quota = self.facts, self.quota
         facts.used_at = now
         if reading is not None:
-            quota.observe(reading, answered_at(attempt))
-        if attempt.outcome is Outcome.OK:
+            quota.observe(reading, at)
+        if attempt.outcome is _OK:
             facts.success_at = now
             quota.succeeded(attempt.started_at)
         elif attempt.outcome is Outcome.ERROR:
@@ -228,7 +234,7 @@ class State:
             return Verdict(SignalStatus.EXHAUSTED, quota.exhausted_until, quota.reason)
         facts = self.facts
         fresh_from = now - rules.ttl_s
-        if facts.error_kind is ErrorClass.AUTH and facts.error_at > max(facts.success_at, fresh_from):
+        if facts.error_kind is _AUTH and facts.error_at > max(facts.success_at, fresh_from):
             return Verdict(SignalStatus.DEGRADED, facts.error_at + rules.ttl_s, "the provider refuses the credentials")
         check = facts.check
         if check is not None and not check.ok and check.at > max(facts.success_at, fresh_from):
@@ -267,11 +273,11 @@ def answered_at(attempt: Attempt) -> float:
 
 def _sample(attempt: Attempt, kind: ErrorClass | None) -> Sample:
     usage = attempt.usage
-    if attempt.outcome is not Outcome.OK:
+    if attempt.outcome is not _OK:
         cancelled = attempt.outcome is not Outcome.ERROR
         failed = None if cancelled else kind or ErrorClass.UNKNOWN
         return Sample(usage=usage, cost_usd_micros=attempt.cost_usd_micros, error=failed, cancelled=cancelled)
-    if attempt.kind is AttemptKind.PROBE:
+    if attempt.kind is _PROBE:
         return Sample(usage=usage, cost_usd_micros=attempt.cost_usd_micros)
     duration_ms, first_ms = attempt.duration_ms, attempt.first_token_ms
     speed = None
@@ -281,10 +287,4 @@ def _sample(attempt: Attempt, kind: ErrorClass | None) -> Sample:
         if first_ms is not None:
             tokens, ms = tokens - 1, duration_ms - first_ms
         speed = tokens / ms * 1e3 if ms > 0 else None
-    return Sample(
-        latency_ms=duration_ms,
-        first_token_ms=first_ms,
-        tokens_per_s=speed,
-        usage=usage,
-        cost_usd_micros=attempt.cost_usd_micros,
-    )
+    return Sample(duration_ms, first_ms, speed, usage, attempt.cost_usd_micros)

@@ -104,7 +104,9 @@ class Slice:
             cached = usage.cached_tokens
             self.input_tokens += usage.prompt_tokens
             self.output_tokens += usage.completion_tokens
-            self.cost_tokens += max(0, usage.prompt_tokens - cached) + usage.completion_tokens
+            self.cost_tokens += usage.completion_tokens
+            if cached < usage.prompt_tokens:
+                self.cost_tokens += usage.prompt_tokens - cached
             self.cached_tokens += cached
             if cached > 0:
                 self.cache_hits += 1
