@@ -56,7 +56,10 @@ def test_sigterm_under_load_loses_no_settlement(tmp_path: Path) -> None:
         by_request = settled(rig)
         assert answered <= set(by_request)
         assert set(by_request.values()) == {1}
-        assert [row["hook"] for row in rig.rows()][-1] == "shutdown"
+        last = rig.rows()[-1]
+        assert last["hook"] == "shutdown"
+        # What LiteLLM has loaded by then is not walked through by every full garbage collection.
+        assert last["frozen"] > 100_000
 
 
 def test_sigkill_loses_no_settlement_that_the_store_had_accepted(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ It is loaded by a real proxy in another process, so it speaks through a file: on
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -82,7 +83,7 @@ class Recorder:
 
     @hookimpl
     async def shutdown(self) -> None:
-        self.write("shutdown", None)
+        self.write("shutdown", None, frozen=gc.get_freeze_count())
 
     @hookimpl
     async def authenticate(self, credential: Credential) -> Identity | None:
