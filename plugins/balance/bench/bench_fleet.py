@@ -199,7 +199,7 @@ class Lag:
 
 async def drive(name: str, proxy: ProxyServer, url: str, requests: Sequence[tuple[float, int]]) -> Run:
     """Send all requests and return what came of them."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
     async with (
         httpx.AsyncClient(
             base_url=proxy.url, headers=proxy.headers, timeout=60.0, limits=limits, trust_env=False

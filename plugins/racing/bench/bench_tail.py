@@ -131,7 +131,7 @@ async def one(client: httpx.AsyncClient, proxy: ProxyServer, variant: Variant, p
 async def drive(pairs: Sequence[tuple[Variant, ProxyServer]], phase: str, requests: int, rate: float) -> None:
     """Send the same arrivals to all proxies."""
     chance = random.Random(11)
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=100, keepalive_expiry=2.0)
     async with httpx.AsyncClient(timeout=120, limits=limits, trust_env=False) as client, asyncio.TaskGroup() as tasks:
         due = time.perf_counter()
         for _ in range(requests):

@@ -109,7 +109,8 @@ async def measure(
     """Return every block of every kind, and what the mirrors say of themselves."""
     rng = random.Random(1)
     blocks: dict[str, list[Block]] = {name: [] for name in (NONE, CONTROL, *MIRRORS)}
-    limits = httpx.Limits(max_connections=100)
+    # The server closes what has been idle for five seconds: a connection must not be used again at that very moment.
+    limits = httpx.Limits(max_connections=100, keepalive_expiry=2.0)
     async with httpx.AsyncClient(
         base_url=proxy.url, headers=proxy.headers, timeout=60, trust_env=False, limits=limits
     ) as client:
