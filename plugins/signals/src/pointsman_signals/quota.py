@@ -92,8 +92,7 @@ class Block:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class QuotaState:
+class QuotaState(NamedTuple):
     """A judgement: who is exhausted or nearly so, and until when (Unix seconds)."""
 
     exhausted_until: float | None = None

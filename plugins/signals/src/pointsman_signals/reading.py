@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -196,7 +197,7 @@ class Reader:
         parse = self.dialect.reset
         limits = []
         for axis, window_s, size_name, remaining_name, reset_name, rare in plan.axes:
-            size = None if size_name is None else _figure(headers[size_name])
+            size = None if size_name is None else _size(headers[size_name])
             remaining = None if remaining_name is None else _figure(headers[remaining_name])
             if rare is not None:
                 used_name, window_name = rare
@@ -270,6 +271,14 @@ class Reader:
 
 def _figure(text: str) -> float | None:
     return float(text) if len(text) <= _SHORT and text.isdecimal() else parse_number(text)
+
+
+def _size(text: str) -> float | None:
+    return _known_size(text) if len(text) <= _SHORT else parse_number(text)
+
+
+#: The size of a quota is the same in answer after answer, other than what is left of it.
+_known_size: Final = lru_cache(maxsize=1024)(_figure)
 
 
 def _note(notes: dict[str, float], name: str, text: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pointsman.types import AttemptKind, ErrorClass, Outcome, SignalStatus
 
@@ -62,8 +62,7 @@ class Check:
     message: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What follows: status, when it ends by itself (Unix seconds), why."""
 
     status: SignalStatus
