@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NoReturn, cast
 
 from ..errors import StoreCorrupt
@@ -154,33 +154,45 @@ def decode(text: str | bytes, where: str) -> JSON:
         StoreCorrupt: when it is not the text of a JSON value other than null.
     """
     try:
-        value = _decoder.decode(text if isinstance(text, str) else text.decode())
+        value = decode_any(text)
     except (ValueError, RecursionError):
         value = None
     if value is None:
         raise StoreCorrupt(
             f"{where} holds something that is not a JSON value; delete the key, or restore the store from a backup"
         )
-    return cast("JSON", value)
+    return value
 
 
 def decode_any(text: str | bytes) -> JSON:
     """Return the value of a JSON text of an atomic step's result; ``ValueError`` when it is none."""
-    return cast("JSON", _decoder.decode(text if isinstance(text, str) else text.decode()))
+    text = text if isinstance(text, str) else text.decode()
+    try:
+        value, end = _decoder.raw_decode(text)
+    except ValueError:
+        end = None
+    # White space around it, which no encoder here writes: `decode` looks for it, at the price of another decoding.
+    return cast("JSON", value if end == len(text) else _decoder.decode(text))
 
 
 def _check_names(value: object) -> None:
-    """Refuse names that are not text, which ``json`` would silently turn into text."""
-    if isinstance(value, Mapping):
+    """Refuse names that are not text, which ``json`` would silently turn into text.
+
+    It looks at every value that is stored: what is common comes first, as abstract classes are slow to ask.
+    """
+    inner: Iterable[object]
+    if isinstance(value, (list, tuple)):
+        inner = value
+    elif isinstance(value, (dict, Mapping)):
         for name in value:
             if not isinstance(name, str):
                 raise TypeError(f"the name {name!r} is {type(name).__name__}, not text")
-        inner: object = value.values()
+        inner = value.values()
     elif isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray)):
         inner = value
     else:
         return
-    for item in inner:  # type: ignore[attr-defined]  # both branches above are iterable
+    for item in inner:
         if type(item) not in _LEAVES:
             _check_names(item)
 

@@ -65,7 +65,8 @@ class RedisStore:
         settings: dict[str, Any] = {
             "protocol": 2,
             "retry": Retry(NoBackoff(), 0),
-            "socket_timeout": timeout_s,
+            # `_asking` bounds every call as a whole. A second limit of the library's own would cost each a task.
+            "socket_timeout": None,
             "socket_connect_timeout": timeout_s,
             "max_connections": 2 * _CONNECTIONS,
         }
