@@ -199,8 +199,8 @@ def test_the_first_pattern_that_fits_a_model_limits_it() -> None:
     tenant = Tenant.model_validate(
         {"id": "acme", "model_limits": {"gpt-4o": {}, "gpt-4*": {}, "o?": {}, "*-never": {}}}
     )
-    assert limited_patterns(tenant, ["gpt-4o"]) == ["gpt-4o"]
-    assert limited_patterns(tenant, ["gpt-4o-mini", "o1", "o3", "claude"]) == ["gpt-4*", "o?"]
+    assert limited_patterns(tenant, ["gpt-4o"]) == ("gpt-4o",)
+    assert limited_patterns(tenant, ["gpt-4o-mini", "o1", "o3", "claude"]) == ("gpt-4*", "o?")
 
 
 @pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens", "max_output_tokens", "max_tokens_to_sample"])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from opentelemetry import trace
 
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 TENANT_LABEL: Final = "tenant"
 #: Label on the route: what dry-run would have refused.
 MARK_LABEL: Final = "quota"
+#: The most combinations of a caller and patterns whose scopes are remembered.
+_MOST_TARGETS: Final = 4096
 
 
 @dataclass(slots=True)
@@ -73,8 +76,7 @@ class Ask:
     doubtful: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What the ledger said to an ``Ask``.
 
     Attributes:
@@ -114,6 +116,7 @@ class Admission:
         self._estimator = estimator
         self._queue = queue
         self._durations = durations
+        self._target_of = lru_cache(_MOST_TARGETS)(partial(target_of, gateway=config.gateway_limits))
         self.counts = Counts()
 
     async def admit(self, ctx: RequestContext, route: Route, directory: Directory) -> Route | Denial | None:
@@ -136,9 +139,8 @@ class Admission:
             )
         except OddRequest as err:
             return self._refuse(route, answers.odd_request(str(err), err.param), dry=dry)
-        target = target_of(caller, limited_patterns(caller.tenant, names), self._config.gateway_limits)
-        money = any("day_usd_micros" in caps or "month_usd_micros" in caps for caps in target.caps)
-        usd_micros = self._estimator.usd_micros(models, prompt_tokens, output_tokens) if money else 0
+        target = self._target_of(caller, limited_patterns(caller.tenant, names))
+        usd_micros = self._estimator.usd_micros(models, prompt_tokens, output_tokens) if target.limits_money else 0
         ask = Ask(
             ctx,
             caller,
@@ -162,7 +164,7 @@ class Admission:
         queue = self._queue
         if queue is None or ask.dry:
             return await self._ask(ask)
-        lanes = ask.target.scope_keys()
+        lanes = ask.target.scope_keys
         priority = ask.caller.priority
         answer: Answer | None = None
         limited = (lane for lane, caps in zip(lanes, ask.target.caps, strict=True) if "concurrent" in caps)
@@ -237,7 +239,7 @@ class Admission:
             id=ask.ctx.request_id,
             expires_at=float(reserved.expires_s),
             amounts={"tokens": ask.take[0], "usd_micros": ask.take[1]},
-            data={**ask.target.as_data(), "local": reserved.local or ask.doubtful, "choices": ask.choices},
+            data={**ask.target.data, "local": reserved.local or ask.doubtful, "choices": ask.choices},
         )
 
     def _refuse(self, route: Route, denial: Denial, *, dry: bool) -> Route | Denial:

@@ -218,11 +218,10 @@ def fits(state: ScopeState, caps: Caps, tokens: int, usd_micros: int) -> bool:
     )
 
 
-def _leased(state: ScopeState, hold: Hold) -> ScopeState:
+def _with_lease(leases: Mapping[str, Sequence[int]], hold: Hold) -> Mapping[str, Sequence[int]]:
     expiry = str(hold.expires_s)
-    requests, tokens, usd_micros = state.leases.get(expiry, (0, 0, 0))
-    lease = (requests + 1, tokens + hold.tokens, usd_micros + hold.usd_micros)
-    return state._replace(leases={**state.leases, expiry: lease})
+    requests, tokens, usd_micros = leases.get(expiry, (0, 0, 0))
+    return {**leases, expiry: (requests + 1, tokens + hold.tokens, usd_micros + hold.usd_micros)}
 
 
 def _released(state: ScopeState, hold: Hold) -> ScopeState:
@@ -237,9 +236,10 @@ def _released(state: ScopeState, hold: Hold) -> ScopeState:
     return state._replace(leases=leases)
 
 
-def _counted(state: ScopeState, caps: Caps) -> ScopeState:
-    """Return the state with one more request against the rate: it counts from now on, whatever becomes of it."""
-    return state._replace(requests=min(MAX_AMOUNT, state.requests + LEVEL_UNIT)) if "requests" in caps else state
+def _taken(state: ScopeState, caps: Caps, hold: Hold) -> ScopeState:
+    """Return the state with one more request: against its rate it counts from now on, whatever becomes of it."""
+    requests = min(MAX_AMOUNT, state.requests + LEVEL_UNIT) if "requests" in caps else state.requests
+    return state._replace(requests=requests, leases=_with_lease(state.leases, hold))
 
 
 def _spent(state: ScopeState, caps: Caps, step: Step) -> ScopeState:
@@ -273,7 +273,7 @@ def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], J
             fitting = all(map(partial(fits, tokens=step["tokens"], usd_micros=step["usd_micros"]), before, every_caps))
             if fitting or step["force"]:
                 kept = Hold(step["expires_s"], step["tokens"], step["usd_micros"])
-                after = [_counted(_leased(state, kept), caps) for state, caps in zip(before, every_caps, strict=True)]
+                after = [_taken(state, caps, kept) for state, caps in zip(before, every_caps, strict=True)]
         case "settle" if hold is not None and hold.expires_s:
             kept = _SETTLED if step["anew"] else None
             after = [_spent(_released(state, hold), caps, step) for state, caps in zip(before, every_caps, strict=True)]
@@ -282,7 +282,8 @@ def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], J
             after = [_spent(state, caps, step) for state, caps in zip(before, every_caps, strict=True)]
         case "renew" if hold is not None and hold.expires_s:
             kept = hold._replace(expires_s=step["expires_s"])
-            after = [_leased(_released(state, hold), kept) for state in before]
+            released = [_released(state, hold) for state in before]
+            after = [state._replace(leases=_with_lease(state.leases, kept)) for state in released]
         case "spend":
             after = [_spent(state, caps, step) for state, caps in zip(before, every_caps, strict=True)]
         case _:

@@ -22,6 +22,16 @@ local function load(key)
   return nil
 end
 
+-- A third of the time of `json_encode`: the form is known, and all numbers are integers.
+local function text(state)
+  local leases = {}
+  for expiry, lease in pairs(state[LEASES]) do
+    leases[#leases + 1] = string.format('"%s":[%.0f,%.0f,%.0f]', expiry, lease[1], lease[2], lease[3])
+  end
+  return string.format('[%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,%.0f,{', unpack(state, 1, 9))
+    .. table.concat(leases, ',') .. '}]'
+end
+
 local function rolled(state, caps)
   if not state then
     state = {0, 0, 0, 0, 0, 0, 0, 0, 0, {}}
@@ -93,7 +103,7 @@ local function spend(state, caps)
 end
 
 local function keep_hold(expires, tokens, usd)
-  redis.call('SET', KEYS[1], json_encode({expires, tokens, usd}),
+  redis.call('SET', KEYS[1], string.format('[%.0f,%.0f,%.0f]', expires, tokens, usd),
              'EX', int(step.hold_keep_s))
 end
 
@@ -102,7 +112,7 @@ local held = hold and hold[1] > 0
 local states, before, fitting, done = {}, {}, true, false
 for i, caps in ipairs(step.caps) do
   states[i] = rolled(load(KEYS[i + 1]), caps)
-  before[i] = json_encode(states[i])
+  before[i] = text(states[i])
 end
 
 if step['do'] == 'reserve' then
@@ -142,7 +152,7 @@ elseif step['do'] == 'spend' then
 end
 
 if done then
-  for i in ipairs(step.caps) do redis.call('SET', KEYS[i + 1], json_encode(states[i]), 'EX', int(step.keep_s)) end
+  for i in ipairs(step.caps) do redis.call('SET', KEYS[i + 1], text(states[i]), 'EX', int(step.keep_s)) end
 end
 return '[' .. tostring(done) .. ',' .. tostring(fitting) .. ',[' .. table.concat(before, ',') .. ']]'
 """

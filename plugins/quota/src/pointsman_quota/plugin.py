@@ -120,7 +120,7 @@ class Quota:
         self._open.pop(reservation.id, None)
         self._announced.forget(settlement.request_id)
         if self._queue:
-            self._queue.freed(target.scope_keys())
+            self._queue.freed(target.scope_keys)
         if done and settlement.outcome is Outcome.OK:
             self._durations.add(target.tenant, (settlement.finished_at - settlement.started_at) * 1000)
             if settlement.usage is not None and not settlement.usage.estimated:

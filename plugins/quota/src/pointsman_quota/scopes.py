@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ class Scope:
         return self.kind if self.kind == GATEWAY else f"{self.kind} {self.name!r}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
-    """The scopes of one request, and where they are stored.
+    """The scopes of a request, and where they are stored. What follows from them is worked out once.
 
     Attributes:
         tag: The hash tag that keeps all keys of the step on one node of a redis cluster.
@@ -55,17 +56,18 @@ class Target:
     tenant: str
     scopes: tuple[Scope, ...]
 
-    @property
+    @cached_property
     def caps(self) -> list[Caps]:
         """The limits, in the order of the scopes."""
         return [scope.caps for scope in self.scopes]
 
     def keys(self, hold: str) -> list[str]:
         """Return the keys of the atomic step: the hold's, then one for each scope."""
-        return [f"{{{self.tag}}}h/{self.tenant}/{hold}", *self.scope_keys()]
+        return [f"{{{self.tag}}}h/{self.tenant}/{hold}", *self.scope_keys]
 
+    @cached_property
     def scope_keys(self) -> list[str]:
-        """Return the key of each scope's state."""
+        """The key of each scope's state."""
         return [f"{{{self.tag}}}s/{self._path(scope)}" for scope in self.scopes]
 
     def _path(self, scope: Scope) -> str:
@@ -77,8 +79,14 @@ class Target:
         # Names are free text and patterns have braces and slashes: only a digest is sure to be harmless in a key.
         return f"{scope.kind}/{self.tenant}/{hashlib.sha256(scope.name.encode()).hexdigest()[:32]}"
 
-    def as_data(self) -> dict[str, str | int | float | bool | None]:
-        """Return what a reservation must carry to be settled by any worker, after any change of the configuration."""
+    @cached_property
+    def limits_money(self) -> bool:
+        """Whether any of the limits is one of money."""
+        return any("day_usd_micros" in caps or "month_usd_micros" in caps for caps in self.caps)
+
+    @cached_property
+    def data(self) -> Mapping[str, str | int | float | bool | None]:
+        """What a reservation must carry to be settled by any worker, after any change of the configuration."""
         return {
             "tag": self.tag,
             "tenant": self.tenant,
@@ -108,7 +116,7 @@ def target_from(data: Mapping[str, object], tenant: Tenant | None, gateway: Limi
     """Return the scopes that a reservation took from, with their present limits.
 
     Args:
-        data: What ``Target.as_data`` returned.
+        data: ``Target.data`` of that time.
         tenant: The tenant as it is now, or None if it has been removed.
         gateway: The limits of all tenants together.
     """

@@ -37,9 +37,9 @@ def hash_key(api_key: str, salt: str) -> str:
     return f"{_SCHEME}${salt}${digest}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Caller:
-    """A recognised caller.
+    """A recognised caller; the same object as long as its directory lasts, so that what is worked out can be kept.
 
     Attributes:
         tenant: The tenant.
@@ -74,7 +74,9 @@ class Directory:
         self._default = default
         self._tenants: dict[str, Tenant] = {}
         self._keys: dict[str, dict[str, Caller]] = {}
-        self._marks: dict[tuple[str, str], Tenant] = {}
+        self._marks: dict[tuple[str, str], Caller] = {}
+        #: By the tenant's id and the name of its key, None for the tenant itself.
+        self._callers: dict[tuple[str, str | None], Caller] = {}
         for tenant in tenants:
             self.add(tenant)
 
@@ -90,7 +92,7 @@ class Directory:
         for mark in marks:
             if (other := self._marks.get(mark)) is not None:
                 raise ValueError(
-                    f"tenants {other.id!r} and {tenant.id!r} both match {mark[0]} {mark[1]!r}; remove it from one"
+                    f"tenants {other.tenant.id!r} and {tenant.id!r} both match {mark[0]} {mark[1]!r}; remove it from one"
                 )
         for key in tenant.keys:
             if (caller := self._keys.get(_salt(key), {}).get(key.hash)) is not None:
@@ -98,9 +100,12 @@ class Directory:
                     f"key {key.name!r} of tenant {tenant.id!r} is also a key of {caller.tenant.id!r}; remove it from one"
                 )
         self._tenants[tenant.id] = tenant
-        self._marks.update(dict.fromkeys(marks, tenant))
+        self._callers[tenant.id, None] = itself = Caller(tenant)
+        self._marks.update(dict.fromkeys(marks, itself))
         for key in tenant.keys:
-            self._keys.setdefault(_salt(key), {})[key.hash] = Caller(tenant, key)
+            caller = Caller(tenant, key)
+            self._callers.setdefault((tenant.id, key.name), caller)
+            self._keys.setdefault(_salt(key), {})[key.hash] = caller
 
     def __len__(self) -> int:
         return len(self._tenants)
@@ -120,8 +125,7 @@ class Directory:
                 if (caller := callers.get(hash_key(credential.api_key, salt))) is not None:
                     return caller
         if self._header and self._header.networks and _within(credential.client_host, self._header):
-            tenant = self._marks.get(("header value", credential.headers.get(self._header.name, "")))
-            return Caller(tenant) if tenant else None
+            return self._marks.get(("header value", credential.headers.get(self._header.name, "")))
         return None
 
     def by_identity(self, identity: Identity, headers: Mapping[str, str]) -> Caller | None:
@@ -129,14 +133,13 @@ class Directory:
 
         What the caller can choose freely (``end_user``, metadata) is never looked at.
         """
-        if identity.tenant is not None and (tenant := self._tenants.get(identity.tenant)) is not None:
+        if identity.tenant is not None and (itself := self._callers.get((identity.tenant, None))) is not None:
             name = identity.claims.get(KEY_CLAIM)
-            return Caller(tenant, next((key for key in tenant.keys if key.name == name), None))
+            return self._callers.get((identity.tenant, name), itself) if isinstance(name, str) else itself
         for mark in self._traits(identity, headers):
             if (found := self._marks.get(mark)) is not None:
-                return Caller(found)
-        fallback = self._tenants.get(self._default) if self._default is not None else None
-        return Caller(fallback) if fallback else None
+                return found
+        return self._callers.get((self._default, None)) if self._default is not None else None
 
     def _traits(self, identity: Identity, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         yield "LiteLLM key", identity.key_hash or ""
@@ -185,7 +188,9 @@ def allowed(tenant: Tenant, names: Iterable[str]) -> bool:
     )
 
 
-def limited_patterns(tenant: Tenant, names: Iterable[str]) -> list[str]:
+def limited_patterns(tenant: Tenant, names: Iterable[str]) -> tuple[str, ...]:
     """Return the patterns with limits of their own that fit one of these models: the first that fits each."""
+    if not tenant.model_limits:
+        return ()
     found = (next((pattern for pattern in tenant.model_limits if fnmatchcase(name, pattern)), None) for name in names)
-    return sorted({pattern for pattern in found if pattern is not None})
+    return tuple(sorted({pattern for pattern in found if pattern is not None}))

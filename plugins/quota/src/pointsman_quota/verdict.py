@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .ledger import LEVEL_UNIT, Caps, ScopeState, held
 
@@ -52,8 +52,7 @@ class Breach:
     idle_wait_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Left:
+class Left(NamedTuple):
     """What is left of the tightest limit of a kind, after the request itself.
 
     Attributes:
