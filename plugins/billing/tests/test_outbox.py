@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -204,7 +205,7 @@ def test_processes_that_write_the_same_bills_at_once_write_each_once(tmp_path: P
 async def test_many_writes_share_a_commit(tmp_path: Path) -> None:
     outbox = Outbox(tmp_path / "outbox", fsync=False, timeout_s=5.0, max_bytes=100 * MB)
     await outbox.open()
-    await asyncio.gather(*(outbox.write(lambda db, n=n: db.append([a_bill(n)])) for n in range(200)))
+    await asyncio.gather(*(outbox.append([a_bill(n)]) for n in range(200)))
     assert outbox.commits < 50
     await outbox.close()
     with pytest.raises(OutboxUnavailable, match="closed"):
@@ -247,6 +248,32 @@ async def test_work_that_fails_by_itself_is_undone_alone(tmp_path: Path, error: 
     assert "too much" in str(found[1])
     reports = Reports(tmp_path / "outbox", [], 1.0)
     assert [reports.request(f"request-{number}") is not None for number in (1, 2, 3)] == [True, False, True]
+    await outbox.close()
+
+
+async def test_a_bill_that_cannot_be_written_is_left_out_alone(tmp_path: Path) -> None:
+    """Those of a commit are written together; the others of it are written all the same, each once."""
+    outbox = Outbox(tmp_path / "outbox", fsync=False, timeout_s=5.0, max_bytes=100 * MB)
+    await outbox.open()
+    held = threading.Event()
+    outbox.write_soon(lambda _: held.wait())
+    too_large = replace(a_bill(1000), at_ms=1 << 70)
+    asked = [outbox.append(bills) for bills in ([a_bill(1)], [a_bill(2), too_large], [a_bill(3), a_bill(1)])]
+    waiting = asyncio.gather(*asked, return_exceptions=True)
+    await asyncio.sleep(0)
+    held.set()
+    found = await waiting
+    assert (found[0], found[2]) == ([True], [True, True])
+    assert isinstance(found[1], OutboxUnavailable)
+    reports = Reports(tmp_path / "outbox", [], 1.0)
+    assert [reports.request(f"request-{number}") is not None for number in (1, 2, 3, 1000)] == [
+        True,
+        False,
+        True,
+        False,
+    ]
+    assert sum(row[4] for row in reports.hours(Span(0, 1 << 40)) if row[3] == "request") == 2
+    assert [seq for seq, _ in (await outbox.read(_all)).events] == [1, 2, 3, 4]
     await outbox.close()
 
 

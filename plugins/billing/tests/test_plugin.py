@@ -250,19 +250,19 @@ async def test_what_was_spent_is_announced_once_for_each_request(tmp_path: Path)
 async def test_an_outbox_that_fails_keeps_settlements_in_the_journal(tmp_path: Path) -> None:
     """And calls of our own in memory; all of them are billed once when it works again."""
     async with worker(tmp_path, FILE) as h:
-        plain = h.plugin("billing")._outbox.write
+        plain = h.plugin("billing")._outbox.append
 
         async def fail(work: Any) -> Any:
             raise OutboxUnavailable("the disk is gone")
 
-        h.plugin("billing")._outbox.write = fail
+        h.plugin("billing")._outbox.append = fail
         await h.request()
         with pytest.raises(AssertionError, match="billing"):
             await h.settled(timeout_s=0.5)
         request = UpstreamRequest(target="chat", kind=AttemptKind.MIRROR, body={"messages": []}, tenant="t")
         await h.clock.run(h.gateway.upstream.start(request).response())
         assert not h.status("billing").ok
-        h.plugin("billing")._outbox.write = plain
+        h.plugin("billing")._outbox.append = plain
         await h.clock.advance(10.0)
         await h.settled()
         assert len(await events(h, tmp_path, 3)) == 3
@@ -287,7 +287,7 @@ def own_call(h: Harness, number: int) -> None:
 async def test_calls_of_our_own_that_end_while_the_worker_stops_are_billed_once(tmp_path: Path, turns: int) -> None:
     """However commits, the end of the worker and the ends of the calls overlap."""
     async with worker(tmp_path) as h:
-        plain = h.plugin("billing")._outbox.write
+        plain = h.plugin("billing")._outbox.append
         commits: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
         async def slow(work: Any) -> Any:
@@ -297,7 +297,7 @@ async def test_calls_of_our_own_that_end_while_the_worker_stops_are_billed_once(
             await released.wait()
             return found
 
-        h.plugin("billing")._outbox.write = slow
+        h.plugin("billing")._outbox.append = slow
         own_call(h, 1)
         first = await commits.get()
         stopping = asyncio.create_task(h.stop())
@@ -330,14 +330,14 @@ async def test_calls_of_our_own_that_cannot_be_written_at_the_end_are_counted(tm
         await h.request()
         await h.settled()
         billing = h.plugin("billing")
-        plain = billing._outbox.write
+        plain = billing._outbox.append
 
         async def fail_own_calls(work: Any) -> Any:
             if billing._waiting:
                 raise OutboxUnavailable("the disk is gone")
             return await plain(work)
 
-        billing._outbox.write = fail_own_calls
+        billing._outbox.append = fail_own_calls
         own_call(h, 1)
         await h.stop()
         own_call(h, 2)

@@ -5,12 +5,13 @@ Blocking; the object belongs to one thread. Every method is one part of a transa
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from . import sums
 from .bill import Bill
@@ -19,12 +20,16 @@ from .events import BillEvent
 from .lock import opening
 from .tables import ADD_TO_HOUR, SCHEMA, VERSION
 
+T = TypeVar("T")
+
 FILE: Final = "outbox.sqlite3"
 _PRIVATE: Final = 0o700
 _MEGABYTE: Final = 1_000_000
 _WAL_BYTES: Final = 64 * _MEGABYTE
 #: Rows that one step of clearing away removes, so that it never holds the lock for long.
 _PRUNED_ROWS: Final = 2000
+#: Most rows that one statement inserts.
+_MOST_ROWS: Final = 64
 _DAY_MS: Final = 86_400_000
 
 
@@ -148,24 +153,35 @@ class Database:
                 f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be delivered; "
                 "see which sink is failing, or raise the limit"
             )
-        run = self._connection.execute
-        new: list[Bill] = []
-        unannounced = []
+        ids = [bill.request_id for bill in bills]
+        known: dict[str, int] = {}
+        for some in _in_parts(ids):
+            known |= self._connection.execute(
+                f"SELECT request_id, announced FROM requests WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
+                some,
+            ).fetchall()
+        new: dict[str, Bill] = {}
         for bill in bills:
-            known = run("SELECT announced FROM requests WHERE request_id = ?", (bill.request_id,)).fetchone()
-            unannounced.append(known is None or not known[0])
-            if known is not None:
-                continue
-            new.append(bill)
-            last_seq = 0
+            if bill.request_id not in known:
+                new.setdefault(bill.request_id, bill)
+        if new:
+            self._insert(new.values())
+        return [not known.get(id_) for id_ in ids]
+
+    def _insert(self, bills: Collection[Bill]) -> None:
+        # What AUTOINCREMENT would hand out: nobody else writes during our transaction.
+        last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
+        seq = last[0] if last is not None else 0
+        events: list[tuple[object, ...]] = []
+        requests: list[tuple[object, ...]] = []
+        for bill in bills:
+            different: dict[str, BillEvent] = {}
             for event in bill.events:
-                written = run(
-                    "INSERT OR IGNORE INTO events (id, type, request_id, tenant, at_ms, body) VALUES (?, ?, ?, ?, ?, ?)",
-                    (event.id, event.type, bill.request_id, event.tenant, event.at_ms, event.body),
-                )
-                last_seq = (written.lastrowid or 0) if written.rowcount == 1 else last_seq
-            run(
-                "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                different.setdefault(event.id, event)
+            for event in different.values():
+                seq += 1
+                events.append((seq, event.id, event.type, bill.request_id, event.tenant, event.at_ms, event.body))
+            requests.append(
                 (
                     bill.request_id,
                     bill.own,
@@ -173,23 +189,37 @@ class Database:
                     bill.model,
                     bill.at_ms,
                     bill.state,
-                    last_seq,
+                    seq if different else 0,
                     bill.gateway_usd_micros,
                     bill.cost_usd_micros,
                     bill.amount_usd_micros,
                     bill.difference_usd_micros,
-                ),
+                    0,
+                )
             )
-        if new:
-            rows = [(*key, *row) for key, row in sorted(sums.of_bills(new).items())]
-            self._connection.executemany(ADD_TO_HOUR, rows)
-        return unannounced
-
-    def announced(self, request_ids: Iterable[str]) -> None:
-        """Note that what was spent has been announced."""
-        self._connection.executemany(
-            "UPDATE requests SET announced = 1 WHERE request_id = ?", [(request_id,) for request_id in request_ids]
+        self._insert_rows("INSERT OR IGNORE INTO events", events)
+        self._insert_rows("INSERT INTO requests", requests)
+        self._insert_rows(
+            "INSERT INTO hours", [(*key, *row) for key, row in sorted(sums.of_bills(bills).items())], ADD_TO_HOUR
         )
+
+    def _insert_rows(self, into: str, rows: Sequence[tuple[object, ...]], on_conflict: str = "") -> None:
+        """Insert rows, many to a statement.
+
+        Each statement lets go of the interpreter and gets it back only when the event loop gives it away, which takes
+        longer than the rows do.
+        """
+        for some in _in_parts(rows):
+            marks = ", ".join([f"({_marks(len(some[0]))})"] * len(some))
+            self._connection.execute(f"{into} VALUES {marks} {on_conflict}", [value for row in some for value in row])
+
+    def announced(self, request_ids: Sequence[str]) -> None:
+        """Note that what was spent has been announced."""
+        for some in _in_parts(request_ids):
+            self._connection.execute(
+                f"UPDATE requests SET announced = 1 WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
+                some,
+            )
 
     # -- sinks --------------------------------------------------------------------------------------------------------
 
@@ -203,20 +233,32 @@ class Database:
 
     def next_batch(self, sink: str, most: int) -> Batch:
         """Return what the sink gets next: dead letters that are to be tried again, else what is behind its cursor."""
-        columns = "e.seq, e.id, e.type, e.tenant, e.at_ms, e.body"
-        again = self._connection.execute(
-            f"SELECT {columns} FROM dead d JOIN events e ON e.seq = d.seq "  # noqa: S608 - our own names
-            "WHERE d.sink = ? AND d.again ORDER BY d.seq LIMIT ?",
+        again = self._events(
+            "SELECT e.* FROM dead d JOIN events e ON e.seq = d.seq WHERE d.sink = ? AND d.again ORDER BY d.seq LIMIT ?",
             (sink, most),
-        ).fetchall()
+        )
         if again:
-            return Batch(_events(again), 0, again=True)
+            return Batch(again, 0, again=True)
         ((cursor,),) = self._connection.execute("SELECT cursor FROM sinks WHERE name = ?", (sink,)).fetchall()
-        rows = self._connection.execute(
-            f"SELECT {columns} FROM events e WHERE e.seq > ? ORDER BY e.seq LIMIT ?",  # noqa: S608 - our own names
-            (cursor, most),
+        events = self._events("SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (cursor, most))
+        return Batch(events, events[-1][0] if events else cursor)
+
+    def _events(self, select: str, arguments: tuple[object, ...]) -> tuple[tuple[int, BillEvent], ...]:
+        """Return events in their order.
+
+        As one row: fetching each lets go of the interpreter and waits for it again. A body is JSON on one line.
+        """
+        ((heads, bodies),) = self._connection.execute(
+            "SELECT json_group_array(json_array(seq, id, type, tenant, at_ms)), group_concat(body, char(10)) "  # noqa: S608 - our own
+            f"FROM ({select})",
+            arguments,
         ).fetchall()
-        return Batch(_events(rows), rows[-1][0] if rows else cursor)
+        return tuple(
+            (seq, BillEvent(id=id_, type=type_, tenant=tenant, at_ms=at_ms, body=body))
+            for (seq, id_, type_, tenant, at_ms), body in zip(
+                json.loads(heads), (bodies or "").splitlines(), strict=True
+            )
+        )
 
     def confirm(self, sink: str, batch: Batch, delivered: int, worker: str, now_ms: int) -> None:
         """Note that the sink has confirmed a batch."""
@@ -263,10 +305,11 @@ class Database:
 
     def used_bytes(self) -> int:
         """Return how much of the file is in use."""
-        ((pages,),) = self._connection.execute("PRAGMA page_count").fetchall()
-        ((free,),) = self._connection.execute("PRAGMA freelist_count").fetchall()
-        ((size,),) = self._connection.execute("PRAGMA page_size").fetchall()
-        return int((pages - free) * size)
+        ((used,),) = self._connection.execute(
+            "SELECT (page_count - freelist_count) * page_size "
+            "FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        ).fetchall()
+        return int(used)
 
     def prune(self, *, before_ms: int, hours_before_s: int) -> bool:
         """Remove what is delivered to all sinks and older than this; say whether there may be more.
@@ -310,7 +353,7 @@ class Database:
 
     @property
     def _marks(self) -> str:
-        return ", ".join("?" * len(self._sinks))
+        return _marks(len(self._sinks))
 
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""
@@ -319,8 +362,14 @@ class Database:
         return str(found)
 
 
-def _events(rows: Iterable[tuple[int, str, str, str, int, str]]) -> tuple[tuple[int, BillEvent], ...]:
-    return tuple(
-        (seq, BillEvent(id=id_, type=type_, tenant=tenant, at_ms=at_ms, body=body))
-        for seq, id_, type_, tenant, at_ms, body in rows
-    )
+def _marks(count: int) -> str:
+    return ", ".join("?" * count)
+
+
+def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Yield the items, so many at a time that few different statements have to be compiled for them."""
+    start = 0
+    while left := len(items) - start:
+        end = start + min(1 << left.bit_length() - 1, _MOST_ROWS)
+        yield items[start:end]
+        start = end

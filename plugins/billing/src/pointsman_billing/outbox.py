@@ -8,10 +8,12 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
 
+from .bill import Bill
 from .database import Database
 from .errors import OutboxFull, OutboxUnavailable
 
@@ -21,11 +23,12 @@ T = TypeVar("T")
 
 
 class _Job(NamedTuple):
-    """Work for the thread, whether it writes, and the caller's future. Without work: close."""
+    """Work for the thread, whether it writes, the caller's future, and the bills it writes down. Without work: close."""
 
     work: Callable[[Database], Any] | None
     writes: bool
     future: asyncio.Future[Any] | None
+    bills: Sequence[Bill] = ()
 
 
 class Outbox:
@@ -84,6 +87,14 @@ class Outbox:
         """
         return await self._ask(work, writes=True)
 
+    async def append(self, bills: Sequence[Bill]) -> list[bool]:
+        """Write bills down; say for each whether it still has to be announced. Return when they are committed.
+
+        Raises:
+            OutboxUnavailable: as for ``write``.
+        """
+        return await self._ask(lambda db: db.append(bills), writes=True, bills=bills)
+
     async def read(self, work: Callable[[Database], T]) -> T:
         """Carry out work that only reads.
 
@@ -109,11 +120,11 @@ class Outbox:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join, self._timeout_s)
 
-    async def _ask(self, work: Callable[[Database], T], *, writes: bool) -> T:
+    async def _ask(self, work: Callable[[Database], T], *, writes: bool, bills: Sequence[Bill] = ()) -> T:
         if self._closed:
             raise OutboxUnavailable(f"the outbox in {self.directory} has been closed")
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(_Job(work, writes, future))
+        self._queue.put(_Job(work, writes, future, bills))
         timer = self._loop.call_later(self._timeout_s, self._give_up, future)
         try:
             result: T = await future
@@ -155,8 +166,9 @@ class Outbox:
         try:
             if writes:
                 database.begin()
-            outcomes: list[tuple[Any, Any, BaseException | None]] = [
-                (job.future, *self._carry_out_one(database, job, writes=writes)) for job in jobs
+            outcomes = self._append_all(database, [job for job in jobs if job.bills])
+            outcomes += [
+                (job.future, *self._carry_out_one(database, job, writes=writes)) for job in jobs if not job.bills
             ]
             if writes:
                 database.commit()
@@ -169,6 +181,21 @@ class Outbox:
                 log.warning("%s", failure)
             return [(job.future, None, failure) for job in jobs]
         return outcomes
+
+    def _append_all(self, database: Database, jobs: list[_Job]) -> list[tuple[Any, Any, BaseException | None]]:
+        """Write the bills of all down together; when that fails, those of each by themselves.
+
+        Raises:
+            sqlite3.OperationalError: the database failed.
+        """
+        if len(jobs) > 1:
+            bills = [bill for job in jobs for bill in job.bills]
+            together = jobs[0]._replace(work=lambda db: db.append(bills))
+            result, failure = self._carry_out_one(database, together, writes=True)
+            if failure is None:
+                unannounced = iter(result)
+                return [(job.future, list(islice(unannounced, len(job.bills))), None) for job in jobs]
+        return [(job.future, *self._carry_out_one(database, job, writes=True)) for job in jobs]
 
     def _carry_out_one(self, database: Database, job: _Job, *, writes: bool) -> tuple[Any, OutboxUnavailable | None]:
         """Return the work's result and None, or None and its error when that is its own.

@@ -59,6 +59,7 @@ class Billing:
         self._deliveries: list[Delivery] = []
         self._rows: list[dict[str, Any]] = []
         self._announced: dict[str, None] = {}
+        self._unnoted: list[str] = []
         self._flushing = asyncio.Lock()
         self._stopped = False
         self._billed = self._lost = self._refused = self._odd = self._odd_amounts = 0
@@ -182,7 +183,7 @@ class Billing:
             OutboxUnavailable: they were not written.
         """
         try:
-            unannounced = await self._outbox.write(lambda db: db.append(bills))
+            unannounced = await self._outbox.append(bills)
         except OutboxUnavailable as err:
             self._refused += 1
             self._trouble = str(err)
@@ -199,8 +200,12 @@ class Billing:
                 log.error(
                     "request %s: the prices or the margin give an impossible amount; it is unpriced", made.request_id
                 )
+        if self._config.announce:
+            self._announce(new, settled=settled)
+
+    def _announce(self, bills: Sequence[Bill], *, settled: bool) -> None:
         # The outbox says who has been announced before; those of this moment it does not know yet.
-        told = [made for made in new if self._config.announce and made.request_id not in self._announced]
+        told = [made for made in bills if made.request_id not in self._announced]
         for made in told:
             self._announced[made.request_id] = None
             if made.lines or (settled and not made.own):
@@ -213,10 +218,16 @@ class Billing:
                         settled=not made.own,
                     )
                 )
-        if told:
-            self._outbox.write_soon(lambda db: db.announced([made.request_id for made in told]))
-            while len(self._announced) > _MOST_WAITING:
-                del self._announced[next(iter(self._announced))]
+        if told and not self._unnoted:
+            asyncio.get_running_loop().call_soon(self._note_announced)
+        self._unnoted += (made.request_id for made in told)
+        while len(self._announced) > _MOST_WAITING:
+            del self._announced[next(iter(self._announced))]
+
+    def _note_announced(self) -> None:
+        """Note all that was announced in this turn of the event loop: those of one commit go on together."""
+        noted, self._unnoted = self._unnoted, []
+        self._outbox.write_soon(lambda db: db.announced(noted))
 
     async def _write_own_calls(self) -> None:
         while True:

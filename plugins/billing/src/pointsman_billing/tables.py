@@ -101,8 +101,6 @@ SUMS: Final = (
     "difference_usd_micros",
 )
 
-ADD_TO_HOUR: Final = (
-    f"INSERT INTO hours VALUES (?, ?, ?, ?, {', '.join('?' * len(SUMS))}) "  # noqa: S608 - our own names
-    "ON CONFLICT (hour, tenant, model, kind) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
+ADD_TO_HOUR: Final = "ON CONFLICT (hour, tenant, model, kind) DO UPDATE SET " + ", ".join(
+    f"{name} = {name} + excluded.{name}" for name in SUMS
 )
