@@ -51,6 +51,24 @@ async def test_after_a_crash_in_a_write_every_line_is_there_once_and_whole(tmp_p
     assert numbers(tmp_path) == list(range(20))
 
 
+async def test_a_file_that_somebody_else_puts_aside_is_begun_anew(tmp_path: Path) -> None:
+    one = sink(tmp_path)
+    await one.send([event(0)])
+    (tmp_path / "bills" / "bills.ndjson").rename(tmp_path / "bills" / "elsewhere")
+    await one.send([event(1)])
+    await one.close()
+    assert numbers(tmp_path) == [1]
+
+
+async def test_a_batch_that_comes_again_behind_another_is_written_once(tmp_path: Path) -> None:
+    """Dead letters go before what was not confirmed."""
+    one = sink(tmp_path)
+    for start in (10, 0, 10):
+        await one.send([event(n) for n in range(start, start + 10)])
+    await one.close()
+    assert numbers(tmp_path) == [*range(10, 20), *range(10)]
+
+
 async def test_a_batch_that_comes_again_is_written_once(tmp_path: Path) -> None:
     one = sink(tmp_path)
     for start in (0, 0, 5, 10, 10):

@@ -73,6 +73,7 @@ class Delivery:
         self._worker = services.worker
         self._lock = DeliveryLock(outbox.directory, chosen.name)
         self._sink: Sink = chosen.info.factory(chosen.config, SinkContext(base=services.base, now=services.clock.now))
+        self._opened = False
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
@@ -178,11 +179,15 @@ class Delivery:
         try:
             # A sink has a time limit of its own and can say more about it; this one is for a sink that hangs.
             async with asyncio.timeout(self._config.timeout_s + 5.0):
-                await self._sink.open()
+                if not self._opened:
+                    await self._sink.open()
+                    self._opened = True
                 await self._sink.send(events)
         except EventsRejected:
+            self._opened = False
             raise
         except Exception as err:
+            self._opened = False
             error = err if isinstance(err, SinkUnavailable) else SinkUnavailable(_words(err))
             await self._note(tries, str(error))
             with suppress(Exception):

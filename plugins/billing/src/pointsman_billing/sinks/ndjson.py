@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import IO, Final, Literal
 
@@ -53,7 +54,10 @@ class NdjsonSink:
         self._context = context
         self.path = context.base / config.path
         self._file: IO[bytes] | None = None
-        self._there: set[str] = set()
+        #: The ids of the last lines, in their order. Twice a batch: what was sent last may have been larger than what
+        #: comes now, or have come between a batch and its repetition.
+        self._there: dict[str, None] = {}
+        self._most_there = 2 * config.batch_events
 
     async def open(self) -> None:
         """Open the file and find out which events are in it already.
@@ -92,16 +96,15 @@ class NdjsonSink:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE)
         self._file = os.fdopen(descriptor, "ab", buffering=0)
         _cut_torn_line(self.path)
-        # Twice the batch: what was sent last may have been larger than what comes now.
-        wanted = 2 * self._config.batch_events
-        self._there = set(_last_ids(self.path, wanted))
+        there = list(_last_ids(self.path, self._most_there))
         for older in reversed(self._put_aside()):
-            if len(self._there) >= wanted:
+            if len(there) >= self._most_there:
                 break
-            self._there.update(_last_ids(older, wanted - len(self._there)))
+            there[:0] = _last_ids(older, self._most_there - len(there))
+        self._there = dict.fromkeys(there)
 
     def _append(self, batch: Sequence[BillEvent]) -> None:
-        if self._file is None:
+        if self._file is None or self._was_moved(self._file):
             self._open()
         assert self._file is not None  # noqa: S101  # just opened
         new = [event for event in batch if event.id not in self._there]
@@ -112,11 +115,20 @@ class NdjsonSink:
             # What has been written of it is looked at again.
             self._let_go()
             raise
-        self._there = {event.id for event in batch}
+        self._there |= dict.fromkeys(event.id for event in new)
+        for id_ in list(islice(self._there, max(0, len(self._there) - self._most_there))):
+            del self._there[id_]
         if self._config.fsync == "batch":
             os.fsync(self._file.fileno())
         if self._file.tell() >= self._config.rotate_mb * _MEGABYTE:
             self._rotate()
+
+    def _was_moved(self, file: IO[bytes]) -> bool:
+        """Say whether somebody else has put the file aside."""
+        try:
+            return not os.path.samestat(os.fstat(file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return True
 
     def _rotate(self) -> None:
         assert self._file is not None  # noqa: S101  # just written
