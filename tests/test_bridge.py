@@ -274,6 +274,30 @@ def test_admin_routes_answer_the_admin(rig: Rig) -> None:
         assert missing.json()["error"]["code"] == "not_found"
 
 
+@pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_an_admin_body_arrives_whatever_its_content_type_says(rig: Rig, content_type: str | None) -> None:
+    """What ``curl -d`` sends is said to be a form."""
+    headers = {"content-type": content_type} if content_type else {}
+    with rig.proxy.client() as admin:
+        answer = admin.post("/pointsman/recorder/echo", content=b'{"a":1}', headers=headers)
+    assert (answer.status_code, answer.json()["body"], answer.json()["who"]) == (200, '{"a":1}', "admin")
+
+
+def test_an_admin_body_that_is_not_what_it_says_is_a_client_error(rig: Rig) -> None:
+    with rig.proxy.client() as admin:
+        answer = admin.post("/pointsman/recorder/echo", content=b"x", headers={"content-type": "multipart/form-data"})
+    assert 400 <= answer.status_code < 500, answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_plugins_answer_header_replaces_the_providers(rig: Rig, stream: bool) -> None:
+    """The upstream says 30000; a client could not read two values."""
+    name = "x-ratelimit-limit-requests"
+    assert post(rig, "provider's", more={"stream": stream}).headers.get_list(name) == ["30000"]
+    answer = post(rig, "ours", more={"stream": stream}, **{"x-test-answer": f"{name}=60"})
+    assert answer.headers.get_list(name) == ["60"]
+
+
 def test_a_faulty_plugin_that_may_fail_harms_nobody(rig: Rig) -> None:
     assert post(rig, "fault", **{"x-test-fault": "1"}).status_code == 200
     with rig.proxy.client() as admin:

@@ -121,6 +121,9 @@ class Recorder:
             route = replace(route, executor=executor)
         if fallback := say.get("x-test-fallback"):
             route = replace(route, fallbacks=(fallback,))
+        if answer := say.get("x-test-answer"):
+            name, _, value = answer.partition("=")
+            route = route.with_headers({name: value})
         if say.get("x-test-publish"):
             self.services.publish(Announced(case=say.get("x-test-case", "")))
         return route

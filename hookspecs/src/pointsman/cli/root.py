@@ -78,7 +78,7 @@ class Root(click.Group):
             known = self.list_commands(ctx)
             ctx.fail(
                 f"there is no command {name!r}{nearest(name, known)}; there are: {', '.join(known)}. "
-                f"A plugin brings its own, for example 'pip install pointsman-{name}'."
+                "A plugin that is installed brings its own."
             )
         return super().resolve_command(ctx, args)
 

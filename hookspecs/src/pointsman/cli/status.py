@@ -41,7 +41,7 @@ def _figures(answer: Mapping[str, Any]) -> Table:
         ("requests", f"{answer['requests']}, {answer['requests_open']} open"),
         ("store", answer["store"]["backend"]),
         ("tracing", "off" if not tracing["enabled"] else f"on, {tracing['failures']} failures"),
-        ("settlements", f"{journal.get('settled', 0)} of {journal.get('submitted', 0)}"),
+        ("settled for plugins", f"{journal.get('settled', 0)} of {journal.get('submitted', 0)}"),
         ("tried again", journal.get("retried")),
         ("taken over", journal.get("recovered")),
         ("not journaled", journal.get("unjournaled")),

@@ -45,7 +45,7 @@ async def _http_error(request: Request, err: Exception) -> Response:
     assert isinstance(err, HTTPException)  # noqa: S101  # Starlette dispatches by type
     message = err.detail
     if err.status_code == 404:  # noqa: PLR2004  # HTTP
-        message = f"there is no {request.method} {request.url.path}; is the plugin enabled? See GET /pointsman/status"
+        message = f"there is no {request.method} /pointsman{request.url.path}; is the plugin enabled? See GET /pointsman/status"
     code = {404: "not_found", 405: "method_not_allowed"}.get(err.status_code, "bad_request")
     return JSONResponse(error_body(message, code=code), status_code=err.status_code, headers=err.headers)
 

@@ -423,6 +423,7 @@ class Exchange:
 
 
 def _error_text(attempt: Attempt) -> str | None:
-    if attempt.outcome is Outcome.OK:
+    # Who was cancelled, or left by the client, has not failed: error rates over spans are about providers.
+    if attempt.outcome is not Outcome.ERROR:
         return None
     return f"{attempt.outcome}: {attempt.error.message}" if attempt.error else str(attempt.outcome)

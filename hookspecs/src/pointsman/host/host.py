@@ -163,6 +163,8 @@ class Host:
                 raise ConfigError(f"{self.settings.source}: pointsman.store: {err}") from err
         await self._store.ping()
         self._tasks.spawn(self.events.run(), name="events")
+        for why in self.plugins.broken.values():
+            log.error("%s; it is optional and left out", why)
         for plugin in tuple(self.plugins.loaded):
             await self._start_plugin(plugin)
         routes = {}

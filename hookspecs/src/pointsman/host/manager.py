@@ -162,10 +162,11 @@ def _load_one(entry: PluginEntry, available: Mapping[str, Available]) -> Loaded:
     point = available.get(entry.name)
     if point is None:
         installed = ", ".join(sorted(available)) or "none"
+        # No command to copy: who has misspelt a name would install whatever somebody has put under that name.
         raise PluginLoadError(
             entry.name,
             f"{entry.where}: no such plugin is installed{nearest(entry.name, available)}; installed: {installed}. "
-            f"Correct the name, or install the plugin (for example 'pip install pointsman-{entry.name}').",
+            "Correct the name, or install the package that has the plugin.",
         )
     info = plugin_info(point)
     config = entry.validate(info.config)

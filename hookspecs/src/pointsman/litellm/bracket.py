@@ -165,7 +165,11 @@ class _Watch:
             return
         for waiting in (*self._held, message):
             if waiting["type"] == "http.response.start":
-                waiting["headers"] = [*waiting.get("headers", ()), *_answer_headers(call)]
+                ours = _answer_headers(call)
+                names = {name for name, _ in ours}
+                # LiteLLM passes on the provider's headers, its rate limits too: of two values a client could read none.
+                theirs = [one for one in waiting.get("headers", ()) if one[0].lower() not in names]
+                waiting["headers"] = [*theirs, *ours]
             await self._send(waiting)
         self._held.clear()
 

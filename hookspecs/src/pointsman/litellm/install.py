@@ -33,6 +33,7 @@ import litellm
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
+from litellm.constants import LITELLM_PROXY_ADMIN_NAME
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server, utils
 from litellm.proxy._types import LitellmUserRoles, UserAPIKeyAuth
@@ -239,7 +240,8 @@ def _admin_router(bridge: Bridge) -> APIRouter:
             )
             return JSONResponse(body, status_code=403)
         await bridge.ready()
-        return await _forward(bridge.host, request, key.user_id or key.key_alias or "admin")
+        user = key.user_id if key.user_id != LITELLM_PROXY_ADMIN_NAME else None
+        return await _forward(bridge.host, request, user or key.key_alias or "admin")
 
     routes.add_api_route("/pointsman", admin, methods=_METHODS, include_in_schema=False)
     routes.add_api_route("/pointsman/{path:path}", admin, methods=_METHODS, include_in_schema=False)
@@ -254,6 +256,8 @@ class _AdminRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def guarded(request: Request) -> Response:
+            # Read here it is kept; the key check would use it up, as a form, when the content type does not say JSON.
+            await request.body()
             try:
                 return await handle(request)
             except (AttributeError, TypeError, ValueError):
