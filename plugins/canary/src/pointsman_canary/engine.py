@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
@@ -52,6 +53,7 @@ class Engine:
         self._read_at = services.clock.monotonic()
         self._seen_at = services.clock.monotonic()
         self._refreshing = asyncio.Lock()
+        self._listed: set[str] = set()
 
     def cause(self, who: str, reason: str) -> Cause:
         """Return a cause that happens now."""
@@ -113,6 +115,29 @@ class Engine:
         self.blind = blind
         self.table = table.build(self.rollouts.values(), blind=blind)
         self.entries = {entry.experiment.name: entry for entries in self.table.values() for entry in entries}
+        self._list_models()
+
+    def _list_models(self) -> None:
+        """Show the names that the gateway has only from us; again at every reading, since its configuration changes too.
+
+        The gateway also treats a name that it knows better: it asks the providers of streams for the usage.
+        """
+        catalog = self.services.catalog
+        wanted: dict[str, str] = {}
+        for name, entries in self.table.items():
+            # Without a stable target of its own, or with a version, the gateway or another plugin has the name.
+            stables = (entry.experiment.stable for entry in entries)
+            target = next((one for one in stables if isinstance(one, str) and catalog.deployments(one)), None)
+            if target is not None and not catalog.deployments(name):
+                wanted[name] = target
+        for name in self._listed - wanted.keys():
+            catalog.list_model(name, None)
+        self._listed = set()
+        for name, target in wanted.items():
+            # A conflict: the gateway has an alias of this name, which is as good.
+            with contextlib.suppress(Conflict):
+                catalog.list_model(name, target)
+                self._listed.add(name)
 
     def lost(self) -> None:
         """Note that the store did not answer; after the limit nothing that cannot be watched gets traffic."""
