@@ -65,6 +65,12 @@ def test_what_is_not_json_is_corrupt(text):
         encoding.decode(text, "here")
 
 
+def test_white_space_around_a_value_does_no_harm():
+    """No encoder here writes any, but somebody who mends a row by hand may."""
+    assert encoding.decode(" [1]\n", "here") == [1]
+    assert encoding.decode("1 ", "here") == 1
+
+
 def test_deep_nesting_is_refused_both_ways():
     """Neither direction runs out of stack."""
     value = []

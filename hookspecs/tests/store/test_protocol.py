@@ -77,6 +77,14 @@ async def test_what_is_not_there_is_none(store):
     assert await store.scan("") == []
 
 
+@pytest.mark.parametrize("count", [1, 16, 17, 300])
+async def test_get_many_reads_any_number_of_keys(store, count):
+    """However many are asked for, each has its value, odd characters included."""
+    keys = [f"{{t}}{number} \" ' ? é %" for number in range(count)]
+    await store.update(Update(puts={key: Put(number) for number, key in enumerate(keys) if number % 3}))
+    assert await store.get_many(keys) == [number if number % 3 else None for number in range(count)]
+
+
 async def test_get_many_keeps_the_order_and_repeats(store):
     await store.put("a", 1)
     await store.put("b", 2)

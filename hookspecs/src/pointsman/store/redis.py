@@ -184,7 +184,8 @@ class RedisStore:
     async def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> JSON:
         """See ``StateStore.run``."""
         encoding.check_keys(keys)
-        reply = await self._script(lua.PRELUDE + op.lua, keys, [encoding.encode_any(args)], f" of {op.name!r}")
+        text = encoding.encode_any(args)
+        reply = await self._script(op.lua, keys, [text], f" of {op.name!r}", prelude=lua.PRELUDE)
         try:
             return encoding.decode_any(reply)
         except (ValueError, AttributeError, TypeError):
@@ -211,10 +212,12 @@ class RedisStore:
             texts: list[Any] = await reading(names)
         return texts
 
-    async def _script(self, script: str, keys: Sequence[str], args: Sequence[Any], whose: str = "") -> Any:
+    async def _script(
+        self, script: str, keys: Sequence[str], args: Sequence[Any], whose: str = "", prelude: str = ""
+    ) -> Any:
         registered = self._scripts.get(script)
         if registered is None:
-            registered = self._scripts[script] = self._client.register_script(script)
+            registered = self._scripts[script] = self._client.register_script(prelude + script)
         async with self._asking(whose):
             return await registered([self._prefix + key for key in keys], args)
 
