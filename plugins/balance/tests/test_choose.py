@@ -62,8 +62,46 @@ def test_a_retry_goes_elsewhere_while_there_are_others(table_of, request_of):
         table.see(one, request=request, error=ErrorClass.SERVER)
     assert sorted(tried) == ["a", "b", "c"]
     answer = table.ask(request)
-    assert "nobody is healthy" in chosen(answer).notes[-1], "all have been tried: again, and it says so"
-    assert "has been tried for this request" in chosen(answer).notes[-1]
+    assert chosen(answer).notes == ("all have been tried for this request, this is the best of them",)
+    assert table.chooser.nobody_healthy == 0, "each has failed once: no breaker is open"
+
+
+def test_a_third_leg_of_a_race_over_two_says_that_both_run_it_already(table_of, request_of):
+    table, request = table_of("a", "b"), request_of()
+    for _ in range(2):
+        table.begin(table.choose(request), request)
+    assert chosen(table.ask(request)).notes == ("all have been tried for this request, this is the best of them",)
+    assert table.chooser.nobody_healthy == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "words"),
+    [
+        (ErrorClass.AUTH, "b", "all healthy ones have been tried for this request, this is the best of them"),
+        (
+            ErrorClass.SERVER,
+            "a",
+            "all healthy ones have been tried for this request, this is the least bad: breaker open for 2.0 s more: ",
+        ),
+    ],
+)
+def test_when_the_healthy_ones_have_been_tried_it_says_so(table_of, request_of, kind, expected, words):
+    table, request = table_of("a", "b", breaker={"consecutive_errors": 1}), request_of()
+    table.see("a", error=kind)
+    table.begin("b", request)
+    one = chosen(table.ask(request))
+    assert one.deployment.id == expected
+    assert one.notes[-1].startswith(words)
+    assert table.chooser.nobody_healthy == 0
+
+
+def test_nobody_is_healthy_when_those_that_were_tried_are_not_either(table_of, request_of):
+    table, request = table_of("a", "b"), request_of()
+    table.see("a", error=ErrorClass.AUTH)
+    table.begin("b", request)
+    table.signals["b"] = signal("b", SignalStatus.EXHAUSTED, NOW + 60)
+    assert chosen(table.ask(request)).notes[-1].startswith("nobody is healthy, this is the least bad: breaker open")
+    assert table.chooser.nobody_healthy == 1
 
 
 def test_a_second_leg_of_a_race_runs_elsewhere(table_of, request_of):

@@ -29,6 +29,7 @@ _BADNESS: Final = {None: 0.0, Cause.ERRORS: 2.0, Cause.RATE_LIMIT: 3.0, Cause.AU
 _HALF_OPEN_BADNESS: Final = 1.0
 _EXHAUSTED_BADNESS: Final = 3.0
 _TRIED_BADNESS: Final = 2.5
+_TRIED: Final = "has been tried for this request"
 #: Part of its usual traffic that a deployment keeps which answers nothing, although not by its own fault as far as is
 #: known: enough to see at once that the clients were to blame.
 _UNANSWERED_SHARE: Final = 0.1
@@ -69,7 +70,7 @@ class Chooser:
     Attributes:
         chosen: Choices so far.
         probed: Choices that made a request a probe.
-        nobody_healthy: Choices of the least bad.
+        nobody_healthy: Choices of the least bad because nobody was healthy.
     """
 
     def __init__(
@@ -155,7 +156,7 @@ class Chooser:
                     reasons[place] = breaker.says(now)
                     continue
             if tried and deployment.id in tried:
-                reasons[place] = "has been tried for this request"
+                reasons[place] = _TRIED
                 continue
             signal = signal_of(deployment.id)
             if member.load.unanswered >= PATIENCE and breaker.rules.enabled:
@@ -222,26 +223,40 @@ class Chooser:
         return chosen
 
     def _least_bad(self, case: _Case) -> int:
-        """Choose somebody although nobody is healthy: a poor chance is better than none."""
-        now = case.now
+        """Choose somebody although all have been tried or nobody is healthy: a poor chance is better than none."""
+        now, reasons, tried = case.now, case.reasons, case.tried
+        places = range(len(case.candidates))
+        bad = [self._badness(case, place) for place in places]
 
-        def badness(place: int) -> tuple[float, float, float]:
-            breaker, one = case.members[place].breaker, case.candidates[place].deployment.id
-            bad, until = 0.0, breaker.until
-            if not breaker.healthy:
-                bad = _BADNESS[breaker.cause] if now < breaker.until else _HALF_OPEN_BADNESS
-            signal = self._signal_of(one)
-            if signal is not None and signal.status_at(now) is SignalStatus.EXHAUSTED:
-                bad, until = max(bad, _EXHAUSTED_BADNESS), max(until, signal.until or 0.0)
-            return bad + (_TRIED_BADNESS if one in case.tried else 0.0), until, self._random.random()
+        def rank(place: int) -> tuple[float, float, float]:
+            badness, until = bad[place]
+            again = _TRIED_BADNESS if case.candidates[place].deployment.id in tried else 0.0
+            return badness + again, until, self._random.random()
 
-        chosen = min(range(len(case.candidates)), key=badness)
+        chosen = min(places, key=rank)
         breaker = case.members[chosen].breaker
         if not breaker.healthy:
             breaker.lend(now)
-        self.nobody_healthy += 1
-        case.reasons[chosen] = f"nobody is healthy, this is the least bad: {case.reasons[chosen]}"
+        # Who is left out for this request only is no less healthy for it.
+        if any(reasons[place] == _TRIED and not bad[place][0] for place in places):
+            who = "all" if all(reason == _TRIED for reason in reasons) else "all healthy ones"
+            which = "the best of them" if reasons[chosen] == _TRIED else f"the least bad: {reasons[chosen]}"
+            reasons[chosen] = f"{who} have been tried for this request, this is {which}"
+        else:
+            self.nobody_healthy += 1
+            reasons[chosen] = f"nobody is healthy, this is the least bad: {reasons[chosen]}"
         return chosen
+
+    def _badness(self, case: _Case, place: int) -> tuple[float, float]:
+        """Return how bad it is to send a request there, 0 for a healthy one, and when that ends."""
+        breaker, now = case.members[place].breaker, case.now
+        bad, until = 0.0, breaker.until
+        if not breaker.healthy:
+            bad = _BADNESS[breaker.cause] if now < breaker.until else _HALF_OPEN_BADNESS
+        signal = self._signal_of(case.candidates[place].deployment.id)
+        if signal is not None and signal.status_at(now) is SignalStatus.EXHAUSTED:
+            bad, until = max(bad, _EXHAUSTED_BADNESS), max(until, signal.until or 0.0)
+        return bad, until
 
 
 _TELLING: Final = frozenset({SignalStatus.EXHAUSTED, SignalStatus.DEGRADED})
