@@ -311,7 +311,7 @@ def test_a_groups_lengths_are_held_against_the_bounds_for_all():
     assert policies({}, {"open_s": 300}).breaker("chat").max_open_s == 300
     assert policies({"open_s": 0.5}, {"max_open_s": 1}).breaker("chat").open_s == 0.5
     assert policies("classic", {"open_s": 600}).breaker("chat").max_open_s == 600
-    with pytest.raises(ConfigError, match=r"balance.groups.chat.breaker: open_s \(300\) is above max_open_s \(60\)"):
+    with pytest.raises(ValidationError, match=r"groups.chat.breaker\n  open_s \(300\) is above max_open_s \(60\)"):
         policies({"max_open_s": 60}, {"open_s": 300})
     with pytest.raises(ConfigError, match=r"breaker: open_s \(300\) is above max_open_s \(60\)"):
         policies({"max_open_s": 60}, {}).check("chat", GroupPolicy(breaker={"open_s": 300}))

@@ -56,7 +56,7 @@ async def test_what_is_not_there_is_named(h, method, path, status, word):
     [
         ({}, "tactic"),
         ({"tactic": "adaptiv"}, "did you mean 'adaptive'"),
-        ({"tactic": {"name": "p2c", "x": 1}}, "tactic.x"),
+        ({"tactic": {"name": "p2c", "x": 1}}, "tactic: x: unknown key; settings of 'p2c': none"),
         ({"breaker": {"open_s": -1}}, "open_s"),
         ({"colour": "red"}, "colour"),
     ],

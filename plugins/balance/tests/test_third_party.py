@@ -13,6 +13,7 @@ from pointsman.testing.distribution import fake_distribution
 from pointsman_balance.config import TacticChoice
 from pointsman_balance.plugin import plugin
 from pointsman_balance.registry import BUILT_IN, installed, make
+from pointsman_balance.tactic import Tactic
 
 SOURCE = """
 from pointsman_balance.tactic import Tactic
@@ -55,8 +56,21 @@ def test_an_entry_point_that_cannot_be_used_stops_the_start(value, word):
 
 
 def test_an_unknown_tactic_is_named_with_the_nearest():
-    with pytest.raises(ConfigError, match=r"here: there is no tactic 'roundrobin' \(did you mean 'round_robin'"):
-        make(TacticChoice(name="roundrobin"), BUILT_IN, "here")
+    with pytest.raises(ConfigError, match=r"there is no tactic 'roundrobin' \(did you mean 'round_robin'"):
+        make(TacticChoice(name="roundrobin"), BUILT_IN)
+
+
+class Moody(Tactic):
+    def __init__(self, settings=None):
+        raise RuntimeError("not today")
+
+    def choose(self, ask):
+        raise NotImplementedError
+
+
+def test_a_tactic_that_cannot_be_made_is_named():
+    with pytest.raises(ConfigError, match="the tactic 'moody' cannot be made: RuntimeError: not today"):
+        make(TacticChoice(name="moody"), {"moody": Moody})
 
 
 async def test_a_tactic_that_fails_is_skipped_and_counted(harness, monkeypatch):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticKnownError
 
+from pointsman.errors import ConfigError
 from pointsman.plugin import PluginConfig
+
+from .registry import installed, make
 
 #: Named sets of breaker settings; a set is the base that other keys beside ``preset`` change.
 PRESETS: Final[dict[str, dict[str, Any]]] = {
@@ -89,6 +95,9 @@ class BreakerConfig(_Section):
     def _with_preset(cls, value: Any) -> Any:
         """Read ``breaker: classic`` and put the preset under the settings that are given."""
         if isinstance(value, str):
+            if value not in PRESETS:
+                # Here, so that it is not reported under the key 'preset', which nobody has written.
+                raise PydanticKnownError("literal_error", {"expected": " or ".join(map(repr, PRESETS))})
             value = {"preset": value}
         if isinstance(value, dict) and isinstance(preset := value.get("preset"), str) and preset in PRESETS:
             return {**PRESETS[preset], **value}
@@ -147,13 +156,17 @@ class GroupPolicy(_Section):
         """Return the group's breaker settings: those that are set over those for all; a preset replaces those for all.
 
         Raises:
-            ValidationError: together they contradict.
+            ConfigError: together they contradict.
         """
         if self.breaker is None:
             return base
         if "preset" in self.breaker.model_fields_set:
             return self.breaker
-        return BreakerConfig.model_validate({**base.given, **self.breaker.given})
+        try:
+            return BreakerConfig.model_validate({**base.given, **self.breaker.given})
+        except ValidationError as err:
+            (wrong,) = err.errors(include_url=False, include_input=False, include_context=False)
+            raise ConfigError(wrong["msg"].removeprefix("Value error, ")) from None
 
 
 class BalanceConfig(PluginConfig):
@@ -179,3 +192,29 @@ class BalanceConfig(PluginConfig):
     sync_s: float = Field(
         default=0.5, ge=0.05, le=60, description="Between two readings of what other workers' breakers say, in seconds."
     )
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        """Refuse tactics that are not installed or set wrongly, and breakers of a group that contradict those for all.
+
+        Raises:
+            PluginLoadError: an installed tactic cannot be used.
+        """
+        tactics, wrong = installed(), list[InitErrorDetails]()
+
+        def check(use: Callable[[], object], *place: str) -> None:
+            try:
+                use()
+            except ConfigError as err:
+                told = PydanticCustomError("value_error", "{told}", {"told": str(err)})
+                # The input is no text, or it would be repeated before what is told of it.
+                wrong.append(InitErrorDetails(type=told, loc=place, input={}))
+
+        check(partial(make, self.tactic, tactics), "tactic")
+        for name, policy in self.groups.items():
+            if policy.tactic is not None:
+                check(partial(make, policy.tactic, tactics), "groups", name, "tactic")
+            check(partial(policy.breaker_over, self.breaker), "groups", name, "breaker")
+        if wrong:
+            raise ValidationError.from_exception_data(type(self).__name__, wrong)
+        return self

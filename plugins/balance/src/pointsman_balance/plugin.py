@@ -42,7 +42,6 @@ class BalancePlugin:
         config: The plugin's section of the configuration.
 
     Raises:
-        ConfigError: a tactic is not installed, or its settings are wrong.
         PluginLoadError: an installed tactic cannot be used.
     """
 

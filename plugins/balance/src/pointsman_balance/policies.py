@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from pointsman.errors import ConfigError
 
 from .config import BalanceConfig, BreakerConfig, GroupPolicy
@@ -23,9 +21,6 @@ class Policies:
     Args:
         config: The plugin's configuration.
         kinds: The tactics that there are.
-
-    Raises:
-        ConfigError: a tactic is not there, its settings are wrong, or breaker settings contradict.
     """
 
     def __init__(self, config: BalanceConfig, kinds: Mapping[str, type[Tactic]]) -> None:
@@ -34,11 +29,6 @@ class Policies:
         self._changed: dict[str, GroupPolicy] = {}
         self._tactics: dict[str, tuple[TacticChoice, Tactic]] = {}
         self._breakers: dict[str, BreakerConfig] = {}
-        make(config.tactic, kinds, "balance.tactic")
-        for group, policy in config.groups.items():
-            _breaker_over(policy, config.breaker, f"balance.groups.{group}.breaker")
-            if policy.tactic is not None:
-                make(policy.tactic, kinds, f"balance.groups.{group}.tactic")
 
     @property
     def changed(self) -> Mapping[str, GroupPolicy]:
@@ -59,7 +49,7 @@ class Policies:
             if len(self._tactics) > self._config.max_deployments:
                 self._tactics.clear()
             choice = self.choice(group)
-            found = self._tactics[group] = (choice, make(choice, self.kinds, f"balance.groups.{group}.tactic"))
+            found = self._tactics[group] = (choice, make(choice, self.kinds))
         return found[0].name, found[1]
 
     def breaker(self, group: str) -> BreakerConfig:
@@ -76,7 +66,7 @@ class Policies:
         found = self._config.breaker
         for policy in (self._config.groups.get(group), changed):
             if policy is not None:
-                found = _breaker_over(policy, found, "breaker")
+                found = policy.breaker_over(found)
         return found
 
     def check(self, group: str, policy: GroupPolicy) -> None:
@@ -85,9 +75,14 @@ class Policies:
         Raises:
             ConfigError: the tactic is not there, its settings are wrong, or the breaker's contradict those for all.
         """
-        self._breaker(group, policy)
-        if policy.tactic is not None:
-            make(policy.tactic, self.kinds, "tactic")
+        key = "breaker"
+        try:
+            self._breaker(group, policy)
+            if policy.tactic is not None:
+                key = "tactic"
+                make(policy.tactic, self.kinds)
+        except ConfigError as err:
+            raise ConfigError(f"{key}: {err}") from None
 
     def replace(self, changed: Mapping[str, GroupPolicy]) -> bool:
         """Take over what an administrator has changed, for all groups; say whether anything is different."""
@@ -101,11 +96,3 @@ class Policies:
             if kept is not None and kept[0] != self.choice(group):
                 del self._tactics[group]
         return True
-
-
-def _breaker_over(policy: GroupPolicy, base: BreakerConfig, where: str) -> BreakerConfig:
-    try:
-        return policy.breaker_over(base)
-    except ValidationError as err:
-        (wrong,) = err.errors(include_url=False, include_input=False, include_context=False)
-        raise ConfigError(f"{where}: {wrong['msg'].removeprefix('Value error, ')}") from None

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
@@ -13,9 +12,12 @@ from pointsman.errors import ConfigError, PluginLoadError
 
 from .adaptive import Adaptive
 from .affinity import CacheAffinity
-from .config import TacticChoice
+from .names import nearest
 from .tactic import Tactic
 from .tactics import P2C, Capacity, Headroom, LatencyBased, LeastBusy, Random, RoundRobin, SpeedBased, TokenBased
+
+if TYPE_CHECKING:
+    from .config import TacticChoice
 
 ENTRY_POINTS: Final = "pointsman_balance.tactics"
 
@@ -56,28 +58,32 @@ def installed(found: Iterable[EntryPoint] | None = None) -> dict[str, type[Tacti
     return tactics
 
 
-def make(choice: TacticChoice, tactics: Mapping[str, type[Tactic]], where: str) -> Tactic:
+def make(choice: TacticChoice, tactics: Mapping[str, type[Tactic]]) -> Tactic:
     """Make the tactic that the configuration names.
 
     Args:
         choice: Name and settings.
         tactics: What there is.
-        where: Key path, for messages.
 
     Raises:
-        ConfigError: there is no such tactic, or its settings are wrong.
+        ConfigError: there is no such tactic, or its settings are wrong. Where they were written is the caller's to say.
     """
     kind = tactics.get(choice.name)
     if kind is None:
-        near = difflib.get_close_matches(choice.name, tactics, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ConfigError(f"{where}: there is no tactic {choice.name!r}{hint}; there are {', '.join(sorted(tactics))}")
+        known = sorted(tactics)
+        raise ConfigError(
+            f"there is no tactic {choice.name!r}{nearest(choice.name, known)}; there are {', '.join(known)}"
+        )
     try:
         return kind(choice.settings)
     except ValidationError as err:
-        allowed = ", ".join(sorted(kind.Settings.model_fields)) or "none"
-        wrong = "; ".join(
-            f"{where}.{'.'.join(map(str, each['loc']))}: {each['msg'][:1].lower()}{each['msg'][1:]}"
-            for each in err.errors(include_url=False, include_input=False)
-        )
-        raise ConfigError(f"{wrong}; settings of {choice.name!r}: {allowed}") from None
+        known = sorted(kind.Settings.model_fields)
+        wrong = []
+        for each in err.errors(include_url=False, include_input=False):
+            key, message = ".".join(map(str, each["loc"])), f"{each['msg'][:1].lower()}{each['msg'][1:]}"
+            if each["type"] == "extra_forbidden":
+                message = f"unknown key{nearest(key, known)}"
+            wrong.append(f"{key}: {message}")
+        raise ConfigError(f"{'; '.join(wrong)}; settings of {choice.name!r}: {', '.join(known) or 'none'}") from None
+    except Exception as err:
+        raise ConfigError(f"the tactic {choice.name!r} cannot be made: {type(err).__name__}: {err}") from err
