@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from pointsman_racing.config import RacingConfig
 
@@ -27,3 +28,18 @@ def test_what_can_work_is_accepted(section):
 def test_groups_have_the_defaults(groups):
     made = RacingConfig.model_validate({"groups": groups, "defaults": {"max_attempts": 2}})
     assert {name: group.max_attempts for name, group in made.groups.items()} == {"chat": 2}
+
+
+@pytest.mark.parametrize(
+    ("defaults", "where"),
+    [
+        ({"strategy": "fastest"}, ("defaults", "strategy")),
+        ({"delay": {"floor_ms": -1}}, ("defaults", "delay", "floor_ms")),
+        ({"grace": 5}, ("defaults", "grace")),
+    ],
+)
+def test_a_wrong_default_is_one_error_where_it_was_written(defaults, where):
+    section = {"models": [{"name": "smart", "candidates": ["chat"]}], "groups": {"chat": {}}, "defaults": defaults}
+    with pytest.raises(ValidationError) as caught:
+        RacingConfig.model_validate(section)
+    assert [detail["loc"] for detail in caught.value.errors()] == [where]

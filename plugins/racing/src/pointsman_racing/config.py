@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from pointsman.plugin import PluginConfig
 
@@ -76,7 +76,9 @@ class RaceSettings(Section):
         default=10.0, ge=1, le=10_000, description="Extra attempts that may come at once after a quiet time."
     )
     same_candidate: bool = Field(
-        default=True, description="An extra attempt may go to a candidate that runs already when there is no other."
+        default=True,
+        description="An extra attempt may go to a candidate (in a group, a deployment) that runs already when there is no "
+        "other.",
     )
     allow_non_repeatable: bool = Field(
         default=False, description="Race requests with side effects too; see side_effect_tools."
@@ -200,6 +202,7 @@ class RacingConfig(PluginConfig):
             defaults = defaults.model_dump(exclude_unset=True)
         if not isinstance(defaults, Mapping):
             return value
+        defaults = _sound(defaults)
         made = dict(value)
         models, groups = value.get("models"), value.get("groups")
         if isinstance(models, list | tuple):
@@ -249,6 +252,16 @@ class RacingConfig(PluginConfig):
                     f"{self.budget.burst:g} (budget.burst)"
                 )
         return self
+
+
+def _sound(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that are right; a wrong one is an error under ``defaults`` alone, where it was written."""
+    try:
+        RaceSettings.model_validate(dict(defaults))
+    except ValidationError as err:
+        wrong = {detail["loc"][0] for detail in err.errors(include_url=False)}
+        return {key: value for key, value in defaults.items() if key not in wrong}
+    return dict(defaults)
 
 
 def _over(defaults: Mapping[str, Any], own: Any) -> Any:
