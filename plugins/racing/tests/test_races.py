@@ -106,6 +106,23 @@ async def test_a_hedge_may_go_to_the_same_candidate_when_there_is_no_other(track
     assert told(result) == [("tiny", PRIMARY, Outcome.CANCELLED), ("tiny", HEDGE, Outcome.OK)]
 
 
+@pytest.mark.parametrize(("allowed", "attempts"), [(True, 3), (False, 2)])
+async def test_a_deployment_that_runs_is_asked_again_when_nobody_else_is_left(track, allowed, attempts):
+    """A request is slow more often than a deployment; the span says that it is the same one."""
+    groups = {"chat": {"max_attempts": 3, "same_candidate": allowed}}
+    async with track(config={"groups": groups}, tracing=True) as h:
+        script = [ok("slow", latency_s=3), ok("slow", latency_s=3), ok("quick")]
+        result = await h.request(script=script)
+        reached = [attempt.deployment.id for attempt in result.attempts]
+        again = [
+            dict(span.attributes).get("pointsman.racing.same_deployment")
+            for span in sorted(h.spans, key=lambda span: span.start_time)
+            if span.name.startswith("attempt ")
+        ]
+    assert (len(reached), set(reached[:2])) == (attempts, {"chat-a", "chat-b"})
+    assert again == [None, None, True][:attempts]
+
+
 async def test_an_error_starts_the_next_at_once(track):
     async with track(models=[SMART]) as h:
         begun = h.clock.now()

@@ -47,6 +47,10 @@ def attributes(contest: Contest, attempt: Attempt, strategy: str) -> dict[str, s
         "pointsman.racing.started_ms": round(leg.started_ms, 3),
         "pointsman.racing.standing": round(leg.entry.standing, 4),
     }
+    earlier = (other.deployment for other in contest.legs[: leg.number])
+    if any(other is not None and other.id == attempt.deployment.id for other in earlier):
+        # Everybody was asked already.
+        said["pointsman.racing.same_deployment"] = True
     answers_now = attempt.outcome is Outcome.OK and leg.decided_ms is None
     decided_ms = contest.now_ms if answers_now else leg.decided_ms
     if decided_ms is not None:
