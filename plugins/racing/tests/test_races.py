@@ -475,7 +475,7 @@ async def test_a_model_without_candidates_is_denied_clearly(track):
         assert (result.status, result.denial.code, result.denial.param) == (404, "model_not_found", "model")
         assert "'smart'" in result.denial.message
         status = h.status("racing")
-        assert (status.ok, status.summary) == (False, "'smart' has no healthy candidate")
+        assert (status.ok, status.details["problems"][0]) == (False, "'smart' has no healthy candidate")
         assert "smart" not in h.gateway.catalog.listed
 
 

@@ -10,6 +10,8 @@ from pointsman.errors import PluginLoadError
 from pointsman.testing import deployment, error, ok
 from pointsman.types import Signal, SignalStatus
 
+from .conftest import DEPLOYMENTS
+
 SMART = {"name": "smart", "display_name": "Smart", "description": "Two of them", "candidates": ["chat", "backup"]}
 
 
@@ -102,6 +104,43 @@ async def test_the_list_follows_the_gateways_configuration(track):
         assert h.gateway.catalog.listed_info["smart"]["capabilities"]["vision"] is True
 
 
-async def test_a_name_that_is_taken_stops_the_start(track):
-    with pytest.raises(PluginLoadError, match="chat"):
-        await track(models=[{**SMART, "name": "chat", "candidates": ["backup"]}]).start()
+@pytest.mark.parametrize("candidate", ["backup", "nope"])
+async def test_a_name_that_is_taken_stops_the_start(track, candidate):
+    """Also when nobody could serve it: a model group would answer 404 to everybody."""
+    models = [{"name": "swift", "candidates": ["tiny"]}, {"name": "chat", "candidates": [candidate]}]
+    with pytest.raises(PluginLoadError, match=r"racing\.models\[1\]\.name: the model name 'chat' is taken"):
+        await track(models=models).start()
+
+
+async def test_a_name_that_is_taken_later_is_a_problem(track):
+    async with track(models=[SMART]) as h:
+        h.gateway.catalog.replace([*h.gateway.catalog.deployments(), deployment("smart")])
+        await h.clock.advance(6)
+        assert "racing.models[0].name: the model name 'smart' is taken" in h.status("racing").summary
+        assert not h.faults
+
+
+UNKNOWN = [
+    "racing.models[0].candidates[1].target: the gateway has no model group or deployment 'bakup'; did you mean 'backup'?",
+    "racing.models[0].candidates[2].model: no deployment of 'tiny' has the model 'tini'; did you mean 'tiny'?",
+    "racing.groups.caht: the gateway has no model group or deployment 'caht'; did you mean 'chat'?",
+]
+
+
+async def test_names_that_the_gateway_does_not_have_are_in_the_log_and_the_status(track, caplog):
+    """With their keys and the nearest names; once in the log, and not while the gateway has no deployment yet."""
+    candidates = ["chat", "bakup", {"target": "tiny", "model": "tini"}]
+    worker = track(models=[{**SMART, "candidates": candidates}], config={"groups": {"caht": {}}}, deployments=())
+
+    def told():
+        return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+    async with worker as h:
+        assert told() == []
+        h.gateway.catalog.replace(DEPLOYMENTS)
+        await h.clock.advance(20)
+        assert told() == UNKNOWN
+        assert h.status("racing").details["problems"] == ["'caht' has no healthy candidate", *UNKNOWN]
+    caplog.clear()
+    async with track(models=[{**SMART, "candidates": candidates}], config={"groups": {"caht": {}}}):
+        assert told() == UNKNOWN

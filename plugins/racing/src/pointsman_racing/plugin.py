@@ -11,7 +11,7 @@ from pointsman import PluginInfo, hookimpl
 from pointsman.errors import Conflict, PluginLoadError
 from pointsman.types import Status
 
-from . import document, listing
+from . import document, listing, names
 from .book import Book
 from .config import RacingConfig
 from .racer import Racer
@@ -42,7 +42,8 @@ class RacingPlugin:
     def __init__(self, config: RacingConfig) -> None:
         self._config = config
         self._book = Book(config.half_life_s)
-        self._listed: dict[str, dict[str, object]] = {}
+        self._clashes: list[str] = []
+        self._told: set[str] = set()
         self._writing = threading.Lock()
         self._exports = self._newest = 0
 
@@ -56,10 +57,10 @@ class RacingPlugin:
         self._sharing = Sharing(self._book, tallies, services)
         self._surface = Surface(self._racer, self._book, self._sharing, services)
         self._path = None if config.performance_file is None else services.base / config.performance_file
-        try:
-            self._list()
-        except Conflict as err:
-            raise PluginLoadError(services.plugin, f"models: {err}") from err
+        self._list()
+        if self._clashes:
+            raise PluginLoadError(services.plugin, "\n".join(self._clashes))
+        self._warn()
         await self._import()
         await self._sharing.exchange()
         services.tasks.every(LIST_EVERY_S, self._keep_listed, name="list models")
@@ -103,6 +104,7 @@ class RacingPlugin:
         """Say how races go."""
         rows = [self._surface.course_json(course) for course in self._racer.courses.by_name.values()]
         problems = [f"{row['name']!r} has no healthy candidate" for row in rows if not row["healthy"]]
+        problems += [*self._clashes, *self._unknown()]
         if self._sharing.failures:
             problems.append("observations are not shared: the store fails")
         requests = sum(row["counts"]["requests"] for row in rows)
@@ -135,19 +137,36 @@ class RacingPlugin:
     # -- the list of models -------------------------------------------------------------------------------------------
 
     def _list(self) -> None:
-        """Show what has changed of the virtual models; one without any candidate is not shown."""
+        """Show the virtual models, again each time: the gateway may have been configured anew.
+
+        One without any candidate is not shown; whether its name is free is asked all the same.
+        """
         catalog = self._services.catalog
-        for course in self._racer.courses.by_name.values():
-            if course.model is None:
+        clashes = []
+        for number, model in enumerate(self._config.models):
+            group = self._racer.courses.by_name[model.name].group(catalog)
+            try:
+                catalog.list_model(model.name, group or model.candidates[0].target, info=listing.entry(model, catalog))
+            except Conflict as err:
+                clashes.append(f"{self._services.plugin}.models[{number}].name: {err}")
                 continue
-            group = course.group(catalog)
-            entry = {} if group is None else listing.entry(course.model, catalog)
-            if self._listed.get(course.name) != {"group": group, **entry}:
-                catalog.list_model(course.name, group, info=entry)
-                self._listed[course.name] = {"group": group, **entry}
+            if group is None:
+                catalog.list_model(model.name, None)
+        self._clashes = clashes
+
+    def _unknown(self) -> list[str]:
+        return names.unknown(self._config, self._services.catalog, self._services.plugin)
+
+    def _warn(self) -> None:
+        """Say once of each name that the gateway does not have it; operators look at the log of a start first."""
+        for why in self._unknown():
+            if why not in self._told:
+                self._told.add(why)
+                log.warning("%s", why)
 
     async def _keep_listed(self) -> None:
         self._list()
+        self._warn()
 
     # -- the performance file -----------------------------------------------------------------------------------------
 
