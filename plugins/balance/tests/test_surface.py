@@ -58,7 +58,10 @@ async def test_what_is_not_there_is_named(h, method, path, status, word):
         ({"tactic": "adaptiv"}, "did you mean 'adaptive'"),
         ({"tactic": {"name": "p2c", "x": 1}}, "tactic: x: unknown key; settings of 'p2c': none"),
         ({"breaker": {"open_s": -1}}, "open_s"),
-        ({"colour": "red"}, "colour"),
+        ({"tactic": {"name": "latency_based", "god_ms": 1}}, "god_ms: unknown key (did you mean 'good_ms'?)"),
+        ({"breaker": {"opens": 1}}, "breaker.opens: unknown key (did you mean 'open_s'?); allowed: auth_s, "),
+        ({"breaker": "fast"}, "breaker: Input should be 'swift' or 'classic'"),
+        ({"tactics": "p2c"}, "tactics: unknown key (did you mean 'tactic'?); allowed: breaker, tactic"),
     ],
 )
 async def test_settings_that_cannot_be_used_change_nothing(h, body, word):

@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from pointsman.errors import ConfigError, InvalidInput, NotFound
 
-from .config import GroupPolicy
+from .config import BreakerConfig, GroupPolicy
+from .names import nearest
 from .view import group_json, member_json
 
 if TYPE_CHECKING:
@@ -187,5 +188,10 @@ async def _policy(request: Request) -> GroupPolicy:
         return GroupPolicy.model_validate(value)
     except ValidationError as err:
         detail = err.errors(include_url=False, include_input=False, include_context=False)[0]
-        path = ".".join(map(str, detail["loc"]))
-        raise InvalidInput(f"{path or 'the body'}: {detail['msg'].removeprefix('Value error, ')}", param=path) from None
+        *parents, key = detail["loc"] or ("the body",)
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == "extra_forbidden":
+            known = sorted((BreakerConfig if parents else GroupPolicy).model_fields)
+            message = f"unknown key{nearest(str(key), known)}; allowed: {', '.join(known)}"
+        path = ".".join(map(str, (*parents, key)))
+        raise InvalidInput(f"{path}: {message}", param=path) from None
