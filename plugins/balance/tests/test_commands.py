@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import asynccontextmanager
 
 import pytest
+from click.testing import CliRunner
 
 from pointsman.testing import deployment, error
 from pointsman.testing.commands import CommandLine, served
+from pointsman.testing.distribution import fake_distribution
 from pointsman_balance.commands import balance
 from pointsman_balance.plugin import plugin
+from pointsman_balance.registry import BUILT_IN, ENTRY_POINTS
 
 
 @pytest.fixture
@@ -33,7 +37,6 @@ def test_list_reset_probe_and_settings(run):
     assert "eu/one two" in overview
     assert "the provider refuses the credentials" in overview
     assert "open" in overview
-    assert "cache_affinity" in run("tactics")
 
     assert "closed" in run("reset", "eu/one two")
     assert "open" not in run("list")
@@ -48,6 +51,22 @@ def test_list_reset_probe_and_settings(run):
         == "prefix"
     )
     assert run("unset", "chat", "--json") == {"group": "chat", "changed": False}
+
+
+def test_tactics_are_listed_without_a_proxy(monkeypatch):
+    monkeypatch.setenv("POINTSMAN_URL", "http://127.0.0.1:1")
+    shown = CliRunner().invoke(balance, ["tactics"], catch_exceptions=False)
+    assert (shown.exit_code, "cache_affinity" in shown.output) == (0, True)
+    answer = json.loads(CliRunner().invoke(balance, ["tactics", "--json"], catch_exceptions=False).stdout)
+    assert answer.keys() >= BUILT_IN.keys()
+
+
+def test_a_tactic_that_cannot_be_used_is_named(tmp_path, monkeypatch):
+    fake_distribution(tmp_path, "acme", {"acme": "no_such_module:X"}, group=ENTRY_POINTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    shown = CliRunner().invoke(balance, ["tactics"], catch_exceptions=False)
+    assert shown.exit_code == 1
+    assert "entry point 'acme'" in shown.output
 
 
 def test_what_is_wrong_is_named(run):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pointsman.client import AdminClient, admin_options, segment, table, when
+from pointsman.errors import PluginLoadError
+
+from .registry import installed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -40,11 +43,16 @@ def show(admin: AdminClient, group: str) -> None:
 
 
 @balance.command("tactics")
-@admin_options
-def tactics(admin: AdminClient) -> None:
-    """Show the tactics that are installed."""
-    answer = admin.get("/balance")["tactics"]
-    admin.show(answer, lambda: table(["tactic", "chooses"], answer.items()))
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def tactics(as_json: bool) -> None:
+    """Show the tactics that are installed here; no proxy is asked."""
+    try:
+        answer = {name: kind.summary for name, kind in sorted(installed().items())}
+    except PluginLoadError as err:
+        raise click.ClickException(str(err)) from err
+    # For the look of its output only.
+    with AdminClient(as_json=as_json) as admin:
+        admin.show(answer, lambda: table(["tactic", "chooses"], answer.items()))
 
 
 @balance.command("set")
