@@ -299,3 +299,21 @@ async def test_a_refused_attempt_is_no_illness(harness):
         result = await h.request(script=error(400))
         assert result.attempts[0].error.kind is ErrorClass.CLIENT
         assert all(m.breaker.healthy for m in balance._members)
+
+
+async def test_a_group_that_the_gateway_does_not_have_is_a_problem_and_a_warning(harness, caplog):
+    section = {"groups": {"chatt": {"tactic": "p2c"}, "chat": {"tactic": "p2c"}}}
+    problem = "balance.groups.chatt: the gateway's configuration has no model group 'chatt' (did you mean 'chat'?)"
+    async with harness([(plugin, section)], deployments=FLEET) as h:
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [problem]
+        status = h.status("balance")
+        assert (status.ok, status.details["problems"]) == (False, [problem])
+        assert problem in status.summary
+        assert (await h.admin.get("/balance")).json()["problems"] == [problem]
+        h.gateway.catalog.replace([*FLEET, deployment("d", "chatt")])
+        assert h.status("balance").ok, "the gateway may be configured anew"
+
+
+async def test_a_gateway_without_deployments_is_not_held_against_the_groups(harness):
+    async with harness([(plugin, {"groups": {"chat": {"tactic": "p2c"}}})], deployments=[]) as h:
+        assert h.status("balance").ok

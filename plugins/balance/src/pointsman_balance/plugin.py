@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from opentelemetry import trace
@@ -12,6 +13,7 @@ from pointsman.types import BreakerChanged, Status
 from .choose import Chooser
 from .config import BalanceConfig
 from .members import Members
+from .names import nearest
 from .observe import Observer
 from .policies import Policies
 from .probe import Prober
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
     from .breaker import Change
     from .members import Member
+
+log: Final = logging.getLogger("pointsman.balance")
 
 SWEEP_S: Final = 5.0
 
@@ -71,6 +75,8 @@ class BalancePlugin:
         self._prober = Prober(self._members, services)
         self._shared = Shared(services, self._policies, adopt=self._adopt, settled=self._members.apply)
         await self._shared.sync()
+        for problem in self._unknown_groups():
+            log.warning(problem)
         services.tasks.every(self._config.sync_s, self._tick, name="keep up")
 
     @hookimpl
@@ -112,7 +118,7 @@ class BalancePlugin:
         told = f"{total - len(ill)} of {total} deployments healthy" if total else "no deployments yet"
         shared, chooser = self._shared, getattr(self, "_chooser", None)
         failures = shared.failures if shared is not None else 0
-        problems = shared.problems if shared is not None else []
+        problems = self._problems()
         if failures:
             told += "; breakers are not shared: the store fails"
         elif problems:
@@ -143,8 +149,29 @@ class BalancePlugin:
         """Offer the admin routes."""
         assert self._shared is not None  # noqa: S101  # the host asks after startup
         return Surface(
-            self._members, self._policies, self._shared, self._prober, self._services, reset=self._reset
+            self._members,
+            self._policies,
+            self._shared,
+            self._prober,
+            self._services,
+            problems=self._problems,
+            reset=self._reset,
         ).routes()
+
+    def _problems(self) -> list[str]:
+        """Return what an operator should look at."""
+        return [] if self._shared is None else [*self._unknown_groups(), *self._shared.problems]
+
+    def _unknown_groups(self) -> list[str]:
+        """Return which of the configuration's groups the gateway does not have: settings that nothing is chosen by."""
+        catalog = self._services.catalog
+        known = {deployment.group for deployment in catalog.deployments()}
+        # A gateway may learn its deployments only after the plugins have started.
+        return [
+            f"balance.groups.{group}: the gateway's configuration has no model group {group!r}{nearest(group, known)}"
+            for group in self._config.groups
+            if known and not catalog.is_group(group)
+        ]
 
     # -- what happens -------------------------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ class Surface:
         shared: The other workers.
         prober: Makes probes.
         services: For the clock and the catalogue.
+        problems: Returns what an operator should look at.
         reset: Closes a member's breaker and tells the others.
     """
 
@@ -52,6 +53,7 @@ class Surface:
         prober: Prober,
         services: Services,
         *,
+        problems: Callable[[], list[str]],
         reset: Callable[[Member], Awaitable[None]],
     ) -> None:
         self._members = members
@@ -59,6 +61,7 @@ class Surface:
         self._shared = shared
         self._prober = prober
         self._services = services
+        self._problems = problems
         self._reset = reset
 
     def routes(self) -> list[Route]:
@@ -85,7 +88,7 @@ class Surface:
             if wanted in {None, group}
         ]
         tactics = {name: kind.summary for name, kind in sorted(self._policies.kinds.items())}
-        return JSONResponse({"now": now, "groups": rows, "tactics": tactics, "problems": self._shared.problems})
+        return JSONResponse({"now": now, "groups": rows, "tactics": tactics, "problems": self._problems()})
 
     async def show_group(self, request: Request) -> Response:
         """``GET /groups/{group}``: one model group."""
