@@ -294,6 +294,18 @@ async def test_seed_that_contradicts_the_gateway_stops_the_start(memory, kit, sp
         await kit.start(memory, config=kit.config(*(kit.spec(**{"id_": s.pop("id"), **s}) for s in specs)))
 
 
+async def test_all_seeds_that_contradict_the_gateway_are_named_with_their_keys(memory, kit):
+    seeds = [
+        {"id": str(n), "name": "chat", "version": "1", "path": path} for n, path in enumerate(["smal", "large", "lage"])
+    ]
+    with pytest.raises(ConfigError) as caught:
+        await kit.start(memory, config=RegistryConfig(versions=seeds))
+    assert str(caught.value).splitlines() == [
+        "registry.versions[0].path: the gateway has no model group or deployment 'smal'; did you mean 'small'?",
+        "registry.versions[2].path: the gateway has no model group or deployment 'lage'; did you mean 'large'?",
+    ]
+
+
 async def test_seeds_wait_for_a_gateway_that_does_not_know_its_deployments_yet(memory, kit):
     """Where the model list is not known at the start, the path is looked at per request."""
     worker = kit.make(memory, config=kit.config(kit.spec("1", active=True)))

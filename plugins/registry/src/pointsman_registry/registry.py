@@ -92,16 +92,19 @@ class Registry:
         """Register what the configuration lists. Harmless at every start, also of several workers at once.
 
         Raises:
-            ConfigError: a version contradicts the store or the gateway's configuration.
+            ConfigError: a version contradicts the store or the gateway's configuration; of the latter all are named.
         """
         catalog = self._services.catalog
         # Some gateways know their deployments only after the plugins have started; requests are checked again anyway.
         if catalog.deployments():
+            wrong = []
             for index, spec in enumerate(specs):
                 try:
                     check_target(catalog, spec.name, spec.path)
                 except (InvalidInput, Conflict) as err:
-                    raise ConfigError(f"versions[{index}].{err}") from err
+                    wrong.append(f"{self._services.plugin}.versions[{index}].{err}")
+            if wrong:
+                raise ConfigError("\n".join(wrong))
         author = Author(who="configuration", at=self._services.clock.now())
         # No event: nothing changes for anybody while everybody starts.
         await self._change(lambda state: changes.seed(state, specs, author))
