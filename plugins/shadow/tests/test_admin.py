@@ -7,6 +7,7 @@ import json
 import pytest
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman.errors import PluginLoadError
 from pointsman.testing import ok
 from pointsman.types import MirrorGraduated
 
@@ -153,6 +154,21 @@ async def test_a_version_without_a_registry_is_told(shadows, kit):
     worker = await shadows.worker(kit.mirror(challenger={"version": "v9"}))
     assert (await worker.request()).status == 200
     assert "nobody serves the challenger, version v9" in worker.status("shadow").summary
+
+
+async def test_names_that_the_gateway_does_not_have_stop_the_start_all_at_once(shadows, kit):
+    """With their keys and the nearest names."""
+    with pytest.raises(PluginLoadError) as caught:
+        await shadows.worker(
+            kit.mirror(challenger="nwe", judge={"model": "jugde"}),
+            kit.mirror(name="second", embedding={"model": "something else"}),
+        )
+    assert str(caught.value).endswith(
+        """\
+shadow.mirrors[0].challenger: the gateway has no model group or deployment 'nwe'; did you mean 'new'?
+shadow.mirrors[0].judge.model: the gateway has no model group or deployment 'jugde'; did you mean 'judge'?
+shadow.mirrors[1].embedding.model: the gateway has no model group or deployment 'something else'"""
+    )
 
 
 async def test_money_that_cannot_be_counted_is_told(shadows, kit):

@@ -18,6 +18,7 @@ from .comparison import Comparison, Metric, Side, compare
 from .config import EVERY_MODEL, Mirror, ShadowConfig, Version
 from .evidence import Count
 from .line import Line
+from .names import unknown
 from .opinions import Panel
 from .pace import PROBE_S, Pace
 from .pairs import Pair
@@ -277,14 +278,18 @@ class Engine:
         """Refuse targets that the gateway does not have.
 
         Raises:
-            ConfigError: naming the first.
+            ConfigError: naming all of them.
         """
         # Some gateways know their deployments only after the plugins have started; ``problems`` looks again.
         if not self.services.catalog.deployments():
             return
-        for index, mirror in enumerate(self.config.mirrors):
-            if wrong := self._unknown(mirror):
-                raise ConfigError(f"mirrors[{index}]: {wrong[0]}")
+        wrong = [
+            f"{self.services.plugin}.mirrors[{index}].{key}: {why}"
+            for index, mirror in enumerate(self.config.mirrors)
+            for key, why in self._unknown(mirror).items()
+        ]
+        if wrong:
+            raise ConfigError("\n".join(wrong))
 
     def resolve(self) -> None:
         """Look up what the challengers' versions are served by."""
@@ -304,7 +309,7 @@ class Engine:
         found: list[str] = []
         for name, line in self.lines.items():
             mirror = line.mirror
-            found += self._unknown(mirror)
+            found += [f"{name}: {key}: {why}" for key, why in self._unknown(mirror).items()]
             if line.target is None:
                 found.append(f"{name}: nobody serves the challenger, {mirror.challenger_text}; is it registered?")
             if line.unreadable is not None:
@@ -319,21 +324,20 @@ class Engine:
                     found.append(f"{name}: usd_per_day cannot be kept: the cost map has no price for {line.target!r}")
         return found
 
-    def _unknown(self, mirror: Mirror) -> list[str]:
+    def _unknown(self, mirror: Mirror) -> dict[str, str]:
+        """Return what is wrong with the names that the gateway would have to know, by their keys."""
         named = {
             "challenger": mirror.challenger,
-            "judge": mirror.judge.model if mirror.judge else None,
-            "embedding": mirror.embedding.model if mirror.embedding else None,
+            "judge.model": mirror.judge.model if mirror.judge else None,
+            "embedding.model": mirror.embedding.model if mirror.embedding else None,
         }
-        return [
-            f"{mirror.name}: the {what} {target!r} is no model group and no deployment id"
-            for what, target in named.items()
-            if isinstance(target, str) and not self._known(target)
-        ]
+        found = {
+            key: unknown(target, self.services.catalog) for key, target in named.items() if isinstance(target, str)
+        }
+        return {key: why for key, why in found.items() if why is not None}
 
     def _known(self, target: str) -> bool:
-        catalog = self.services.catalog
-        return catalog.is_group(target) or bool(catalog.deployments(target))
+        return bool(self.services.catalog.deployments(target))
 
 
 def _champion(settlement: Settlement, pair: Pair) -> Side:
