@@ -98,7 +98,7 @@ async def test_scores_of_a_judge_decide(fleet, kit):
         ("", {}, (422, "experiment")),
         ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "steps": [5, 1]}}, (422, "experiment")),
         ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stepz": [1]}}, (422, "experiment.stepz")),
-        ("", {"experiment": {"name": "x", "model": "m", "canary": "nowhere"}}, (422, "experiment")),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "nowhere"}}, (422, "experiment.canary")),
         ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stable": "new"}}, (422, "experiment")),
         (
             "",

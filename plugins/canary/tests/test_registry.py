@@ -107,8 +107,26 @@ async def test_version_that_the_registry_does_not_know_is_not_judged_by_what_is_
     assert "does not serve the version of canary" in status.summary
 
 
-async def test_registry_before_the_canary_is_reported_and_harms_nobody(fleet, kit):
+def order_warnings(caplog) -> list[str]:
+    return [text for record in caplog.records if "list 'canary' before" in (text := record.getMessage())]
+
+
+async def test_right_order_is_not_warned_of(fleet, kit, caplog):
+    await start(fleet, kit)
+    assert order_warnings(caplog) == []
+
+
+async def test_registry_first_is_fine_as_long_as_no_arm_is_a_version(fleet, kit, caplog):
+    worker = await fleet.worker(kit.rollout(), first=[(registry, {"versions": VERSIONS})])
+    assert set(kit.arms(await kit.send(worker, 30, FINE))) == {"stable", "canary"}
+    assert order_warnings(caplog) == []
+
+
+async def test_registry_before_the_canary_is_reported_and_harms_nobody(fleet, kit, caplog):
     worker = await start(fleet, kit, canary_first=False)
+    (warning,) = order_warnings(caplog)
+    assert warning.startswith("canary.experiments[0]: an arm of 'chat-v2' is a version in the registry")
+    assert not worker.faults
     assert {result.text for result in await kit.send(worker, 20, FINE)} == {"old"}
     status = worker.host.statuses()["canary"]
     assert not status.ok

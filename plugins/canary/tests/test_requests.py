@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from pointsman.errors import PluginLoadError
 from pointsman.testing import deployment, error, ok
 from pointsman.types import Identity, Outcome
 
@@ -146,10 +147,18 @@ async def test_spans_carry_the_assignment(fleet, kit):
     assert any(labels.items() <= dict(span.attributes or {}).items() for span in worker.spans)
 
 
-async def test_unknown_target_stops_the_start(fleet, kit):
-    """Optional, so that the worker can tell what the start would have ended with."""
-    worker = await fleet.worker(kit.rollout(canary="nowhere"), optional=True)
-    assert (
-        "the target 'nowhere' of canary in experiment 'chat-v2' is no model group and no deployment id"
-        in worker.host.statuses()["canary"].summary
+async def test_unknown_targets_stop_the_start_with_their_keys_and_the_nearest_names(fleet, kit):
+    """All at once."""
+    arms = {"b": {"target": "new", "percent": 1}, "c": {"target": "newr", "percent": 1}}
+    with pytest.raises(PluginLoadError) as caught:
+        await fleet.worker(
+            kit.rollout(stable="odl", canary="somewhere else"),
+            kit.rollout(name="fine", model="x"),
+            kit.rollout(name="ab", model="y", canary=None, steps=None, arms=arms),
+        )
+    assert str(caught.value).endswith(
+        """\
+canary.experiments[0].stable: the gateway has no model group or deployment 'odl'; did you mean 'old'?
+canary.experiments[0].canary: the gateway has no model group or deployment 'somewhere else'
+canary.experiments[2].arms.c.target: the gateway has no model group or deployment 'newr'; did you mean 'newer'?"""
     )

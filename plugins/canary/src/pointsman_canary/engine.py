@@ -12,7 +12,9 @@ from pointsman.errors import ConfigError, Conflict, InvalidInput, NotFound, Stor
 
 from . import lifecycle, table
 from .events import announce
+from .experiment import Version
 from .lifecycle import Cause, Outcome, Refused
+from .names import unknown
 from .observations import Observer
 from .repository import Repository
 
@@ -65,13 +67,17 @@ class Engine:
         """Begin the configuration's experiments that have never been begun, and read all.
 
         Raises:
-            ConfigError: a target is unknown to the gateway.
+            ConfigError: naming all targets that are unknown to the gateway.
         """
         # Some gateways know their deployments only after the plugins have started; ``problems`` looks again.
         if self.services.catalog.deployments():
-            for index, experiment in enumerate(self.config.experiments):
-                if wrong := self.unknown_targets(experiment):
-                    raise ConfigError(f"experiments[{index}]: {wrong[0]}")
+            wrong = [
+                f"{self.services.plugin}.experiments[{index}].{key}: {why}"
+                for index, experiment in enumerate(self.config.experiments)
+                for key, why in self.unknown_targets(experiment).items()
+            ]
+            if wrong:
+                raise ConfigError("\n".join(wrong))
         for experiment in self.config.experiments:
             stored = await self.repository.load(experiment.name)
             if stored.rollout is None:
@@ -80,15 +86,30 @@ class Engine:
                     announce(self.services, begun, changes)
         await self.refresh(force=True)
 
-    def unknown_targets(self, experiment: Experiment) -> list[str]:
-        """Return what is wrong with the targets that the gateway's configuration would have to know."""
-        catalog = self.services.catalog
-        arms = {**experiment.targets, "stable": experiment.stable}
-        return [
-            f"the target {target!r} of {arm} in experiment {experiment.name!r} is no model group and no deployment id"
-            for arm, target in arms.items()
-            if isinstance(target, str) and not catalog.is_group(target) and not catalog.deployments(target)
-        ]
+    def unknown_targets(self, experiment: Experiment) -> dict[str, str]:
+        """Return what is wrong with the targets that the gateway would have to know, by their keys."""
+        found = {
+            key: unknown(target, self.services.catalog)
+            for key, target in experiment.written.items()
+            if isinstance(target, str)
+        }
+        return {key: why for key, why in found.items() if why is not None}
+
+    def warn_of_order(self) -> None:
+        """Say in the log when the registry chooses a version before an experiment can. All plugins have started."""
+        order = list(self.services.statuses())
+        if "registry" not in order or order.index(self.services.plugin) < order.index("registry"):
+            return
+        for index, experiment in enumerate(self.config.experiments):
+            if any(isinstance(target, Version) for target in experiment.written.values()):
+                log.warning(
+                    "%s.experiments[%d]: an arm of %r is a version in the registry, but 'registry' comes first in the list "
+                    "of plugins and chooses a version itself: list %r before 'registry'",
+                    self.services.plugin,
+                    index,
+                    experiment.name,
+                    self.services.plugin,
+                )
 
     # -- keeping up ---------------------------------------------------------------------------------------------------
 
@@ -257,14 +278,17 @@ class Engine:
         """Refuse targets and webhooks that do not exist.
 
         Raises:
-            InvalidInput: naming the first.
+            InvalidInput: naming all such targets, or the first such webhook.
         """
         if wrong := self.unknown_targets(experiment):
-            raise InvalidInput(wrong[0], param="experiment")
+            message = ", and ".join(f"experiment.{key}: {why}" for key, why in wrong.items())
+            raise InvalidInput(message, param=f"experiment.{next(iter(wrong))}")
         for webhook in experiment.gates.names():
             if webhook not in self.config.webhooks:
                 known = ", ".join(self.config.webhooks) or "none"
-                raise InvalidInput(f"there is no webhook {webhook!r}; known: {known}", param="experiment.gates")
+                raise InvalidInput(
+                    f"experiment.gates: there is no webhook {webhook!r}; known: {known}", param="experiment.gates"
+                )
 
     def _check_rivals(self, experiment: Experiment) -> None:
         for other in self.rollouts.values():
@@ -289,7 +313,7 @@ class Engine:
             if defined is not None and defined != rollout.experiment:
                 found.append(f"{name}: the configuration differs from what is running; 'restart' takes it over")
             if not rollout.finished:
-                found += self.unknown_targets(rollout.experiment)
+                found += [f"{name}: {key}: {why}" for key, why in self.unknown_targets(rollout.experiment).items()]
             if rollout.activation is not None and not rollout.activation.done:
                 found.append(f"{name}: the registry has not activated version {rollout.activation.version_id!r} yet")
         names = list(self.rollouts.values())

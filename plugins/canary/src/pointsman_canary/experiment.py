@@ -348,6 +348,13 @@ class Experiment(Model):
         return {CANARY: self.canary}
 
     @property
+    def written(self) -> dict[str, Target]:
+        """All targets that are given, by the keys where they are written."""
+        found: dict[str, Target | None] = {"stable": self.stable, "canary": self.canary}
+        found |= {f"arms.{name}.target": arm.target for name, arm in (self.arms or {}).items()}
+        return {key: target for key, target in found.items() if target is not None}
+
+    @property
     def failing(self) -> Literal["rollback", "pause", "report"]:
         """What a fail does."""
         return self.on_fail or ("report" if self.arms is not None else "rollback")

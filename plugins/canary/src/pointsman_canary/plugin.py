@@ -140,6 +140,8 @@ class CanaryPlugin:
     @hookimpl
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
+        # The first moment at which all plugins have started, and only then their statuses, and so their order, are known.
+        self._engine.warn_of_order()
         return Admin(self._engine).routes()
 
     def _entry(self, labels: Mapping[str, str]) -> Entry | None:
