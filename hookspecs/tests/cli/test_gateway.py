@@ -89,7 +89,7 @@ def test_somebody_elses_custom_auth_is_their_business(tmp_path):
         ({}, {}, "there is no master key"),
         ({"master_key": None}, {"LITELLM_MASTER_KEY": "k"}, "there is no master key"),
         ({"master_key": " "}, {}, "there is no master key"),
-        ({"master_key": "os.environ/ELSEWHERE"}, {"LITELLM_MASTER_KEY": "k"}, "there is no master key"),
+        ({"master_key": "os.environ/ELSEWHERE"}, {"LITELLM_MASTER_KEY": "k"}, "set the environment variable ELSEWHERE"),
         ({"master_key": "sk-1234"}, {}, "publicly known default"),
         ({"master_key": "os.environ/ELSEWHERE"}, {"ELSEWHERE": "sk-1234"}, "publicly known default"),
         ({"master_key": "os.environ/ELSEWHERE"}, {"ELSEWHERE": "k"}, None),

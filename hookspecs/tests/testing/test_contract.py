@@ -210,3 +210,9 @@ def test_a_plugin_without_a_hook_skips_its_tests():
     with pytest.raises(pytest.skip.Exception, match="has no settle"):
         Suite().test_an_interrupted_settlement_can_be_repeated()
     Suite().test_it_settles_once(OK)
+
+
+@pytest.mark.parametrize("members", [{}, {"info": "my-plugin"}])
+def test_a_suite_without_a_plugin_says_so_once(members):
+    with pytest.raises(TypeError, match="TestContract needs the plugin under test"):
+        type("TestContract", (ContractSuite,), members)

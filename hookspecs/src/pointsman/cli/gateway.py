@@ -96,8 +96,11 @@ def _authentication(
 
 def _master_key(general: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[str]:
     where = "general_settings.master_key"
-    key = _resolve(general.get("master_key", env.get(_MASTER_KEY_ENV)), env)
+    written = general.get("master_key", env.get(_MASTER_KEY_ENV))
+    key = _resolve(written, env)
     advice = f"set it to {_ENV}{_MASTER_KEY_ENV} and that variable to a long random key"
+    if isinstance(written, str) and written.startswith(_ENV) and key is None:
+        advice = f"set the environment variable {written.removeprefix(_ENV)}, which it names, to a long random key"
     if isinstance(key, str) and key.strip() in _PUBLIC_KEYS:
         yield f"{where}: is a publicly known default, with which LiteLLM refuses to start; {advice}"
     elif not (isinstance(key, str) and key.strip()) and not general.get("key_management_system"):

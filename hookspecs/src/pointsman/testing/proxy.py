@@ -75,7 +75,7 @@ class ProxyServer:
         else:
             document = dict(config)
             document["general_settings"] = {"master_key": MASTER_KEY, **(config.get("general_settings") or {})}
-            self.master_key = document["general_settings"]["master_key"]
+            self.master_key = self._variable(document["general_settings"]["master_key"])
             text = yaml.safe_dump(document, sort_keys=False)
         self.config_path.write_text(text, encoding="utf-8")
 

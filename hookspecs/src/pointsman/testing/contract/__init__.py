@@ -13,6 +13,9 @@ loops, fake clocks and memory stores.
 
 from __future__ import annotations
 
+from typing import Any
+
+from ...plugin import PluginInfo
 from .base import ContractViolation
 from .cancelling import CancellingContract
 from .life import LifeContract
@@ -40,6 +43,16 @@ class ContractSuite(LifeContract, TrafficContract, SettlingContract, CancellingC
 
     Override ``prepare`` to register, create or activate what the plugin needs before it lets a request through.
     """
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Say once what is missing, instead of once a test.
+
+        Raises:
+            TypeError: there is no ``info``.
+        """
+        super().__init_subclass__(**arguments)
+        if not isinstance(getattr(cls, "info", None), PluginInfo):
+            raise TypeError(f"{cls.__name__} needs the plugin under test: info = <its PluginInfo>")
 
 
 __all__ = ["ContractSuite", "ContractViolation"]
