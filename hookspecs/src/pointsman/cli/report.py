@@ -114,7 +114,7 @@ def store_in_words(store: StoreConfig, base: Path) -> str:
         case "disk":
             return f"disk: {base / store.path}, shared by all workers of this machine"
         case "redis":
-            return f"redis: {_place(store.url or '')}, keys begin with {store.prefix}:, shared by many machines"
+            return f"redis: {_place(store.url) if store.url else 'no url'}, keys begin with {store.prefix}:, shared by many machines"
 
 
 def _place(url: str) -> str:
