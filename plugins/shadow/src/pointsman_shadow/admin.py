@@ -1,6 +1,7 @@
 """The admin routes, mounted under ``/pointsman/shadow``.
 
-Answers are JSON. Who did something is, in this order, ``who`` in the body, the header ``x-pointsman-user``, ``admin``.
+Answers are JSON. Who did something is ``who`` in the body, else the user or alias of the admin key: the
+bridge says it in the header ``x-pointsman-user``, whatever the client has put there.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Signed(_Body):
 
 
 class UserHeader(_Body):
-    """Who is behind a request, as a proxy in front of the gateway may say."""
+    """Who is behind a request: the admin key's user or alias, as the gateway's bridge says."""
 
     who: Who
 

@@ -17,7 +17,7 @@ MAX_RESULTS: Final = 10_000
 
 def signed(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--who`` and ``--reason``."""
-    who = click.option("--who", help="Who does it; the default is the proxy's 'admin'.")
+    who = click.option("--who", help="Who does it; the default is the admin key's user or alias.")
     reason = click.option("--reason", help="Why.")
     return who(reason(command))
 
