@@ -45,7 +45,10 @@ def test_register_activate_roll_back_delete(run):
     assert "anna" in run("history", "chat/x")
     assert run("rollback", "chat/x", "--who", "berta", "--json")["id"] == "a/1"
     assert run("history", "--limit", "1", "--json")["history"][0]["who"] == "berta"
-    assert "is the active version" in run("delete", "a/1", exit_code=1)
+    refused = run("delete", "a/1", exit_code=1)
+    assert "is the active version" in refused
+    assert "--force" in refused
+    assert "[id]" not in refused
     assert run("delete", "a/1", "--force", "--reason", "old", "--json") == {"deleted": "a/1"}
     assert "ü 2" in run("delete", "ü 2")
     assert run("list", "--json") == {"versions": []}
@@ -79,7 +82,7 @@ def test_metrics_are_shown_and_reset(run, workers, kit):
     [
         (["get", "x"], 1, "there is no version 'x'"),
         (["activate", "x"], 1, "there is no version 'x'"),
-        (["rollback", "x"], 1, "there is no model 'x'"),
+        (["rollback", "x"], 1, "there is no registered name 'x'"),
         (["register", "--id", "1", "--name", "n", "--version", "1", "--path", "smal"], 1, "did you mean 'small'?"),
         (["register", "--id", "1"], 2, "Missing option '--name'"),
         (["register", "--id", "1", "--name", "n", "--version", "1", "--path", "p", "--metric", "a"], 2, "NAME=NUMBER"),
@@ -93,4 +96,7 @@ def test_metrics_are_shown_and_reset(run, workers, kit):
     ],
 )
 def test_mistakes_are_one_clear_message(run, args, exit_code, message):
-    assert message in run(*args, exit_code=exit_code)
+    said = run(*args, exit_code=exit_code)
+    assert message in said
+    if exit_code == 1:
+        assert "[" not in said, "parts of a path have no names on the command line"

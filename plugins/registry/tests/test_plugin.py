@@ -55,6 +55,13 @@ async def test_wished_version_is_served_even_when_none_is_active(worker):
     assert (await worker.plugin.pre_route(Route(target="chat", labels={"version_id": "1"}))).target == "small"
 
 
+async def test_status_counts_in_plain_words(worker):
+    await register(worker, "1")
+    assert worker.plugin.status().summary == "1 version of 1 model"
+    await register(worker, "2")
+    assert worker.plugin.status().summary == "2 versions of 1 model"
+
+
 async def test_status_says_who_serves_each_version(worker):
     """Other plugins reach a version that is not active through its path."""
     await register(worker, "1")

@@ -1,7 +1,8 @@
 """The registry's admin routes, mounted under ``/pointsman/registry``.
 
 Answers are JSON. What goes wrong is an ``AdminError``, which the host turns into its status and body. Who did something
-is, in this order, ``who`` in the body, the header ``x-pointsman-user``, ``admin``.
+is ``who`` in the body, else the user or alias of the admin key: the bridge says it in the header ``x-pointsman-user``,
+whatever the client has put there.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class Api:
         await self._registry.refresh()
         version = self._registry.state.get(request.path_params["id"])
         if not (found := await self._measured([version])):
-            raise NotFound(f"there is no version {version.id!r} any more", param="id")
+            raise NotFound(f"there is no version {version.id!r} any more")
         return JSONResponse(found[0])
 
     async def reset_all_metrics(self, request: Request) -> JSONResponse:

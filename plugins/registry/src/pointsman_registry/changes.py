@@ -56,13 +56,13 @@ def rollback(state: State, name: str, author: Author) -> Change:
         Conflict: there is no earlier active version.
     """
     if name not in state.active:
-        raise NotFound(f"there is no model {name!r}{nearest(name, state.active)}", param="name")
+        raise NotFound(f"there is no registered name {name!r}{nearest(name, state.active)}", param="name")
     standing = state.standing(name)
     trail = list(standing.trail)
     while trail and trail[-1] == standing.active_id:
         trail.pop()
     if not trail:
-        raise Conflict(f"{name!r} has no earlier active version to return to", param="name")
+        raise Conflict(f"the name {name!r} has no earlier active version to return to", param="name")
     version = state.versions[trail.pop()]
     entry = _entry(standing, name, version.id, Action.ROLLBACK, author)
     after = Standing(active_id=version.id, number=entry.number, trail=tuple(trail))
@@ -85,8 +85,7 @@ def delete(state: State, version_id: str, author: Author, *, force: bool) -> Cha
     if not force:
         raise Conflict(
             f"{version_id!r} is the active version of {version.name!r}; activate another one first, "
-            "or delete it with force=true and leave the name without an active version",
-            param="id",
+            "or force the deletion (force=true, --force) and leave the name without an active version"
         )
     entry = _entry(standing, version.name, None, Action.DELETE, author)
     after = Standing(active_id=None, number=entry.number, trail=trail)

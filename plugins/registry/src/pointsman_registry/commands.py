@@ -13,7 +13,7 @@ from pointsman.client import AdminClient, admin_options, segment, table, when
 
 BASE: Final = "/registry"
 
-who_option: Final = click.option("--who", help="For the history; without it the proxy decides.")
+who_option: Final = click.option("--who", help="For the history; the default is the admin key's user or alias.")
 reason_option: Final = click.option("--reason", help="For the history.")
 
 

@@ -122,7 +122,7 @@ class DeleteQuery(_Query):
 
 
 class UserHeader(_Query):
-    """Who is behind a request, as a proxy in front of the gateway may say."""
+    """Who is behind a request: the admin key's user or alias, as the gateway's bridge says."""
 
     who: Who
 

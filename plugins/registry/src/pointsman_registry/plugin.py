@@ -116,7 +116,7 @@ class RegistryPlugin:
         problems = self._registry.problems()
         if age_s > _STALE_S:
             problems.append(f"the store was last read {age_s:.0f} s ago; changes made by others are not seen")
-        summary = f"{len(state.versions)} versions of {len(state.active)} models"
+        summary = f"{_counted(len(state.versions), 'version')} of {_counted(len(state.active), 'model')}"
         return Status(
             ok=not problems,
             summary=f"{summary}; {problems[0]}" if problems else summary,
@@ -147,6 +147,10 @@ class RegistryPlugin:
             return
         if (seen := sample(attempt, self._services.clock.now())) is not None:
             self._meter.note(version.id, seen)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 plugin: Final = PluginInfo(

@@ -158,7 +158,7 @@ class State:
             NotFound: there is none with this id.
         """
         if (version := self.versions.get(version_id)) is None:
-            raise NotFound(f"there is no version {version_id!r}{nearest(version_id, self.versions)}", param="id")
+            raise NotFound(f"there is no version {version_id!r}{nearest(version_id, self.versions)}")
         return version
 
     def is_active(self, version: Version) -> bool:
