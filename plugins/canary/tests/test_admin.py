@@ -135,6 +135,29 @@ async def test_bad_request_is_refused_with_the_field_and_changes_nothing(fleet, 
     assert await fleet.state() == before
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (
+            "",
+            {"experimnt": {}, "experiment": {"name": "x", "model": "m", "canary": "new"}},
+            "did you mean 'experiment'?",
+        ),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "stepz": [1]}}, "did you mean 'steps'?"),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "filter": {"tennant": "a"}}}, "'tenant'?"),
+        ("", {"experiment": {"name": "x", "model": "m", "arms": {"b": {"target": "new", "precent": 1}}}}, "'percent'?"),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "metrics": [{"sharre": 1}]}}, "'share'?"),
+        ("", {"experiment": {"name": "x", "model": "m", "canary": "newr"}}, "did you mean 'newer'?"),
+        ("/chat-v2/pause", {"wo": "anna"}, "wo: is not a known field; did you mean 'who'?"),
+    ],
+)
+async def test_misspelt_field_or_target_is_answered_with_the_nearest(fleet, kit, path, body, message):
+    worker = await fleet.worker(kit.rollout())
+    answer = await worker.admin.post(f"/canary{path}", json=body)
+    assert answer.status_code == 422
+    assert message in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("raw", [b"{", b"[]", b'{"percent": NaN}', b"\xff", b'"x"', b"[" * 100_000])
 async def test_broken_json_is_refused(fleet, kit, raw):
     worker = await fleet.worker(kit.rollout())
@@ -164,7 +187,7 @@ async def test_running_experiment_is_only_removed_by_force(fleet, kit):
     assert "x-pointsman-arm" not in result.headers
 
 
-async def test_person_named_by_a_proxy_in_front_is_in_the_trail(fleet, kit):
+async def test_person_named_by_the_bridge_is_in_the_trail(fleet, kit):
     worker = await fleet.worker(kit.rollout())
     await worker.admin.post("/canary/chat-v2/pause", headers={"x-pointsman-user": "carla"})
     assert (await fleet.entries())[-1]["who"] == "carla"

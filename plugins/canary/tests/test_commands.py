@@ -54,9 +54,14 @@ def test_experiment_is_made_from_a_file_and_removed(run, kit, tmp_path):
     )
     assert run("create", str(file), "--json")["kind"] == "ab"
     assert "A/B" in run("list")
+    assert "canary" not in run("show", "ab")
+    assert "this arm n" in run("show", "ab")
     file.write_text(json.dumps(kit.rollout(name="ab", model="old", canary="newer", stable=None)))
     assert run("restart", "ab", "--file", str(file), "--json")["kind"] == "rollout"
-    assert "is running" in run("delete", "ab", exit_code=1)
+    assert "canary n" in run("show", "ab")
+    assert "is running; promote it, roll it back, or force the deletion (force=true, --force)" in run(
+        "delete", "ab", exit_code=1
+    )
     assert run("delete", "ab", "--force", "--json") == {"deleted": "ab"}
 
 
@@ -64,13 +69,17 @@ def test_experiment_is_made_from_a_file_and_removed(run, kit, tmp_path):
     ("args", "message"),
     [
         (("show", "nothing"), "there is no experiment 'nothing'; known: chat-v2"),
+        (("audit", "nothing"), "there has never been an experiment 'nothing'"),
+        (("show", "A"), "no name is like that"),
         (("resume", "chat-v2"), "not paused"),
         (("weight", "chat-v2", "101"), "less than or equal to 100"),
         (("promote", "chat-v2", "--arm", "b"), "no arm 'b'"),
     ],
 )
 def test_refusal_of_the_gateway_is_one_line_and_exit_code_1(run, args, message):
-    assert message in run(*args, exit_code=1)
+    said = run(*args, exit_code=1)
+    assert message in said
+    assert "[" not in said, "parts of a path have no names on the command line"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The admin routes, mounted under ``/pointsman/canary``.
 
-Answers are JSON. Who did something is, in this order, ``who`` in the body, the header ``x-pointsman-user``, ``admin``.
+Answers are JSON. Who did something is ``who`` in the body, else the user or alias of the admin key: the
+bridge says it in the header ``x-pointsman-user``, whatever the client has put there.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Admin:
         name = _name(request)
         entries = await self._engine.repository.audit(name, query.limit)
         if not entries:
-            raise NotFound(f"there has never been an experiment {name!r}", param="rollout")
+            raise NotFound(f"there has never been an experiment {name!r}")
         return JSONResponse({"audit": entries})
 
     async def promote(self, request: Request) -> JSONResponse:
@@ -166,7 +167,7 @@ class Admin:
             try:
                 who = UserHeader(who=header).who
             except ValidationError as err:
-                raise refusal(err, USER_HEADER) from err
+                raise refusal(UserHeader, err, USER_HEADER) from err
         return self._engine.cause(who or DEFAULT_WHO, body.reason or "asked for")
 
     def _rollout(self, request: Request) -> Rollout:
@@ -174,14 +175,14 @@ class Admin:
         rollout = self._engine.rollouts.get(name)
         if rollout is None:
             known = ", ".join(self._engine.rollouts) or "none"
-            raise NotFound(f"there is no experiment {name!r}; known: {known}", param="rollout")
+            raise NotFound(f"there is no experiment {name!r}; known: {known}")
         return rollout
 
 
 def _name(request: Request) -> str:
     name: str = request.path_params["rollout"]
     if not NAME.fullmatch(name):
-        raise NotFound(f"there is no experiment {name[:64]!r}: no name is like that", param="rollout")
+        raise NotFound(f"there is no experiment {name[:64]!r}: no name is like that")
     return name
 
 
@@ -189,7 +190,7 @@ def _query(model: Any, request: Request) -> Any:
     try:
         return model.model_validate(dict(request.query_params))
     except ValidationError as err:
-        raise refusal(err, "query") from err
+        raise refusal(model, err, "query") from err
 
 
 def summary(rollout: Rollout) -> dict[str, object]:

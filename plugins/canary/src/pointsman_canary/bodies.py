@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Final, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, ClassVar, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pointsman.errors import InvalidInput
 
 from .experiment import Experiment, Name, Percent
+from .names import nearest
 
 MAX_AUDIT: Final = 1000
 MAX_SCORES: Final = 1000
@@ -84,7 +86,7 @@ class DeleteQuery(_Body):
 
 
 class UserHeader(_Body):
-    """Who is behind a request, as a proxy in front of the gateway may say."""
+    """Who is behind a request: the admin key's user or alias, as the gateway's bridge says."""
 
     who: Who
 
@@ -98,17 +100,41 @@ def parse(model: type[M], raw: bytes) -> M:
     try:
         return model.model_validate_json(raw or b"{}")
     except ValidationError as err:
-        raise refusal(err, "body") from err
+        raise refusal(model, err, "body") from err
 
 
-def refusal(err: ValidationError, whole: str) -> InvalidInput:
-    """Return the first complaint as an error for the client.
+def refusal(model: type[BaseModel], err: ValidationError, whole: str) -> InvalidInput:
+    """Return one complaint as an error for the client.
 
     Args:
+        model: What was wanted.
         err: What pydantic found.
         whole: What to name when no field is at fault.
     """
-    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
+    found = err.errors(include_url=False, include_context=False, include_input=False)
+    # A field that is misspelt is missing as well; the misspelling says more.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     field = ".".join(str(part) for part in first["loc"] if part != "[key]") or whole
-    message = "is not a known field" if first["type"] == "extra_forbidden" else first["msg"]
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        *path, key = first["loc"]
+        message = f"is not a known field{nearest(str(key), _known(model, path))}"
     return InvalidInput(f"{field}: {message.removeprefix('Value error, ')}", param=field)
+
+
+def _known(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
+    """Return the fields that may stand at a place of a body."""
+    at = [model]
+    for part in path:
+        fields = [each.model_fields[part] for each in at if isinstance(part, str) and part in each.model_fields]
+        # Everything else is an index, a key or the branch of a union, within what has been found already.
+        if fields:
+            at = [found for field in fields for found in _models(field.annotation)]
+    return {name for each in at for name in each.model_fields}
+
+
+def _models(annotation: object) -> list[type[BaseModel]]:
+    """Return the models that an annotation holds, in whatever containers and unions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for argument in get_args(annotation) for found in _models(argument)]

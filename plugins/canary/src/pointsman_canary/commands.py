@@ -13,7 +13,7 @@ from pointsman.client import AdminClient, admin_options, segment, table, when
 
 BASE: Final = "/canary"
 
-who_option: Final = click.option("--who", help="For the audit trail; the default is the proxy's 'admin'.")
+who_option: Final = click.option("--who", help="For the audit trail; the default is the admin key's user or alias.")
 reason_option: Final = click.option("--reason", help="For the audit trail.")
 
 
@@ -197,7 +197,9 @@ def _percents(weights: Mapping[str, float]) -> str:
 
 
 def _show(admin: AdminClient, answer: Mapping[str, Any]) -> None:
-    columns = ["arm", "metric", "verdict", "stable", "canary", "stable n", "canary n", "p harm", "p harmless"]
+    # Only a rollout has a canary.
+    other = "canary" if answer["kind"] == "rollout" else "this arm"
+    columns = ["arm", "metric", "verdict", "stable", other, "stable n", f"{other} n", "p harm", "p harmless"]
     admin.show(
         answer,
         lambda: _overview([answer]),

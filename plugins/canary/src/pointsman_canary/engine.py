@@ -267,7 +267,9 @@ class Engine:
             if stored.rollout is None:
                 raise NotFound(f"there is no experiment {name!r}; known: {', '.join(self.rollouts) or 'none'}")
             if not stored.rollout.finished and not force:
-                raise Conflict(f"{name} is {stored.rollout.phase}; promote it, roll it back, or delete it with force")
+                raise Conflict(
+                    f"{name} is {stored.rollout.phase}; promote it, roll it back, or force the deletion (force=true, --force)"
+                )
             _, changes = lifecycle.deleted(stored.rollout, cause)
             if await self.repository.save(stored, None, changes):
                 await self.changed(stored.rollout, changes)
