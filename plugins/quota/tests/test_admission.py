@@ -53,7 +53,10 @@ async def test_a_model_that_is_not_allowed_is_refused_with_403() -> None:
         for model in ("backup", "", "chat,backup"):
             result = await call(h, model=model)
             assert (result.status, result.denial and result.denial.code) == (403, "model_not_allowed")
-        assert (await call(h, body={**BODY, "fallbacks": ["backup"]})).status == 403
+        result = await call(h, body={**BODY, "fallbacks": ["cheap", "backup"]})
+        assert result.denial is not None
+        assert result.denial.status == 403
+        assert "Not allowed for this tenant: 'backup'." in result.denial.message
         assert (await usage(h))["tenant"]["day_tokens"] == 15
 
 

@@ -131,7 +131,8 @@ class Admission:
         try:
             names = models_named(ctx.model, ctx.body)
             if not (permitted := allowed(caller.tenant, names)) and not dry:
-                return self._refuse(route, answers.model_not_allowed(names), dry=dry)
+                refused = [name for name in names if not allowed(caller.tenant, (name,))]
+                return self._refuse(route, answers.model_not_allowed(refused), dry=dry)
             models = primary_models(ctx.model)
             answers_wanted = choices(ctx.body)
             prompt_tokens, output_tokens = await self._estimator.tokens(
