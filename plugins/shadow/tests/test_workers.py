@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from pointsman.testing import error, ok
+from pointsman.testing import disconnect, error, ok
 from pointsman_shadow import line as lines
 from pointsman_shadow.repository import Repository
 
@@ -295,6 +297,25 @@ async def test_a_finished_mirror_mirrors_no_more(shadows, kit):
     shown = await shadows.shown(worker)
     assert (shown["phase"], shown["pairs"], shown["who"]) == ("finished", 2, "shadow")
     assert len(kit.mirrors_of(worker)) == 2
+
+
+async def test_a_mirror_has_no_more_pairs_than_it_wants_however_many_requests_come_at_once(shadows, kit):
+    worker = await shadows.worker(kit.mirror(pairs_wanted=2))
+    slow = ok("the same words", latency_s=0.5)
+    asking = [asyncio.create_task(worker.request(script=slow, moves_clock=False)) for _ in range(6)]
+    await shadows.clock.advance(1)
+    await asyncio.gather(*asking)
+    shown = await shadows.shown(worker)
+    assert (shown["phase"], shown["pairs"], len(kit.mirrors_of(worker))) == ("finished", 2, 2)
+
+
+async def test_a_pair_that_fails_is_replaced(shadows, kit):
+    """The client of the first request goes away: there is nothing to compare, and another request takes its place."""
+    worker = await shadows.worker(kit.mirror(pairs_wanted=1))
+    await worker.request(stream=True, script=disconnect(1))
+    await worker.request()
+    shown = await shadows.shown(worker)
+    assert (shown["reasons"]["unpaired"], shown["phase"], shown["pairs"]) == ({"client_gone": 1}, "finished", 1)
 
 
 async def test_a_finished_mirror_that_is_resumed_compares_as_many_again(shadows, kit):

@@ -138,7 +138,7 @@ class Mirror(Model):
     budget: Budget = Field(default=Budget(), description="What it may spend a day.")
     tenant: Text | None = Field(default=None, description="The account that pays; default: shadow:<name>.")
     pairs_wanted: int | None = Field(
-        default=None, ge=1, le=10**9, description="After so many compared pairs it is finished; none: it goes on."
+        default=None, ge=1, le=10**9, description="After so many compared pairs it is finished; null: it goes on."
     )
     confidence: float = Field(
         default=0.95, ge=0.5, le=0.9999, description="Of each interval, at all times together, 0 to 1."

@@ -103,15 +103,17 @@ class Desk:
             if not line.batch:
                 continue
             batch, line.batch = line.batch, Batch()
+            pairs = batch.counts[Count.PAIRS]
+            line.handing += pairs
             try:
-                after = await self._grow(line, batch)
+                _take(line, await self._grow(line, batch))
             except _OutdatedError:
                 continue
             except (StoreError, Conflict, ValueError) as err:
                 line.lost += len(batch.values)
                 failed = failed or err
-                continue
-            _take(line, after)
+            finally:
+                line.handing -= pairs
         if failed is not None:
             raise failed
 
@@ -273,3 +275,5 @@ def _take(line: Line, state: Evidence) -> None:
             line.batch = Batch()
         line.run = state.run
     line.phase = state.phase
+    wanted = states.pairs_wanted(state, line.mirror)
+    line.missing = None if wanted is None else wanted - state.count(Count.PAIRS)

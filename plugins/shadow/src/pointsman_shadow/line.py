@@ -44,6 +44,8 @@ class Line:
         running: Calls that run.
         alive: Pairs between the decision and the comparison.
         batch: What has been seen and not been handed in.
+        handing: Completed pairs that are being handed in.
+        missing: Pairs that the mirror wants beyond those in the store; None: it goes on.
         lost: Completed pairs that could not be kept while the store did not answer.
         superseded: The store has another definition of this mirror: a newer worker's.
         unreadable: What is wrong with the mirror's state in the store, while nobody can read it; None when it is fine.
@@ -59,6 +61,8 @@ class Line:
         self.running = 0
         self.alive = 0
         self.batch = Batch()
+        self.handing = 0
+        self.missing: int | None = None
         self.lost = 0
         self.superseded = False
         self.unreadable: str | None = None
@@ -83,6 +87,8 @@ class Line:
         """
         if self.phase is not Phase.RUNNING or self.superseded or self.unreadable is not None:
             return None
+        if self._has_enough:
+            return None
         if not self._takes_part(ctx, attempt):
             return None
         count = self.batch.count
@@ -103,6 +109,13 @@ class Line:
         self.alive += 1
         self.queue.append(pair)
         return pair
+
+    @property
+    def _has_enough(self) -> bool:
+        """Whether the pairs under way here will be all that are wanted; one that fails makes room for another."""
+        if self.missing is None:
+            return False
+        return self.alive + self.handing + self.batch.counts[Count.PAIRS] >= self.missing
 
     def _takes_part(self, ctx: RequestContext, attempt: Attempt) -> bool:
         mirror = self.mirror
