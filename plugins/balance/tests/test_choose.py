@@ -38,6 +38,17 @@ def test_the_choice_tells_the_scores_of_all_and_why_others_could_not_be_chosen(t
     assert set(answer) == {"a", "ill", "empty"}, "who only scored less is left out"
 
 
+def test_who_has_not_been_used_for_long_is_not_said_to_wait_for_nothing(table_of):
+    table = table_of("a", "b")
+    table.see("a", first_ms=150, usage=None)
+    table.see("b", NOW + 100, first_ms=200, usage=None)
+    assert (
+        chosen(table.ask(now=NOW + 100))
+        .notes[-1]
+        .startswith("adaptive, not used lately, waited 150 ms, 0 in flight; against b ")
+    )
+
+
 def test_an_id_may_hold_what_looks_like_a_format(table_of):
     table = table_of("a", "100%d", "%%.3g")
     for one, first_ms in {"a": 100, "100%d": 200, "%%.3g": 400}.items():

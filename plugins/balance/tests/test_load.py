@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_balance.load import LOST_AFTER_S, PATIENCE, PICK_S, Ewma, Load
+from pointsman_balance.load import LOST_AFTER_S, MIN_WAIT_MS, PATIENCE, PICK_S, Ewma, Load
 
 NOW = 1_700_000_000.0
 
@@ -102,6 +102,19 @@ def test_an_unused_deployment_is_believed_to_be_as_usual_again():
     assert ill.wait_ms(NOW + 20, stream=True) < 600
     assert slow.wait_ms(NOW + 20, stream=True) == pytest.approx(3000)
     assert slow.wait_ms(NOW + 90, stream=True) < 500
+
+
+@pytest.mark.parametrize("answers", [1, 100])
+def test_a_belief_that_fades_ends_above_nothing_and_what_was_measured_is_still_known(answers):
+    one = load()
+    for number in range(answers):
+        one.first_ms.add(150, NOW + number / 100, 10)
+    assert one.wait_ms(NOW + 10_000, stream=True) == MIN_WAIT_MS
+    assert one.measured_ms(stream=True) == one.measured_ms(stream=False) == pytest.approx(150)
+    assert load().measured_ms(stream=True) is None
+    quick = load()
+    quick.first_ms.add(0.0, NOW, 10)
+    assert quick.wait_ms(NOW + 10_000, stream=True) == 0.0, "never believed slower than measured"
 
 
 def test_a_used_deployment_is_believed_as_it_is():

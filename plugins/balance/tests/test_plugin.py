@@ -293,6 +293,15 @@ async def test_the_span_of_an_attempt_tells_the_whole_choice(harness):
         assert "errors in a row" in failed.attributes["pointsman.balance.breaker_reason"]
 
 
+async def test_the_span_of_a_plain_call_tells_its_own_wait_not_the_faded_one_of_streams(harness):
+    async with harness([plugin], deployments=FLEET[:1], tracing=True) as h:
+        await h.request(stream=True, script=ok(latency_s=0.15))
+        await h.clock.advance(100)
+        await h.request(script=ok(latency_s=0.4))
+        span = [span for span in h.spans if span.name.startswith("attempt")][-1]
+        assert span.attributes["pointsman.balance.wait_ms"] == pytest.approx(400)
+
+
 async def test_a_refused_attempt_is_no_illness(harness):
     async with harness([(plugin, SWIFT)], deployments=FLEET) as h:
         balance = h.plugin("balance")

@@ -34,6 +34,17 @@ async def test_everything_is_shown_by_group(h):
     assert (await h.admin.get("/balance/groups/chat")).json()["group"] == "chat"
 
 
+async def test_a_wait_is_shown_as_measured_beside_what_is_believed_of_it(h):
+    def row(answer):
+        return next(one for one in answer["groups"][0]["deployments"] if one["attempts"])
+
+    seen = row((await h.admin.get("/balance")).json())
+    assert (seen["wait_ms"], seen["believed_wait_ms"]) == (pytest.approx(200), pytest.approx(200))
+    await h.clock.advance(100)
+    seen = row((await h.admin.get("/balance")).json())
+    assert (seen["wait_ms"], seen["believed_wait_ms"]) == (pytest.approx(200), 0.01)
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "word"),
     [

@@ -333,3 +333,14 @@ def test_adaptive_does_not_send_everything_to_one(table_of):
         table.begin(one)
         seen[one] += 1
     assert seen == {"quick": 6, "b": 3, "c": 3}
+
+
+def test_p2c_sees_the_requests_in_flight_of_those_that_nobody_has_used_for_long(table_of):
+    """Their wait is believed to be next to nothing, but not nothing: a product with it still tells one from three."""
+    table = table_of("a", "b", tactic="p2c")
+    table.see("a", first_ms=150)
+    table.see("b", NOW + 20, first_ms=150)
+    for number in range(3):
+        table.member("a").load.pick(f"r{number}", NOW + 200)
+    answer = table.ask(now=NOW + 200)
+    assert {id_: one.score for id_, one in answer.items() if not one.dropped} == {"b": -0.01}

@@ -18,6 +18,8 @@ from .tactics import Settings
 
 #: The worst a factor can be; its logarithm must be a number.
 FLOOR = 1e-3
+#: Less than this part of what was measured being believed, a deployment is chosen because nobody has used it lately.
+FADED = 0.5
 #: Nothing is lower: prices a token are around 1e-6.
 TINY = 1e-12
 
@@ -92,9 +94,18 @@ class Adaptive(Tactic):
         top = max(scores)
         # As products, the best is 1.
         choice = ask.best([2.0 ** (score - top) for score in scores])
-        wait_ms = waits[choice.chosen]
-        waited = "untried" if wait_ms is None else f"waits {wait_ms:.0f} ms"
-        return Choice(choice.chosen, choice.scores, f"{waited}, {options[choice.chosen].in_flight} in flight")
+        load = options[choice.chosen].member.load
+        waited = _waited(waits[choice.chosen], load.measured_ms(stream=stream))
+        return Choice(choice.chosen, choice.scores, f"{waited}, {load.in_flight} in flight")
+
+
+def _waited(believed_ms: float | None, measured_ms: float | None) -> str:
+    """Return for the trace how long requests wait there; what is hardly believed any more is told as it was measured."""
+    if believed_ms is None:
+        return "untried"
+    if measured_ms is not None and believed_ms < measured_ms * FADED:
+        return f"not used lately, waited {measured_ms:.0f} ms"
+    return f"waits {believed_ms:.0f} ms"
 
 
 def _lower_is_better(scores: list[float], options: Sequence[Option], values: list[float | None], weight: float) -> None:

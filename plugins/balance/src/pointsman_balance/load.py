@@ -31,6 +31,9 @@ PATIENCE: Final = 5
 DOUBLINGS: Final = 7
 #: Weight of the latest attempt in the error average.
 ERROR_GAIN: Final = 0.15
+#: A belief that fades ends here, in milliseconds: quicker than anybody is. Further down the product of a tactic would no
+#: longer see the requests in flight, and the trace would show numbers that nobody can read.
+MIN_WAIT_MS: Final = 0.01
 #: A single token says nothing about speed.
 MIN_SPEED_TOKENS: Final = 2
 
@@ -267,8 +270,18 @@ class Load:
         idle = (now - self.used_at) / self.stale_s
         return self.errors * exp(-idle) if idle > FRESH else self.errors
 
+    def measured_ms(self, *, stream: bool) -> float | None:
+        """Return how long requests have waited here when it was last used, however long ago; None when not known.
+
+        For people: ``wait_ms`` is what is believed of it, and fades while nobody looks.
+        """
+        average = self.first_ms if stream else self.latency_ms
+        if average.count == 0:
+            average = self.latency_ms if stream else self.first_ms
+        return average.value if average.count else None
+
     def wait_ms(self, now: float, *, stream: bool) -> float | None:
-        """Return how long a request waits here: for its first token, a plain one for its end; None when not known.
+        """Return how long a request is believed to wait here: for its first token, a plain one for its end; None when not known.
 
         Who has answered nothing lately is not known any more: it was quick once, and its quick errors are no answers.
         """
@@ -283,7 +296,11 @@ class Load:
         if known is not None:
             idle = (now - average.at) / self.stale_s
             if idle > FRESH and not self.running:
-                known = self._believed(average, idle)
+                believed = self._believed(average, idle)
+                if believed > MIN_WAIT_MS:
+                    known = believed
+                elif known > MIN_WAIT_MS:
+                    known = MIN_WAIT_MS
         if stream and self.waiting:
             # What has been waiting for longer than usual says so before it is answered.
             waited_ms = (now - next(iter(self.waiting.values()))) * 1e3

@@ -180,7 +180,7 @@ class BalancePlugin:
         member = self._observer.end(ctx, attempt, now)
         span = trace.get_current_span()
         if span.is_recording():
-            span.set_attributes(span_attributes(member, now))
+            span.set_attributes(span_attributes(member, stream=ctx.stream))
 
     def _changed(self, member: Member) -> None:
         """Tell the other workers and the other plugins of a breaker that has changed here."""

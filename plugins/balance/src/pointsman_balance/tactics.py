@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .load import MIN_WAIT_MS
 from .tactic import Ask, Choice, Tactic
 
 #: A reset that is nearer counts as being this far away, in seconds: what is left cannot all be spent at once.
@@ -276,7 +277,3 @@ def _waits(ask: Ask) -> list[float]:
         max(MIN_WAIT_MS, wait if wait is not None else quick * 0.5 if option.explores else slow)
         for option, wait in zip(ask.options, waits, strict=True)
     ]
-
-
-#: No wait is shorter: a product with zero would not see the requests in flight.
-MIN_WAIT_MS = 0.01

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def member_json(member: Member, now: float) -> dict[str, Any]:
     """Return one deployment of a model group as JSON."""
     load, breaker, deployment = member.load, member.breaker, member.deployment
-    share = breaker.admits(now)
+    share, believed = breaker.admits(now), load.wait_ms(now, stream=True)
     return {
         "deployment_id": deployment.id,
         "group": deployment.group,
@@ -37,7 +37,9 @@ def member_json(member: Member, now: float) -> dict[str, Any]:
         "attempts": load.tried,
         "failed": load.failed,
         "error_ratio": load.errors,
-        "wait_ms": load.wait_ms(now, stream=True),
+        # As measured, however long ago; the tactics reckon with a belief that fades while nobody uses it.
+        "wait_ms": load.measured_ms(stream=True),
+        "believed_wait_ms": None if believed is None else round(believed, 2),
         "first_token_ms": load.first_ms.value if load.first_ms.count else None,
         "latency_ms": load.latency_ms.value if load.latency_ms.count else None,
         "tokens_per_s": load.tokens_per_s.value if load.tokens_per_s.count else None,
@@ -58,8 +60,13 @@ def group_json(group: str, policies: Policies, members: Sequence[Member], now: f
     }
 
 
-def span_attributes(member: Member, now: float) -> Mapping[str, str | float | int]:
-    """Return what an attempt's span says of its deployment after the attempt."""
+def span_attributes(member: Member, *, stream: bool) -> Mapping[str, str | float | int]:
+    """Return what an attempt's span says of its deployment after the attempt.
+
+    Args:
+        member: The deployment.
+        stream: Whether the request is a stream: its wait is that for the first token.
+    """
     load, breaker = member.load, member.breaker
     attributes: dict[str, str | float | int] = {
         "pointsman.balance.breaker": str(breaker.state),
@@ -68,6 +75,6 @@ def span_attributes(member: Member, now: float) -> Mapping[str, str | float | in
     }
     if breaker.reason:
         attributes["pointsman.balance.breaker_reason"] = breaker.reason
-    if (wait_ms := load.wait_ms(now, stream=True)) is not None:
+    if (wait_ms := load.measured_ms(stream=stream)) is not None:
         attributes["pointsman.balance.wait_ms"] = wait_ms
     return attributes
