@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -64,7 +67,9 @@ def test_what_goes_wrong_is_one_line_and_exit_code_1(run: CommandLine) -> None:
 
 def test_a_key_is_hashed_without_being_shown() -> None:
     """Each time under a new salt, or under that of another hash."""
-    outputs = [CliRunner().invoke(group, ["hash-key"], input=KEY + "\n").stdout.strip() for _ in range(2)]
+    results = [CliRunner().invoke(group, ["hash-key"], input=KEY + "\n") for _ in range(2)]
+    assert [result.stderr for result in results] == ["", ""]
+    outputs = [result.stdout.strip() for result in results]
     assert outputs[0] != outputs[1]
     for made in outputs:
         assert made == hash_key(KEY, made.split("$")[1])
@@ -73,3 +78,43 @@ def test_a_key_is_hashed_without_being_shown() -> None:
     assert again.stdout.strip() == outputs[0]
     for like in ("nonsense", f"hmac-sha256${'0' * 17}${'a' * 64}", f"other${'0' * 16}${'a' * 64}"):
         assert CliRunner().invoke(group, ["hash-key", "--like", like], input=KEY).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("", "has 0"),
+        ("x", "has 1"),
+        (KEY[:15], "has 15"),
+        ("x" * 513, "has 513"),
+        (f"{KEY}\n{KEY}", "no white space"),
+    ],
+)
+def test_what_is_no_key_is_refused_as_over_http(run: CommandLine, key: str, said: str) -> None:
+    made = CliRunner().invoke(group, ["hash-key"], input=key + "\n")
+    assert (made.exit_code, made.stdout) == (1, "")
+    posted = run("add", "-", input=json.dumps({"id": "a", "api_keys": [{"name": "x", "key": key}]}), exit_code=1)
+    for text in (made.stderr, posted):
+        assert said in text
+        assert KEY[:15] not in text
+
+
+def test_a_terminal_is_asked_for_the_key() -> None:
+    ours, theirs = os.openpty()
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from pointsman_quota.commands import group; group(['hash-key'])"],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stderr is not None
+        assert process.stderr.read(9) == b"API key: "
+        os.write(ours, f"{KEY}\n".encode())
+        output, errors = process.communicate(timeout=30)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    made = output.decode().strip()
+    assert (process.returncode, made, errors.strip()) == (0, hash_key(KEY, made.split("$")[1]), b"")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sys
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
@@ -12,7 +13,7 @@ import click
 
 from pointsman.client import AdminClient, admin_options, segment, table
 
-from .tenants import KEY_HASH, hash_key
+from .tenants import KEY_HASH, checked_key, hash_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,15 +86,20 @@ def remove(admin: AdminClient, tenant: str) -> None:
 @group.command("hash-key")
 @click.option("--like", metavar="HASH", help="Use the salt of this hash: keys that share one are found faster.")
 def hash_key_command(like: str | None) -> None:
-    """Read an API key and print its salted hash for the configuration."""
+    """Read an API key and print its salted hash for the configuration.
+
+    The key is asked for on a terminal, else it is what stands on standard input.
+    """
     salt = secrets.token_hex(_SALT_BYTES)
     if like is not None:
         if re.fullmatch(KEY_HASH, like) is None:
             raise click.BadParameter("is no hash made by this command", param_hint="--like")
         salt = like.split("$")[1]
-    key = click.prompt("API key", hide_input=True, err=True).strip()
-    if not key:
-        raise click.ClickException("the key is empty")
+    written = click.prompt("API key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read()
+    try:
+        key = checked_key(written)
+    except ValueError as err:
+        raise click.ClickException(str(err)) from None
     click.echo(hash_key(key, salt))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Final
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -14,7 +14,7 @@ from pointsman.errors import InvalidInput, NotFound
 from .config import Key, Limits, Section, Tenant, Text
 from .ledger import LEVEL_UNIT, held
 from .scopes import all_scopes
-from .tenants import hash_key
+from .tenants import checked_key, hash_key
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -32,9 +32,14 @@ class NewKey(Section):
     """A raw API key to be hashed and forgotten."""
 
     name: Text
-    key: SecretStr = Field(min_length=16, max_length=512)
+    key: SecretStr
     limits: Limits | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000)
+
+    @field_validator("key")
+    @classmethod
+    def _long_enough(cls, key: SecretStr) -> SecretStr:
+        return SecretStr(checked_key(key.get_secret_value()))
 
 
 class NewTenant(Tenant):

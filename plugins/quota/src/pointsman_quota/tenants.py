@@ -23,6 +23,23 @@ _SCHEME: Final = "hmac-sha256"
 #: What ``hash_key`` returns: 8 to 64 bytes of salt, 32 of digest.
 KEY_HASH: Final = r"^hmac-sha256\$(?:[0-9a-f]{2}){8,64}\$[0-9a-f]{64}$"
 
+#: How long a raw key may be. A short one could be found by trying.
+_KEY_CHARS: Final = (16, 512)
+
+
+def checked_key(api_key: str) -> str:
+    """Return a raw key without white space around it.
+
+    Raises:
+        ValueError: it is too short, too long, or more than one word; the message does not show it.
+    """
+    key, (least, most) = api_key.strip(), _KEY_CHARS
+    if not least <= len(key) <= most:
+        raise ValueError(f"a key has {least} to {most} characters, this one has {len(key)}")
+    if len(key.split()) > 1:
+        raise ValueError("a key has no white space in it; give one key")
+    return key
+
 
 def hash_key(api_key: str, salt: str) -> str:
     """Return the salted hash of an API key, ``hmac-sha256$SALT$DIGEST``.
