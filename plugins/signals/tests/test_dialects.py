@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from pointsman.errors import PluginLoadError
 from pointsman.types import Deployment
+from pointsman_signals.config import SignalsConfig
 from pointsman_signals.dialects import DIALECTS, DialectTable, installed_dialects
+from pointsman_signals.plugin import SignalsPlugin
 from pointsman_signals.reading import Dialect
 
 from .golden import GOLDEN, NOW, lim
@@ -67,14 +69,16 @@ def test_the_operator_chooses_by_deployment_group_or_provider():
     assert table.reader(deployment("anthropic", id_="other")).dialect.name == "anthropic"
 
 
-def test_a_dialect_that_is_not_there_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"dialects\.d1: there is no dialect 'grok'; there are .*groq"):
-        DialectTable(chosen={"d1": "grok"})
-
-
 def test_a_row_with_a_wrong_expression_is_refused_by_name():
     with pytest.raises(ValueError, match="dialect 'broken'"):
         DialectTable([*DIALECTS, Dialect(name="broken", headers=("(",))])
+
+
+def test_a_row_of_a_distribution_with_a_wrong_expression_stops_the_start(monkeypatch):
+    broken = Dialect(name="broken", headers=("(",))
+    monkeypatch.setattr("pointsman_signals.plugin.installed_dialects", lambda: (*DIALECTS, broken))
+    with pytest.raises(PluginLoadError, match="plugin 'signals': dialect 'broken'"):
+        SignalsPlugin(SignalsConfig())
 
 
 ACME = Dialect(

@@ -8,9 +8,11 @@ import pytest
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import PluginLoadError
+from pointsman.host.config import PluginEntry
 from pointsman.store import open_store
 from pointsman.testing import DEFAULT_DEPLOYMENTS, FakeClock, Harness, deployment, disconnect, error, ok
 from pointsman.types import Outcome, SignalStatus, Status
+from pointsman_signals.dialects import DIALECTS
 from pointsman_signals.plugin import plugin
 from pointsman_signals.records import key_of
 
@@ -358,7 +360,13 @@ async def test_status_counts_how_deployments_stand(harness):
         assert status.details["statuses"]["available"] == 1
 
 
-async def test_an_unknown_dialect_stops_the_start(harness):
-    with pytest.raises(PluginLoadError, match=r"there is no dialect 'grok'"):
-        async with harness([(plugin, {"dialects": {"chat-a": "grok"}})]):
-            pass
+def test_an_unknown_dialect_stops_the_start_and_is_named_with_file_and_key():
+    section = {"dialects": {"chat-a": "grog", "chat": "groq", "backup": "x"}}
+    entry = PluginEntry("signals", section, "litellm.yaml: pointsman.plugins[2]")
+    with pytest.raises(PluginLoadError) as refused:
+        entry.validate(plugin.config)
+    where, names = "litellm.yaml: pointsman.plugins[2].signals.dialects", ", ".join(sorted(d.name for d in DIALECTS))
+    assert str(refused.value).removeprefix("plugin 'signals': ").splitlines() == [
+        f"{where}.chat-a: 'grog' is not allowed: it must be one of {names} (did you mean 'groq'?)",
+        f"{where}.backup: 'x' is not allowed: it must be one of {names}",
+    ]

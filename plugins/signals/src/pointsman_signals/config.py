@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from pointsman.plugin import PluginConfig
+
+from .dialects import installed_dialects
 
 Pointer = Annotated[
     str,
@@ -162,3 +165,26 @@ class SignalsConfig(PluginConfig):
         default_factory=dict,
         description="Account name to the deployment ids, model groups or providers whose quotas are common.",
     )
+
+    @model_validator(mode="after")
+    def _dialects_are_there(self) -> Self:
+        """Refuse dialects that are not installed.
+
+        Raises:
+            PluginLoadError: an installed dialect cannot be used.
+        """
+        known = sorted({dialect.name for dialect in installed_dialects()}) if self.dialects else []
+        # The host looks for the nearest name among those in 'expected'.
+        context = {"names": ", ".join(known), "expected": ", ".join(map(repr, known))}
+        wrong = [
+            InitErrorDetails(
+                type=PydanticCustomError("dialect", "it must be one of {names}", context),
+                loc=("dialects", target),
+                input=name,
+            )
+            for target, name in self.dialects.items()
+            if name not in known
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(type(self).__name__, wrong)
+        return self

@@ -188,10 +188,10 @@ class DialectTable:
 
     Args:
         dialects: Rows; a later one replaces an earlier one of the same name and its providers and hosts win.
-        chosen: Deployment id, model group or provider to the dialect that the operator wants for it.
+        chosen: Deployment id, model group or provider to the dialect that the operator wants for it; each is a row's.
 
     Raises:
-        ValueError: a row is wrong, or ``chosen`` names a dialect that is not there.
+        ValueError: a row is wrong.
     """
 
     def __init__(self, dialects: Iterable[Dialect] = DIALECTS, chosen: Mapping[str, str] | None = None) -> None:
@@ -200,11 +200,6 @@ class DialectTable:
         self._providers = {provider: row.name for row in rows.values() for provider in row.providers}
         self._hosts = [(host, row.name) for row in reversed(rows.values()) for host in row.hosts]
         self._chosen = dict(chosen or {})
-        for target, name in self._chosen.items():
-            if name not in rows:
-                raise ValueError(
-                    f"dialects.{target}: there is no dialect {name!r}; there are {', '.join(sorted(rows))}"
-                )
         self._by_host = lru_cache(maxsize=1024)(self._find_host)
 
     def names(self) -> list[str]:

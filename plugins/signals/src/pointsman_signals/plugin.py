@@ -8,7 +8,7 @@ import httpx
 from opentelemetry import trace
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.errors import ConfigError
+from pointsman.errors import PluginLoadError
 from pointsman.types import SignalStatus, Status
 
 from .book import Book
@@ -40,7 +40,6 @@ class SignalsPlugin:
         config: The plugin's section of the configuration.
 
     Raises:
-        ConfigError: ``dialects`` names a dialect that is not installed.
         PluginLoadError: an installed dialect cannot be used.
     """
 
@@ -49,7 +48,7 @@ class SignalsPlugin:
         try:
             dialects = DialectTable(installed_dialects(), config.dialects)
         except ValueError as err:
-            raise ConfigError(f"signals: {err}") from err
+            raise PluginLoadError("signals", str(err)) from err
         self._book = Book(config, dialects, on_forget=self._forget)
         self._adopted_at = float("-inf")
         #: Whether to take part in ``select``; None until the first request, when all plugins have started.
