@@ -174,10 +174,49 @@ async def test_a_stored_tenant_that_contradicts_the_configuration_is_left_out_an
             assert [tenant["id"] for tenant in listed["tenants"]] == ["acme", "fine"]
 
 
-async def test_a_default_tenant_that_does_not_exist_is_reported() -> None:
-    async with worker(default_tenant="missing") as h:
-        assert "default tenant 'missing'" in h.status("quota").summary
+async def test_a_default_tenant_that_does_not_exist_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    said = "the default tenant 'gest' does not exist (did you mean 'guest'?): unknown callers are refused"
+    async with worker(default_tenant="gest", tenants=[{"id": "guest"}, {"id": "acme"}]) as h:
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+            f"quota.default_tenant: {said}"
+        ]
+        assert h.status("quota").summary == said
         assert (await h.request()).status == 401
+        await h.admin.post("/quota/tenants", json={"id": "gest"})
+        assert h.status("quota").ok
+        assert (await h.request()).status == 200
+
+
+async def test_a_default_tenant_that_is_there_is_no_reason_to_warn(caplog: pytest.LogCaptureFixture) -> None:
+    async with worker() as h:
+        await h.admin.post("/quota/tenants", json={"id": "guest"})
+        async with worker(default_tenant="guest", store=h.store, clock=h.clock, name="new"):
+            assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"limit": {}}, "limit: unknown key (did you mean 'limits'?); allowed: api_keys, dry_run, id, "),
+        (
+            {"limits": {"tokens_per_minut": 1}},
+            "limits.tokens_per_minut: unknown key (did you mean 'tokens_per_minute'?)",
+        ),
+        ({"model_limits": {"gpt-*": {"tokens_day": 1}}}, "tokens_day: unknown key (did you mean 'tokens_per_day'?)"),
+        ({"match": {"team": ["t"]}}, "match.team: unknown key (did you mean 'teams'?)"),
+        (
+            {"api_keys": [{"nam": "x", "name": "x", "key": KEY}]},
+            "api_keys.0.nam: unknown key (did you mean 'name'?); allowed: key, limits, name, priority",
+        ),
+        ({"colour": "red"}, "colour: unknown key; allowed: "),
+        ({"keys": [{"name": "x", "hash": KEY}]}, "keys.0.hash: it is no hash of a key"),
+    ],
+)
+async def test_what_was_meant_is_named(body: dict[str, Any], message: str) -> None:
+    async with worker() as h:
+        said = (await h.admin.post("/quota/tenants", json={"id": "a", **body})).json()["error"]["message"]
+        assert message in said
+        assert KEY not in said
 
 
 @pytest.mark.parametrize(
@@ -186,7 +225,10 @@ async def test_a_default_tenant_that_does_not_exist_is_reported() -> None:
         ({"tenants": [{"id": "a"}, {"id": "a"}]}, "a tenant 'a' already"),
         ({"timezone": "Mars/Olympus"}, "not an IANA time zone"),
         ({"tenants": [{"id": "a", "limits": {"tokens_per_minut": 1}}]}, "tokens_per_minute"),
-        ({"tenants": [{"id": "a", "keys": [{"name": "k", "hash": "sk-raw-key"}]}]}, r"keys\[0\]\.hash"),
+        (
+            {"tenants": [{"id": "a", "keys": [{"name": "k", "hash": "sk-raw-key"}]}]},
+            r"keys\[0\]\.hash: .*pointsman quota hash-key",
+        ),
         ({"trusted_header": {"name": "x-api-key"}}, r"trusted_header\.name: .*carries credentials"),
         ({"tenants": [{"id": "a", "match": {"teams": ["t"]}}, {"id": "b", "match": {"teams": ["t"]}}]}, "both match"),
     ],

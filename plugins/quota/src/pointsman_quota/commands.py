@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 import sys
 from decimal import Decimal
@@ -13,7 +12,7 @@ import click
 
 from pointsman.client import AdminClient, admin_options, segment, table
 
-from .tenants import KEY_HASH, checked_key, hash_key
+from .tenants import checked_key, hash_key, made_by_us
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,9 +91,10 @@ def hash_key_command(like: str | None) -> None:
     """
     salt = secrets.token_hex(_SALT_BYTES)
     if like is not None:
-        if re.fullmatch(KEY_HASH, like) is None:
-            raise click.BadParameter("is no hash made by this command", param_hint="--like")
-        salt = like.split("$")[1]
+        try:
+            salt = made_by_us(like).split("$")[1]
+        except ValueError as err:
+            raise click.BadParameter(str(err), param_hint="--like") from None
     written = click.prompt("API key", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.read()
     try:
         key = checked_key(written)

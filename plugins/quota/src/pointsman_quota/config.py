@@ -9,13 +9,13 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Annotated, ClassVar, Final, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from pointsman.plugin import OnFailure, PluginConfig
 
 if TYPE_CHECKING:
     from .ledger import Caps
-from .tenants import KEY_HASH, Directory
+from .tenants import Directory, made_by_us
 
 PRE_ROUTE_DEADLINE_MS: Final = 5000
 #: What a queued request needs beside waiting, before the host's deadline ends the call.
@@ -39,7 +39,7 @@ CREDENTIAL_HEADERS: Final = frozenset(
 TenantId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-KeyHash = Annotated[str, StringConstraints(pattern=KEY_HASH)]
+KeyHash = Annotated[str, AfterValidator(made_by_us)]
 Tokens = Annotated[int, Field(ge=1, le=10**14, strict=True)]
 Usd = Annotated[Decimal, Field(gt=0, le=10**9, decimal_places=6)]
 

@@ -78,6 +78,9 @@ class Quota:
             durations=self._durations,
         )
         await self._roster.refresh()
+        if (missing := self._roster.missing_default) is not None:
+            # No error: it may be added over HTTP.
+            log.warning("quota.default_tenant: %s", missing)
         services.tasks.every(config.refresh_s, self._roster.refresh, name="refresh tenants")
         services.tasks.every(config.lease_s / _RENEWALS_A_LEASE, self._renew, name="renew leases")
         services.tasks.every(RETRY_STORE_S, self._gate.release_abandoned, name="release")
@@ -183,9 +186,8 @@ class Quota:
         counts, gate = self._admission.counts, self._gate
         refused = sum(counts.refused.values())
         problems = list(self._roster.problems)
-        default = self._config.default_tenant
-        if default is not None and self._roster.directory.get(default) is None:
-            problems.append(f"the default tenant {default!r} does not exist: unknown callers are refused")
+        if (missing := self._roster.missing_default) is not None:
+            problems.append(missing)
         if gate.store_is_down:
             problems.append(
                 "the store is down: "

@@ -13,6 +13,7 @@ from pointsman.store.base import Put, Update
 from pointsman.store.snapshot import Snapshot, revision_key
 
 from .config import Tenant
+from .names import nearest
 from .tenants import Directory
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class Roster:
     def source(self, tenant_id: str) -> str:
         """Say where a tenant comes from: ``config`` or ``store``."""
         return "config" if tenant_id in self._configured else "store"
+
+    @property
+    def missing_default(self) -> str | None:
+        """What is wrong when ``default_tenant`` names nobody; None when it does, or is not set."""
+        default = self._config.default_tenant
+        if default is None or self.directory.get(default) is not None:
+            return None
+        near = nearest(default, (tenant.id for tenant in self.directory.all()))
+        return f"the default tenant {default!r} does not exist{near}: unknown callers are refused"
 
     async def refresh(self) -> None:
         """See what other workers have changed.

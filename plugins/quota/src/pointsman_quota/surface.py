@@ -13,6 +13,7 @@ from pointsman.errors import InvalidInput, NotFound
 
 from .config import Key, Limits, Section, Tenant, Text
 from .ledger import LEVEL_UNIT, held
+from .names import fields_at, nearest
 from .scopes import all_scopes
 from .tenants import checked_key, hash_key
 
@@ -138,8 +139,12 @@ async def _read(request: Request) -> NewTenant:
 def _invalid(err: ValidationError) -> InvalidInput:
     """Name the first wrong field, never its value: it may be a key."""
     detail = err.errors(include_url=False, include_input=False, include_context=False)[0]
-    path = ".".join(map(str, detail["loc"]))
-    return InvalidInput(f"{path or 'the body'}: {detail['msg'].removeprefix('Value error, ')}", param=path or None)
+    path, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "extra_forbidden":
+        *parents, key = detail["loc"]
+        known = fields_at(NewTenant, parents)
+        message = f"unknown key{nearest(str(key), known)}; allowed: {', '.join(known)}"
+    return InvalidInput(f"{path or 'the body'}: {message}", param=path or None)
 
 
 def _usage(state: ScopeState, caps: Caps) -> dict[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
@@ -21,7 +22,7 @@ KEY_CLAIM: Final = "pointsman.quota.key"
 
 _SCHEME: Final = "hmac-sha256"
 #: What ``hash_key`` returns: 8 to 64 bytes of salt, 32 of digest.
-KEY_HASH: Final = r"^hmac-sha256\$(?:[0-9a-f]{2}){8,64}\$[0-9a-f]{64}$"
+_KEY_HASH: Final = r"hmac-sha256\$(?:[0-9a-f]{2}){8,64}\$[0-9a-f]{64}"
 
 #: How long a raw key may be. A short one could be found by trying.
 _KEY_CHARS: Final = (16, 512)
@@ -52,6 +53,19 @@ def hash_key(api_key: str, salt: str) -> str:
     """
     digest = hmac.digest(bytes.fromhex(salt), api_key.encode(), hashlib.sha256).hex()
     return f"{_SCHEME}${salt}${digest}"
+
+
+def made_by_us(key_hash: str) -> str:
+    """Return what ``hash_key`` has made.
+
+    Raises:
+        ValueError: it is something else; the message does not show it, for it may be a raw key.
+    """
+    if re.fullmatch(_KEY_HASH, key_hash) is None:
+        raise ValueError(
+            "it is no hash of a key, which looks like hmac-sha256$SALT$DIGEST; make one with 'pointsman quota hash-key'"
+        )
+    return key_hash
 
 
 @dataclass(frozen=True, slots=True, eq=False)
