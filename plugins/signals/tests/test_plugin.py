@@ -370,3 +370,30 @@ def test_an_unknown_dialect_stops_the_start_and_is_named_with_file_and_key():
         f"{where}.chat-a: 'grog' is not allowed: it must be one of {names} (did you mean 'groq'?)",
         f"{where}.backup: 'x' is not allowed: it must be one of {names}",
     ]
+
+
+async def test_names_that_the_gateway_does_not_have_are_problems_and_warnings(harness, caplog):
+    section = {
+        "checks": {"chat-c": {"kind": "off"}, "chat-b": {"kind": "off"}},
+        "dialects": {"bakup": "groq", "anthropic": "groq"},
+        "accounts": {"x": ["chat", "zzzzz"]},
+    }
+    missing = "the gateway's configuration has no deployment id, model group or provider"
+    problems = [
+        f"signals.checks.chat-c: {missing} 'chat-c' (did you mean 'chat-b'?)",
+        f"signals.dialects.bakup: {missing} 'bakup' (did you mean 'backup'?)",
+        f"signals.accounts.x[1]: {missing} 'zzzzz'",
+    ]
+    async with harness([(plugin, section)]) as h:
+        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == problems
+        status = h.status("signals")
+        assert (status.ok, status.details["problems"]) == (False, problems)
+        assert problems[0] in status.summary
+        more = [deployment("chat-c", "bakup"), deployment("d", "zzzzz")]
+        h.gateway.catalog.replace([*DEFAULT_DEPLOYMENTS, *more])
+        assert h.status("signals").ok, "the gateway may be configured anew"
+
+
+async def test_a_gateway_without_deployments_is_not_held_against_the_names(harness):
+    async with harness([(plugin, {"checks": {"chat-a": {"kind": "off"}}})], deployments=[]) as h:
+        assert h.status("signals").ok

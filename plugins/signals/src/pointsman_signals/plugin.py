@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -17,6 +18,7 @@ from .checks import Checks
 from .config import SignalsConfig
 from .dialects import DialectTable, installed_dialects
 from .http import Surface
+from .names import unknown_targets
 from .refresh import Refresher
 from .steer import steer
 from .view import span_attributes
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from pointsman.plugin import Services
     from pointsman.types import Attempt, Candidate, Signal
+
+log: Final = logging.getLogger("pointsman.signals")
 
 TICK_S: Final = 1.0
 ADOPT_EVERY_S: Final = 10.0
@@ -62,6 +66,8 @@ class SignalsPlugin:
         self._cache = Cache(self._book, services)
         checks = Checks(self._config, self._client, services.upstream, services.clock)
         self._refresher = Refresher(self._book, self._cache, checks, services)
+        for problem in self._problems():
+            log.warning(problem)
         await self._cache.restore()
         self._publish(self._book.refresh(services.signals.all(), services.clock.now()))
         services.tasks.every(TICK_S, self._tick, name="keep up")
@@ -113,9 +119,14 @@ class SignalsPlugin:
             if signal.deployment_id in self._book.states:
                 counts[str(signal.status)] += 1
         told = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no deployments yet"
+        problems = self._problems()
+        if self._cache.failures:
+            told += "; not shared: the store fails"
+        elif problems:
+            told += f"; {problems[0]}"
         return Status(
-            ok=self._cache.failures == 0,
-            summary=told if self._cache.failures == 0 else f"{told}; not shared: the store fails",
+            ok=not self._cache.failures and not problems,
+            summary=told,
             details={
                 "statuses": counts,
                 "deployments": len(self._book.states),
@@ -123,6 +134,7 @@ class SignalsPlugin:
                 "checks": {"made": self._refresher.made, "failed": self._refresher.failed},
                 "store": {"writes": self._cache.writes, "failures_in_a_row": self._cache.failures},
                 "dialects": self._book.dialects.names(),
+                "problems": problems,
             },
         )
 
@@ -130,6 +142,9 @@ class SignalsPlugin:
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
         return Surface(self._book, self._refresher, self._services).routes()
+
+    def _problems(self) -> list[str]:
+        return unknown_targets(self._config, self._services.catalog.deployments())
 
     def _observe(self, attempt: Attempt) -> None:
         now = self._services.clock.now()
