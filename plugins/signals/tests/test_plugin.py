@@ -316,6 +316,13 @@ async def test_the_overview_can_be_narrowed_and_refuses_what_it_does_not_know(ha
         assert [row["deployment_id"] for row in answer["signals"]] == ["backup-a"]
         refused = await h.admin.get("/signals", params={"grup": "x"})
         assert (refused.status_code, refused.json()["error"]["param"]) == (422, "grup")
+        assert "did you mean 'group'" in refused.json()["error"]["message"]
+        refused = await h.admin.get("/signals", params={"status": "exhaustd"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "status")
+        assert refused.json()["error"]["message"] == (
+            "there is no status 'exhaustd' (did you mean 'exhausted'?); "
+            "allowed: available, degraded, exhausted, unknown"
+        )
 
 
 async def test_one_deployment_can_be_shown_whatever_its_name(harness):

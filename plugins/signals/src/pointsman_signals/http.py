@@ -8,7 +8,9 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from pointsman.errors import InvalidInput, NotFound
+from pointsman.types import SignalStatus
 
+from .names import nearest
 from .view import account_json, signal_json
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from .refresh import Refresher
 
 _FILTERS = frozenset({"group", "provider", "status"})
+_STATUSES = tuple(map(str, SignalStatus))
 
 
 class Surface:
@@ -51,7 +54,14 @@ class Surface:
         wanted = dict(request.query_params)
         if unknown := wanted.keys() - _FILTERS:
             name = min(unknown)
-            raise InvalidInput(f"unknown parameter {name!r}; allowed: {', '.join(sorted(_FILTERS))}", param=name)
+            allowed = ", ".join(sorted(_FILTERS))
+            raise InvalidInput(f"unknown parameter {name!r}{nearest(name, _FILTERS)}; allowed: {allowed}", param=name)
+        status = wanted.get("status")
+        if status is not None and status not in _STATUSES:
+            raise InvalidInput(
+                f"there is no status {status!r}{nearest(status, _STATUSES)}; allowed: {', '.join(_STATUSES)}",
+                param="status",
+            )
         book, now = self._book, self._services.clock.now()
         self._adopt(now)
         shown = {}
