@@ -31,6 +31,16 @@ def test_groups_have_the_defaults(groups):
 
 
 @pytest.mark.parametrize(
+    ("candidates", "where"),
+    [([], ()), ([{"target": "chat", "priorty": 0}], (0, "priorty")), ([{"target": ""}], (0, "target"))],
+)
+def test_wrong_candidates_are_one_error(candidates, where):
+    with pytest.raises(ValidationError) as caught:
+        RacingConfig.model_validate({"models": [{"name": "smart", "candidates": candidates}]})
+    assert [detail["loc"] for detail in caught.value.errors()] == [("models", 0, "candidates", *where)]
+
+
+@pytest.mark.parametrize(
     ("defaults", "where"),
     [
         ({"strategy": "fastest"}, ("defaults", "strategy")),

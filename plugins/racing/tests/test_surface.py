@@ -108,7 +108,7 @@ async def test_the_list_follows_the_gateways_configuration(track):
 async def test_a_name_that_is_taken_stops_the_start(track, candidate):
     """Also when nobody could serve it: a model group would answer 404 to everybody."""
     models = [{"name": "swift", "candidates": ["tiny"]}, {"name": "chat", "candidates": [candidate]}]
-    with pytest.raises(PluginLoadError, match=r"racing\.models\[1\]\.name: the model name 'chat' is taken"):
+    with pytest.raises(PluginLoadError, match=r"failed: racing\.models\[1\]\.name: the model name 'chat' is taken"):
         await track(models=models).start()
 
 

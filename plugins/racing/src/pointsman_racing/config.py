@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from pointsman.plugin import PluginConfig
 
@@ -103,7 +103,7 @@ class VirtualModel(RaceSettings):
     display_name: Text = Field(default="", description="For people.")
     description: Text = Field(default="", description="For people.")
     candidates: tuple[CandidateConfig, ...] = Field(
-        min_length=1, max_length=20, description="Model groups or deployments, as text or with more settings."
+        max_length=20, description="Model groups or deployments, as text or with more settings; at least one."
     )
 
     @model_validator(mode="before")
@@ -113,6 +113,14 @@ class VirtualModel(RaceSettings):
             candidates = [{"target": one} if isinstance(one, str) else one for one in value["candidates"]]
             return {**value, "candidates": candidates}
         return value
+
+    @field_validator("candidates")
+    @classmethod
+    def _not_empty(cls, candidates: tuple[CandidateConfig, ...]) -> tuple[CandidateConfig, ...]:
+        # As min_length it would also be said of a list whose entries are wrong.
+        if not candidates:
+            raise ValueError("name at least one model group or deployment")
+        return candidates
 
     @model_validator(mode="after")
     def _budget_is_said(self) -> Self:

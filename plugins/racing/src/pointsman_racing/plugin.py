@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.errors import Conflict, PluginLoadError
+from pointsman.errors import ConfigError, Conflict
 from pointsman.types import Status
 
 from . import document, listing, names
@@ -59,7 +59,7 @@ class RacingPlugin:
         self._path = None if config.performance_file is None else services.base / config.performance_file
         self._list()
         if self._clashes:
-            raise PluginLoadError(services.plugin, "\n".join(self._clashes))
+            raise ConfigError("\n".join(self._clashes))
         self._warn()
         await self._import()
         await self._sharing.exchange()
@@ -174,13 +174,13 @@ class RacingPlugin:
         if self._path is None:
             return
         if not self._path.parent.is_dir():
-            raise PluginLoadError(self._services.plugin, f"performance_file: {self._path.parent} is no directory")
+            raise ConfigError(f"performance_file: {self._path.parent} is no directory")
         if not await self._sharing.knows_nothing():
             return
         try:
             standings = await asyncio.to_thread(document.load, self._path, self._config.half_life_s)
         except (document.NotOurs, OSError) as err:
-            raise PluginLoadError(self._services.plugin, f"performance_file: cannot use {self._path}: {err}") from err
+            raise ConfigError(f"performance_file: cannot use {self._path}: {err}") from err
         if standings:
             await self._sharing.put_first(standings)
 
