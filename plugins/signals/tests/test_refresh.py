@@ -158,6 +158,34 @@ async def test_a_document_exhausts_and_frees_a_deployment(tmp_path, harness):
         assert (await h.admin.post("/signals/chat-a/refresh")).json()["status"] == "available"
 
 
+@pytest.mark.parametrize(
+    ("document", "length_s"),
+    [
+        ({"five_hour": {"used": 99, "in": 90}}, 90),
+        ({"five_hour": {"used": 97, "in": 4 * 3600}, "seven_day": {"used": 40, "in": 600}}, 4 * 3600),
+        ({"five_hour": {"used": 97}, "seven_day": {"used": 40, "in": 600}}, 300),
+        ({"five_hour": {"used": 97, "in": 0}}, 300),
+        ({"five_hour": {"used": 97, "in": 60}, "seven_day": {"used": 97, "in": 600}}, 600),
+        ({"five_hour": {"in": 60}}, 300),
+    ],
+)
+async def test_what_a_document_calls_exhausted_ends_with_the_reset_of_its_scarcest_axis(
+    tmp_path, harness, document, length_s
+):
+    file = tmp_path / "quota.json"
+    file.write_text(json.dumps({"s": "exhausted", **document}))
+    limits = [
+        {"axis": axis, "used_percent": f"/{axis}/used", "resets_in_s": f"/{axis}/in"}
+        for axis in ("five_hour", "seven_day")
+    ]
+    check = {"kind": "file", "path": str(file), "document": {"status": "/s", "limits": limits}}
+    async with harness([(plugin, {"checks": {"chat-a": check}, "check_interval_s": 86_400})]) as h:
+        answer = (await h.admin.post("/signals/chat-a/refresh")).json()
+        assert (answer["status"], answer["until"]) == ("exhausted", pytest.approx(h.clock.now() + length_s))
+        await h.clock.advance(length_s + 1)
+        assert h.host.signals.get("chat-a").status is not SignalStatus.EXHAUSTED
+
+
 async def test_a_check_leaves_nothing_behind_when_the_worker_stops_in_the_middle(server, harness):
     server.delay_s = 60.0
     async with harness([plugin], deployments=[local(server.base), deployment("other")]) as h:

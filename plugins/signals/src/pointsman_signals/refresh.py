@@ -17,8 +17,10 @@ from .records import key_of
 from .state import Check
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pointsman.plugin import Services
-    from pointsman.types import Deployment, Signal
+    from pointsman.types import Deployment, Limit, Signal
 
     from .book import Book
     from .cache import Cache
@@ -140,7 +142,8 @@ class Refresher:
         if finding.exhausted is False:
             state.quota.succeeded(finding.at or now)
         elif finding.exhausted and not any(limit.remaining == 0 for limit in reading.limits):
-            state.quota.refused(self._book.rules.ttl_s, now, "its quota document says exhausted")
+            lasts_s = _exhausted_for_s(reading.limits, now, self._book.rules.ttl_s)
+            state.quota.refused(lasts_s, now, "its quota document says exhausted")
 
     async def _lease(self, state: State) -> bool:
         """Take the lease; without a store to ask, this worker checks for itself."""
@@ -169,3 +172,22 @@ class Refresher:
 
     async def _reread(self, state: State) -> None:
         await self._cache.read([state])
+
+
+def _exhausted_for_s(limits: Sequence[Limit], now: float, otherwise_s: float) -> float:
+    """Return how long an exhaustion lasts that a document states in so many words, with no axis at 0.
+
+    Its cause is the axis with the least left, and it ends with that axis' reset.
+
+    Args:
+        limits: What the document says of the axes.
+        now: Unix seconds.
+        otherwise_s: Its length when no reset is told.
+    """
+
+    def left(limit: Limit) -> tuple[float, float]:
+        ratio = limit.remaining / limit.limit if limit.limit and limit.remaining is not None else 1.0
+        return ratio, -(limit.resets_at or 0.0)
+
+    resets_at = min(limits, key=left).resets_at if limits else None
+    return resets_at - now if resets_at is not None and resets_at > now else otherwise_s
