@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
+import sys
+import tomllib
+import types
 from decimal import Decimal
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import pytest
 import yaml
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
-from pointsman.errors import UpstreamError
+from pointsman.errors import PluginLoadError, UpstreamError
 from pointsman.testing import Harness, breaks, disconnect, error, never, ok
 from pointsman.types import (
     AttemptKind,
@@ -26,10 +30,12 @@ from pointsman.types import (
     UpstreamRequest,
     Usage,
 )
+from pointsman_billing import sinks
 from pointsman_billing.errors import OutboxUnavailable
 from pointsman_billing.reports import Reports, Span
 
 from .kit import AT, attempt, by_type, eventually, get, lines, reconciled, settled_as, until, worker
+from .sink_server import SinkServer, sequence
 
 FILE = {"ndjson": {"path": "bills.ndjson"}}
 
@@ -513,6 +519,34 @@ async def test_a_cancelled_attempt_that_never_answered_costs_nothing(tmp_path: P
         assert await reconciled(h) == {"free": 1}
 
 
+@pytest.mark.parametrize(
+    ("sink", "message"),
+    [
+        (
+            {"ndjson": {"pth": "bills.ndjson"}},
+            "sinks[0]: sink 'ndjson': path: is missing; pth: unknown key (did you mean 'path'?); allowed: backoff_first_s, ",
+        ),
+        ("ndjson", "sink 'ndjson': path: is missing"),
+        ({"ndjsn": {"path": "x"}}, "there is no sink 'ndjsn' (did you mean 'ndjson'?); installed: "),
+        (
+            {"ndjson": {"path": "x", "fsync": "SECRET"}},
+            "sink 'ndjson': fsync: input should be 'batch', 'rotate' or 'never'",
+        ),
+        ({"ndjson": {"path": "x", "rotate_mb": 0}}, "rotate_mb: input should be greater than or equal to 1"),
+        (
+            {"lago": {"url": "http://u:SECRET@lago", "api_kee": "SECRET"}},
+            "what is secret has a key of its own; api_key: is missing; api_kee: unknown key (did you mean 'api_key'?)",
+        ),
+        ({"ndjson": "SECRET"}, "a sink is written as its kind with its settings"),
+    ],
+)
+async def test_what_is_wrong_with_a_sink_is_said_in_the_hosts_words(tmp_path: Path, sink: Any, message: str) -> None:
+    with pytest.raises(PluginLoadError) as caught:
+        await worker(tmp_path, sink).start()
+    assert message in str(caught.value)
+    assert "SECRET" not in str(caught.value)
+
+
 async def test_the_readmes_example_works(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     document = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
@@ -522,3 +556,25 @@ async def test_the_readmes_example_works(tmp_path: Path) -> None:
         await h.request()
         await h.settled()
         await settled_as(h, billed=1)
+
+
+async def test_the_readmes_sink_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by its entry point; sent again after a failure; what is rejected becomes a dead letter."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    code, project = (readme.split(f"```{language}\n")[1].split("```")[0] for language in ("python", "toml"))
+    ((group, points),) = tomllib.loads(project)["project"]["entry-points"].items()
+    ((kind, value),) = points.items()
+    module = types.ModuleType(value.split(":")[0])
+    exec(code, module.__dict__)  # noqa: S102  # our own README
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert group == sinks.GROUP
+    monkeypatch.setattr(sinks, "entry_points", lambda group: [EntryPoint(kind, value, group)])
+    with SinkServer(sequence("503", "drop", "ok", "422")) as server:
+        async with worker(tmp_path, {kind: {"url": server.url, "events": "attempts"}}) as h:
+            await h.request()
+            await eventually(h, lambda: len(server.events) == 1)
+            await h.request()
+            await h.settled()
+            await eventually(h, lambda: "sink webhook has 1 dead letters" in h.status("billing").summary)
+            assert [event["type"] for event in server.events] == ["attempt"]
+        assert server.accepted.total() == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Final
@@ -14,6 +14,8 @@ from pydantic import ValidationError
 from .base import EventsRejected, Sink, SinkConfig, SinkContext, SinkError, SinkInfo, SinkUnavailable
 
 GROUP: Final = "pointsman_billing.sinks"
+#: As alike as the host's own hints are.
+_NEAR_RATIO: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,8 @@ def choose(written: object) -> Chosen:
     kind, section = _read(written)
     found = {point.name: point for point in entry_points(group=GROUP)}
     if kind not in found:
-        near = difflib.get_close_matches(kind, list(found), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"there is no sink {kind!r}{hint}; installed: {', '.join(sorted(found)) or 'none'}")
+        installed = ", ".join(sorted(found)) or "none"
+        raise ValueError(f"there is no sink {kind!r}{_nearest(kind, found)}; installed: {installed}")
     info = found[kind].load()
     if not isinstance(info, SinkInfo):
         raise ValueError(f"the entry point of the sink {kind!r} names no SinkInfo")  # noqa: TRY004 - pydantic reports it
@@ -60,10 +61,27 @@ def choose(written: object) -> Chosen:
     try:
         return Chosen(kind, info, info.config.model_validate(dict(section)))
     except ValidationError as err:
-        details = err.errors(include_url=False, include_input=False, include_context=False)
-        lines = [f"{'.'.join(map(str, d['loc'])) or kind}: {d['msg'].removeprefix('Value error, ')}" for d in details]
-        allowed = ", ".join(sorted(info.config.model_fields))
-        raise ValueError(f"sink {kind!r}: {'; '.join(lines)} (keys: {allowed})") from None
+        raise ValueError(f"sink {kind!r}: {'; '.join(_complaints(info.config, err))}") from None
+
+
+def _complaints(model: type[SinkConfig], err: ValidationError) -> Iterator[str]:
+    """Yield what is wrong with a section, key by key in the host's words, and at last which keys there are."""
+    unknown = False
+    for detail in err.errors(include_url=False, include_input=False, include_context=False):
+        message = detail["msg"].removeprefix("Value error, ")
+        message = message[:1].lower() + message[1:]
+        if detail["type"] == "missing":
+            message = "is missing"
+        elif detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1:
+            message, unknown = f"unknown key{_nearest(str(detail['loc'][0]), model.model_fields)}", True
+        yield ": ".join(filter(None, (".".join(map(str, detail["loc"])), message)))
+    if unknown:
+        yield f"allowed: {', '.join(sorted(model.model_fields))}"
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=_NEAR_RATIO)
+    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def _read(written: object) -> tuple[str, Mapping[str, object]]:
