@@ -1,5 +1,5 @@
 # ruff: noqa: INP001 - a script of figures, not a package
-"""What admission costs a request, on each store: ``pre_route`` from the request to its reservation.
+"""What admission costs a request, on each store: ``pre_route`` from the request to its reservation, in a real host.
 
 Stores take turns, slice by slice, so that a machine whose speed drifts does not matter. Redis is started here and left
 out where it is not installed. Run it with ``python plugins/quota/bench/bench_admission.py``.
@@ -16,15 +16,16 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from pointsman.store import StateStore, open_store
-from pointsman.testing import Harness
+from pointsman.host.config import parse
+from pointsman.host.host import Host
+from pointsman.testing import FakeGateway
 from pointsman.types import Endpoint, Identity, RequestContext
 from pointsman_quota.plugin import plugin
 
@@ -82,21 +83,34 @@ def context() -> RequestContext:
     )
 
 
+@contextlib.asynccontextmanager
+async def started(section: Mapping[str, Any], store: Mapping[str, Any], base: Path) -> AsyncIterator[Host]:
+    """Run a host with this plugin alone."""
+    gateway = FakeGateway()
+    settings = parse({"store": store, "plugins": [{"quota": section}]}, "bench", base)
+    host = Host(settings, gateway, available={"quota": plugin})
+    gateway.attach(host)
+    await host.start()
+    try:
+        yield host
+    finally:
+        await host.stop()
+
+
 class Load:
     """One store with one configuration: takes slices of requests.
 
     Args:
-        harness: The worker.
+        host: The worker.
     """
 
-    def __init__(self, harness: Harness) -> None:
-        self.harness = harness
+    def __init__(self, host: Host) -> None:
+        self.host = host
         self.taken_us: list[float] = []
 
     async def slice(self) -> None:
         """Admit some requests, one after another, and settle them."""
-        host = self.harness.host
-        exchanges = [host.open(context()) for _ in range(SLICE)]
+        exchanges = [self.host.open(context()) for _ in range(SLICE)]
         for exchange in exchanges:
             begun = time.perf_counter_ns()
             denial = await exchange.admit()
@@ -106,25 +120,22 @@ class Load:
         # Settling is off the request path: not while the next one is measured.
         for exchange in exchanges:
             exchange.close(200)
-        await self.harness.settled()
+        await self.host.settled()
 
 
 async def main(slices: int) -> None:
     """Measure and print."""
     with tempfile.TemporaryDirectory() as folder, redis(Path(folder)) as url:
+        base = Path(folder)
         async with contextlib.AsyncExitStack() as stack:
             loads: dict[tuple[str, str], Load] = {}
             for number, (title, section) in enumerate(SECTIONS.items()):
-                stores: dict[str, StateStore] = {
-                    "memory": await open_store("memory"),
-                    "disk": await open_store("disk", path=Path(folder) / f"store-{number}"),
-                }
+                stores: list[dict[str, Any]] = [{"backend": "memory"}, {"backend": "disk", "path": f"store-{number}"}]
                 if url is not None:
-                    stores["redis"] = await open_store("redis", url=url, prefix=f"bench-{number}:")
-                for name, store in stores.items():
-                    stack.push_async_callback(store.close)
-                    harness = Harness([(plugin, section)], store=store, name=f"{name}-{number}")
-                    loads[title, name] = Load(await stack.enter_async_context(harness))
+                    stores.append({"backend": "redis", "url": url, "prefix": f"bench-{number}"})
+                for store in stores:
+                    host = await stack.enter_async_context(started(section, store, base))
+                    loads[title, store["backend"]] = Load(host)
             for load in loads.values():
                 await load.slice()
                 load.taken_us.clear()
