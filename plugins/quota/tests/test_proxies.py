@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import Behaviour, Delay, ReceivedRequest, UpstreamServer
@@ -176,6 +177,39 @@ def test_two_workers_on_one_disk(upstream: UpstreamServer, tmp_path: Path) -> No
     config = configuration(upstream, {"backend": "disk", "path": str(tmp_path / "store")})
     with ProxyServer(config, tmp_path / "proxy", workers=2) as proxy:
         press(upstream, [proxy], [lambda: kill_a_worker(proxy)])
+
+
+def test_the_readmes_example(tmp_path: Path) -> None:
+    """Whom it lets in, and as whom: a tenant's key, a wrong one, none, and the master key."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    document = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+    document["pointsman"]["plugins"][0]["quota"]["tenants"][0]["keys"][0]["hash"] = hash_key(KEY, "00" * 16)
+    with UpstreamServer() as upstream:
+        document["model_list"] = [
+            {
+                "model_name": model,
+                "litellm_params": {"model": f"openai/{model}", "api_base": f"{upstream.url}/v1", "api_key": "x"},
+            }
+            for model in ("gpt-4o", "gpt-4o-mini", "other")
+        ]
+        with ProxyServer(document, tmp_path) as proxy:
+
+            def ask(key: str, model: str, **more: Any) -> tuple[int, Any]:
+                headers = {"authorization": f"Bearer {key}"} if key else {}
+                body = {"model": model, "messages": [{"role": "user", "content": "hello"}], **more}
+                url = f"{proxy.url}/v1/chat/completions"
+                answer = httpx.post(url, json=body, headers=headers, timeout=30, trust_env=False)
+                return answer.status_code, answer.json().get("error", {})
+
+            assert ask(KEY, "gpt-4o")[0] == 200
+            status, error = ask(KEY, "gpt-4o", fallbacks=["other"])
+            assert (status, error["code"]) == (403, "model_not_allowed")
+            assert "Not allowed for this tenant: 'other'." in error["message"]
+            assert [ask(key, "gpt-4o-mini")[0] for key in ("sk-of-nobody-0123456789", "")] == [401, 401]
+            assert ask(proxy.master_key, "gpt-4o-mini")[0] == 200
+            assert ask(proxy.master_key, "gpt-4o")[1]["code"] == "model_not_allowed"
+            with proxy.client() as admin:
+                assert admin.get("/pointsman/quota/tenants/guest").json()["usage"][0]["requests_left"] < 5
 
 
 @pytest.mark.services

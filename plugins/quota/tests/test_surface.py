@@ -11,6 +11,7 @@ import httpx
 import pytest
 import yaml
 
+from pointsman.cli import gateway
 from pointsman.store.base import Put, Update
 from pointsman.testing import Harness, never
 from pointsman.types import Identity
@@ -239,14 +240,25 @@ async def test_a_wrong_configuration_stops_the_start(section: dict[str, Any], me
     assert "sk-raw-key" not in str(caught.value)
 
 
-async def test_the_readmes_example_works() -> None:
+def example() -> Any:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    document = yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
-    section = document["pointsman"]["plugins"][0]["quota"]
+    return yaml.safe_load(readme.split("```yaml\n")[1].split("```")[0])
+
+
+async def test_the_readmes_example_works() -> None:
+    section = example()["pointsman"]["plugins"][0]["quota"]
     async with worker(**section) as h:
         acme = Identity(team_id="team-acme")
         assert (await h.request(identity=acme, model="gpt-4o")).route.labels["tenant"] == "acme"
-        assert (await h.request(model="gpt-4o")).status == 403
+        assert (await h.request(api_key="sk-of-nobody", model="gpt-4o-mini")).status == 401
+        admin = Identity(admin=True)
+        assert (await h.request(identity=admin, model="gpt-4o-mini")).route.labels["tenant"] == "guest"
+        assert (await h.request(identity=admin, model="gpt-4o")).status == 403
+
+
+def test_nothing_is_amiss_on_litellms_side_of_the_readmes_example(tmp_path: Path) -> None:
+    document = {**example(), "model_list": []}
+    assert list(gateway.warnings(document, {"LITELLM_MASTER_KEY": "sk-long-and-random"}, tmp_path, ["quota"])) == []
 
 
 async def test_a_stored_tenant_with_a_bad_salt_is_left_out_and_disturbs_nobody() -> None:

@@ -203,7 +203,9 @@ class QuotaConfig(PluginConfig):
     )
     tenants: tuple[Tenant, ...] = Field(default=(), description="More can be added over HTTP.")
     default_tenant: TenantId | None = Field(
-        default=None, description="Tenant of callers that nobody knows; without one they are refused with 401."
+        default=None,
+        description="Tenant of callers whom the gateway lets in and no tenant matches, its admin key included; without "
+        "one they are refused with 401.",
     )
     exempt_admin: bool = Field(
         default=True, description="The gateway's own admin key is no tenant's and without a default is not limited."
