@@ -30,7 +30,7 @@ from rich.table import Table
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import Behaviour, Delay, UpstreamProcess
 
-MEDIAN_MS: Final = 400.0
+MEDIAN_MS: Final = 800.0
 SIGMA: Final = 0.35
 DEPLOYMENTS: Final = 4
 FIRST_TOKEN: Final = b'"content":"'
@@ -93,7 +93,7 @@ def variants(work: Path) -> list[Variant]:
     ask = {"messages": [{"role": "user", "content": "Say something."}], "stream": True}
     hedging = {
         "store": {"backend": "disk", "path": str(work / "store")},
-        "plugins": [{"racing": {"groups": {"hedged": {"delay": {"fixed_ms": 1500}}}}}],
+        "plugins": [{"racing": {"groups": {"hedged": {"delay": {"fixed_ms": 3000}}}}}],
     }
     return [
         Variant("LiteLLM alone", ("alone",), {**ask, "model": "alone"}),

@@ -18,7 +18,7 @@ import httpx
 import yaml
 
 MASTER_KEY: Final = "sk-pointsman-test-0123456789"
-START_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 240.0
 _ENV: Final = "os.environ/"
 
 
