@@ -22,6 +22,12 @@ Messages say what is wrong, where, and what to do about it. They never contain a
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+_NEAR_RATIO: Final = 0.5
+
 
 class PointsmanError(Exception):
     """Base of all errors of this project."""
@@ -141,3 +147,15 @@ class Conflict(AdminError):
 
     status = 409
     code = "conflict"
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = _NEAR_RATIO) -> str:
+    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text.
+
+    Args:
+        name: What was written.
+        known: What could have been meant.
+        cutoff: How alike they must be, 0 to 1.
+    """
+    match = difflib.get_close_matches(name, sorted(set(known)), n=1, cutoff=cutoff)
+    return f" (did you mean {match[0]!r}?)" if match else ""

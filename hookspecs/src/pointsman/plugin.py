@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .errors import nearest
 from .types import (
     Answer,
     Attempt,
@@ -147,6 +148,14 @@ class Catalog(Protocol):
         Raises:
             Conflict: when the gateway's configuration itself has a model group of this name.
         """
+
+
+def unknown_target(target: str, catalog: Catalog) -> str | None:
+    """Return what is wrong with a target of the configuration, or None when the gateway has it."""
+    if catalog.deployments(target):
+        return None
+    known = {name for each in catalog.deployments() for name in (each.group, each.id)}
+    return f"the gateway has no model group or deployment {target!r}{nearest(target, known)}"
 
 
 class Prices(Protocol):

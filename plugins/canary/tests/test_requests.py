@@ -158,7 +158,7 @@ async def test_unknown_targets_stop_the_start_with_their_keys_and_the_nearest_na
         )
     assert str(caught.value).endswith(
         """\
-canary.experiments[0].stable: the gateway has no model group or deployment 'odl'; did you mean 'old'?
+canary.experiments[0].stable: the gateway has no model group or deployment 'odl' (did you mean 'old'?)
 canary.experiments[0].canary: the gateway has no model group or deployment 'somewhere else'
-canary.experiments[2].arms.c.target: the gateway has no model group or deployment 'newr'; did you mean 'newer'?"""
+canary.experiments[2].arms.c.target: the gateway has no model group or deployment 'newr' (did you mean 'newer'?)"""
     )

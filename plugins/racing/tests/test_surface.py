@@ -121,9 +121,9 @@ async def test_a_name_that_is_taken_later_is_a_problem(track):
 
 
 UNKNOWN = [
-    "racing.models[0].candidates[1].target: the gateway has no model group or deployment 'bakup'; did you mean 'backup'?",
-    "racing.models[0].candidates[2].model: no deployment of 'tiny' has the model 'tini'; did you mean 'tiny'?",
-    "racing.groups.caht: the gateway has no model group or deployment 'caht'; did you mean 'chat'?",
+    "racing.models[0].candidates[1].target: the gateway has no model group or deployment 'bakup' (did you mean 'backup'?)",
+    "racing.models[0].candidates[2].model: no deployment of 'tiny' has the model 'tini' (did you mean 'tiny'?)",
+    "racing.groups.caht: the gateway has no model group or deployment 'caht' (did you mean 'chat'?)",
 ]
 
 

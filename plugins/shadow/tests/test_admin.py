@@ -165,8 +165,8 @@ async def test_names_that_the_gateway_does_not_have_stop_the_start_all_at_once(s
         )
     assert str(caught.value).endswith(
         """\
-shadow.mirrors[0].challenger: the gateway has no model group or deployment 'nwe'; did you mean 'new'?
-shadow.mirrors[0].judge.model: the gateway has no model group or deployment 'jugde'; did you mean 'judge'?
+shadow.mirrors[0].challenger: the gateway has no model group or deployment 'nwe' (did you mean 'new'?)
+shadow.mirrors[0].judge.model: the gateway has no model group or deployment 'jugde' (did you mean 'judge'?)
 shadow.mirrors[1].embedding.model: the gateway has no model group or deployment 'something else'"""
     )
 

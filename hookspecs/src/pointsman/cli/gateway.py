@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from ..host.explain import nearest
+from ..errors import nearest
 
 HANDLER: Final = "pointsman.litellm.handler"
 CUSTOM_AUTH: Final = "pointsman.litellm.custom_auth"

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from ..errors import ConfigError, PluginError
+from ..errors import ConfigError, PluginError, nearest
 from ..host import config, manager
 from ..host.config import HostConfig, StoreConfig
 from ..host.document import read_document
-from ..host.explain import nearest
 from ..host.manager import HOOK_NAMES, Loaded
 from . import gateway, telemetry
 from .output import Finding, Level

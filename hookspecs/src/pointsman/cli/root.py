@@ -10,8 +10,7 @@ from typing import Any, Final
 import click
 
 from .. import __version__
-from ..errors import PluginLoadError
-from ..host.explain import nearest
+from ..errors import PluginLoadError, nearest
 from ..host.manager import Available, discover, plugin_info
 
 #: Name, where its code is, and its line in the help.

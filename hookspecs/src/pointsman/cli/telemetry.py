@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import opentelemetry.environment_variables
 import opentelemetry.sdk.environment_variables
 
-from ..host.explain import nearest
+from ..errors import nearest
 
 _EXPORTERS: Final = ("otlp", "console", "none")
 _PROTOCOLS: Final = ("http/protobuf", "grpc")

@@ -6,7 +6,6 @@ secrets, and whole sections (which may contain some), are not shown.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import UnionType
@@ -15,27 +14,14 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..errors import ConfigError
+from ..errors import ConfigError, nearest
 
 _SECRET: Final = re.compile(r"key|token(?!s)|secret|password|credential|auth|cookie|header|hash|url|dsn", re.IGNORECASE)
 _SHOWN_CHARS: Final = 60
-_NEAR_RATIO: Final = 0.5
 _MESSAGES: Final = {"model_type": "it must be a mapping", "dict_type": "it must be a mapping"}
 _WORDS: Final = {None: "null", True: "true", False: "false"}
 
 M = TypeVar("M", bound=BaseModel)
-
-
-def nearest(name: str, known: Iterable[str], *, cutoff: float = _NEAR_RATIO) -> str:
-    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text.
-
-    Args:
-        name: What was written.
-        known: What could have been meant.
-        cutoff: How alike they must be, 0 to 1.
-    """
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def validate(model: type[M], raw: Mapping[Any, Any], where: str) -> M:

@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import pluggy
 
 from .. import specs
-from ..errors import HookSignatureError, PluginError, PluginLoadError, PointsmanError
+from ..errors import HookSignatureError, PluginError, PluginLoadError, PointsmanError, nearest
 from ..plugin import PluginConfig, PluginInfo
 from .calls import Calls, Faults, Impl
-from .explain import nearest
 
 if TYPE_CHECKING:
     from .config import PluginEntry

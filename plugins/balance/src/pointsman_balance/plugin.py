@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import trace
 
 from pointsman import PluginInfo, hookimpl
+from pointsman.errors import nearest
 from pointsman.types import BreakerChanged, Status
 
 from .choose import Chooser
 from .config import BalanceConfig
 from .members import Members
-from .names import nearest
 from .observe import Observer
 from .policies import Policies
 from .probe import Prober

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
-from pointsman.errors import ConfigError, PluginLoadError
+from pointsman.errors import ConfigError, PluginLoadError, nearest
 
 from .adaptive import Adaptive
 from .affinity import CacheAffinity
-from .names import nearest
 from .tactic import Tactic
 from .tactics import P2C, Capacity, Headroom, LatencyBased, LeastBusy, Random, RoundRobin, SpeedBased, TokenBased
 

@@ -9,10 +9,9 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from pointsman.errors import ConfigError, InvalidInput, NotFound
+from pointsman.errors import ConfigError, InvalidInput, NotFound, nearest
 
 from .config import BreakerConfig, GroupPolicy
-from .names import nearest
 from .view import group_json, member_json
 
 if TYPE_CHECKING:

@@ -7,10 +7,9 @@ from typing import Annotated, ClassVar, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from pointsman.errors import InvalidInput
+from pointsman.errors import InvalidInput, nearest
 
 from .experiment import Experiment, Name, Percent
-from .names import nearest
 
 MAX_AUDIT: Final = 1000
 MAX_SCORES: Final = 1000

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from pointsman.errors import ConfigError, Conflict, InvalidInput, NotFound, StoreUnavailable
+from pointsman.plugin import unknown_target
 
 from . import lifecycle, table
 from .events import announce
 from .experiment import Version
 from .lifecycle import Cause, Outcome, Refused
-from .names import unknown
 from .observations import Observer
 from .repository import Repository
 
@@ -89,7 +89,7 @@ class Engine:
     def unknown_targets(self, experiment: Experiment) -> dict[str, str]:
         """Return what is wrong with the targets that the gateway would have to know, by their keys."""
         found = {
-            key: unknown(target, self.services.catalog)
+            key: unknown_target(target, self.services.catalog)
             for key, target in experiment.written.items()
             if isinstance(target, str)
         }

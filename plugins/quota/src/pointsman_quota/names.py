@@ -1,21 +1,11 @@
-"""What an unknown name may have meant. Pure."""
+"""Which names may stand where in a section. Pure."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
-from typing import Any, Final, get_args
+from collections.abc import Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel
-
-#: As alike as the host's own hints are.
-_NEAR_RATIO: Final = 0.5
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text."""
-    match = difflib.get_close_matches(name, sorted(known), n=1, cutoff=_NEAR_RATIO)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:

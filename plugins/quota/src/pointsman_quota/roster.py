@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from pydantic import ValidationError
 
-from pointsman.errors import Conflict, NotFound
+from pointsman.errors import Conflict, NotFound, nearest
 from pointsman.store.base import Put, Update
 from pointsman.store.snapshot import Snapshot, revision_key
 
 from .config import Tenant
-from .names import nearest
 from .tenants import Directory
 
 if TYPE_CHECKING:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from pointsman.errors import nearest
+from pointsman.plugin import unknown_target
 
 from .field import members
 
@@ -33,7 +34,9 @@ def unknown(config: RacingConfig, catalog: Catalog, section: str) -> list[str]:
         if (why := _of_candidate(candidate, catalog)) is not None
     ]
     found += [
-        f"{section}.groups.{name}: {_no_such(name, catalog)}" for name in config.groups if not catalog.deployments(name)
+        f"{section}.groups.{name}: {why}"
+        for name in config.groups
+        if (why := unknown_target(name, catalog)) is not None
     ]
     return found
 
@@ -41,17 +44,7 @@ def unknown(config: RacingConfig, catalog: Catalog, section: str) -> list[str]:
 def _of_candidate(candidate: CandidateConfig, catalog: Catalog) -> str | None:
     if members(candidate, catalog):
         return None
-    if not (others := catalog.deployments(candidate.target)):
-        return f"target: {_no_such(candidate.target, catalog)}"
-    near = _nearest(candidate.model or "", {each.model for each in others})
+    if (why := unknown_target(candidate.target, catalog)) is not None:
+        return f"target: {why}"
+    near = nearest(candidate.model or "", {each.model for each in catalog.deployments(candidate.target)})
     return f"model: no deployment of {candidate.target!r} has the model {candidate.model!r}{near}"
-
-
-def _no_such(target: str, catalog: Catalog) -> str:
-    known = {name for each in catalog.deployments() for name in (each.group, each.id)}
-    return f"the gateway has no model group or deployment {target!r}{_nearest(target, known)}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

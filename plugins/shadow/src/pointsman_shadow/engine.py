@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from opentelemetry import trace
 
 from pointsman.errors import ConfigError, StoreError
+from pointsman.plugin import unknown_target
 from pointsman.types import Answer, Attempt, AttemptKind, Outcome, Price, RequestContext, Settlement
 
 from . import bodies, calls
@@ -18,7 +19,6 @@ from .comparison import Comparison, Metric, Side, compare
 from .config import EVERY_MODEL, Mirror, ShadowConfig, Version
 from .evidence import Count
 from .line import Line
-from .names import unknown
 from .opinions import Panel
 from .pace import PROBE_S, Pace
 from .pairs import Pair
@@ -332,7 +332,9 @@ class Engine:
             "embedding.model": mirror.embedding.model if mirror.embedding else None,
         }
         found = {
-            key: unknown(target, self.services.catalog) for key, target in named.items() if isinstance(target, str)
+            key: unknown_target(target, self.services.catalog)
+            for key, target in named.items()
+            if isinstance(target, str)
         }
         return {key: why for key, why in found.items() if why is not None}
 

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from pointsman.errors import InvalidInput, NotFound
+from pointsman.errors import InvalidInput, NotFound, nearest
 from pointsman.types import SignalStatus
 
-from .names import nearest
 from .view import account_json, signal_json
 
 if TYPE_CHECKING:

@@ -1,24 +1,16 @@
-"""Whether the names in the configuration are those of the gateway, and what an unknown one may have meant. Pure."""
+"""Whether the names in the configuration are those of the gateway. Pure."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from pointsman.errors import nearest
 
 if TYPE_CHECKING:
     from pointsman.types import Deployment
 
     from .config import SignalsConfig
-
-#: As alike as the host's own hints are.
-_NEAR_RATIO: Final = 0.5
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean 'x'?)" for the nearest known name, or an empty text."""
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=_NEAR_RATIO)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def unknown_targets(config: SignalsConfig, deployments: Iterable[Deployment]) -> list[str]:

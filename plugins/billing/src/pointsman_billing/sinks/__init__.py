@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Final
 
 from pydantic import ValidationError
 
+from pointsman.errors import nearest
+
 from .base import EventsRejected, Sink, SinkConfig, SinkContext, SinkError, SinkInfo, SinkUnavailable
 
 GROUP: Final = "pointsman_billing.sinks"
 #: As alike as the host's own hints are.
-_NEAR_RATIO: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def choose(written: object) -> Chosen:
     found = {point.name: point for point in entry_points(group=GROUP)}
     if kind not in found:
         installed = ", ".join(sorted(found)) or "none"
-        raise ValueError(f"there is no sink {kind!r}{_nearest(kind, found)}; installed: {installed}")
+        raise ValueError(f"there is no sink {kind!r}{nearest(kind, found)}; installed: {installed}")
     info = found[kind].load()
     if not isinstance(info, SinkInfo):
         raise ValueError(f"the entry point of the sink {kind!r} names no SinkInfo")  # noqa: TRY004 - pydantic reports it
@@ -73,15 +73,10 @@ def _complaints(model: type[SinkConfig], err: ValidationError) -> Iterator[str]:
         if detail["type"] == "missing":
             message = "is missing"
         elif detail["type"] == "extra_forbidden" and len(detail["loc"]) == 1:
-            message, unknown = f"unknown key{_nearest(str(detail['loc'][0]), model.model_fields)}", True
+            message, unknown = f"unknown key{nearest(str(detail['loc'][0]), model.model_fields)}", True
         yield ": ".join(filter(None, (".".join(map(str, detail["loc"])), message)))
     if unknown:
         yield f"allowed: {', '.join(sorted(model.model_fields))}"
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1, cutoff=_NEAR_RATIO)
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def _read(written: object) -> tuple[str, Mapping[str, object]]:
