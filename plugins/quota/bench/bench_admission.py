@@ -143,11 +143,11 @@ async def main(slices: int) -> None:
                 for load in loads.values():
                     await load.slice()
     table = Table(title=f"Admission, microseconds, {slices * SLICE} requests each")
-    for column in ("limits", "store", "p50", "p95", "p99"):
+    for column in ("limits", "store", "p10", "p50", "p95", "p99"):
         table.add_column(column, justify="left" if column in {"limits", "store"} else "right")
     for (title, name), load in loads.items():
         taken = sorted(load.taken_us)
-        table.add_row(title, name, *(f"{taken[int(len(taken) * q)]:.0f}" for q in (0.5, 0.95, 0.99)))
+        table.add_row(title, name, *(f"{taken[int(len(taken) * q)]:.0f}" for q in (0.1, 0.5, 0.95, 0.99)))
     Console().print(table)
 
 

@@ -15,7 +15,6 @@ from pointsman.errors import nearest
 from .base import EventsRejected, Sink, SinkConfig, SinkContext, SinkError, SinkInfo, SinkUnavailable
 
 GROUP: Final = "pointsman_billing.sinks"
-#: As alike as the host's own hints are.
 
 
 @dataclass(frozen=True, slots=True)
