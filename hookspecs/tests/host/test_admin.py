@@ -70,7 +70,7 @@ async def test_what_is_not_there_says_what_to_look_at(harness, plugin):
     async with harness([plugin(Failing)]) as h:
         unknown = await h.admin.get("/nobody/x")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
-        assert "GET /nobody/x" in unknown.json()["error"]["message"]
+        assert "GET /pointsman/nobody/x" in unknown.json()["error"]["message"]
         assert "is the plugin enabled?" in unknown.json()["error"]["message"]
         method = await h.admin.get("/failing/bug")
         assert (method.status_code, method.json()["error"]["code"]) == (405, "method_not_allowed")

@@ -10,6 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Self, TypeVar
 
 from ..errors import StoreUnavailable
+from . import patience
 from .commit import GroupCommit, Outcome, Probe, Scan, Work
 from .directory import open_directory
 from .embedded import EmbeddedStore
@@ -100,7 +101,7 @@ class DiskStore(EmbeddedStore):
         if self._closed is not None:
             raise StoreUnavailable(f"the store in {self._path} has been closed")
         future = self._hand_over(work)
-        timer = self._loop.call_later(self._timeout_s, self._give_up, future)
+        timer = patience.after(self._loop, self._timeout_s, lambda: self._give_up(future))
         try:
             return await future
         finally:

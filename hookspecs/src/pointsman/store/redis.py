@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
 from ..errors import StoreCorrupt, StoreError, StoreUnavailable
-from . import encoding, lua
+from . import encoding, lua, patience
 from .base import JSON, AtomicOp, Update
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class RedisStore:
         if self._closed:
             raise StoreUnavailable(f"{self._where}: the store has been closed")
         try:
-            async with asyncio.timeout(self._timeout_s), self._free_connections:
+            async with patience.within(self._timeout_s), self._free_connections:
                 yield
         except TimeoutError:
             raise StoreUnavailable(f"{self._where} did not answer within {self._timeout_s:g} s") from None

@@ -13,6 +13,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
 
+from pointsman.store import patience
+
 from .bill import Bill
 from .database import Database
 from .errors import OutboxFull, OutboxUnavailable
@@ -125,7 +127,7 @@ class Outbox:
             raise OutboxUnavailable(f"the outbox in {self.directory} has been closed")
         future: asyncio.Future[Any] = self._loop.create_future()
         self._queue.put(_Job(work, writes, future, bills))
-        timer = self._loop.call_later(self._timeout_s, self._give_up, future)
+        timer = patience.after(self._loop, self._timeout_s, lambda: self._give_up(future))
         try:
             result: T = await future
         finally:
