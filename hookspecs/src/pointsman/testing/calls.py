@@ -7,7 +7,6 @@ probes and judges have an exchange of their own.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from contextvars import ContextVar
 from dataclasses import replace
@@ -312,8 +311,10 @@ class FakeCall:
         if not self.ended:
             self._leave(_LEFT)
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await self._task
+        # Not the task itself: its error would keep this frame, and all that whoever calls us knows.
+        await asyncio.wait({self._task})
+        if not self._task.cancelled():
+            self._task.exception()
         self._close()
 
 
