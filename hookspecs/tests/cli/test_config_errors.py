@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pointsman.errors import ConfigError
+from pointsman.explain import validate
 from pointsman.host import config
-from pointsman.host.explain import validate
 
 
 def complaints(text: str) -> list[str]:

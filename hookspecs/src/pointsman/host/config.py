@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ..errors import ConfigError, PluginLoadError
+from ..explain import validate
 from ..plugin import PluginConfig
-from .explain import validate
 
 SECTION: Final = "pointsman"
 _ENV: Final = "os.environ/"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Final, TypeVar, get_args
+from typing import Annotated, ClassVar, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from pointsman.errors import InvalidInput, nearest
+from pointsman.explain import fields_at
 
 from .experiment import Experiment, Name, Percent
 
@@ -117,23 +117,5 @@ def refusal(model: type[BaseModel], err: ValidationError, whole: str) -> Invalid
     message = first["msg"]
     if first["type"] == "extra_forbidden":
         *path, key = first["loc"]
-        message = f"is not a known field{nearest(str(key), _known(model, path))}"
+        message = f"is not a known field{nearest(str(key), fields_at(model, path))}"
     return InvalidInput(f"{field}: {message.removeprefix('Value error, ')}", param=field)
-
-
-def _known(model: type[BaseModel], path: Sequence[int | str]) -> set[str]:
-    """Return the fields that may stand at a place of a body."""
-    at = [model]
-    for part in path:
-        fields = [each.model_fields[part] for each in at if isinstance(part, str) and part in each.model_fields]
-        # Everything else is an index, a key or the branch of a union, within what has been found already.
-        if fields:
-            at = [found for field in fields for found in _models(field.annotation)]
-    return {name for each in at for name in each.model_fields}
-
-
-def _models(annotation: object) -> list[type[BaseModel]]:
-    """Return the models that an annotation holds, in whatever containers and unions."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for argument in get_args(annotation) for found in _models(argument)]

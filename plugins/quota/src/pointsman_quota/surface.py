@@ -10,10 +10,10 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from pointsman.errors import InvalidInput, NotFound, nearest
+from pointsman.explain import fields_at
 
 from .config import Key, Limits, Section, Tenant, Text
 from .ledger import LEVEL_UNIT, held
-from .names import fields_at
 from .scopes import all_scopes
 from .tenants import checked_key, hash_key
 

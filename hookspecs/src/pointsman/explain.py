@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from ..errors import ConfigError, nearest
+from .errors import ConfigError, nearest
 
 _SECRET: Final = re.compile(r"key|token(?!s)|secret|password|credential|auth|cookie|header|hash|url|dsn", re.IGNORECASE)
 _SHOWN_CHARS: Final = 60
@@ -58,8 +58,8 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         *path, key = detail["loc"]
-        parents, annotations = _follow(model, path)
-        allowed = sorted({name for each in _models(annotations) for name in _names(each)})
+        parents, _ = _follow(model, path)
+        allowed = fields_at(model, path)
         place = _place(where, [*parents, key])
         return f"{place}: unknown key{nearest(str(key), allowed)}", f"; allowed: {', '.join(allowed) or 'none'}"
     path, _ = _follow(model, detail["loc"])
@@ -83,6 +83,16 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[
     ):
         return f"{place}: ", message
     return f"{place}: {_shown(value, path)} is not allowed: ", f"{message[:1].lower()}{message[1:]}{near}"
+
+
+def fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    """Return the names of the fields that may stand at a place, sorted.
+
+    Args:
+        model: What is validated.
+        loc: The place, as pydantic's errors tell it.
+    """
+    return sorted({name for each in _models(_follow(model, loc)[1]) for name in _names(each)})
 
 
 def _place(where: str, path: Sequence[int | str]) -> str:
