@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from opentelemetry.trace import StatusCode
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.testing import breaks, calls, cancel, deployment, error, never, no_leaks, ok
@@ -588,7 +589,9 @@ async def test_spans_tell_the_race(track, stream):
         await h.request(model="smart", stream=stream, script={"chat": ok(latency_s=3), "backup": ok("b")})
         await h.settled()
         spans = {s.name: dict(s.attributes) for s in h.spans if s.name.startswith("attempt ")}
+        failed = {s.name for s in h.spans if s.status.status_code is StatusCode.ERROR}
     loser, winner = spans["attempt chat-a"], spans["attempt backup-a"]
+    assert not failed, "who was cancelled has not failed"
     assert (loser["pointsman.racing.won"], winner["pointsman.racing.won"]) == (False, True)
     assert (loser["pointsman.racing.reason"], winner["pointsman.racing.reason"]) == ("first", "hedge")
     assert loser["pointsman.outcome"] == "cancelled"
