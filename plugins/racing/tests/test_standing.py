@@ -218,6 +218,38 @@ class TestDelay:
         careful = Delay(min_samples=100, fixed_ms=700)
         assert book.delay_ms([deployment("a")], careful, stream=True, now=NOW) == 700
 
+    def test_few_samples_lean_on_how_the_others_spread(self, attempt):
+        """Three stragglers in forty samples are no reason to wait for seconds; a sick neighbour is none either."""
+        book = Book(HALF_LIFE_S)
+
+        def see(name, *times_ms):
+            for first_ms in times_ms:
+                book.observe(attempt(name, first_ms=first_ms), stream=True, now=NOW)
+
+        see("unlucky", *[400.0] * 37, *[6400.0] * 3)
+        assert self.ask(book, "unlucky") == pytest.approx(6400, rel=0.03)
+        for name, median_ms in (("quick", 100.0), ("usual", 400.0), ("slow", 1000.0)):
+            see(name, *[median_ms] * 930, *[2 * median_ms] * 70)
+        see("sick", *[400.0] * 60, *[40_000.0] * 40)
+        names = ("unlucky", "quick", "usual", "slow", "sick")
+
+        def lean(name):
+            return book.delay_ms([deployment(name)], self.delay, stream=True, now=NOW, like=names)
+
+        # 40 samples of its own against 400 that say "twice the median".
+        assert lean("unlucky") == pytest.approx(400 * 16 ** (40 / 440) * 2 ** (400 / 440), rel=0.05)
+        # Its own median, and the others change nothing of what a thousand samples agree on.
+        assert lean("quick") == pytest.approx(200, rel=0.05)
+        assert lean("slow") == pytest.approx(2000, rel=0.05)
+
+    def test_a_thousand_samples_speak_for_themselves(self, attempt):
+        book = self.book(attempt, 300.0, count=20_000)
+        for _ in range(100):
+            book.observe(attempt("b", first_ms=100.0), stream=True, now=NOW)
+            book.observe(attempt("b", first_ms=900.0), stream=True, now=NOW)
+        found = book.delay_ms([deployment("a")], self.delay, stream=True, now=NOW, like=("a", "b"))
+        assert found == pytest.approx(300, rel=0.05)
+
     def test_the_quickest_of_those_it_may_have_reached(self, attempt):
         book = self.book(attempt, 300.0)
         for _ in range(100):

@@ -20,7 +20,7 @@ from typing import Final
 
 _DUST: Final = 1e-9
 #: How much longer than with a full bucket a race waits when there is nothing left.
-_MOST_PATIENCE: Final = 0.4
+_MOST_PATIENCE: Final = 0.2
 
 
 class Bucket:
@@ -58,7 +58,7 @@ class Bucket:
 
 
 def patience(buckets: Iterable[Bucket]) -> float:
-    """Return by how much hedging delays are stretched: 1 with full buckets, 1.4 when one of them is empty."""
+    """Return by how much hedging delays are stretched: 1 with full buckets, 1.2 when one of them is empty."""
     level = min(bucket.tokens / bucket.burst for bucket in buckets)
     return 1.0 + _MOST_PATIENCE * (1.0 - level)
 

@@ -73,7 +73,7 @@ class RaceSettings(Section):
         description="Extra attempts per request at most, over time: 0.05 is one in twenty requests.",
     )
     budget_burst: float = Field(
-        default=10.0, ge=1, le=10_000, description="Extra attempts that may come at once after a quiet time."
+        default=20.0, ge=1, le=10_000, description="Extra attempts that may come at once after a quiet time."
     )
     same_candidate: bool = Field(
         default=True,

@@ -174,12 +174,16 @@ class Racer:
         def call(leg: Leg) -> UpstreamCall:
             return self._start(ctx, upstream, course, leg)
 
+        like = tuple(d.id for name in {e.target: None for e in entries} for d in services.catalog.deployments(name))
+
         def delay_ms(number: int, entry: Entry, leg: Leg | None) -> float:
             reached = None if leg is None else leg.deployment
             deployments = services.catalog.deployments(entry.target) if reached is None else (reached,)
             now = services.clock.now()
             share = 1.0 if number == 0 else LATER_DELAY
-            usual_ms = self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now, share=share)
+            usual_ms = self._book.delay_ms(
+                deployments, settings.delay, stream=ctx.stream, now=now, share=share, like=like
+            )
             return usual_ms * patience((course.bucket, self.total))
 
         def allow() -> bool:
