@@ -12,11 +12,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import Final, NoReturn, cast
+from uuid import UUID
+
+import orjson
 
 from ..errors import StoreCorrupt
 from .base import JSON, MAX_COUNTER, MAX_KEY_CHARS, MAX_TTL_S, Put, Update
 
+_OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 _LEAVES: Final = frozenset({str, int, float, bool, type(None)})
 _NO_VALUE: Final = "None means 'no value' and cannot be stored: delete the key instead"
 
@@ -131,8 +136,17 @@ def encode(value: JSON) -> str:
 def encode_any(value: JSON) -> str:
     """Return the canonical JSON text of any JSON value, None included: arguments and results of an atomic step."""
     try:
-        if type(value) not in _LEAVES:
-            _check_names(value)
+        text = orjson.dumps(value, default=_plain, option=_OPTIONS).decode()
+    except TypeError:
+        return _encode_carefully(value)
+    # It writes null for a number that JSON does not have, too.
+    return text if "null" not in text else _encode_carefully(value)
+
+
+def _encode_carefully(value: JSON) -> str:
+    """Encode what ``orjson`` cannot (integers beyond 64 bits, deep nesting, names of a subclass of text), or refuse it."""
+    try:
+        _check_names(value)
         text = _encoder.encode(value)
     except (TypeError, ValueError) as err:
         raise ValueError(f"not a JSON value: {err}") from None
@@ -140,7 +154,12 @@ def encode_any(value: JSON) -> str:
         raise ValueError("not a JSON value: nested too deeply, or within itself") from None
     if not text.isascii():
         _check_unicode(text, "a value")
-    return text
+    # The two spell floats differently: a value has one text, whatever Python types it came in.
+    try:
+        plain = orjson.dumps(_decoder.decode(text), option=_OPTIONS).decode()
+    except (TypeError, RecursionError):
+        return text
+    return text if "null" in plain else plain
 
 
 def decode(text: str | bytes, where: str) -> JSON:
@@ -176,10 +195,7 @@ def decode_any(text: str | bytes) -> JSON:
 
 
 def _check_names(value: object) -> None:
-    """Refuse names that are not text, which ``json`` would silently turn into text.
-
-    It looks at every value that is stored: what is common comes first, as abstract classes are slow to ask.
-    """
+    """Refuse names that are not text, which ``json`` would silently turn into text."""
     inner: Iterable[object]
     if isinstance(value, (list, tuple)):
         inner = value
@@ -198,7 +214,13 @@ def _check_names(value: object) -> None:
 
 
 def _plain(value: object) -> object:
-    """Turn other mappings and sequences into those that ``json`` knows."""
+    """Turn other mappings and sequences, and what ``orjson`` writes by itself, into what ``json`` knows."""
+    if isinstance(value, tuple):  # most are: of a class with names
+        return list(value)
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):

@@ -45,6 +45,7 @@ _WRITE: Final = (
     " store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,"
     " size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value"
 )
+_BOOKKEEPING: Final = ("Settings_count_", "Settings_size_")
 _LAST_CHARACTER: Final = chr(0x10FFFF)
 _BEFORE_SURROGATES: Final = chr(0xD7FF)
 _AFTER_SURROGATES: Final = chr(0xE000)
@@ -105,6 +106,19 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
             self.close()
             raise
         self._file_number = Path(directory, DBNAME).stat().st_ino
+        self._drop_bookkeeping()
+
+    def _drop_bookkeeping(self) -> None:
+        """Remove what diskcache counts with at every change: two more rows to write each time, and nobody reads them."""
+        try:
+            self.begin()
+            for (name,) in self._sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+                if name.startswith(_BOOKKEEPING):
+                    self._sql(f'DROP TRIGGER "{name}"')
+            self.commit()
+        except BaseException:
+            self.close()
+            raise
 
     def begin(self) -> None:
         """Start a transaction, alone among all processes in being allowed to write."""

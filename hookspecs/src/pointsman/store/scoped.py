@@ -78,7 +78,8 @@ class ScopedStore:
         """Do nothing: the whole store belongs to whoever opened it."""
 
     def _full(self, key: str) -> str:
-        encoding.check_key(key)
+        if type(key) is not str or not key:
+            encoding.check_key(key)  # it says what is wrong; all else is said of the whole key
         return self._prefix + key
 
     def _full_names(self, values: Mapping[str, V]) -> dict[str, V]:
