@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict, UserDict, UserList
-from enum import IntEnum, StrEnum
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from enum import Enum, IntEnum, StrEnum
+from typing import NamedTuple
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -31,6 +37,30 @@ class Level(IntEnum):
     LOW = 1
 
 
+class Suit(Enum):
+    """An enumeration that is no text itself, but stands for one."""
+
+    CLUBS = "clubs"
+
+
+class Fraction(float):
+    """A number of a class of its own."""
+
+
+class Point(NamedTuple):
+    """A list whose items have names."""
+
+    x: float
+    y: int
+
+
+@dataclass
+class Named:
+    """Not JSON, though a library may write it as such."""
+
+    name: int
+
+
 @given(value=JSON.filter(lambda value: value is not None))
 def test_a_text_means_its_value_and_is_the_only_one(value):
     """Decoding gives the value back, and encoding that gives the same text, whatever the order of names was."""
@@ -54,6 +84,45 @@ def test_a_text_means_its_value_and_is_the_only_one(value):
 )
 def test_canonical_texts(value, text):
     assert encoding.encode(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "same"),
+    [
+        ({Colour.RED: 1e-7}, {"red": 1e-7}),
+        ({"red": Fraction(1e-7)}, {"red": 1e-7}),
+        ([UUID(int=1), Suit.CLUBS], ["00000000-0000-0000-0000-000000000001", "clubs"]),
+        ([UUID(int=1), Suit.CLUBS, None], ["00000000-0000-0000-0000-000000000001", "clubs", None]),
+        (Point(1e-7, 2), [1e-7, 2]),
+        ({"p": Point(2**64, 1e-7)}, {"p": [2**64, 1e-7]}),
+    ],
+)
+def test_one_text_whatever_python_types_a_value_came_in(value, same):
+    assert encoding.encode(value) == encoding.encode(same)
+    assert encoding.encode(encoding.decode(encoding.encode(value), "here")) == encoding.encode(same)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        math.nan,
+        [1, {"a": -math.inf}],
+        {1: "a"},
+        {"a": {None: 1}},
+        {Suit.CLUBS: 1},
+        b"bytes",
+        {1, 2},
+        Decimal(1),
+        datetime(2026, 1, 1, tzinfo=UTC),
+        [object()],
+        Named(1),
+        "half \ud83d",
+        {"\udc00": 1},
+    ],
+)
+def test_what_json_does_not_have_is_refused(value):
+    with pytest.raises(ValueError, match=r"not a JSON value|half a surrogate"):
+        encoding.encode(value)
 
 
 @pytest.mark.parametrize(

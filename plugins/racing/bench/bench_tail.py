@@ -7,7 +7,7 @@ LiteLLM with its own ``fastest_response`` over two groups. Then everything becom
 make it worse. Nothing passes or fails. The rate has to leave the machine idle for most of the time: a proxy that waits
 for the processor is slow in a way that no hedge can help.
 
-    python plugins/racing/bench/bench_tail.py [--requests 3000 --rate 4 --slow 400]
+    python plugins/racing/bench/bench_tail.py [--requests 3000 --rate 4 --slow 800]
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=3000, help="to each proxy (default 3000)")
     parser.add_argument("--rate", type=float, default=4.0, help="arrivals a second at each proxy (default 4)")
-    parser.add_argument("--slow", type=int, default=400, help="requests to each proxy in the slow-down (default 400)")
+    parser.add_argument("--slow", type=int, default=800, help="requests to each proxy in the slow-down (default 800)")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, UpstreamProcess({"*": behaviour()}) as upstream:
         work = Path(folder)

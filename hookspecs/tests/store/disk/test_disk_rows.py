@@ -254,3 +254,19 @@ async def test_processes_share_the_time(directory, opened):
     now[0] += 1
     assert await second.get("a") is None
     assert await first.get("a") is None
+
+
+# --- what diskcache adds by itself
+
+
+async def test_diskcache_does_not_count_at_every_change(tmp_path):
+    """Neither in a new directory nor in one that diskcache has opened by itself in the meantime."""
+    for _ in range(2):
+        store = await DiskStore.open(tmp_path / "store")
+        await store.put("a", 1)
+        with sqlite3.connect(tmp_path / "store" / FILE) as connection:
+            assert connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall() == []
+        assert await store.get("a") == 1
+        await store.close()
+        with diskcache.Cache(tmp_path / "store") as cache:
+            assert cache.disk is not None
