@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,11 +58,14 @@ def test_shares_that_add_up_to_one_are_one():
 
 
 def test_the_less_is_left_the_longer_a_race_waits():
-    """The emptiest bucket decides; never more than 1.2 times as long."""
+    """The emptiest bucket decides; one that is nearly empty does so emphatically."""
     full, other = Bucket(0.05, 10), Bucket(0.05, 4)
     assert patience([full, other]) == 1.0
     other.take()
     assert patience([full, other]) == pytest.approx(1.05)
-    for _ in range(3):
-        other.take()
-    assert patience([full, other]) == 1.2
+    other.take()
+    assert patience([full, other]) == pytest.approx(1.1)
+    other.take()
+    assert patience([full, other]) == pytest.approx(1.15)
+    other.take()
+    assert patience([full, other]) == pytest.approx(1.2 * math.exp(8 * 0.25))

@@ -135,6 +135,13 @@ class Mirror(Model):
     time_limit_s: float = Field(
         default=60.0, gt=0, le=3600, description="Longest time of one mirrored call, in seconds."
     )
+    rest_after: int | None = Field(
+        default=10,
+        ge=1,
+        le=1_000_000,
+        description="After so many failures in a row the challenger is left alone for 1 s, each time twice as long, at"
+        " most for a minute; null: never.",
+    )
     budget: Budget = Field(default=Budget(), description="What it may spend a day.")
     tenant: Text | None = Field(default=None, description="The account that pays; default: shadow:<name>.")
     pairs_wanted: int | None = Field(

@@ -158,7 +158,7 @@ class Engine:
             request = calls.mirror_request(line, pair)
             called = await calls.call(self.services, request, line.mirror.time_limit_s, pair.context)
             pair.mirror_id = called.request_id
-            line.mirrored(called.side)
+            line.mirrored(called.side, self.services.clock.monotonic())
             await self._spent(line, called.spent, held)
         except Exception:
             if called is None:
@@ -312,6 +312,11 @@ class Engine:
             found += [f"{name}: {key}: {why}" for key, why in self._unknown(mirror).items()]
             if line.target is None:
                 found.append(f"{name}: nobody serves the challenger, {mirror.challenger_text}; is it registered?")
+            if line.rest.resting(now := self.services.clock.monotonic()):
+                found.append(
+                    f"{name}: {mirror.challenger_text} has failed {line.rest.failures} times in a row; it is asked again"
+                    f" in {line.rest.until - now:.0f} s"
+                )
             if line.unreadable is not None:
                 found.append(f"{name}: {line.unreadable}; it mirrors nothing until it is reset")
             if line.superseded:

@@ -15,6 +15,7 @@ from .config import Filter
 from .evidence import Batch, Count, JsonObject, Phase
 from .pairs import Pair
 from .redaction import Redactor
+from .rest import Rest
 from .sampling import Sampler
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Completed pairs that wait for a store that does not answer; more are lost, and counted.
 MOST_WAITING: Final = 2_000
+#: Why a pair is dropped while the challenger is left alone.
+_RESTS: Final = "challenger_rests"
 _GONE: Final = frozenset({Outcome.CANCELLED, Outcome.DISCONNECTED, Outcome.DENIED})
 
 
@@ -46,6 +49,7 @@ class Line:
         batch: What has been seen and not been handed in.
         handing: Completed pairs that are being handed in.
         missing: Pairs that the mirror wants beyond those in the store; None: it goes on.
+        rest: Whether the challenger is left alone since it keeps failing.
         lost: Completed pairs that could not be kept while the store did not answer.
         superseded: The store has another definition of this mirror: a newer worker's.
         unreadable: What is wrong with the mirror's state in the store, while nobody can read it; None when it is fine.
@@ -63,6 +67,7 @@ class Line:
         self.batch = Batch()
         self.handing = 0
         self.missing: int | None = None
+        self.rest = Rest(mirror.rest_after)
         self.lost = 0
         self.superseded = False
         self.unreadable: str | None = None
@@ -102,6 +107,8 @@ class Line:
         why = self.purse.empty() or ("queue_full" if self.alive >= self._capacity else None)
         if why is None and self.target is None:
             why = "no_challenger"
+        if why is None and self.rest.resting(now):
+            why = _RESTS
         if why is not None:
             count(Count.DROPPED, of=why)
             return None
@@ -179,11 +186,18 @@ class Line:
 
     # -- what has been seen -------------------------------------------------------------------------------------------
 
-    def mirrored(self, side: Side) -> None:
-        """Count a mirrored call that has ended."""
+    def mirrored(self, side: Side, now: float) -> None:
+        """Count a mirrored call that has ended now (monotonic seconds)."""
         self.batch.count(Count.MIRRORED)
-        if not side.ok:
-            self.batch.count(Count.CHALLENGER_ERRORS, of=side.error or "unknown")
+        if side.ok:
+            self.rest.answered()
+            return
+        self.batch.count(Count.CHALLENGER_ERRORS, of=side.error or "unknown")
+        if self.rest.failed(side.error, now):
+            waiting, self.queue = self.queue, deque(pair for pair in self.queue if pair.challenger is not None)
+            for pair in waiting:
+                if pair.challenger is None:
+                    self.drop(pair, _RESTS)
 
     def record(self, pair: Pair, champion: Side, challenger: Side, comparison: Comparison, now: float) -> None:
         """Count a completed pair and keep its result.

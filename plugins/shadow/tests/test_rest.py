@@ -1,0 +1,101 @@
+"""A challenger that keeps failing is left alone for a while."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pointsman.testing import error, ok
+from pointsman_shadow.pace import PROBE_S
+from pointsman_shadow.rest import FIRST_S, LONGEST_S, Rest
+
+
+def test_each_rest_is_twice_as_long_until_there_is_an_answer():
+    rest, now, rests = Rest(3), 0.0, []
+    assert [rest.failed("server", now) for _ in range(3)] == [False, False, True]
+    for _ in range(9):
+        rests.append(rest.until - now)
+        assert rest.resting(rest.until - 0.01)
+        now = rest.until
+        assert not rest.resting(now)
+        assert rest.failed("timeout", now)
+    assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    rest.answered()
+    assert [rest.failed("server", 1000.0 + n) for n in range(3)] == [False, False, True]
+    assert rest.until == 1003.0
+
+
+def test_what_was_under_way_does_not_make_it_longer():
+    rest = Rest(2)
+    assert [rest.failed("server", 0.0) for _ in range(50)].count(True) == 1
+    assert rest.until == FIRST_S
+
+
+def test_what_is_wrong_with_a_request_says_nothing_about_the_challenger():
+    rest = Rest(1)
+    assert not any(rest.failed(kind, 0.0) for kind in ("client", "content_policy", "context_window"))
+    assert rest.failures == 0
+    assert rest.failed(None, 0.0)
+
+
+def test_a_mirror_may_do_without():
+    rest = Rest(None)
+    assert not any(rest.failed("server", float(n)) for n in range(1000))
+    assert not rest.resting(1000.0)
+
+
+@given(
+    after=st.integers(1, 5),
+    events=st.lists(st.tuples(st.sampled_from(["ok", "server", "client"]), st.floats(0, 100)), max_size=60),
+)
+def test_it_is_never_left_alone_for_longer_than_a_minute(after, events):
+    rest, now = Rest(after), 0.0
+    for event, passed_s in events:
+        now += passed_s
+        if event == "ok":
+            rest.answered()
+            assert rest.failures == 0
+        else:
+            began = rest.failed(event, now)
+            assert not began or rest.failures >= after
+        assert rest.until <= now + LONGEST_S
+
+
+async def test_a_dead_challenger_is_asked_now_and_then(shadows, kit):
+    """The operator is told, what is not mirrored is counted, and the first answer ends it."""
+    worker = await shadows.worker(kit.mirror(rest_after=4))
+    worker.gateway.upstream.answer({"new": error(500)})
+
+    async def ask(times):
+        for _ in range(times):
+            await worker.request(moves_clock=False)
+            await shadows.clock.advance(2 * PROBE_S)
+
+    await ask(10)
+    (problem,) = (await worker.admin.get("/shadow")).json()["problems"]
+    assert problem == "next: new has failed 4 times in a row; it is asked again in 1 s"
+    shown = await shadows.shown(worker)
+    assert shown["mirrored"] == 4
+    assert shown["reasons"]["dropped"] == {"challenger_rests": 6}
+
+    await shadows.clock.advance(1.0)
+    await ask(3)
+    assert (await shadows.shown(worker))["mirrored"] == 5
+
+    worker.gateway.upstream.answer({"new": ok("well again")})
+    await shadows.clock.advance(2.0)
+    await ask(5)
+    assert (await shadows.shown(worker))["mirrored"] == 10
+    assert (await worker.admin.get("/shadow")).json()["problems"] == []
+
+
+@pytest.mark.parametrize("waiting", [1, 5])
+async def test_those_that_wait_when_a_rest_begins_are_dropped(shadows, kit, waiting):
+    worker = await shadows.worker(kit.mirror(max_concurrent=1, queue_size=50, rest_after=1, max_wait_s=500))
+    worker.gateway.upstream.answer({"new": error(500, latency_s=30.0)})
+    for _ in range(1 + waiting):
+        await worker.request(moves_clock=False)
+    await shadows.rest(worker, 40.0)
+    shown = await shadows.shown(worker)
+    assert (shown["mirrored"], shown["reasons"]["dropped"]) == (1, {"challenger_rests": waiting})
