@@ -71,6 +71,20 @@ def test_a_text_means_its_value_and_is_the_only_one(value):
     assert encoding.decode(text.encode(), "here") == back
 
 
+@given(value=JSON)
+def test_a_result_is_a_copy_as_its_text_would_give_it(value):
+    copy = encoding.as_returned(value)
+    assert json.dumps(copy, sort_keys=True) == json.dumps(value, sort_keys=True)
+    assert encoding.encode_any(copy) == encoding.encode_any(value)
+
+
+def test_a_result_is_of_plain_types():
+    assert encoding.as_returned((Point(1.5, 2**70), {Colour.RED: Level.LOW}, None)) == [[1.5, 2**70], {"red": 1}, None]
+    assert encoding.as_returned((Point(1.5, 2), {"a": ()})) == [[1.5, 2], {"a": []}]
+    with pytest.raises(ValueError, match="not a JSON value"):
+        encoding.as_returned([math.nan])
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [

@@ -162,6 +162,19 @@ def _encode_carefully(value: JSON) -> str:
     return text if "null" in plain else plain
 
 
+def as_returned(value: JSON) -> JSON:
+    """Return the result of an atomic step as every backend returns it: a copy, of plain types.
+
+    Raises:
+        ValueError: it is not a JSON value.
+    """
+    try:
+        text = orjson.dumps(value, default=_plain, option=_OPTIONS)
+    except TypeError:
+        text = b"null"
+    return decode_any(encode_any(value)) if b"null" in text else cast("JSON", orjson.loads(text))
+
+
 def decode(text: str | bytes, where: str) -> JSON:
     """Return the value of a stored text.
 

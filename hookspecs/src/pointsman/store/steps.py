@@ -128,7 +128,7 @@ def run(op: AtomicOp, keys: Sequence[str], args: JSON) -> Step[JSON]:
     def work(read: Read, now: float) -> tuple[Writes, JSON]:
         changes, result = op.python([_value(key, read(key)) for key in keys], args)
         writes = {keys[index]: _new_row(change, now) for index, change in changes.items()}
-        return writes, encoding.decode_any(encoding.encode_any(result))
+        return writes, encoding.as_returned(result)
 
     return Step(keys, writes=True, work=work)
 

@@ -212,7 +212,6 @@ def left(
     requests: list[Left] = []
     tokens: list[Left] = []
     for state, limits in zip(states, caps, strict=True):
-        period = period_at(state.at_ms)
         in_use = held(state)[1] + taken[1]
         if "requests" in limits:
             level = state.requests + taken[0] * LEVEL_UNIT
@@ -221,10 +220,14 @@ def left(
             tokens.append(_bucket_left(state.tokens, in_use, limits["tokens"], limits["tokens_burst"]))
         if "day_tokens" in limits:
             cap = limits["day_tokens"]
-            tokens.append(Left(cap, max(0, cap - state.day_tokens - in_use), period.day_ends_ms - now_ms))
+            tokens.append(
+                Left(cap, max(0, cap - state.day_tokens - in_use), period_at(state.at_ms).day_ends_ms - now_ms)
+            )
         if "month_tokens" in limits:
             cap = limits["month_tokens"]
-            tokens.append(Left(cap, max(0, cap - state.month_tokens - in_use), period.month_ends_ms - now_ms))
+            tokens.append(
+                Left(cap, max(0, cap - state.month_tokens - in_use), period_at(state.at_ms).month_ends_ms - now_ms)
+            )
     return min(requests, key=_remaining, default=None), min(tokens, key=_remaining, default=None)
 
 
