@@ -9,9 +9,9 @@ nothing else to do that can cost more than all the rest, as the hypervisor has t
 are two tables: with processors that have something to do, at idle priority, as in a gateway with traffic, and without.
 ``an empty turn`` is what waking another thread and being woken by it takes, with nothing done in between.
 
-A virtual processor is also half as fast for some of the time, when a neighbour uses the other half of its core. So a
-fixed piece of Python is timed before and after each slice, and the columns on the right are of those slices alone
-during which the machine was as fast as it ever was.
+A shared virtual processor is also half as fast for some of the time, whatever runs on it. So a fixed piece of Python is
+timed before and after each slice, and the columns on the right are of those slices alone during which the machine was
+as fast as it ever was.
 
 Run it with ``python plugins/quota/bench/bench_admission.py``.
 """
