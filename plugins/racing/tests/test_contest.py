@@ -54,6 +54,7 @@ async def test_a_race_is_reported_also_when_nobody_waits_for_its_losers(stream):
         call=lambda leg: calls[leg.number],
         delay_ms=lambda *_: 1e9,
         allow=lambda: True,
+        patience=lambda: 1.0,
         judge=lambda _: 0.0,
         finished=finished.append,
     )

@@ -299,6 +299,32 @@ def test_the_delay_is_asked_again_when_it_is_over():
     assert [start.reason for start in race.tick(180.0)] == [Reason.HEDGE]
 
 
+def test_patience_may_come_and_go():
+    """A race that began while there was next to nothing left need not wait once there is."""
+    patience = [9.0]
+    race = Race(Plan(entries=entries(2)), lambda *_: DELAY_MS, lambda: True, lambda: patience[0])
+    race.begin(0.0)
+    assert race.due_ms() == DELAY_MS
+    assert race.tick(DELAY_MS) == []
+    assert race.due_ms() == 2 * DELAY_MS
+    patience[0] = 2.5
+    assert race.tick(2 * DELAY_MS) == []
+    assert race.due_ms() == 2.5 * DELAY_MS
+    patience[0] = 1.0
+    assert [start.reason for start in race.tick(2.5 * DELAY_MS)] == [Reason.HEDGE]
+
+
+@pytest.mark.parametrize(("timeout_ms", "at_ms"), [(10 * DELAY_MS, 5 * DELAY_MS), (1.5 * DELAY_MS, DELAY_MS)])
+def test_nothing_is_stretched_beyond_half_of_the_time(timeout_ms, at_ms):
+    race = Race(Plan(entries=entries(2), timeout_ms=timeout_ms), lambda *_: DELAY_MS, lambda: True, lambda: 9.0)
+    race.begin(0.0)
+    starts = []
+    while not starts:
+        now_ms = race.due_ms()
+        starts = race.tick(now_ms)
+    assert (now_ms, starts[0].reason) == (at_ms, Reason.HEDGE)
+
+
 def test_a_refusing_budget_is_asked_again_later():
     answers = iter([False, True])
     race = Race(Plan(entries=entries(2)), delay_ms=lambda *_: DELAY_MS, allow=lambda: next(answers))

@@ -242,6 +242,15 @@ class TestDelay:
         assert lean("quick") == pytest.approx(200, rel=0.05)
         assert lean("slow") == pytest.approx(2000, rel=0.05)
 
+    def test_of_two_the_steadier_one_is_leaned_on(self, attempt):
+        """So a sick neighbour does not matter when there is no third."""
+        book = Book(HALF_LIFE_S)
+        for name, slow_ms in (("well", 800.0), ("sick", 40_000.0)):
+            for first_ms in [400.0] * 92 + [slow_ms] * 8:
+                book.observe(attempt(name, first_ms=first_ms), stream=True, now=NOW)
+        found = book.delay_ms([deployment("well")], self.delay, stream=True, now=NOW, like=("well", "sick"))
+        assert found == pytest.approx(800, rel=0.05)
+
     def test_a_thousand_samples_speak_for_themselves(self, attempt):
         book = self.book(attempt, 300.0, count=20_000)
         for _ in range(100):

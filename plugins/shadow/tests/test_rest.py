@@ -16,25 +16,29 @@ def test_each_rest_is_twice_as_long_until_there_is_an_answer():
     assert [rest.failed("server", now) for _ in range(3)] == [False, False, True]
     for _ in range(9):
         rests.append(rest.until - now)
-        assert rest.resting(rest.until - 0.01)
+        assert not rest.asks(rest.until - 0.01)
         now = rest.until
-        assert not rest.resting(now)
-        assert rest.failed("timeout", now)
+        assert rest.asks(now)
+        assert not rest.asks(now), "once, whether or not it has failed by now"
+        assert not rest.failed("timeout", now)
     assert rests == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     rest.answered()
+    assert rest.asks(now)
     assert [rest.failed("server", 1000.0 + n) for n in range(3)] == [False, False, True]
     assert rest.until == 1003.0
 
 
 def test_what_was_under_way_does_not_make_it_longer():
     rest = Rest(2)
-    assert [rest.failed("server", 0.0) for _ in range(50)].count(True) == 1
-    assert rest.until == FIRST_S
+    assert [rest.failed("server", float(second)) for second in range(50)].count(True) == 1
+    assert rest.until == 1.0 + FIRST_S
+    rest.answered()
+    assert rest.asks(51.0), "the answer of one that was under way is an answer"
 
 
-def test_what_is_wrong_with_a_request_says_nothing_about_the_challenger():
+def test_what_is_not_the_challengers_fault_says_nothing_about_it():
     rest = Rest(1)
-    assert not any(rest.failed(kind, 0.0) for kind in ("client", "content_policy", "context_window"))
+    assert not any(rest.failed(kind, 0.0) for kind in ("client", "content_policy", "context_window", "refused"))
     assert rest.failures == 0
     assert rest.failed(None, 0.0)
 
@@ -42,12 +46,12 @@ def test_what_is_wrong_with_a_request_says_nothing_about_the_challenger():
 def test_a_mirror_may_do_without():
     rest = Rest(None)
     assert not any(rest.failed("server", float(n)) for n in range(1000))
-    assert not rest.resting(1000.0)
+    assert rest.asks(1000.0)
 
 
 @given(
     after=st.integers(1, 5),
-    events=st.lists(st.tuples(st.sampled_from(["ok", "server", "client"]), st.floats(0, 100)), max_size=60),
+    events=st.lists(st.tuples(st.sampled_from(["ok", "server", "client", "ask"]), st.floats(0, 100)), max_size=60),
 )
 def test_it_is_never_left_alone_for_longer_than_a_minute(after, events):
     rest, now = Rest(after), 0.0
@@ -55,10 +59,12 @@ def test_it_is_never_left_alone_for_longer_than_a_minute(after, events):
         now += passed_s
         if event == "ok":
             rest.answered()
-            assert rest.failures == 0
+        elif event == "ask":
+            due = not rest.resting or now >= rest.until
+            assert rest.asks(now) == due
         else:
-            began = rest.failed(event, now)
-            assert not began or rest.failures >= after
+            assert not rest.failed(event, now) or rest.failures == after
+        assert rest.resting == (rest.failures >= after)
         assert rest.until <= now + LONGEST_S
 
 
@@ -86,7 +92,7 @@ async def test_a_dead_challenger_is_asked_now_and_then(shadows, kit):
     worker.gateway.upstream.answer({"new": ok("well again")})
     await shadows.clock.advance(2.0)
     await ask(5)
-    assert (await shadows.shown(worker))["mirrored"] == 10
+    assert (await shadows.shown(worker))["mirrored"] == 10, "the first answer ends it"
     assert (await worker.admin.get("/shadow")).json()["problems"] == []
 
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from enum import Enum
+from types import MappingProxyType
 from typing import Final, NoReturn, cast
-from uuid import UUID
 
 import orjson
 
@@ -22,6 +21,8 @@ from ..errors import StoreCorrupt
 from .base import JSON, MAX_COUNTER, MAX_KEY_CHARS, MAX_TTL_S, Put, Update
 
 _OPTIONS: Final = orjson.OPT_SORT_KEYS | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+#: So deep the quick way goes.
+_DEEP: Final = 100
 _LEAVES: Final = frozenset({str, int, float, bool, type(None)})
 _NO_VALUE: Final = "None means 'no value' and cannot be stored: delete the key instead"
 
@@ -135,16 +136,50 @@ def encode(value: JSON) -> str:
 
 def encode_any(value: JSON) -> str:
     """Return the canonical JSON text of any JSON value, None included: arguments and results of an atomic step."""
+    text = _encode_quickly(value)
+    return _encode_carefully(value) if text is None else text.decode()
+
+
+def _encode_quickly(value: JSON) -> bytes | None:
+    """Encode what ``orjson`` encodes as we would; None for anything else."""
+    if not _is_simple(value, _DEEP):
+        return None
     try:
-        text = orjson.dumps(value, default=_plain, option=_OPTIONS).decode()
+        text = orjson.dumps(value, default=_plain, option=_OPTIONS)
     except TypeError:
-        return _encode_carefully(value)
+        return None
     # It writes null for a number that JSON does not have, too.
-    return text if "null" not in text else _encode_carefully(value)
+    return None if b"null" in text else text
+
+
+def _is_simple(value: object, deep: int) -> bool:
+    """Say whether a value is of JSON's own types, tuples and read-only mappings, and at most so deep.
+
+    ``orjson`` writes more than JSON (enumerations, UUIDs, fragments of text), and a tuple within a tuple, and so on, as
+    deep as memory goes and beyond it.
+    """
+    kind = type(value)
+    if kind in _LEAVES:
+        return True
+    inner: Iterable[object]
+    if kind is dict:
+        inner = cast("dict[object, object]", value).values()
+    elif kind is list or isinstance(value, tuple):
+        inner = cast("Sequence[object]", value)
+    elif kind is MappingProxyType:
+        inner = cast("Mapping[object, object]", value).values()
+    else:
+        return False
+    if not deep:
+        return False
+    for item in inner:  # noqa: SIM110  # a generator costs as much again, and every value that is stored comes here
+        if type(item) not in _LEAVES and not _is_simple(item, deep - 1):
+            return False
+    return True
 
 
 def _encode_carefully(value: JSON) -> str:
-    """Encode what ``orjson`` cannot (integers beyond 64 bits, deep nesting, names of a subclass of text), or refuse it."""
+    """Encode what the quick way leaves (null, integers beyond 64 bits, deep nesting, classes of one's own), or refuse it."""
     try:
         _check_names(value)
         text = _encoder.encode(value)
@@ -156,10 +191,10 @@ def _encode_carefully(value: JSON) -> str:
         _check_unicode(text, "a value")
     # The two spell floats differently: a value has one text, whatever Python types it came in.
     try:
-        plain = orjson.dumps(_decoder.decode(text), option=_OPTIONS).decode()
-    except (TypeError, RecursionError):
+        plain = _encode_quickly(_decoder.decode(text))
+    except RecursionError:
         return text
-    return text if "null" in plain else plain
+    return text if plain is None else plain.decode()
 
 
 def as_returned(value: JSON) -> JSON:
@@ -168,11 +203,8 @@ def as_returned(value: JSON) -> JSON:
     Raises:
         ValueError: it is not a JSON value.
     """
-    try:
-        text = orjson.dumps(value, default=_plain, option=_OPTIONS)
-    except TypeError:
-        text = b"null"
-    return decode_any(encode_any(value)) if b"null" in text else cast("JSON", orjson.loads(text))
+    text = _encode_quickly(value)
+    return decode_any(_encode_carefully(value)) if text is None else cast("JSON", orjson.loads(text))
 
 
 def decode(text: str | bytes, where: str) -> JSON:
@@ -227,13 +259,9 @@ def _check_names(value: object) -> None:
 
 
 def _plain(value: object) -> object:
-    """Turn other mappings and sequences, and what ``orjson`` writes by itself, into what ``json`` knows."""
+    """Turn other mappings and sequences into those that the encoders know."""
     if isinstance(value, tuple):  # most are: of a class with names
         return list(value)
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, UUID):
-        return str(value)
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):

@@ -111,7 +111,7 @@ def update(checks: Mapping[str, str | None], puts: Mapping[str, tuple[str, float
     def work(read: Read, now: float) -> tuple[Writes, bool]:
         for key, expected in checks.items():
             row = read(key)
-            if (None if row is None else row.text) != expected:
+            if (None if row is None else row.text) != expected and not _means(key, row, expected):
                 return {}, False
         writes: dict[str, Row | None] = {key: Row(text, expiry(ttl_s, now)) for key, (text, ttl_s) in puts.items()}
         writes.update(dict.fromkeys(rest.deletes))
@@ -131,6 +131,11 @@ def run(op: AtomicOp, keys: Sequence[str], args: JSON) -> Step[JSON]:
         return writes, encoding.as_returned(result)
 
     return Step(keys, writes=True, work=work)
+
+
+def _means(key: str, row: Row | None, expected: str | None) -> bool:
+    """Say whether a row spells the expected value differently: another release of the encoder may have written it."""
+    return row is not None and expected is not None and encoding.encode(_value(key, row)) == expected
 
 
 def _value(key: str, row: Row | None) -> JSON:

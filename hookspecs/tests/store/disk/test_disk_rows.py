@@ -270,3 +270,18 @@ async def test_diskcache_does_not_count_at_every_change(tmp_path):
         await store.close()
         with diskcache.Cache(tmp_path / "store") as cache:
             assert cache.disk is not None
+
+
+async def test_a_value_that_another_release_spelled_differently_is_still_itself(tmp_path):
+    """Floats have several spellings, and encoders change theirs."""
+    store = await DiskStore.open(tmp_path / "store")
+    await store.put("a", {"share": 1e-7})
+    await store.close()
+    with sqlite3.connect(tmp_path / "store" / FILE) as connection:
+        for spelling in ('{"share":1e-07}', '{"share":0.0000001}'):
+            connection.execute("UPDATE Cache SET value = ? WHERE key = 'a'", (spelling,))
+            connection.commit()
+            store = await DiskStore.open(tmp_path / "store")
+            assert not await store.compare_and_set("a", {"share": 1e-8}, {"share": 2})
+            assert await store.compare_and_set("a", await store.get("a"), {"share": 2})
+            await store.close()

@@ -5,7 +5,7 @@ Reading costs dict lookups: quantiles and scores are kept for a second. Pure but
 A high quantile is known late: of 40 samples, two lie beyond the 95th percentile, and whether three of them were
 stragglers decides whether it says two seconds or six. Their median is known soon. So as long as a deployment's own
 samples are few, its quantile is its own median times a factor that leans on the other candidates: the median, over all
-of them, of quantile to median, so that one sick deployment does not change the others' delays.
+of them, of quantile to median (the lower of two), so that a sick deployment does not change the others' delays.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from statistics import median
+from statistics import median_low
 from typing import TYPE_CHECKING, Any, Final
 
 from .decayed import quantiles_ms
@@ -153,7 +153,7 @@ class Book:
         at, spread = self._spreads.get(key, (now - FRESH_S, None))
         if not 0 <= now - at < FRESH_S:
             known = [self._cached(name, delay, stream=stream, now=now).spread for name in ids]
-            spread = median(found) if (found := [one for one in known if one is not None]) else None
+            spread = median_low(found) if (found := [one for one in known if one is not None]) else None
             if len(self._spreads) > MAX_DEPLOYMENTS:
                 self._spreads.clear()
             self._spreads[key] = (now, spread)

@@ -116,6 +116,7 @@ class Contest:
         call: Starts the call of a leg.
         delay_ms: How long to wait for a leg before the next, from its number, its entry and, once it runs, the leg.
         allow: Asks the budget for an extra attempt.
+        patience: By how much the delays are stretched now.
         judge: Returns the score of a leg that has answered; an answer that it fails on scores 0.
         finished: Called once when all legs are closed, or nobody waits for them any more.
 
@@ -135,6 +136,7 @@ class Contest:
         call: Callable[[Leg], UpstreamCall],
         delay_ms: Callable[[int, Entry, Leg | None], float],
         allow: Callable[[], bool],
+        patience: Callable[[], float],
         judge: Callable[[Leg], float],
         finished: Callable[[Contest], None],
     ) -> None:
@@ -143,6 +145,7 @@ class Contest:
             plan,
             lambda number, entry: delay_ms(number, entry, self.legs[number] if number < len(self.legs) else None),
             allow,
+            patience,
         )
         self.winner: Leg | None = None
         self.cancelling_ms: list[float] = []

@@ -143,6 +143,8 @@ class Race:
         delay_ms: How long to wait for a leg before the next is started. Asked again when that time has come, since
             then more may be known about whom the leg has reached.
         allow: Asks for one extra attempt; False: the budget has none.
+        patience: By how much that is stretched now. It may change at any time, so it is asked again after each delay.
+            From half of the race's time on nothing is stretched: who waits any longer is sooner ended than helped.
 
     Attributes:
         result: Set when the race is over.
@@ -152,6 +154,7 @@ class Race:
     plan: Plan
     delay_ms: Callable[[int, Entry], float]
     allow: Callable[[], bool]
+    patience: Callable[[], float] = lambda: 1.0
     result: Won | Lost | None = None
     denied: int = 0
     _legs: list[_Leg] = field(default_factory=list)
@@ -276,9 +279,12 @@ class Race:
         if not self._may_start() or now_ms < self._hedge_due_ms():
             return []
         newest = len(self._legs) - 1
-        due_ms = self._legs[newest].started_ms + self._delay_ms(newest)
+        started_ms, delay_ms = self._legs[newest].started_ms, self._delay_ms(newest)
+        due_ms = max(
+            started_ms + delay_ms, min(started_ms + delay_ms * self.patience(), self._begun_ms + self._half_time_ms)
+        )
         if now_ms < due_ms:
-            self._hedge_at_ms = due_ms
+            self._hedge_at_ms = min(due_ms, now_ms + max(1.0, delay_ms))
             return []
         if not self.allow():
             # The bucket fills with other requests: ask again later, not at every event.
@@ -312,6 +318,11 @@ class Race:
         if self.plan.strategy == "hedge":
             self._hedge_at_ms = now_ms + self._delay_ms(leg)
         return Start(leg, entry, reason)
+
+    @property
+    def _half_time_ms(self) -> float:
+        limit_ms = self.plan.timeout_ms
+        return inf if limit_ms is None else limit_ms / 2
 
     def _delay_ms(self, leg: int) -> float:
         return self.delay_ms(leg, self._legs[leg].entry)

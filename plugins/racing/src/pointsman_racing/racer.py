@@ -181,10 +181,7 @@ class Racer:
             deployments = services.catalog.deployments(entry.target) if reached is None else (reached,)
             now = services.clock.now()
             share = 1.0 if number == 0 else LATER_DELAY
-            usual_ms = self._book.delay_ms(
-                deployments, settings.delay, stream=ctx.stream, now=now, share=share, like=like
-            )
-            return usual_ms * patience((course.bucket, self.total))
+            return self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now, share=share, like=like)
 
         def allow() -> bool:
             allowed = take_from_all((course.bucket, self.total))
@@ -207,6 +204,7 @@ class Racer:
             call=call,
             delay_ms=delay_ms,
             allow=allow,
+            patience=lambda: patience((course.bucket, self.total)),
             judge=_judge(ctx, course, candidates),
             finished=lambda contest: self._finished(ctx.request_id, contest, course),
         )

@@ -139,8 +139,8 @@ class Mirror(Model):
         default=10,
         ge=1,
         le=1_000_000,
-        description="After so many failures in a row the challenger is left alone for 1 s, each time twice as long, at"
-        " most for a minute; null: never.",
+        description="After so many failures in a row the challenger is asked once after 1 s, 2 s, 4 s and so on, at most"
+        " a minute apart, until it answers; null: it is asked on.",
     )
     budget: Budget = Field(default=Budget(), description="What it may spend a day.")
     tenant: Text | None = Field(default=None, description="The account that pays; default: shadow:<name>.")

@@ -312,10 +312,11 @@ class Engine:
             found += [f"{name}: {key}: {why}" for key, why in self._unknown(mirror).items()]
             if line.target is None:
                 found.append(f"{name}: nobody serves the challenger, {mirror.challenger_text}; is it registered?")
-            if line.rest.resting(now := self.services.clock.monotonic()):
+            if line.rest.resting:
+                wait_s = max(0.0, line.rest.until - self.services.clock.monotonic())
                 found.append(
                     f"{name}: {mirror.challenger_text} has failed {line.rest.failures} times in a row; it is asked again"
-                    f" in {line.rest.until - now:.0f} s"
+                    f" in {wait_s:.0f} s"
                 )
             if line.unreadable is not None:
                 found.append(f"{name}: {line.unreadable}; it mirrors nothing until it is reset")

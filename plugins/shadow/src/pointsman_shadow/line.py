@@ -107,7 +107,7 @@ class Line:
         why = self.purse.empty() or ("queue_full" if self.alive >= self._capacity else None)
         if why is None and self.target is None:
             why = "no_challenger"
-        if why is None and self.rest.resting(now):
+        if why is None and not self.rest.asks(now):
             why = _RESTS
         if why is not None:
             count(Count.DROPPED, of=why)
@@ -190,7 +190,8 @@ class Line:
         """Count a mirrored call that has ended now (monotonic seconds)."""
         self.batch.count(Count.MIRRORED)
         if side.ok:
-            self.rest.answered()
+            if not side.cached:
+                self.rest.answered()
             return
         self.batch.count(Count.CHALLENGER_ERRORS, of=side.error or "unknown")
         if self.rest.failed(side.error, now):

@@ -1,8 +1,8 @@
 """When a challenger that keeps failing is left alone for a while.
 
 A mirrored call takes the worker's processor whether it succeeds or not. One that fails every time tells nothing new
-after the first few, so the challenger is asked again after 1 s, 2 s, 4 s and so on, at most a minute apart, until it
-answers. Pure.
+after the first few, so from then on the challenger is asked after 1 s, 2 s, 4 s and so on, at most a minute apart, once
+each time, until it answers. Pure.
 """
 
 from __future__ import annotations
@@ -13,46 +13,60 @@ from pointsman.types import ErrorClass
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
-#: Errors that are the request's fault: they say nothing about the challenger.
-_THE_REQUESTS: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
+#: Errors that say nothing about the challenger: the request's own fault, or nobody has asked it.
+_NOT_ITS_FAULT: Final = frozenset(
+    {ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED}
+)
 
 
 class Rest:
-    """Counts failures in a row.
+    """Counts failures in a row, and says when the challenger may be asked.
 
     Args:
         after: So many failures in a row begin a rest; None: there are none.
 
     Attributes:
         failures: In a row.
-        until: Monotonic seconds at which the challenger may be asked again; 0 before its first rest.
+        until: Monotonic seconds at which a resting challenger is asked next.
     """
 
     __slots__ = ("_after", "_next_s", "failures", "until")
 
     def __init__(self, after: int | None) -> None:
+        self._after = after
         self.failures = 0
         self.until = 0.0
-        self._after = after
         self._next_s = FIRST_S
 
-    def resting(self, now: float) -> bool:
-        """Say whether the challenger is left alone at a time in monotonic seconds."""
-        return now < self.until
+    @property
+    def resting(self) -> bool:
+        """Whether the challenger is left alone but for one call now and then."""
+        return self._after is not None and self.failures >= self._after
+
+    def asks(self, now: float) -> bool:
+        """Say whether one more call may be made at a time in monotonic seconds. Call it when nothing else forbids it."""
+        if not self.resting:
+            return True
+        if now < self.until:
+            return False
+        self.until = now + self._next_s
+        self._next_s = min(LONGEST_S, 2 * self._next_s)
+        return True
 
     def answered(self) -> None:
-        """Note an answer."""
+        """Note an answer: it is well."""
         self.failures = 0
+        self.until = 0.0
         self._next_s = FIRST_S
 
     def failed(self, error: str | None, now: float) -> bool:
         """Note a failure of this class at a time in monotonic seconds; say whether a rest begins with it."""
-        if error in _THE_REQUESTS:
+        if error in _NOT_ITS_FAULT:
             return False
         self.failures += 1
-        # What was under way when the rest began says nothing about how long it has to be.
-        if self._after is None or self.failures < self._after or self.resting(now):
+        if self.failures != self._after:
             return False
+        # Later failures of calls that were under way say nothing about how long it has to be.
         self.until = now + self._next_s
-        self._next_s = min(LONGEST_S, 2 * self._next_s)
+        self._next_s *= 2
         return True
