@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log
-from statistics import median_low
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from .decayed import quantiles_ms
@@ -152,8 +152,10 @@ class Book:
         key = (ids, stream, delay.quantile_ratio, delay.min_samples)
         at, spread = self._spreads.get(key, (now - FRESH_S, None))
         if not 0 <= now - at < FRESH_S:
-            known = [self._cached(name, delay, stream=stream, now=now).spread for name in ids]
-            spread = median_low(found) if (found := [one for one in known if one is not None]) else None
+            asked = [self._cached(name, delay, stream=stream, now=now).spread for name in ids]
+            known = [one for one in asked if one is not None]
+            # Of two, the middle would be half the sick one's.
+            spread = (median(known) if len(known) > 2 else min(known)) if known else None  # noqa: PLR2004
             if len(self._spreads) > MAX_DEPLOYMENTS:
                 self._spreads.clear()
             self._spreads[key] = (now, spread)
