@@ -338,31 +338,31 @@ def test_an_unauthenticated_request_has_an_id_and_is_not_settled(rig: Rig) -> No
 
 def test_the_openai_client(rig: Rig) -> None:
     """The real SDK: plain, streamed, responses, embeddings error, denial as its own exception."""
-    client = openai.OpenAI(base_url=f"{rig.proxy.url}/v1", api_key="tenant-a", max_retries=0)
-    plain = client.chat.completions.with_raw_response.create(model="pair", messages=ASK)
-    assert plain.headers["x-pointsman-request-id"]
-    assert plain.parse().choices[0].message.content
-    stream = client.chat.completions.create(model="pair", messages=ASK, stream=True)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
-    assert client.responses.create(model="pair", input="Say something.").output_text
-    events = list(client.responses.create(model="pair", input="Say something.", stream=True))
-    assert events[-1].type == "response.completed"
-    with pytest.raises(openai.RateLimitError) as denied:
-        client.chat.completions.create(model="pair", messages=ASK, extra_headers={"x-test-deny": "429"})
-    assert denied.value.code == "told_to_deny"
-    assert denied.value.response.headers["retry-after"] == "3"
+    with openai.OpenAI(base_url=f"{rig.proxy.url}/v1", api_key="tenant-a", max_retries=0) as client:
+        plain = client.chat.completions.with_raw_response.create(model="pair", messages=ASK)
+        assert plain.headers["x-pointsman-request-id"]
+        assert plain.parse().choices[0].message.content
+        stream = client.chat.completions.create(model="pair", messages=ASK, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+        assert client.responses.create(model="pair", input="Say something.").output_text
+        events = list(client.responses.create(model="pair", input="Say something.", stream=True))
+        assert events[-1].type == "response.completed"
+        with pytest.raises(openai.RateLimitError) as denied:
+            client.chat.completions.create(model="pair", messages=ASK, extra_headers={"x-test-deny": "429"})
+        assert denied.value.code == "told_to_deny"
+        assert denied.value.response.headers["retry-after"] == "3"
 
 
 def test_the_anthropic_client(rig: Rig) -> None:
     """The real SDK: plain, streamed, on an Anthropic and on an OpenAI deployment, denial as its own exception."""
-    client = anthropic.Anthropic(base_url=rig.proxy.url, auth_token="tenant-a", api_key=None, max_retries=0)
-    for model in ("claude", "pair"):
-        answer = client.messages.create(model=model, max_tokens=32, messages=ASK)
-        assert answer.content[0].text
-        with client.messages.stream(model=model, max_tokens=32, messages=ASK) as stream:
-            assert "".join(stream.text_stream)
-    with pytest.raises(anthropic.RateLimitError):
-        client.messages.create(model="claude", max_tokens=32, messages=ASK, extra_headers={"x-test-deny": "429"})
+    with anthropic.Anthropic(base_url=rig.proxy.url, auth_token="tenant-a", api_key=None, max_retries=0) as client:
+        for model in ("claude", "pair"):
+            answer = client.messages.create(model=model, max_tokens=32, messages=ASK)
+            assert answer.content[0].text
+            with client.messages.stream(model=model, max_tokens=32, messages=ASK) as stream:
+                assert "".join(stream.text_stream)
+        with pytest.raises(anthropic.RateLimitError):
+            client.messages.create(model="claude", max_tokens=32, messages=ASK, extra_headers={"x-test-deny": "429"})
 
 
 @pytest.mark.parametrize("extra", [{"max_tokens": 90_000}, {"n": 50}, {"model": "pair"}, {"messages": []}])
