@@ -66,6 +66,10 @@ class ErrorClass(StrEnum):
     UNKNOWN = "unknown"
 
 
+CALLERS_FAULT: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
+"""Errors that the request itself brings about: they say nothing about the deployment that answered with one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """Who calls, as the gateway authenticated it. Never contains a raw key.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, SignalStatus
+from pointsman.types import CALLERS_FAULT, AttemptKind, Endpoint, ErrorClass, Outcome, SignalStatus
 
 from .breaker import RETRYABLE
 
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 #: Errors that are the deployment's own; a rate limit and refused credentials are no illness.
 _OWN: Final = RETRYABLE
-#: Answers of a deployment that works to a request that it does not want.
-_REJECTED: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
 #: Keys of a responses request that name what a provider keeps for one account: elsewhere, it is not found.
 _KEPT: Final = ("previous_response_id", "conversation", "prompt")
 
@@ -111,7 +109,7 @@ class Observer:
     def _failed(self, ctx: RequestContext, member: Member, attempt: Attempt, now: float) -> None:
         error = attempt.error
         kind = error.kind if error is not None else ErrorClass.UNKNOWN
-        if attempt.kind is AttemptKind.PROBE and kind in _REJECTED:
+        if attempt.kind is AttemptKind.PROBE and kind in CALLERS_FAULT:
             # Some models refuse a call of one token; whoever refuses it is there.
             self._alive(member, attempt, now)
             return

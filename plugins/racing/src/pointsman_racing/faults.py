@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 from pointsman.errors import UpstreamError
-from pointsman.types import ErrorClass
+from pointsman.types import CALLERS_FAULT, ErrorClass
 
 
 class Verdict(StrEnum):
@@ -21,9 +21,6 @@ class Verdict(StrEnum):
     FATAL = "fatal"
     NEXT = "next"
 
-
-#: The request itself is at fault: every candidate would refuse it, or it must not be shown to more providers.
-_CLIENTS_FAULT: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
 
 #: The provider turned the request away before it did anything, so even one with side effects may be sent elsewhere.
 _NOTHING_DONE: Final = frozenset(
@@ -67,6 +64,6 @@ def verdict(kind: ErrorClass, *, own_credential: bool = False) -> Verdict:
         own_credential: The client brought the provider's key itself, so a refused key is the client's error. Otherwise
             it is the gateway's, and the next candidate has another one.
     """
-    if kind in _CLIENTS_FAULT or (kind is ErrorClass.AUTH and own_credential):
+    if kind in CALLERS_FAULT or (kind is ErrorClass.AUTH and own_credential):
         return Verdict.FATAL
     return Verdict.NEXT

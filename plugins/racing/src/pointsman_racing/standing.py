@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from pointsman.types import OWN_CALLS, Attempt, ErrorClass, Outcome
+from pointsman.types import CALLERS_FAULT, OWN_CALLS, Attempt, ErrorClass, Outcome
 
 from .decayed import Count, Distribution, number
 
@@ -39,9 +39,7 @@ MOST_PUSH_BACK_S: Final = 3600.0
 
 TOTALS: Final = ("attempts", "wins", "losses", "cancelled", "failures")
 #: Errors that are no fault of the deployment.
-_NOT_ITS_FAULT: Final = frozenset(
-    {ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED}
-)
+_NOT_ITS_FAULT: Final = CALLERS_FAULT | {ErrorClass.REFUSED}
 
 
 @dataclass(slots=True)

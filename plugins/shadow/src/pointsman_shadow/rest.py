@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from pointsman.types import ErrorClass
+from pointsman.types import CALLERS_FAULT, ErrorClass
 
 FIRST_S: Final = 1.0
 LONGEST_S: Final = 60.0
 #: Errors that say nothing about the challenger: the request's own fault, or nobody has asked it.
-_NOT_ITS_FAULT: Final = frozenset(
-    {ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED}
-)
+_NOT_ITS_FAULT: Final = CALLERS_FAULT | {ErrorClass.REFUSED}
 
 
 class Rest:

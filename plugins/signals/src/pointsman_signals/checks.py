@@ -22,8 +22,8 @@ from pointsman.types import AttemptKind, SignalStatus, UpstreamRequest
 
 from .config import CommandCheck, CompletionCheck, FileCheck, HttpCheck, ModelsCheck, NoCheck
 from .document import read_document
-from .faults import scrub
 from .reading import NOTHING, Reading
+from .scrub import scrub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

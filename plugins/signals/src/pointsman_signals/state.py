@@ -11,10 +11,10 @@ from array import array
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pointsman.types import AttemptKind, ErrorClass, Outcome, SignalStatus
+from pointsman.types import CALLERS_FAULT, AttemptKind, ErrorClass, Outcome, SignalStatus
 
-from .faults import CALLERS, MAX_RAW_CHARS, scrub
 from .quota import Quota, QuotaRules
+from .scrub import MAX_RAW_CHARS, scrub
 from .window import Sample, Slice, Window
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class State:
                 retry_after_s = error.retry_after_s
             if kind is ErrorClass.RATE_LIMIT:
                 quota.refused(retry_after_s, now, "refused by the provider's rate limit")
-            elif retry_after_s is not None and kind not in CALLERS:
+            elif retry_after_s is not None and kind not in CALLERS_FAULT:
                 quota.strained(retry_after_s, now, "the provider asks to come back later")
         sample = _sample(attempt, kind)
         self.delta.add(sample, now)
@@ -258,7 +258,7 @@ def error_ratio(totals: Slice) -> tuple[float | None, int]:
 
     Attempts that were cancelled or failed by the caller's fault say nothing and are left out.
     """
-    own = sum(count for kind, count in totals.errors.items() if kind not in CALLERS)
+    own = sum(count for kind, count in totals.errors.items() if kind not in CALLERS_FAULT)
     callers = sum(totals.errors.values()) - own
     attempts = totals.requests - totals.cancelled - callers
     return (own / attempts if attempts > 0 else None), attempts

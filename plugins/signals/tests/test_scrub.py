@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_signals.faults import MAX_MESSAGE_CHARS, scrub
+from pointsman_signals.scrub import MAX_MESSAGE_CHARS, scrub
 
 SECRETS = [
     "sk-proj-abcdefghijklmnop1234",

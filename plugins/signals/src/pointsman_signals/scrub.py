@@ -1,14 +1,10 @@
-"""Which errors are a deployment's own, and error texts without secrets. Pure."""
+"""Error texts without secrets. Pure."""
 
 from __future__ import annotations
 
 import re
 from typing import Final
 
-from pointsman.types import ErrorClass
-
-#: The caller's fault: another deployment would have answered the same.
-CALLERS: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
 MAX_MESSAGE_CHARS: Final = 200
 #: More of a text is not even looked at.
 MAX_RAW_CHARS: Final = 8 * MAX_MESSAGE_CHARS
