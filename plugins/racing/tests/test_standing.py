@@ -15,6 +15,7 @@ from pointsman_racing.standing import MOST_PUSH_BACK_S, Standing, blocked_until,
 from .conftest import NOW
 
 HALF_LIFE_S = 600.0
+A = (deployment("a"),)
 
 
 def learned(attempts, *, stream=True, at=NOW):
@@ -188,7 +189,8 @@ class TestDelay:
         return book
 
     def ask(self, book, *names, stream=True, now=NOW):
-        return book.delay_ms([deployment(name) for name in names], self.delay, stream=stream, now=now)
+        reached = [deployment(name) for name in names]
+        return book.delay_ms(reached, reached, self.delay, stream=stream, now=now)
 
     def test_fixed_until_enough_is_known(self, attempt):
         assert self.ask(self.book(attempt, 300.0, count=19), "a") == 700
@@ -202,11 +204,11 @@ class TestDelay:
 
     def test_a_share_of_what_is_known_but_not_of_what_is_configured(self, attempt):
         def ask(ms):
-            return self.book(attempt, ms).delay_ms([deployment("a")], self.delay, stream=True, now=NOW, share=0.7)
+            return self.book(attempt, ms).delay_ms(A, A, self.delay, stream=True, now=NOW, share=0.7)
 
         assert ask(300.0) == pytest.approx(210, rel=0.03)
         assert ask(60.0) == 50
-        assert Book(HALF_LIFE_S).delay_ms([deployment("a")], self.delay, stream=True, now=NOW, share=0.7) == 700
+        assert Book(HALF_LIFE_S).delay_ms(A, A, self.delay, stream=True, now=NOW, share=0.7) == 700
 
     def test_it_is_fixed_again_when_what_was_known_has_decayed(self, attempt):
         assert self.ask(self.book(attempt, 300.0), "a", now=NOW + 10 * HALF_LIFE_S) == 700
@@ -216,7 +218,7 @@ class TestDelay:
         book = self.book(attempt, 300.0, count=30)
         assert self.ask(book, "a") == pytest.approx(300, rel=0.03)
         careful = Delay(min_samples=100, fixed_ms=700)
-        assert book.delay_ms([deployment("a")], careful, stream=True, now=NOW) == 700
+        assert book.delay_ms(A, A, careful, stream=True, now=NOW) == 700
 
     def test_few_samples_lean_on_how_the_others_spread(self, attempt):
         """Three stragglers in forty samples are no reason to wait for seconds; a sick neighbour is none either."""
@@ -231,10 +233,10 @@ class TestDelay:
         for name, median_ms in (("quick", 100.0), ("usual", 400.0), ("slow", 1000.0)):
             see(name, *[median_ms] * 930, *[2 * median_ms] * 70)
         see("sick", *[400.0] * 60, *[40_000.0] * 40)
-        names = ("unlucky", "quick", "usual", "slow", "sick")
+        rivals = [deployment(name) for name in ("unlucky", "quick", "usual", "slow", "sick")]
 
         def lean(name):
-            return book.delay_ms([deployment(name)], self.delay, stream=True, now=NOW, like=names)
+            return book.delay_ms([deployment(name)], rivals, self.delay, stream=True, now=NOW)
 
         # 40 samples of its own against 400 that say "twice the median".
         assert lean("unlucky") == pytest.approx(400 * 16 ** (40 / 440) * 2 ** (400 / 440), rel=0.05)
@@ -242,21 +244,28 @@ class TestDelay:
         assert lean("quick") == pytest.approx(200, rel=0.05)
         assert lean("slow") == pytest.approx(2000, rel=0.05)
 
-    def test_of_two_the_steadier_one_is_leaned_on(self, attempt):
-        """So a sick neighbour does not matter when there is no third."""
+    @pytest.mark.parametrize(("well", "sick"), [(1, 1), (2, 1), (2, 2), (3, 3)])
+    def test_the_sick_do_not_change_the_delays_of_as_many_that_are_well(self, attempt, well, sick):
         book = Book(HALF_LIFE_S)
-        for name, slow_ms in (("well", 800.0), ("sick", 40_000.0)):
-            for first_ms in [400.0] * 92 + [slow_ms] * 8:
+        names = [f"well-{i}" for i in range(well)] + [f"sick-{i}" for i in range(sick)]
+        for name in names:
+            for first_ms in [400.0] * 92 + [800.0 if name.startswith("well") else 40_000.0] * 8:
                 book.observe(attempt(name, first_ms=first_ms), stream=True, now=NOW)
-        found = book.delay_ms([deployment("well")], self.delay, stream=True, now=NOW, like=("well", "sick"))
+        rivals = [deployment(name) for name in names]
+        found = book.delay_ms([deployment("well-0")], rivals, self.delay, stream=True, now=NOW)
         assert found == pytest.approx(800, rel=0.05)
+
+    def test_one_that_no_candidate_was_known_as_speaks_for_itself(self, attempt):
+        """A hook may have sent the leg to a deployment of another group."""
+        book = self.book(attempt, 300.0)
+        assert book.delay_ms(A, [deployment("b")], self.delay, stream=True, now=NOW) == pytest.approx(300, rel=0.03)
 
     def test_a_thousand_samples_speak_for_themselves(self, attempt):
         book = self.book(attempt, 300.0, count=20_000)
         for _ in range(100):
             book.observe(attempt("b", first_ms=100.0), stream=True, now=NOW)
             book.observe(attempt("b", first_ms=900.0), stream=True, now=NOW)
-        found = book.delay_ms([deployment("a")], self.delay, stream=True, now=NOW, like=("a", "b"))
+        found = book.delay_ms(A, [*A, deployment("b")], self.delay, stream=True, now=NOW)
         assert found == pytest.approx(300, rel=0.05)
 
     def test_the_quickest_of_those_it_may_have_reached(self, attempt):

@@ -1,22 +1,16 @@
 """What is known about every deployment: this worker's own standings, and those of the others as last read.
 
 Reading costs dict lookups: quantiles and scores are kept for a second. Pure but for the clock that is handed in.
-
-A high quantile is known late: of 40 samples, two lie beyond the 95th percentile, and whether three of them were
-stragglers decides whether it says two seconds or six. Their median is known soon. So as long as a deployment's own
-samples are few, its quantile is its own median times a factor that leans on the other candidates: the median, over all
-of them, of quantile to median (the lower of two), so that a sick deployment does not change the others' delays.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, log
-from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from .decayed import quantiles_ms
+from .spread import Spread, usual
 from .standing import TOTALS, Standing, blocked_until, healthy, score
 
 if TYPE_CHECKING:
@@ -26,8 +20,6 @@ if TYPE_CHECKING:
 
 #: How long a quantile or a score that was computed is used.
 FRESH_S: Final = 1.0
-#: The others' factor counts as much as so many own samples that lie beyond the quantile.
-BORROWED_BEYOND: Final = 20.0
 #: Deployments remembered at most; beyond that those that were not seen for longest are forgotten.
 MAX_DEPLOYMENTS: Final = 2_000
 
@@ -35,15 +27,8 @@ MAX_DEPLOYMENTS: Final = 2_000
 @dataclass(frozen=True, slots=True)
 class _Cached:
     at: float
-    samples: float
-    median_ms: float
-    quantile_ms: float | None
+    spread: Spread | None
     score: float
-
-    @property
-    def spread(self) -> float | None:
-        """The logarithm of quantile to median."""
-        return None if self.quantile_ms is None else log(self.quantile_ms / self.median_ms)
 
 
 class Book:
@@ -64,7 +49,6 @@ class Book:
         self.others: Mapping[str, Standing] = {}
         self.changed: set[str] = set()
         self._cache: dict[tuple[str, bool, float, float], _Cached] = {}
-        self._spreads: dict[tuple[tuple[str, ...], bool, float, float], tuple[float, float | None]] = {}
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -95,30 +79,29 @@ class Book:
 
     def delay_ms(
         self,
-        deployments: Sequence[Deployment],
+        reached: Sequence[Deployment],
+        rivals: Sequence[Deployment],
         delay: Delay,
         *,
         stream: bool,
         now: float,
         share: float = 1.0,
-        like: Sequence[str] = (),
     ) -> float:
         """Return how long to wait for an answer before the next leg is started.
 
         Args:
-            deployments: Whom the leg may have reached; with several, the quickest of them counts.
+            reached: Whom the leg may have reached; with several, the quickest of them counts.
+            rivals: All deployments of the race, whose spread is leaned on.
             delay: The settings.
             stream: Whether a first token or a whole answer is waited for.
             now: Unix seconds.
             share: Of the quantile; a fixed value and the floor are as configured.
-            like: Ids of all deployments of the race, whose spread is leaned on.
         """
-        usual = self._usual_spread(tuple(like), delay, stream=stream, now=now) if like else None
-        known = [self._cached(d.id, delay, stream=stream, now=now) for d in deployments]
-        values = [_leaning(one, usual, delay.quantile_ratio) for one in known if one.quantile_ms is not None]
-        quick = min(values, default=None)
-        if quick is None:
+        known = self._spreads(reached, delay, stream=stream, now=now)
+        if not known:
             return max(delay.fixed_ms if stream else delay.fixed_plain_ms, delay.floor_ms)
+        leaned_on = usual(self._spreads(rivals, delay, stream=stream, now=now) or known)
+        quick = min(spread.quantile_ms(leaned_on, delay.quantile_ratio) for spread in known)
         return max(quick * share, delay.floor_ms)
 
     def score(self, deployment_id: str, delay: Delay, *, stream: bool, now: float) -> float:
@@ -143,23 +126,14 @@ class Book:
             found_ms = quantiles_ms(times, (0.5, delay.quantile_ratio), now) if samples >= delay.min_samples else None
             if len(self._cache) > 4 * MAX_DEPLOYMENTS:
                 self._cache.clear()
-            median_ms, quantile_ms = found_ms or (0.0, None)
-            found = _Cached(now, samples, median_ms, quantile_ms, score(parts, stream=stream, now=now))
+            spread = None if found_ms is None else Spread.of(samples, *found_ms)
+            found = _Cached(now, spread, score(parts, stream=stream, now=now))
             self._cache[key] = found
         return found
 
-    def _usual_spread(self, ids: tuple[str, ...], delay: Delay, *, stream: bool, now: float) -> float | None:
-        key = (ids, stream, delay.quantile_ratio, delay.min_samples)
-        at, spread = self._spreads.get(key, (now - FRESH_S, None))
-        if not 0 <= now - at < FRESH_S:
-            asked = [self._cached(name, delay, stream=stream, now=now).spread for name in ids]
-            known = [one for one in asked if one is not None]
-            # Of two, the middle would be half the sick one's.
-            spread = (median(known) if len(known) > 2 else min(known)) if known else None  # noqa: PLR2004
-            if len(self._spreads) > MAX_DEPLOYMENTS:
-                self._spreads.clear()
-            self._spreads[key] = (now, spread)
-        return spread
+    def _spreads(self, deployments: Sequence[Deployment], delay: Delay, *, stream: bool, now: float) -> list[Spread]:
+        found = (self._cached(one.id, delay, stream=stream, now=now).spread for one in deployments)
+        return [spread for spread in found if spread is not None]
 
     # -- showing ------------------------------------------------------------------------------------------------------
 
@@ -188,15 +162,6 @@ class Book:
             "healthy": self.healthy(deployment_id, now),
             "blocked_until": until if (until := self.blocked_until(deployment_id)) > now else None,
         }
-
-
-def _leaning(one: _Cached, usual: float | None, ratio: float) -> float:
-    """Return a known quantile, in milliseconds, as far as own samples bear it out."""
-    assert one.quantile_ms is not None  # noqa: S101  # asked for those only
-    if usual is None or one.spread is None:
-        return one.quantile_ms
-    borrowed = BORROWED_BEYOND / (1.0 - ratio)
-    return one.median_ms * exp((one.samples * one.spread + borrowed * usual) / (one.samples + borrowed))
 
 
 def _figures(one: Standing, now: float, *, stream: bool) -> dict[str, float] | None:

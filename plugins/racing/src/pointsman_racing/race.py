@@ -143,8 +143,9 @@ class Race:
         delay_ms: How long to wait for a leg before the next is started. Asked again when that time has come, since
             then more may be known about whom the leg has reached.
         allow: Asks for one extra attempt; False: the budget has none.
-        patience: By how much that is stretched now. It may change at any time, so it is asked again after each delay.
-            From half of the race's time on nothing is stretched: who waits any longer is sooner ended than helped.
+        patience: By what factor the delay is stretched. Asked again after each delay: the budget fills and empties
+            meanwhile. From half of the race's time on nothing is stretched: whoever waits longer than that is sooner
+            ended than helped.
 
     Attributes:
         result: Set when the race is over.
@@ -280,9 +281,8 @@ class Race:
             return []
         newest = len(self._legs) - 1
         started_ms, delay_ms = self._legs[newest].started_ms, self._delay_ms(newest)
-        due_ms = max(
-            started_ms + delay_ms, min(started_ms + delay_ms * self.patience(), self._begun_ms + self._half_time_ms)
-        )
+        stretched_ms = min(started_ms + delay_ms * self.patience(), self._half_time_ms)
+        due_ms = max(started_ms + delay_ms, stretched_ms)
         if now_ms < due_ms:
             self._hedge_at_ms = min(due_ms, now_ms + max(1.0, delay_ms))
             return []
@@ -321,8 +321,9 @@ class Race:
 
     @property
     def _half_time_ms(self) -> float:
+        """When half of the race's time has passed."""
         limit_ms = self.plan.timeout_ms
-        return inf if limit_ms is None else limit_ms / 2
+        return inf if limit_ms is None else self._begun_ms + limit_ms / 2
 
     def _delay_ms(self, leg: int) -> float:
         return self.delay_ms(leg, self._legs[leg].entry)

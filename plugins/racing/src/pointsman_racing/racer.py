@@ -174,14 +174,16 @@ class Racer:
         def call(leg: Leg) -> UpstreamCall:
             return self._start(ctx, upstream, course, leg)
 
-        like = tuple(d.id for name in {e.target: None for e in entries} for d in services.catalog.deployments(name))
-
         def delay_ms(number: int, entry: Entry, leg: Leg | None) -> float:
-            reached = None if leg is None else leg.deployment
-            deployments = services.catalog.deployments(entry.target) if reached is None else (reached,)
-            now = services.clock.now()
-            share = 1.0 if number == 0 else LATER_DELAY
-            return self._book.delay_ms(deployments, settings.delay, stream=ctx.stream, now=now, share=share, like=like)
+            targets = dict.fromkeys(entry.target for entry in entries)
+            return self._book.delay_ms(
+                (leg.deployment,) if leg and leg.deployment else services.catalog.deployments(entry.target),
+                [deployment for target in targets for deployment in services.catalog.deployments(target)],
+                settings.delay,
+                stream=ctx.stream,
+                now=services.clock.now(),
+                share=1.0 if number == 0 else LATER_DELAY,
+            )
 
         def allow() -> bool:
             allowed = take_from_all((course.bucket, self.total))

@@ -195,10 +195,10 @@ class Line:
             return
         self.batch.count(Count.CHALLENGER_ERRORS, of=side.error or "unknown")
         if self.rest.failed(side.error, now):
-            waiting, self.queue = self.queue, deque(pair for pair in self.queue if pair.challenger is not None)
-            for pair in waiting:
-                if pair.challenger is None:
-                    self.drop(pair, _RESTS)
+            unasked = [pair for pair in self.queue if pair.challenger is None]
+            self.queue = deque(pair for pair in self.queue if pair.challenger is not None)
+            for pair in unasked:
+                self.drop(pair, _RESTS)
 
     def record(self, pair: Pair, champion: Side, challenger: Side, comparison: Comparison, now: float) -> None:
         """Count a completed pair and keep its result.

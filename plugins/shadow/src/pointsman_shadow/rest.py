@@ -42,7 +42,7 @@ class Rest:
         return self._after is not None and self.failures >= self._after
 
     def asks(self, now: float) -> bool:
-        """Say whether one more call may be made at a time in monotonic seconds. Call it when nothing else forbids it."""
+        """Say whether one more call may be made at a time in monotonic seconds, and take it as made if so."""
         if not self.resting:
             return True
         if now < self.until:
