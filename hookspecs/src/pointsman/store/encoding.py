@@ -148,8 +148,8 @@ def _encode_quickly(value: JSON) -> bytes | None:
         text = orjson.dumps(value, default=_plain, option=_OPTIONS)
     except TypeError:
         return None
-    # It writes null for a number that JSON does not have, too.
-    return None if b"null" in text else text
+    # It writes null for a number that JSON does not have, too: then the text means something else.
+    return None if b"null" in text and orjson.loads(text) != value else text
 
 
 def _is_simple(value: object, deep: int) -> bool:
@@ -179,7 +179,7 @@ def _is_simple(value: object, deep: int) -> bool:
 
 
 def _encode_carefully(value: JSON) -> str:
-    """Encode what the quick way leaves (null, integers beyond 64 bits, deep nesting, classes of one's own), or refuse it."""
+    """Encode what the quick way leaves (integers beyond 64 bits, deep nesting, classes of one's own), or refuse it."""
     try:
         _check_names(value)
         text = _encoder.encode(value)

@@ -102,23 +102,19 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
     def __init__(self, directory: Path, busy_timeout_s: float) -> None:
         try:
             super().__init__(str(directory), timeout=busy_timeout_s, disk=TextDisk, **_SETTINGS)
+            self._file_number = Path(directory, DBNAME).stat().st_ino
+            self._drop_bookkeeping()
         except BaseException:
             self.close()
             raise
-        self._file_number = Path(directory, DBNAME).stat().st_ino
-        self._drop_bookkeeping()
 
     def _drop_bookkeeping(self) -> None:
         """Remove what diskcache counts with at every change: two more rows to write each time, and nobody reads them."""
-        try:
-            self.begin()
-            for (name,) in self._sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
-                if name.startswith(_BOOKKEEPING):
-                    self._sql(f'DROP TRIGGER "{name}"')
-            self.commit()
-        except BaseException:
-            self.close()
-            raise
+        self.begin()
+        for (name,) in self._sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            if name.startswith(_BOOKKEEPING):
+                self._sql(f'DROP TRIGGER "{name}"')
+        self.commit()
 
     def begin(self) -> None:
         """Start a transaction, alone among all processes in being allowed to write."""

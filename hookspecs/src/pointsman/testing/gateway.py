@@ -149,11 +149,11 @@ class FakeTokenizer:
 def _texts(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | Mapping):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             if key != "role":
                 yield from _texts(item)
-    elif isinstance(value, list | Sequence):
+    elif isinstance(value, Sequence):
         for item in value:
             yield from _texts(item)
 
