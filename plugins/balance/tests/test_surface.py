@@ -83,7 +83,7 @@ async def test_settings_that_cannot_be_used_change_nothing(h, body, word):
 
 
 async def test_a_body_that_is_too_large_is_refused(h):
-    answer = await h.admin.put("/balance/groups/chat", content=b'{"tactic": "' + b"x" * 200_000 + b'"}')
+    answer = await h.admin.put("/balance/groups/chat", content=b'{"tactic": "' + b"x" * 1_000_000 + b'"}')
     assert answer.status_code == 422
     assert "larger than" in answer.json()["error"]["message"]
 

@@ -148,7 +148,7 @@ async def test_bad_request_is_refused_with_the_field_and_changes_nothing(fleet, 
         ("", {"experiment": {"name": "x", "model": "m", "arms": {"b": {"target": "new", "precent": 1}}}}, "'percent'?"),
         ("", {"experiment": {"name": "x", "model": "m", "canary": "new", "metrics": [{"sharre": 1}]}}, "'share'?"),
         ("", {"experiment": {"name": "x", "model": "m", "canary": "newr"}}, "did you mean 'newer'?"),
-        ("/chat-v2/pause", {"wo": "anna"}, "wo: is not a known field (did you mean 'who'?)"),
+        ("/chat-v2/pause", {"wo": "anna"}, "wo: unknown key (did you mean 'who'?); allowed: reason, who"),
     ],
 )
 async def test_misspelt_field_or_target_is_answered_with_the_nearest(fleet, kit, path, body, message):

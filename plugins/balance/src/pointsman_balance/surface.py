@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Final
 
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from pointsman.errors import ConfigError, InvalidInput, NotFound, nearest
+from pointsman.admin import Input, read_body, read_query
+from pointsman.errors import ConfigError, InvalidInput, NotFound
 
-from .config import BreakerConfig, GroupPolicy
+from .config import GroupPolicy
 from .view import group_json, member_json
 
 if TYPE_CHECKING:
@@ -27,8 +26,13 @@ if TYPE_CHECKING:
     from .probe import Prober
     from .shared import Shared
 
-_MAX_BODY_BYTES: Final = 100_000
 _MAX_NAME_CHARS: Final = 256
+
+
+class Narrowed(Input):
+    """The query of what can be narrowed to one model group."""
+
+    group: str | None = None
 
 
 class Surface:
@@ -76,7 +80,7 @@ class Surface:
 
     async def show(self, request: Request) -> Response:
         """``GET /``: every model group with its settings, deployments and breakers; ``group`` narrows it."""
-        wanted = _only(request, "group")
+        wanted = read_query(Narrowed, request).group
         now = self._adopt()
         groups: dict[str, list[Member]] = {}
         for member in self._members:
@@ -97,7 +101,9 @@ class Surface:
         """``PUT /groups/{group}``: settings that replace the configuration's, in every worker, until they are removed."""
         group = request.path_params["group"]
         self._group(group)
-        policy = await _policy(request)
+        policy = await read_body(GroupPolicy, request)
+        if not policy.model_fields_set:
+            raise InvalidInput("send an object with 'tactic' or 'breaker'", param="body")
         try:
             self._policies.check(group, policy)
         except ConfigError as err:
@@ -148,7 +154,7 @@ class Surface:
         return group_json(group, self._policies, members, now)
 
     def _deployment(self, request: Request) -> list[Member]:
-        deployment_id, group = request.path_params["deployment"], _only(request, "group")
+        deployment_id, group = request.path_params["deployment"], read_query(Narrowed, request).group
         self._adopt()
         members = [
             member for member in self._members if member.key[1] == deployment_id and group in {None, member.key[0]}
@@ -160,40 +166,3 @@ class Surface:
                 param="deployment",
             )
         return members
-
-
-def _only(request: Request, allowed: str) -> str | None:
-    """Return the one query parameter that is allowed.
-
-    Raises:
-        InvalidInput: there are others.
-    """
-    if unknown := request.query_params.keys() - {allowed}:
-        name = min(unknown)
-        raise InvalidInput(f"unknown parameter {name!r}; allowed: {allowed}", param=name)
-    return request.query_params.get(allowed)
-
-
-async def _policy(request: Request) -> GroupPolicy:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise InvalidInput(f"the body is larger than {_MAX_BODY_BYTES} bytes")
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidInput("the body is not JSON; send an object with 'tactic' or 'breaker'") from None
-    if not isinstance(value, dict) or not value:
-        raise InvalidInput("send an object with 'tactic' or 'breaker'")
-    try:
-        return GroupPolicy.model_validate(value)
-    except ValidationError as err:
-        detail = err.errors(include_url=False, include_input=False, include_context=False)[0]
-        *parents, key = detail["loc"] or ("the body",)
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == "extra_forbidden":
-            known = sorted((BreakerConfig if parents else GroupPolicy).model_fields)
-            message = f"unknown key{nearest(str(key), known)}; allowed: {', '.join(known)}"
-        path = ".".join(map(str, (*parents, key)))
-        raise InvalidInput(f"{path}: {message}", param=path) from None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
+from pydantic import Field, StringConstraints
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pointsman.admin import Input, read_body
 from pointsman.errors import AdminError, InvalidInput, NotFound
 
 from .errors import OutboxUnavailable
@@ -31,13 +32,24 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_MAX_BODY_BYTES: Final = 1_000_000
 _MOST_IDS: Final = 10_000
 _DEFAULT_DAYS: Final = 31
 _DAY_S: Final = 86_400
 _LATEST_S: Final = 10**11
 _DEFAULT_LIMIT: Final = 100
 _MOST_ROWS: Final = 10_000
+
+
+class Redrive(Input):
+    """``POST /dead/redrive``: what to deliver again; of nothing named, all.
+
+    Attributes:
+        sink: The sink; None: each.
+        ids: The events.
+    """
+
+    sink: str | None = None
+    ids: tuple[Annotated[str, StringConstraints(pattern="^[0-9A-Za-z]{1,64}$")], ...] = Field((), max_length=_MOST_IDS)
 
 
 class Unavailable(AdminError):
@@ -135,15 +147,11 @@ class Surface:
         return JSONResponse(await self._read(lambda: self._reports.dead(query.get("sink"), limit)))
 
     async def _redrive(self, request: Request) -> JSONResponse:
-        body = await _body(request)
-        if unknown := sorted(body.keys() - {"sink", "ids"}):
-            raise InvalidInput("unknown field; allowed: sink, ids", param=clean(unknown[0]))
-        sink, ids = body.get("sink"), body.get("ids", [])
-        if sink is not None and sink not in self._sinks:
-            raise InvalidInput(f"must be one of {', '.join(self._sinks) or 'none: there are no sinks'}", param="sink")
-        if not isinstance(ids, list) or len(ids) > _MOST_IDS or not all(_is_id(one) for one in ids):
-            raise InvalidInput(f"must be a list of at most {_MOST_IDS} event ids", param="ids")
-        count = await self._write(ids, sink)
+        wanted = await read_body(Redrive, request)
+        if wanted.sink is not None and wanted.sink not in self._sinks:
+            known = ", ".join(self._sinks) or "none: there are no sinks"
+            raise InvalidInput(f"sink: must be one of {known}", param="sink")
+        count = await self._write(list(wanted.ids), wanted.sink)
         self._redriven()
         return JSONResponse({"redriven": count})
 
@@ -247,22 +255,3 @@ def _whole(param: str, text: str | None, default: int, least: int, most: int) ->
     if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and least <= int(text) <= most):
         raise InvalidInput(f"must be a whole number from {least} to {most}", param=param)
     return int(text)
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, str) and value.isalnum() and value.isascii() and len(value) <= 64  # noqa: PLR2004 - longer than any id
-
-
-async def _body(request: Request) -> dict[str, Any]:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > _MAX_BODY_BYTES:
-            raise InvalidInput(f"the body is larger than {_MAX_BODY_BYTES} bytes")
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise InvalidInput('the body is not JSON; send {} for all, or {"sink": "...", "ids": [...]}') from None
-    if not isinstance(value, dict):
-        raise InvalidInput("the body must be a JSON object")
-    return value

@@ -7,12 +7,12 @@ bridge says it in the header ``x-pointsman-user``, whatever the client has put t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
+from pointsman.admin import Signed, read_body, read_query
 from pointsman.errors import Conflict, InvalidInput, NotFound
 
 from . import codec, lifecycle
@@ -23,11 +23,7 @@ from .bodies import (
     Promotion,
     Restart,
     Scores,
-    Signed,
-    UserHeader,
     Weights,
-    parse,
-    refusal,
 )
 from .experiment import CANARY, NAME, STABLE, MetricName
 from .metrics import index
@@ -38,9 +34,6 @@ if TYPE_CHECKING:
     from .engine import Engine
     from .lifecycle import Cause, Outcome
     from .rollout import Rollout
-
-USER_HEADER: Final = "x-pointsman-user"
-DEFAULT_WHO: Final = "admin"
 
 
 class Admin:
@@ -78,7 +71,7 @@ class Admin:
 
     async def create(self, request: Request) -> JSONResponse:
         """``POST /``: begin an experiment, 201."""
-        body = parse(Creation, await request.body())
+        body = await read_body(Creation, request)
         rollout = await self._engine.add(body.experiment, self._cause(request, body))
         return JSONResponse(detail(rollout), status_code=201)
 
@@ -89,15 +82,15 @@ class Admin:
 
     async def delete(self, request: Request) -> JSONResponse:
         """``DELETE /{rollout}?force=``: 409 while it is not finished, without ``force=true``."""
-        query = _query(DeleteQuery, request)
-        body = parse(Signed, await request.body())
+        query = read_query(DeleteQuery, request)
+        body = await read_body(Signed, request)
         name = _name(request)
         await self._engine.remove(name, self._cause(request, body), force=query.force)
         return JSONResponse({"deleted": name})
 
     async def audit(self, request: Request) -> JSONResponse:
         """``GET /{rollout}/audit?limit=``: every change with who and why, the newest first, also of a deleted one."""
-        query = _query(AuditQuery, request)
+        query = read_query(AuditQuery, request)
         name = _name(request)
         entries = await self._engine.repository.audit(name, query.limit)
         if not entries:
@@ -106,18 +99,18 @@ class Admin:
 
     async def promote(self, request: Request) -> JSONResponse:
         """``POST /{rollout}/promote``: everything to one arm."""
-        body = parse(Promotion, await request.body())
+        body = await read_body(Promotion, request)
         return await self._change(request, body, lambda state, cause: lifecycle.promote(state, cause, body.arm))
 
     async def restart(self, request: Request) -> JSONResponse:
         """``POST /{rollout}/restart``: a new run from the first step, with the configuration's or a new definition."""
-        body = parse(Restart, await request.body())
+        body = await read_body(Restart, request)
         name = _name(request)
         return JSONResponse(detail(await self._engine.restart(name, body.experiment, self._cause(request, body))))
 
     async def weigh(self, request: Request) -> JSONResponse:
         """``POST /{rollout}/weight``: new weights at once."""
-        body = parse(Weights, await request.body())
+        body = await read_body(Weights, request)
         if (body.percent is None) == (body.percents is None):
             raise InvalidInput("give either 'percent' (of the canary) or 'percents' (by arm)", param="percent")
         percents = body.percents if body.percents is not None else {CANARY: body.percent or 0.0}
@@ -125,7 +118,7 @@ class Admin:
 
     async def score(self, request: Request) -> JSONResponse:
         """``POST /{rollout}/score``: scores of answers, 0 to 1; says how many were counted."""
-        body = parse(Scores, await request.body())
+        body = await read_body(Scores, request)
         rollout = self._rollout(request)
         if not any(metric.metric is MetricName.SCORE for metric in rollout.experiment.metrics):
             raise Conflict(f"{rollout.name} has no metric 'score'; add it to its metrics")
@@ -149,7 +142,7 @@ class Admin:
 
     def _plain(self, transition: Callable[[Rollout, Cause], Outcome]) -> Callable[[Request], Any]:
         async def handle(request: Request) -> JSONResponse:
-            body = parse(Signed, await request.body())
+            body = await read_body(Signed, request)
             return await self._change(request, body, transition)
 
         return handle
@@ -162,13 +155,7 @@ class Admin:
         return JSONResponse(detail(rollout))
 
     def _cause(self, request: Request, body: Signed) -> Cause:
-        who = body.who
-        if who is None and (header := request.headers.get(USER_HEADER)) is not None:
-            try:
-                who = UserHeader(who=header).who
-            except ValidationError as err:
-                raise refusal(UserHeader, err, USER_HEADER) from err
-        return self._engine.cause(who or DEFAULT_WHO, body.reason or "asked for")
+        return self._engine.cause(body.by(request), body.reason or "asked for")
 
     def _rollout(self, request: Request) -> Rollout:
         name = _name(request)
@@ -184,13 +171,6 @@ def _name(request: Request) -> str:
     if not NAME.fullmatch(name):
         raise NotFound(f"there is no experiment {name[:64]!r}: no name is like that")
     return name
-
-
-def _query(model: Any, request: Request) -> Any:
-    try:
-        return model.model_validate(dict(request.query_params))
-    except ValidationError as err:
-        raise refusal(model, err, "query") from err
 
 
 def summary(rollout: Rollout) -> dict[str, object]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from pointsman.errors import InvalidInput, NotFound, nearest
-from pointsman.explain import fields_at
+from pointsman.admin import Input, invalid, read_body, read_query
+from pointsman.errors import NotFound
 
 from .config import Key, Limits, Section, Tenant, Text
 from .ledger import LEVEL_UNIT, held
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from .gate import Gate
     from .ledger import Caps, ScopeState
     from .roster import Roster
-
-_MAX_BODY_BYTES: Final = 1_000_000
-_TRUE: Final = frozenset({"true", "1", "yes"})
 
 
 class NewKey(Section):
@@ -60,6 +56,12 @@ class NewTenant(Tenant):
         return Tenant(**{**fields, "keys": (*self.keys, *keys)})
 
 
+class Posting(Input):
+    """The query of ``POST /tenants``: whether a tenant of that id may be replaced."""
+
+    replace: bool = False
+
+
 class Surface:
     """``/tenants`` and ``/tenants/{id}``.
 
@@ -89,12 +91,12 @@ class Surface:
         return JSONResponse({"tenants": tenants, "problems": list(self._roster.problems)})
 
     async def _add(self, request: Request) -> JSONResponse:
-        posted = await _read(request)
+        posted = await read_body(NewTenant, request)
         try:
             tenant = posted.hashed(await self._roster.salt())
         except ValidationError as err:
-            raise _invalid(err) from None
-        await self._roster.add(tenant, replace=request.query_params.get("replace", "").lower() in _TRUE)
+            raise invalid(NewTenant, err, "body") from None
+        await self._roster.add(tenant, replace=read_query(Posting, request).replace)
         return JSONResponse(self._as_json(tenant), status_code=201)
 
     async def _show(self, request: Request) -> JSONResponse:
@@ -118,33 +120,6 @@ class Surface:
 
     def _as_json(self, tenant: Tenant) -> dict[str, object]:
         return {**tenant.model_dump(mode="json", exclude_none=True), "source": self._roster.source(tenant.id)}
-
-
-async def _read(request: Request) -> NewTenant:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_BODY_BYTES:
-            raise InvalidInput(f"the body is larger than {_MAX_BODY_BYTES} bytes")
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        raise InvalidInput("the body is not JSON; send one tenant as a JSON object") from None
-    try:
-        return NewTenant.model_validate(value)
-    except ValidationError as err:
-        raise _invalid(err) from None
-
-
-def _invalid(err: ValidationError) -> InvalidInput:
-    """Name the first wrong field, never its value: it may be a key."""
-    detail = err.errors(include_url=False, include_input=False, include_context=False)[0]
-    path, message = ".".join(map(str, detail["loc"])), detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "extra_forbidden":
-        *parents, key = detail["loc"]
-        known = fields_at(NewTenant, parents)
-        message = f"unknown key{nearest(str(key), known)}; allowed: {', '.join(known)}"
-    return InvalidInput(f"{path or 'the body'}: {message}", param=path or None)
 
 
 def _usage(state: ScopeState, caps: Caps) -> dict[str, object]:

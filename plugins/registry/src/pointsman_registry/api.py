@@ -8,13 +8,13 @@ whatever the client has put there.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
 
-from pointsman.errors import InvalidInput, NotFound
+from pointsman.admin import Signed, read_body, read_query, user
+from pointsman.errors import NotFound
 from pointsman.plugin import Clock
 
 from .fields import (
@@ -23,19 +23,12 @@ from .fields import (
     NameQuery,
     NoQuery,
     RollbackQuery,
-    Signature,
-    UserHeader,
     VersionSpec,
-    parse_json,
-    parse_query,
 )
 from .meter import Meter
 from .registry import Registry
 from .tally import Tally
 from .versions import Version
-
-USER_HEADER: Final = "x-pointsman-user"
-DEFAULT_WHO: Final = "admin"
 
 
 class Api:
@@ -70,62 +63,62 @@ class Api:
 
     async def list_versions(self, request: Request) -> JSONResponse:
         """``GET /versions?name=``: in the order of the ids; an unknown name has none."""
-        query = parse_query(NameQuery, request.query_params)
+        query = read_query(NameQuery, request)
         await self._registry.refresh()
         return JSONResponse({"versions": [self._shown(version) for version in self._registry.state.of(query.name)]})
 
     async def register(self, request: Request) -> JSONResponse:
         """``POST /versions``: the version, 201."""
-        parse_query(NoQuery, request.query_params)
-        spec = parse_json(VersionSpec, await request.body())
-        version = await self._registry.register(spec, _who(request, None))
+        read_query(NoQuery, request)
+        spec = await read_body(VersionSpec, request)
+        version = await self._registry.register(spec, user(request))
         return JSONResponse(self._shown(version), status_code=201)
 
     async def get(self, request: Request) -> JSONResponse:
         """``GET /versions/{id}``: the version."""
-        parse_query(NoQuery, request.query_params)
+        read_query(NoQuery, request)
         await self._registry.refresh()
         return JSONResponse(self._shown(self._registry.state.get(request.path_params["id"])))
 
     async def activate(self, request: Request) -> JSONResponse:
         """``POST /versions/{id}/activate``: the version; the same answer when it was active already."""
-        parse_query(NoQuery, request.query_params)
-        signature = parse_json(Signature, await request.body())
-        who = _who(request, signature.who)
+        read_query(NoQuery, request)
+        signature = await read_body(Signed, request)
+        who = signature.by(request)
         return JSONResponse(
             self._shown(await self._registry.activate(request.path_params["id"], who, signature.reason))
         )
 
     async def delete(self, request: Request) -> JSONResponse:
         """``DELETE /versions/{id}?force=``: 409 for an active version without ``force=true``."""
-        query = parse_query(DeleteQuery, request.query_params)
-        signature = parse_json(Signature, await request.body())
+        query = read_query(DeleteQuery, request)
+        signature = await read_body(Signed, request)
         version_id = request.path_params["id"]
-        await self._registry.delete(version_id, _who(request, signature.who), signature.reason, force=query.force)
+        await self._registry.delete(version_id, signature.by(request), signature.reason, force=query.force)
         return JSONResponse({"deleted": version_id})
 
     async def history(self, request: Request) -> JSONResponse:
         """``GET /history?name=&limit=``: the newest activations first; an unknown name has none."""
-        query = parse_query(HistoryQuery, request.query_params)
+        query = read_query(HistoryQuery, request)
         entries = await self._registry.history(query.name, query.limit)
         return JSONResponse({"history": [asdict(entry) for entry in entries]})
 
     async def rollback(self, request: Request) -> JSONResponse:
         """``POST /rollback?name=``: the version that is active now; 409 when there was none before."""
-        query = parse_query(RollbackQuery, request.query_params)
-        signature = parse_json(Signature, await request.body())
-        who = _who(request, signature.who)
+        query = read_query(RollbackQuery, request)
+        signature = await read_body(Signed, request)
+        who = signature.by(request)
         return JSONResponse(self._shown(await self._registry.rollback(query.name, who, signature.reason)))
 
     async def all_metrics(self, request: Request) -> JSONResponse:
         """``GET /metrics?name=``: the live metrics of all versions, or of one name's, in the order of the ids."""
-        query = parse_query(NameQuery, request.query_params)
+        query = read_query(NameQuery, request)
         await self._registry.refresh()
         return JSONResponse({"metrics": await self._measured(self._registry.state.of(query.name))})
 
     async def metrics(self, request: Request) -> JSONResponse:
         """``GET /metrics/{id}``: the live metrics of one version."""
-        parse_query(NoQuery, request.query_params)
+        read_query(NoQuery, request)
         await self._registry.refresh()
         version = self._registry.state.get(request.path_params["id"])
         if not (found := await self._measured([version])):
@@ -134,13 +127,13 @@ class Api:
 
     async def reset_all_metrics(self, request: Request) -> JSONResponse:
         """``DELETE /metrics?name=``: every version, or every version of a name, is counted from now on."""
-        query = parse_query(NameQuery, request.query_params)
+        query = read_query(NameQuery, request)
         await self._registry.refresh()
         return await self._reset(self._registry.state.of(query.name))
 
     async def reset_metrics(self, request: Request) -> JSONResponse:
         """``DELETE /metrics/{id}``: the version is counted from now on."""
-        parse_query(NoQuery, request.query_params)
+        read_query(NoQuery, request)
         await self._registry.refresh()
         return await self._reset([self._registry.state.get(request.path_params["id"])])
 
@@ -174,15 +167,3 @@ def _measures(tally: Tally) -> dict[str, object]:
         "latency_ms": asdict(latency) if latency else None,
         "first_token_ms": asdict(first_token) if first_token else None,
     }
-
-
-def _who(request: Request, named: str | None) -> str:
-    if named is not None:
-        return named
-    header = request.headers.get(USER_HEADER)
-    if header is None:
-        return DEFAULT_WHO
-    try:
-        return parse_query(UserHeader, {"who": header}).who
-    except InvalidInput as err:
-        raise InvalidInput(f"{USER_HEADER}: {str(err).removeprefix('who: ')}", param=USER_HEADER) from err

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from pointsman.errors import InvalidInput, StoreCorrupt
+from pointsman.admin import Input, Signed, read_body, read_query
+from pointsman.errors import StoreCorrupt
 
 from . import views
 from .budget import day_of
@@ -26,33 +27,10 @@ if TYPE_CHECKING:
     from .desk import Desk
     from .evidence import Evidence
 
-USER_HEADER: Final = "x-pointsman-user"
-DEFAULT_WHO: Final = "admin"
-
-M = TypeVar("M", bound=BaseModel)
 Change: TypeAlias = "Callable[[str, str, str], Awaitable[Evidence]]"
-Who = Annotated[str, StringConstraints(min_length=1, max_length=128, strip_whitespace=True, pattern=r"^[^\x00-\x1f]+$")]
-Reason = Annotated[str, StringConstraints(max_length=500, strip_whitespace=True)]
 
 
-class _Body(BaseModel):
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Signed(_Body):
-    """The optional body of every change."""
-
-    who: Who | None = None
-    reason: Reason = ""
-
-
-class UserHeader(_Body):
-    """Who is behind a request: the admin key's user or alias, as the gateway's bridge says."""
-
-    who: Who
-
-
-class ResultsQuery(_Body):
+class ResultsQuery(Input):
     """``GET /{mirror}/results`` and ``/{mirror}/export``."""
 
     limit: int = Field(default=10_000, ge=1, le=10_000)
@@ -112,7 +90,7 @@ class Admin:
         return Response(lines.encode("utf-8", "replace"), media_type="application/x-ndjson")
 
     async def _results(self, request: Request) -> list[object]:
-        query = _checked(ResultsQuery, dict(request.query_params), "limit")
+        query = read_query(ResultsQuery, request)
         name = _name(request)
         state = await self._desk.state(name)
         room = self._desk.line(name).mirror.keep_results
@@ -126,37 +104,11 @@ class Admin:
     def _changing(self, change: Change) -> Callable[[Request], Awaitable[JSONResponse]]:
         async def handler(request: Request) -> JSONResponse:
             name = _name(request)
-            raw = await request.body()
-            try:
-                body = Signed.model_validate_json(raw or b"{}")
-            except ValidationError as err:
-                raise _refusal(err, "body") from err
-            return JSONResponse(await self._detail(name, await change(name, _who(request, body), body.reason)))
+            signed = await read_body(Signed, request)
+            return JSONResponse(await self._detail(name, await change(name, signed.by(request), signed.reason)))
 
         return handler
 
 
 def _name(request: Request) -> str:
     return str(request.path_params["mirror"])
-
-
-def _who(request: Request, body: Signed) -> str:
-    if body.who is not None:
-        return body.who
-    if (shown := request.headers.get(USER_HEADER)) is None:
-        return DEFAULT_WHO
-    return _checked(UserHeader, {"who": shown}, USER_HEADER).who
-
-
-def _checked(model: type[M], values: dict[str, str], whole: str) -> M:
-    try:
-        return model.model_validate(values)
-    except ValidationError as err:
-        raise _refusal(err, whole) from err
-
-
-def _refusal(err: ValidationError, whole: str) -> InvalidInput:
-    first = err.errors(include_url=False, include_context=False, include_input=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or whole
-    message = "is not a known field" if first["type"] == "extra_forbidden" else first["msg"]
-    return InvalidInput(f"{field}: {message}", param=field)
