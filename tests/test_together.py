@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from pointsman.testing import eventually
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer
 
@@ -18,7 +18,6 @@ pytestmark = pytest.mark.proxy
 
 PLUGINS = ("quota", "registry", "canary", "signals", "balance", "racing", "shadow", "billing")
 TENANT_KEY = "a-key-of-acme-with-enough-letters"
-PATIENCE_S = 20.0
 
 
 def models(upstream: str) -> list[dict[str, Any]]:
@@ -80,11 +79,7 @@ class Gateway:
 
     def look(self, path: str, enough: Callable[[Any], bool]) -> Any:
         """Read a route until it says enough."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not enough(found := self.http.get(f"/pointsman{path}").raise_for_status().json()):
-            assert time.monotonic() < deadline, found
-            time.sleep(0.1)
-        return found
+        return eventually(lambda: self.http.get(f"/pointsman{path}").raise_for_status().json(), enough)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from pointsman.testing import eventually
 from pointsman.testing.otlp import Collector
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer
@@ -18,7 +19,6 @@ from pointsman_balance.commands import balance
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(400)]
 
-PATIENCE_S = 20.0
 GROUPS = {
     "chat": ("openai", ("chat-a", "chat-b", "chat-ill")),
     "claude": ("anthropic", ("claude-a", "claude-ill")),
@@ -54,14 +54,6 @@ class Gateway:
 
     def asked(self, model):
         return sum(request.model == model for request in self.upstream.requests)
-
-
-def wait(look, enough):
-    deadline = time.monotonic() + PATIENCE_S
-    while not enough(found := look()):
-        assert time.monotonic() < deadline, f"still {found}"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +164,7 @@ def test_what_one_worker_met_the_other_knows_and_a_reset_reaches_both(gateway):
         assert gateway.http[0].post("/v1/chat/completions", json=body).status_code == 200
         if gateway.state("limits-full") == "open":
             break
-    row = wait(lambda: gateway.row("limits-full", 1), lambda row: row["breaker"]["state"] == "open")
+    row = eventually(lambda: gateway.row("limits-full", 1), lambda row: row["breaker"]["state"] == "open")
     assert row["breaker"]["cause"] == "rate_limit"
     assert 100 < row["breaker"]["until"] - time.time() <= 120
     before = gateway.asked("limits-full")
@@ -183,7 +175,7 @@ def test_what_one_worker_met_the_other_knows_and_a_reset_reaches_both(gateway):
     proxy = gateway.proxies[1]
     done = CliRunner().invoke(balance, ["reset", "limits-full", "--url", proxy.url, "--key", proxy.master_key])
     assert "closed" in done.output
-    wait(lambda: gateway.state("limits-full"), lambda state: state == "closed")
+    eventually(lambda: gateway.state("limits-full"), lambda state: state == "closed")
 
 
 def test_refused_credentials_open_at_once_and_a_probe_closes(gateway):
@@ -216,7 +208,7 @@ def test_a_stream_teaches_at_its_first_token(gateway):
     other = gateway.openai.chat.completions.create(model="slow", messages=MESSAGES)
     assert other.model != busy["deployment_id"]
     pieces.close()
-    wait(lambda: gateway.row(busy["deployment_id"])["in_flight"], lambda count: count == 0)
+    eventually(lambda: gateway.row(busy["deployment_id"])["in_flight"], lambda count: count == 0)
 
 
 def test_the_attempts_span_tells_the_whole_choice(gateway):

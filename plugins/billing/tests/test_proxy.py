@@ -29,6 +29,7 @@ import pytest
 
 from pointsman.host import journal
 from pointsman.store.disk import DiskStore
+from pointsman.testing import eventually
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import (
     Behaviour,
@@ -46,7 +47,6 @@ from .sink_server import SinkServer, always
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 
 TESTS = Path(__file__).parent
-PATIENCE_S = 40.0
 #: What the seed of all billing events has.
 SEED = ("tenant_id", "model", "prompt_tokens", "completion_tokens", "timestamp")
 STATES = ("billed", "unpriced", "free", "pending", "dead")
@@ -94,14 +94,6 @@ PRICES = [
 #: Stream events after which a torn stream breaks: behind the opening of each of the three APIs.
 TORN_AFTER = 12
 LONG_TOKENS = 60
-
-
-def wait(look: Callable[[], Any], enough: Callable[[Any], object]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not enough(found := look()):
-        assert time.monotonic() < deadline, f"still {found}"
-        time.sleep(0.05)
-    return found
 
 
 class Clients:
@@ -192,7 +184,7 @@ class Gateway:
     def bill(self, request_id: str | None = None) -> dict[str, Any]:
         """Return the bill of a request, by default of the last one, once every sink has its events."""
         path = f"/pointsman/billing/requests/{request_id or self.sent[-1]}"
-        answer = wait(
+        answer = eventually(
             lambda: self.admin.get(path), lambda seen: seen.status_code == 200 and not seen.json()["pending_in"]
         )
         found: dict[str, Any] = answer.json()
@@ -213,7 +205,7 @@ class Gateway:
         return list(seen[since:])
 
     def reconciled(self) -> Any:
-        return wait(lambda: self.get("/billing/reconcile"), lambda found: not found["requests"]["pending"])
+        return eventually(lambda: self.get("/billing/reconcile"), lambda found: not found["requests"]["pending"])
 
     def spent(self) -> dict[str, Decimal]:
         """Return what LiteLLM itself says that calls have cost, by its own id of the call."""
@@ -606,7 +598,7 @@ def test_a_budget_refuses_when_the_bills_have_reached_it(gateway: Gateway) -> No
         paid += request["amount_usd_micros"]
         litellms += attempt["gateway_cost_usd_micros"]
         requests += 1
-        wait(
+        eventually(
             lambda: gateway.get("/quota/tenants/capped")["usage"][0]["month_usd_micros"],
             lambda spent: spent == paid,  # noqa: B023 - called at once
         )
@@ -649,10 +641,10 @@ def test_one_sink_is_down_and_the_other_gets_everything(gateway: Gateway) -> Non
         for endpoint, model, stream in CASES[:6]:
             gateway.of("acme").ask_all(endpoint, model, stream=stream)
             mine.append(gateway.sent[-1])
-        rows = wait(
+        rows = eventually(
             lambda: [row for row in lines(gateway.file) if row["request_id"] in mine], lambda found: len(found) == 12
         )
-        found = wait(sinks, lambda found: found["cloudevents"]["tries"] >= 3 and not found["ndjson"]["pending"])
+        found = eventually(sinks, lambda found: found["cloudevents"]["tries"] >= 3 and not found["ndjson"]["pending"])
         assert (found["ndjson"]["tries"], found["ndjson"]["error"]) == (0, None)
         assert found["cloudevents"]["pending"] >= 12
         assert found["cloudevents"]["error"]
@@ -660,12 +652,12 @@ def test_one_sink_is_down_and_the_other_gets_everything(gateway: Gateway) -> Non
         report = gateway.get("/billing/reconcile")["requests"]
         assert report["pending"] == 6
         assert report["total"] == sum(report[state] for state in STATES)
-        shown = wait(status, lambda found: not found["ok"])
+        shown = eventually(status, lambda found: not found["ok"])
         assert "sink cloudevents fails" in shown["summary"]
         assert "ndjson" not in shown["summary"]
         # It takes the first batch twice more before it says so.
         ways = iter(["500-after", "drop-after", *["ok"] * 1_000_000])
-        wait(sinks, lambda found: not found["cloudevents"]["pending"])
+        eventually(sinks, lambda found: not found["cloudevents"]["pending"])
     finally:
         gateway.sink.behaviour = always("ok")
     assert max(gateway.sink.accepted[row["id"]] for row in rows) >= 3
@@ -674,7 +666,7 @@ def test_one_sink_is_down_and_the_other_gets_everything(gateway: Gateway) -> Non
     assert taken.keys() == {row["id"] for row in lines(gateway.file)}
     delivered = {event["id"]: event["data"] for event in gateway.sink.events}
     assert all(delivered[row["id"]] == row for row in rows)
-    wait(status, lambda found: found["ok"])
+    eventually(status, lambda found: found["ok"])
     assert gateway.get("/billing/reconcile")["requests"]["pending"] == 0
 
 
@@ -696,7 +688,7 @@ def test_the_books_agree(gateway: Gateway) -> None:
     grown = {state: after[state] - before[state] for state in STATES if after[state] != before[state]}
     assert grown == {"billed": len(CASES), "unpriced": 1, "free": 2}
 
-    spent = wait(gateway.spent, lambda spent: set(calls) <= spent.keys())
+    spent = eventually(gateway.spent, lambda spent: set(calls) <= spent.keys())
     litellms = sum(spent[call] for call in calls) * 1_000_000
     for name in ("gateway_usd_micros", "cost_usd_micros"):
         assert abs(after[name] - before[name] - litellms) <= len(calls), name
@@ -803,12 +795,14 @@ def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path)
         }
         with ProxyServer(config, tmp_path, workers=2) as proxy:
             with Traffic(proxy) as traffic:
-                wait(lambda: in_outbox(tmp_path), lambda ids: len(ids) >= 30)
+                eventually(lambda: in_outbox(tmp_path), lambda ids: len(ids) >= 30)
                 with contextlib.closing(sqlite3.connect(tmp_path / "outbox" / "outbox.sqlite3", timeout=30)) as held:
                     # Nobody else can write to the outbox: what ends from now on gets no further than the journal.
                     held.execute("BEGIN IMMEDIATE")
                     before = in_outbox(tmp_path)
-                    wait(lambda: journalled(tmp_path), lambda rows: len(set().union(*rows.values()) - before) >= 20)
+                    eventually(
+                        lambda: journalled(tmp_path), lambda rows: len(set().union(*rows.values()) - before) >= 20
+                    )
                     proxy.stop(signal.SIGKILL)
             settled, left = in_outbox(tmp_path), journalled(tmp_path)
             waiting = set().union(*left.values())
@@ -823,9 +817,9 @@ def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path)
                 def report() -> Any:
                     return admin.get("/pointsman/billing/reconcile").raise_for_status().json()["requests"]
 
-                wait(lambda: in_outbox(tmp_path), lambda ids: settled | waiting <= ids)
-                wait(lambda: journalled(tmp_path), lambda rows: not rows.keys() & left.keys())
-                found = wait(report, lambda found: not found["pending"])
+                eventually(lambda: in_outbox(tmp_path), lambda ids: settled | waiting <= ids)
+                eventually(lambda: journalled(tmp_path), lambda rows: not rows.keys() & left.keys())
+                found = eventually(report, lambda found: not found["pending"])
                 assert {state: found[state] for state in STATES if found[state]} == {"billed": found["total"]}
             proxy.stop()
             assert journalled(tmp_path) == {}

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import anthropic
@@ -16,6 +15,7 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from pointsman.testing import eventually
 from pointsman.testing.otlp import Collector
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer, split_tokens
@@ -157,7 +157,7 @@ class Gateway:
 
     def counted(self, race_name, before, **more):
         """Wait until a race has so much more of each count than before."""
-        wait(
+        eventually(
             lambda: {name: self.counts(race_name)[name] - before[name] for name in more},
             lambda grown: grown == more,
         )
@@ -191,14 +191,6 @@ class Gateway:
         found = mine(self.collector.wait(lambda spans: len(mine(spans)) >= count, timeout_s=PATIENCE_S))
         assert len(found) == count
         return sorted(found, key=lambda attributes: attributes["pointsman.racing.leg"])
-
-
-def wait(look, enough):
-    deadline = time.monotonic() + PATIENCE_S
-    while not enough(found := look()):
-        assert time.monotonic() < deadline, f"still {found}"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -597,7 +589,7 @@ async def test_a_client_that_leaves_takes_all_attempts_along(gateway, endpoint, 
         asking.cancel()
         await asyncio.wait({asking})
     gateway.closed_early(since, *groups)
-    wait(gateway.running, lambda running: running == 0)
+    eventually(gateway.running, lambda running: running == 0)
     gateway.counted(model, counts, requests=1, abandoned=1, answered=0, attempts=2)
     assert chat(gateway, "fast", stream=False).text == FAST_TEXT
 
@@ -616,7 +608,7 @@ def test_a_client_that_leaves_in_the_middle_of_the_winners_stream_ends_it(gatewa
         assert answer.headers["x-pointsman-raced"].startswith(f"{name}; ")
         next(answer.iter_raw())
     gateway.closed_early(since, name)
-    wait(gateway.running, lambda running: running == 0)
+    eventually(gateway.running, lambda running: running == 0)
 
 
 # -- requests that must not be made twice -----------------------------------------------------------------------------
@@ -705,7 +697,7 @@ async def test_when_everybody_is_slow_the_budget_bounds_the_extra_attempts(gatew
                 *(client.chat.completions.create(model="thrifty", messages=ASK) for _ in range(each))
             )
             assert {answer.choices[0].message.content for answer in answers} == {SLOW_TEXT}
-    wait(gateway.running, lambda running: running == 0)
+    eventually(gateway.running, lambda running: running == 0)
     now = gateway.counts("thrifty")
     extra = now["extra"] - counts["extra"]
     # One token at the start, one tenth for each request.
@@ -742,7 +734,7 @@ def test_the_admin_surface_needs_the_admin_key(gateway):
 
 def test_the_commands_show_the_running_proxys_races(gateway):
     chat(gateway, "swift", stream=False)
-    wait(gateway.running, lambda running: running == 0)
+    eventually(gateway.running, lambda running: running == 0)
     access = ["--url", gateway.proxy.url, "--key", gateway.proxy.master_key]
     command = [str(Path(sys.executable).with_name("pointsman")), "racing", "list", *access]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)  # noqa: S603  # our own
@@ -762,7 +754,7 @@ def test_the_commands_show_the_running_proxys_races(gateway):
 
 def test_after_all_of_this_nothing_is_left_and_nothing_has_gone_wrong(gateway):
     assert chat(gateway, "swift", stream=True).text == FAST_TEXT
-    wait(gateway.running, lambda running: running == 0)
+    eventually(gateway.running, lambda running: running == 0)
     status = gateway.http.get("/pointsman/status").raise_for_status().json()
     assert status["faults"] == []
     (plugin,) = status["plugins"]

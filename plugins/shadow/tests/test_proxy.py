@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import httpx
 import openai
 import pytest
 
+from pointsman.testing import eventually
 from pointsman.testing.otlp import CollectedSpan, Collector
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import Behaviour, Delay, ReceivedRequest, UpstreamServer
@@ -55,7 +55,6 @@ TOOL = {
     "required": ["city"],
     "additionalProperties": False,
 }
-PATIENCE_S = 20.0
 
 
 class Gateway:
@@ -87,20 +86,12 @@ class Gateway:
         """Make a request and wait for the result of its mirror."""
         before = self.shown(mirror)["pairs"]
         answer = request()
-        shown = wait(lambda: self.shown(mirror), lambda shown: shown["pairs"] > before)
+        shown = eventually(lambda: self.shown(mirror), lambda shown: shown["pairs"] > before)
         assert shown["pairs"] == before + 1
         return answer, self.results(mirror)[-1]
 
     def received(self, since: int) -> list[ReceivedRequest]:
         return [request for request in self.upstream.requests if request.number >= since]
-
-
-def wait(look: Callable[[], Any], enough: Callable[[Any], bool]) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not enough(found := look()):
-        assert time.monotonic() < deadline, f"still {found}"
-        time.sleep(0.05)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +239,7 @@ def test_a_failing_and_a_hanging_challenger_are_not_noticed(gateway: Gateway, *,
     assert text == CHALLENGER
     assert (row["challenger"]["outcome"], row["challenger"]["error"]) == ("error", "server")
     assert gateway.shown("hanging")["pairs"] == hanging
-    wait(lambda: gateway.shown("hanging"), lambda shown: shown["pairs"] == hanging + 1)
+    eventually(lambda: gateway.shown("hanging"), lambda shown: shown["pairs"] == hanging + 1)
     last = gateway.results("hanging")[-1]
     assert last["challenger"]["error"] == "timeout"
     assert 1900 < last["challenger"]["latency_ms"] < 10_000
@@ -260,7 +251,7 @@ def test_a_failing_mirror_does_not_take_a_deployment_from_the_clients(gateway: G
     gateway.upstream.behave("gpt-touchy", Behaviour(error_ratios={500: 1.0}))
     for number in range(1, 5):
         assert chat(gateway, "calm", stream=False)
-        wait(lambda: gateway.shown("touchy")["challenger_errors"], lambda errors, number=number: errors == number)
+        eventually(lambda: gateway.shown("touchy")["challenger_errors"], lambda errors, number=number: errors == number)
     gateway.upstream.behave("gpt-touchy", Behaviour(text="fine"))
     assert [chat(gateway, "touchy", stream=False) for _ in range(4)] == ["fine"] * 4
     gateway.upstream.behave("gpt-touchy", Behaviour(error_ratios={500: 1.0}))

@@ -2,8 +2,8 @@
 
 ``Harness`` runs requests through a real host in this process, with a fake clock and a fake gateway; ``ContractSuite``
 holds what every plugin must pass; ``no_leaks`` finds what was left behind. For whole systems there are
-``pointsman.testing.upstream``, an HTTP server that answers like providers, and ``pointsman.testing.proxy``, a real
-LiteLLM proxy.
+``pointsman.testing.upstream``, an HTTP server that answers like providers, ``pointsman.testing.proxy``, a real LiteLLM
+proxy, and ``eventually``, which waits for what it does.
 
 Everything is imported when it is first used: this package costs nothing where it is not needed, and only
 ``pointsman.testing.proxy`` ever starts LiteLLM.
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .leaks import LeakError, no_leaks
     from .script import Step, breaks, cancel, disconnect, error, never, ok
     from .store import FragileStore
+    from .waiting import eventually
 
 _HOMES: Final = {
     "DEFAULT_DEPLOYMENTS": "gateway",
@@ -39,6 +40,7 @@ _HOMES: Final = {
     "deployment": "gateway",
     "disconnect": "script",
     "error": "script",
+    "eventually": "waiting",
     "never": "script",
     "no_leaks": "leaks",
     "ok": "script",
@@ -59,6 +61,7 @@ __all__ = [
     "deployment",
     "disconnect",
     "error",
+    "eventually",
     "never",
     "no_leaks",
     "ok",
