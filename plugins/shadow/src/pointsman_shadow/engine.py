@@ -314,9 +314,9 @@ class Engine:
                 found.append(f"{name}: nobody serves the challenger, {mirror.challenger_text}; is it registered?")
             if line.rest.resting:
                 wait_s = max(0.0, line.rest.until - self.services.clock.monotonic())
+                again = "being asked again" if line.rest.asking else f"asked again in {wait_s:.0f} s"
                 found.append(
-                    f"{name}: {mirror.challenger_text} has failed {line.rest.failures} times in a row; it is asked again"
-                    f" in {wait_s:.0f} s"
+                    f"{name}: {mirror.challenger_text} has failed {line.rest.failures} times in a row; it is {again}"
                 )
             if line.unreadable is not None:
                 found.append(f"{name}: {line.unreadable}; it mirrors nothing until it is reset")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Final
@@ -162,6 +161,7 @@ class Line:
     def drop(self, pair: Pair, why: str) -> None:
         """Give a pair up before its mirror was sent; one that is over already has been counted."""
         if not pair.over:
+            self.rest.unasked()
             self.batch.count(Count.DROPPED, of=why)
             self.release(pair)
 
@@ -180,8 +180,10 @@ class Line:
     def unpair(self, pair: Pair, why: str) -> None:
         """Give a pair up that has no primary to compare with. A mirror that waits is never sent."""
         self.batch.count(Count.UNPAIRED, of=why)
-        with contextlib.suppress(ValueError):
+        if pair in self.queue:
             self.queue.remove(pair)
+            if pair.challenger is None:
+                self.rest.unasked()
         self.release(pair)
 
     # -- what has been seen -------------------------------------------------------------------------------------------

@@ -25,16 +25,18 @@ class Rest:
 
     Attributes:
         failures: In a row.
-        until: Monotonic seconds at which a resting challenger is asked next.
+        until: Monotonic seconds at which a resting challenger is asked next, at the latest.
+        asking: Whether a resting challenger is being asked.
     """
 
-    __slots__ = ("_after", "_next_s", "failures", "until")
+    __slots__ = ("_after", "_pause_s", "asking", "failures", "until")
 
     def __init__(self, after: int | None) -> None:
         self._after = after
         self.failures = 0
         self.until = 0.0
-        self._next_s = FIRST_S
+        self.asking = False
+        self._pause_s = FIRST_S
 
     @property
     def resting(self) -> bool:
@@ -42,29 +44,41 @@ class Rest:
         return self._after is not None and self.failures >= self._after
 
     def asks(self, now: float) -> bool:
-        """Say whether one more call may be made at a time in monotonic seconds, and take it as made if so."""
+        """Say whether one more call is made at a time in monotonic seconds; what becomes of it has to be told."""
         if not self.resting:
             return True
         if now < self.until:
             return False
-        self.until = now + self._next_s
-        self._next_s = min(LONGEST_S, 2 * self._next_s)
+        self.asking = True
+        # Not again before this call has ended, unless it takes for ever.
+        self.until = now + LONGEST_S
         return True
+
+    def unasked(self) -> None:
+        """Note that a call was not made after all, or has told nothing: the next one may be."""
+        if self.asking:
+            self.asking = False
+            self.until = 0.0
 
     def answered(self) -> None:
         """Note an answer: it is well."""
         self.failures = 0
         self.until = 0.0
-        self._next_s = FIRST_S
+        self.asking = False
+        self._pause_s = FIRST_S
 
     def failed(self, error: str | None, now: float) -> bool:
         """Note a failure of this class at a time in monotonic seconds; say whether a rest begins with it."""
         if error in _NOT_ITS_FAULT:
+            self.unasked()
             return False
         self.failures += 1
-        if self.failures != self._after:
-            return False
-        # Later failures of calls that were under way say nothing about how long it has to be.
-        self.until = now + self._next_s
-        self._next_s *= 2
-        return True
+        begins = self.failures == self._after
+        # Later failures of calls that were under way when it began say nothing about how long it has to be.
+        if self.asking:
+            self.asking = False
+            self._pause_s = min(LONGEST_S, 2 * self._pause_s)
+            self.until = now + self._pause_s
+        elif begins:
+            self.until = now + self._pause_s
+        return begins
