@@ -67,7 +67,7 @@ class ErrorClass(StrEnum):
 
 
 CALLERS_FAULT: Final = frozenset({ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW})
-"""Errors that the request itself brings about: they say nothing about the deployment that answered with one."""
+"""Errors that the request itself brings about: they say nothing about how well the deployment is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

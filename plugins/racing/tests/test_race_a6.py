@@ -325,6 +325,23 @@ def test_nothing_is_stretched_beyond_half_of_the_time(timeout_ms, at_ms):
     assert (now_ms, starts[0].reason) == (at_ms, Reason.HEDGE)
 
 
+def test_half_of_the_time_counts_from_the_beginning():
+    race = Race(Plan(entries=entries(2), timeout_ms=1000), lambda *_: DELAY_MS, lambda: True, lambda: 50.0)
+    race.begin(5000.0)
+    while not race.tick(now_ms := race.due_ms()):
+        pass
+    assert now_ms == 5500
+
+
+def test_a_delay_that_has_grown_is_waited_for_beyond_half_of_the_time():
+    """The half bounds how far a delay is stretched, not the delay."""
+    delays = iter([DELAY_MS, 800.0, 800.0, 800.0])
+    race = Race(Plan(entries=entries(2), timeout_ms=1000), lambda *_: next(delays), lambda: True, lambda: 3.0)
+    race.begin(0.0)
+    assert race.tick(DELAY_MS) == race.tick(500.0) == []
+    assert [start.reason for start in race.tick(800.0)] == [Reason.HEDGE]
+
+
 def test_a_refusing_budget_is_asked_again_later():
     answers = iter([False, True])
     race = Race(Plan(entries=entries(2)), delay_ms=lambda *_: DELAY_MS, allow=lambda: next(answers))

@@ -83,6 +83,43 @@ async def test_the_delay_is_the_candidates_own_quantile(track):
     assert result.attempts[1].started_at - begun == pytest.approx(0.02, rel=0.05)
 
 
+async def test_the_delay_leans_on_all_candidates_of_the_race_and_on_each_once(track):
+    """A few samples of which one was slow, beside a steady candidate; ``chat-a`` is a member of ``chat`` as well."""
+    delay = {"fixed_ms": 500, "floor_ms": 1, "min_samples": 5}
+    config = {"defaults": {"delay": delay, "budget_ratio": 4}}
+    twice = {"name": "twice", "candidates": [{"target": "chat", "priority": 1}, "chat-a"]}
+    async with track(models=[SINGLE, twice], config=config) as h:
+        for seen_s in (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.4):
+            await h.request(
+                model="smart", stream=True, script={"tiny": ok("a", latency_s=seen_s), "backup": error(500)}
+            )
+            await h.request(model="smart", stream=True, script={"tiny": error(500), "backup": ok("b", latency_s=0.1)})
+            await h.request(model="chat-a", stream=True, script=ok("a", latency_s=10 * seen_s))
+            await h.request(model="chat-b", stream=True, script=ok("b", latency_s=1.0))
+            await h.clock.advance(1.1)
+        for model, first in (("smart", "tiny"), ("twice", "chat-a")):
+            begun = h.clock.now()
+            script = {first: ok("a", latency_s=50), "*": ok("b", latency_s=0.01)}
+            result = await h.request(model=model, stream=True, script=script)
+            unit_s = 0.1 if model == "smart" else 1.0
+            assert result.attempts[1].started_at - begun == pytest.approx(unit_s, rel=0.1)
+
+
+@pytest.mark.parametrize("quick", ["chat-a", "chat-b"])
+async def test_the_delay_is_that_of_the_deployment_that_was_reached(track, quick):
+    config = {"defaults": {"delay": {"fixed_ms": 500, "floor_ms": 1, "min_samples": 5}, "budget_ratio": 4}}
+    usual_s = {"chat-a": 0.3, "chat-b": 0.3, quick: 0.05}
+    async with track(models=[SMART], config=config) as h:
+        for _ in range(8):
+            for name, latency_s in usual_s.items():
+                await h.request(model=name, stream=True, script=ok("a", latency_s=latency_s))
+            await h.clock.advance(1.1)
+        begun = h.clock.now()
+        result = await h.request(model="smart", stream=True, script={"chat": ok("a", latency_s=5), "backup": ok("b")})
+    first, second = result.attempts
+    assert second.started_at - begun == pytest.approx(usual_s[first.deployment.id], rel=0.05)
+
+
 async def test_a_hedge_that_is_slow_too_is_not_waited_for_as_long(track):
     """With 100 ms as the usual time of both: the first hedge after 100 ms, the second 70 ms later."""
     config = {

@@ -255,6 +255,16 @@ class TestDelay:
         found = book.delay_ms([deployment("well-0")], rivals, self.delay, stream=True, now=NOW)
         assert found == pytest.approx(800, rel=0.05)
 
+    def test_a_newcomer_does_not_change_the_delay_of_one_that_is_known(self, attempt):
+        book = Book(HALF_LIFE_S)
+        for name, count in (("known", 100), ("newcomer", 1)):
+            for first_ms in [400.0] * 23 * count + [800.0 if name == "known" else 400.0] * 2 * count:
+                book.observe(attempt(name, first_ms=first_ms), stream=True, now=NOW)
+        rivals = [deployment("known"), deployment("newcomer")]
+        known, new = (book.delay_ms([one], rivals, self.delay, stream=True, now=NOW) for one in rivals)
+        assert known == pytest.approx(800, rel=0.03)
+        assert new == pytest.approx(400, rel=0.05), "of the two, the steadier one"
+
     def test_one_that_no_candidate_was_known_as_speaks_for_itself(self, attempt):
         """A hook may have sent the leg to a deployment of another group."""
         book = self.book(attempt, 300.0)

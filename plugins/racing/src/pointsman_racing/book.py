@@ -100,8 +100,8 @@ class Book:
         known = self._spreads(reached, delay, stream=stream, now=now)
         if not known:
             return max(delay.fixed_ms if stream else delay.fixed_plain_ms, delay.floor_ms)
-        leaned_on = usual(self._spreads(rivals, delay, stream=stream, now=now) or known)
-        quick = min(spread.quantile_ms(leaned_on, delay.quantile_ratio) for spread in known)
+        others = self._spreads(rivals, delay, stream=stream, now=now)
+        quick = min(spread.quantile_ms(usual(spread, others), delay.quantile_ratio) for spread in known)
         return max(quick * share, delay.floor_ms)
 
     def score(self, deployment_id: str, delay: Delay, *, stream: bool, now: float) -> float:

@@ -23,9 +23,7 @@ class Verdict(StrEnum):
 
 
 #: The provider turned the request away before it did anything, so even one with side effects may be sent elsewhere.
-_NOTHING_DONE: Final = frozenset(
-    {ErrorClass.RATE_LIMIT, ErrorClass.AUTH, ErrorClass.NOT_FOUND, ErrorClass.REFUSED, ErrorClass.CONTEXT_WINDOW}
-)
+_NOTHING_DONE: Final = frozenset({ErrorClass.RATE_LIMIT, ErrorClass.AUTH, ErrorClass.NOT_FOUND, ErrorClass.REFUSED})
 
 _KNOWN: Final = {str(kind): kind for kind in ErrorClass}
 

@@ -174,11 +174,13 @@ class Racer:
         def call(leg: Leg) -> UpstreamCall:
             return self._start(ctx, upstream, course, leg)
 
+        targets = dict.fromkeys(entry.target for entry in entries)
+
         def delay_ms(number: int, entry: Entry, leg: Leg | None) -> float:
-            targets = dict.fromkeys(entry.target for entry in entries)
+            rivals = {one.id: one for target in targets for one in services.catalog.deployments(target)}
             return self._book.delay_ms(
                 (leg.deployment,) if leg and leg.deployment else services.catalog.deployments(entry.target),
-                [deployment for target in targets for deployment in services.catalog.deployments(target)],
+                tuple(rivals.values()),
                 settings.delay,
                 stream=ctx.stream,
                 now=services.clock.now(),

@@ -47,9 +47,15 @@ class Spread:
         return self.median_ms * exp((self.samples * self.log_factor + borrowed * usual) / (self.samples + borrowed))
 
 
-def usual(spreads: Iterable[Spread]) -> float:
-    """Return the logarithm of the factor that is usual among candidates; ``ValueError`` for none.
+def usual(own: Spread, rivals: Iterable[Spread]) -> float:
+    """Return the logarithm of the factor that is usual among candidates.
 
     The lower middle: as long as no more than half of the candidates are sick, they do not change the others' delays.
+
+    Args:
+        own: The candidate that leans.
+        rivals: All candidates. One of which less than half as much is known as of ``own`` has no say: a newcomer's
+            quantile is the guess that this is meant to mend.
     """
-    return median_low([spread.log_factor for spread in spreads])
+    heard = [spread.log_factor for spread in rivals if 2 * spread.samples >= own.samples]
+    return median_low(heard or [own.log_factor])
