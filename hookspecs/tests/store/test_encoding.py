@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum, IntEnum, StrEnum
+from types import MappingProxyType
 from typing import NamedTuple
 from uuid import UUID
 
@@ -114,6 +115,38 @@ def test_a_result_is_of_plain_types():
 )
 def test_canonical_texts(value, text):
     assert encoding.encode(value) == text
+
+
+class ById(NamedTuple):
+    """Its equality is nobody's business but its own."""
+
+    id: str
+    value: object
+
+    def __eq__(self, other):
+        return other.id == self.id
+
+    __hash__ = None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, [None], {"a": None, "b": ["null", (1.5, None)]}, [ById("a", None)], MappingProxyType({"a": [None, 1.0]})],
+)
+def test_null_goes_the_quick_way(value, monkeypatch):
+    """Unless a number that JSON does not have hides behind it."""
+    expected = json.dumps(value, default=dict, sort_keys=True, separators=(",", ":"))
+    monkeypatch.setattr(encoding, "_encode_carefully", None)
+    assert encoding.encode_any(value) == expected
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "wrap", [lambda x: x, lambda x: [None, x], lambda x: ({"a": (x,)}, None), lambda x: ById("", x)]
+)
+def test_a_number_that_json_does_not_have_is_not_taken_for_null(odd, wrap):
+    with pytest.raises(ValueError, match="not a JSON value"):
+        encoding.encode_any(wrap(odd))
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ def _encode_quickly(value: JSON) -> bytes | None:
         text = orjson.dumps(value, default=_plain, option=_OPTIONS)
     except TypeError:
         return None
-    # It writes null for a number that JSON does not have, too: then the text means something else.
-    return None if b"null" in text and orjson.loads(text) != value else text
+    # It writes null for a number that JSON does not have, too.
+    return text if b"null" not in text or _is_finite(value) else None
 
 
 def _is_simple(value: object, deep: int) -> bool:
@@ -176,6 +176,17 @@ def _is_simple(value: object, deep: int) -> bool:
         if type(item) not in _LEAVES and not _is_simple(item, deep - 1):
             return False
     return True
+
+
+def _is_finite(value: object) -> bool:
+    """Say whether a simple value has no NaN and no infinity in it."""
+    kind = type(value)
+    if kind is float:
+        return math.isfinite(cast("float", value))
+    if kind in _LEAVES:
+        return True
+    inner = value.values() if isinstance(value, Mapping) else value
+    return all(map(_is_finite, cast("Iterable[object]", inner)))
 
 
 def _encode_carefully(value: JSON) -> str:

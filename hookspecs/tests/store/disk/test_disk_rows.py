@@ -6,6 +6,7 @@ import os
 import pickle
 import sqlite3
 import stat
+from pathlib import Path
 
 import diskcache
 import pytest
@@ -15,6 +16,7 @@ from pointsman.store.disk import DiskStore
 from pointsman.store.rows import RowCache
 
 FILE = "cache.db"
+OPEN_FILES = Path("/proc/self/fd")
 
 
 class Bomb:
@@ -257,6 +259,20 @@ async def test_processes_share_the_time(directory, opened):
 
 
 # --- what diskcache adds by itself
+
+
+@pytest.mark.skipif(not OPEN_FILES.is_dir(), reason="open files are listed in /proc")
+@pytest.mark.parametrize("broken", ["stat", "begin"])
+def test_an_opening_that_fails_leaves_no_file_open(tmp_path, monkeypatch, broken):
+    """Wherever it fails after diskcache has opened its own."""
+    if broken == "stat":
+        monkeypatch.setattr("pointsman.store.rows.DBNAME", "no-such-file")
+    else:
+        monkeypatch.setattr(RowCache, "begin", lambda cache: cache.no_such_thing)
+    with pytest.raises((OSError, AttributeError)) as kept:
+        RowCache(tmp_path, 1.0)
+    assert kept is not None, "the frames of the failure are alive"
+    assert [file for link in OPEN_FILES.iterdir() if (file := os.path.realpath(link)).startswith(str(tmp_path))] == []
 
 
 async def test_diskcache_does_not_count_at_every_change(tmp_path):
