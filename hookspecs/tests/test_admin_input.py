@@ -45,7 +45,7 @@ def request(body: bytes = b"", query: str = "", headers: Mapping[str, str] | Non
         (b"\xff\xfe", "body", "the body: is not JSON: "),
         (b'{"id": "\\ud800"}', "body", "the body: is not JSON: "),
         (b"[" * 100_000, "body", "the body: is not JSON: "),
-        (b"[]", "body", "the body: Input should be an object"),
+        (b"[]", "body", "the body: it must be a mapping"),
         (b"", "id", "id: Field required"),
         (b'{"idd": "a"}', "idd", "idd: unknown key (did you mean 'id'?); allowed: by_model, id, limits, secret"),
         (b'{"id": "a", "limits": {"tokens": -1}}', "limits.tokens", "limits.tokens: Input should be greater"),

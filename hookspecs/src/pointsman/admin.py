@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, T
 from starlette.requests import Request
 
 from .errors import InvalidInput, nearest
-from .explain import fields_at
+from .explain import fields_at, message_of
 
 MAX_BODY_BYTES: Final = 1_000_000
 #: The admin key's user or alias, as the bridge says it, whatever the client has put there.
@@ -87,7 +87,7 @@ def user(request: Request) -> str:
     try:
         return _WHO.validate_python(name if name.isprintable() else header)
     except ValidationError as err:
-        raise InvalidInput(f"{USER_HEADER}: {_message(err.errors()[0]['msg'])}", param=USER_HEADER) from None
+        raise InvalidInput(f"{USER_HEADER}: {message_of(err.errors()[0])}", param=USER_HEADER) from None
 
 
 async def read_body(model: type[M], request: Request) -> M:
@@ -129,7 +129,7 @@ def invalid(model: type[BaseModel], error: ValidationError, whole: str) -> Inval
     # A field that is misspelt is missing as well; the misspelling says more.
     first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    message = _message(first["msg"])
+    message = message_of(first)
     if first["type"] == "extra_forbidden":
         *path, key = first["loc"]
         known = fields_at(model, path)
@@ -137,7 +137,3 @@ def invalid(model: type[BaseModel], error: ValidationError, whole: str) -> Inval
     elif first["type"] == "json_invalid":
         message = message.replace("Invalid JSON", "is not JSON")
     return InvalidInput(f"{field or f'the {whole}'}: {message}", param=field or whole)
-
-
-def _message(text: str) -> str:
-    return text.removeprefix("Value error, ").removeprefix("Assertion failed, ")

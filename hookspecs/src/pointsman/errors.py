@@ -26,7 +26,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-_NEAR_RATIO: Final = 0.5
+_NEAR_RATIO: Final = 0.6
 
 
 class PointsmanError(Exception):

@@ -18,7 +18,10 @@ from .errors import ConfigError, nearest
 
 _SECRET: Final = re.compile(r"key|token(?!s)|secret|password|credential|auth|cookie|header|hash|url|dsn", re.IGNORECASE)
 _SHOWN_CHARS: Final = 60
-_MESSAGES: Final = {"model_type": "it must be a mapping", "dict_type": "it must be a mapping"}
+_MESSAGES: Final = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type", "mapping_type"), "it must be a mapping"),
+    **dict.fromkeys(("tuple_type", "list_type", "set_type", "frozen_set_type"), "it must be a list"),
+}
 _WORDS: Final = {None: "null", True: "true", False: "false"}
 
 M = TypeVar("M", bound=BaseModel)
@@ -72,7 +75,7 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[
         path, value = [*path, context["discriminator"].strip("'")], context["tag"]
         message = f"it must be one of {', '.join(names)}"
     else:
-        message = _MESSAGES.get(kind) or detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+        message = message_of(detail)
     if names and isinstance(value, str):
         near = nearest(value, names)
     place = _place(where, path)
@@ -83,6 +86,13 @@ def _explain(model: type[BaseModel], detail: ErrorDetails, where: str) -> tuple[
     ):
         return f"{place}: ", message
     return f"{place}: {_shown(value, path)} is not allowed: ", f"{message[:1].lower()}{message[1:]}{near}"
+
+
+def message_of(detail: ErrorDetails) -> str:
+    """Return what pydantic says of a value, in the words of who wrote it: lists and mappings, no Python types."""
+    return _MESSAGES.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").removeprefix(
+        "Assertion failed, "
+    )
 
 
 def fields_at(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

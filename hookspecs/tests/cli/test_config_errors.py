@@ -35,7 +35,7 @@ def complaints(text: str) -> list[str]:
         ("tracing: {enabled: maybe}", ["pointsman.tracing.enabled: 'maybe'", "boolean"]),
         ("flush_timeout_s: .inf", ["pointsman.flush_timeout_s: inf", "finite"]),
         ("flush_timeout_s: null", ["pointsman.flush_timeout_s: null"]),
-        ("plugins: {registry: {}}", ["pointsman.plugins: a mapping", "valid list"]),
+        ("plugins: {registry: {}}", ["pointsman.plugins: a mapping", "it must be a list"]),
         ("plugins: [Registry]", ["pointsman.plugins[0]: 'Registry'", "lower-case letters"]),
         ("plugins: [7]", ["pointsman.plugins[0]: 7", "no plugin name"]),
         ("plugins: [{a: {}, b: {}}]", ["pointsman.plugins[0]: must be one plugin", "a, b", "indented"]),
