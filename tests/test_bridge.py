@@ -291,11 +291,16 @@ def test_an_admin_body_that_is_not_what_it_says_is_a_client_error(rig: Rig) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_plugins_answer_header_replaces_the_providers(rig: Rig, stream: bool) -> None:
-    """The upstream says 30000; a client could not read two values."""
-    name = "x-ratelimit-limit-requests"
-    assert post(rig, "provider's", more={"stream": stream}).headers.get_list(name) == ["30000"]
+    """The upstream says 30000; a client could not read two values, nor tell whose the other limits are."""
+    name, other = "x-ratelimit-limit-requests", "x-ratelimit-remaining-tokens"
+    answer = post(rig, "provider's", more={"stream": stream})
+    assert (answer.headers.get_list(name), other in answer.headers) == (["30000"], True)
     answer = post(rig, "ours", more={"stream": stream}, **{"x-test-answer": f"{name}=60"})
-    assert answer.headers.get_list(name) == ["60"]
+    assert (answer.headers.get_list(name), other in answer.headers) == (["60"], False)
+    assert (
+        other
+        in post(rig, "nothing to do with limits", more={"stream": stream}, **{"x-test-answer": "x-ours=1"}).headers
+    )
 
 
 def test_a_faulty_plugin_that_may_fail_harms_nobody(rig: Rig) -> None:
@@ -318,6 +323,11 @@ def test_an_admin_body_that_is_no_object_is_a_client_error(rig: Rig, body: bytes
         answer = admin.post("/pointsman/recorder/echo", content=body, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500, answer.text
     assert answer.json()["error"]["message"]
+
+
+def test_what_a_plugin_logs_is_seen(rig: Rig) -> None:
+    """By a logger of its own, as anybody would name it."""
+    assert " - recorder:INFO: the recorder writes\n" in rig.proxy.log()
 
 
 def test_a_denial_is_no_error_in_the_log(rig: Rig) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -79,6 +80,7 @@ class Recorder:
         self.services = services
         if self.config.lists:
             services.catalog.list_model(self.config.lists, "pair", info={"capabilities": ["streaming"]})
+        logging.getLogger(__name__).info("the recorder writes")
         self.write("startup", None)
 
     @hookimpl

@@ -104,6 +104,15 @@ def test_two_packages_that_provide_one_plugin_are_an_error_only_where_it_is_used
     assert problems({"plugins": ["good"]}) == []
 
 
+def test_what_a_plugin_that_could_not_be_loaded_does_is_not_guessed(problems, install):
+    """It may be the one that authenticates."""
+    install("first")
+    ours = {"general_settings": {"custom_auth": "pointsman.litellm.custom_auth"}}
+    assert any("no plugin in use implements authenticate" in line for line in problems({"plugins": ["first"]}, **ours))
+    found = problems({"plugins": [{"first": {"limt": 1}}]}, **ours)
+    assert not any("implements authenticate" in line for line in found), found
+
+
 def test_unknown_plugin_and_wrong_keys_of_all_plugins_are_reported_together(problems, install):
     install("first")
     install("second")

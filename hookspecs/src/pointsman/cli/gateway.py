@@ -19,7 +19,7 @@ _OTHER_LISTS: Final = ("success_callback", "failure_callback", "service_callback
 
 
 def warnings(
-    document: Mapping[str, Any], env: Mapping[str, str], base: Path, authenticating: Sequence[str]
+    document: Mapping[str, Any], env: Mapping[str, str], base: Path, authenticating: Sequence[str] | None
 ) -> Iterator[str]:
     """Yield what is wrong, each with its key path and what to do.
 
@@ -27,7 +27,7 @@ def warnings(
         document: The whole LiteLLM configuration.
         env: The environment that the proxy will see.
         base: The directory of the configuration file.
-        authenticating: The plugins in use that implement ``authenticate``.
+        authenticating: The plugins in use that implement ``authenticate``; None when nobody knows.
     """
     settings, general = _section(document, "litellm_settings"), _section(document, "general_settings")
     yield from _callbacks(settings, base)
@@ -74,7 +74,7 @@ def _callbacks(settings: Mapping[str, Any], base: Path) -> Iterator[str]:
 
 
 def _authentication(
-    settings: Mapping[str, Any], general: Mapping[str, Any], authenticating: Sequence[str]
+    settings: Mapping[str, Any], general: Mapping[str, Any], authenticating: Sequence[str] | None
 ) -> Iterator[str]:
     where = "general_settings.custom_auth"
     custom_auth = general.get("custom_auth")
@@ -82,7 +82,7 @@ def _authentication(
         if isinstance(custom_auth, str) and (near := nearest(custom_auth, [CUSTOM_AUTH], cutoff=0.8)):
             yield f"{where}: {custom_auth!r} is not ours{near}"
         return
-    if not authenticating:
+    if authenticating is not None and not authenticating:
         yield (
             f"{where}: no plugin in use implements authenticate, so every key but the master key is refused; add one "
             "that does, or remove custom_auth"

@@ -14,7 +14,7 @@ from ..host.config import HostConfig, StoreConfig
 from ..host.document import read_document
 from ..host.manager import HOOK_NAMES, Loaded
 from . import gateway, telemetry
-from .output import Finding, Level
+from .output import Finding, Level, verdict
 from .telemetry import Telemetry
 
 _REVERSED: Final = "shutdown"
@@ -76,13 +76,14 @@ def inspect(path: Path, env: Mapping[str, str]) -> Report:
             findings.append(Finding(Level.WARNING, entry.name, f"left out, since it is optional: {reason}"))
         else:
             findings += [Finding(Level.FAILED, entry.name, line) for line in _without_name(outcome).splitlines()]
+    broken = verdict(findings) is Level.FAILED
     hooks = hook_order(plugins)
     spans = telemetry.read(env, enabled=survey.host is None or survey.host.tracing.enabled)
     findings += [Finding(Level.FAILED, "tracing", problem) for problem in spans.problems]
     findings += [Finding(Level.WARNING, "tracing", warning) for warning in spans.warnings]
     findings += [
         Finding(Level.WARNING, "litellm", f"{path}: {warning}")
-        for warning in gateway.warnings(document, env, base, hooks["authenticate"])
+        for warning in gateway.warnings(document, env, base, None if broken else hooks["authenticate"])
     ]
     return Report(
         file=path,

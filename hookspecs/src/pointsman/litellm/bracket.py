@@ -27,6 +27,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_LIMITS: Final = b"x-ratelimit-"
 #: A plugin that set one of these would break the answer, not describe it.
 _SERVERS_HEADERS: Final = frozenset(
     {"content-length", "content-type", "transfer-encoding", "connection", "content-encoding"}
@@ -168,7 +169,13 @@ class _Watch:
                 ours = _answer_headers(call)
                 names = {name for name, _ in ours}
                 # LiteLLM passes on the provider's headers, its rate limits too: of two values a client could read none.
-                theirs = [one for one in waiting.get("headers", ()) if one[0].lower() not in names]
+                # Where some limits are ours, the rest of the provider's would be taken for ours as well.
+                families = (_LIMITS,) if any(name.startswith(_LIMITS) for name in names) else ()
+                theirs = [
+                    (name, value)
+                    for name, value in waiting.get("headers", ())
+                    if name.lower() not in names and not name.lower().startswith(families)
+                ]
                 waiting["headers"] = [*theirs, *ours]
             await self._send(waiting)
         self._held.clear()

@@ -125,7 +125,7 @@ def install() -> CustomLogger:
         bridge = Bridge()
     except PointsmanError as err:
         stop_the_start(err)
-    _setup_logging()
+    _setup_logging(bridge.host)
     logging.getLogger("LiteLLM Proxy").addFilter(_is_no_denial)
     app = proxy_server.app
     app.include_router(_admin_router(bridge))
@@ -213,14 +213,18 @@ def _go_before(name: str, work: Any) -> None:
     setattr(proxy_server, name, wrapped)
 
 
-def _setup_logging() -> None:
-    """Let our messages be seen where LiteLLM's are, unless the operator has set up logging."""
-    if not log.handlers and not logging.getLogger().handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s:%(levelname)s: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+def _setup_logging(host: Host) -> None:
+    """Let our messages and the plugins' be seen where LiteLLM's are, unless the operator has set up logging."""
+    if logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s:%(levelname)s: %(message)s"))
+    packages = {type(plugin.instance).__module__.partition(".")[0] for plugin in host.plugins.loaded}
+    for logger in (log, *map(logging.getLogger, sorted(packages))):
+        if not logger.handlers:
+            logger.addHandler(handler)
+            logger.setLevel(logging.INFO)
+            logger.propagate = False
 
 
 def _is_no_denial(record: logging.LogRecord) -> bool:

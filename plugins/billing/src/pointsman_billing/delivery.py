@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .outbox import Outbox
     from .sinks import Chosen, Sink
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.billing")
 
 #: How often a worker that does not deliver looks whether the one that does has died.
 TAKE_OVER_S: Final = 1.0

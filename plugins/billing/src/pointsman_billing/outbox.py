@@ -19,7 +19,7 @@ from .bill import Bill
 from .database import Database
 from .errors import OutboxFull, OutboxUnavailable
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.billing")
 
 T = TypeVar("T")
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from .bill import Bill, Quote
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.billing")
 
 _DAY_S: Final = 86_400
 _MEGABYTE: Final = 1_000_000

@@ -104,7 +104,7 @@ class Reports:
             ).fetchall()
             differences = connection.execute(
                 "SELECT model, sum(attempts), sum(unpriced), sum(difference_usd_micros) FROM hours WHERE hour >= ? "
-                "AND hour < ? GROUP BY model HAVING sum(difference_usd_micros) != 0 OR sum(unpriced) > 0 "
+                "AND hour < ? GROUP BY model HAVING abs(sum(difference_usd_micros)) > sum(attempts) OR sum(unpriced) > 0 "
                 "ORDER BY abs(sum(difference_usd_micros)) DESC, 1 LIMIT 100",
                 (span.from_s // 3600 * 3600, span.to_s),
             ).fetchall()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pointsman.plugin import Clock
     from pointsman.store.base import JSON, StateStore
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.billing")
 
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86_400

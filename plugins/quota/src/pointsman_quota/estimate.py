@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .config import OutputEstimate
     from .outputs import OutputLengths
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.quota")
 
 #: Counting takes about a microsecond a word: longer prompts are counted on another thread.
 _LONG_PROMPT_CHARS: Final = 8_000

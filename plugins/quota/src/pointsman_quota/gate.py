@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .periods import Calendar, Period
     from .scopes import Target
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.quota")
 
 #: How long the store is left alone after it failed, so that not every request waits for it.
 RETRY_STORE_S: Final = 1.0

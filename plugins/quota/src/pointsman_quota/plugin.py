@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from .scopes import Target
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.quota")
 
 _RENEWALS_A_LEASE: Final = 3
 _MOST_UNSPENT: Final = 10_000

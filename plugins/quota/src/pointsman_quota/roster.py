@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .config import QuotaConfig
 
-log: Final = logging.getLogger(__name__)
+log: Final = logging.getLogger("pointsman.quota")
 
 _PREFIX: Final = "{tenants}/"
 _SALT_KEY: Final = "salt"

@@ -19,7 +19,7 @@ from .race import Entry, Lost, Plan, Race, Reason, Start, Won
 if TYPE_CHECKING:
     from pointsman.plugin import Clock, UpstreamCall
 
-log: Final = logging.getLogger("pointsman")
+log: Final = logging.getLogger("pointsman.racing")
 
 #: How long a whole answer waits for its losers to be closed, so that their usage is in the settlement. Real seconds.
 LOSERS_WITHIN_S: Final = 0.05

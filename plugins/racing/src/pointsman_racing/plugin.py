@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pointsman.plugin import Services, Upstream
     from pointsman.types import Attempt, Candidate, Denial, Execution, RequestContext, Route
 
-log: Final = logging.getLogger("pointsman")
+log: Final = logging.getLogger("pointsman.racing")
 
 LIST_EVERY_S: Final = 5.0
 

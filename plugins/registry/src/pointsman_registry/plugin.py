@@ -26,7 +26,7 @@ LABEL_ID: Final = "version_id"
 
 _STALE_S: Final = 10.0
 
-log: Final = logging.getLogger("pointsman")
+log: Final = logging.getLogger("pointsman.registry")
 
 
 class RegistryPlugin:

@@ -176,7 +176,10 @@ def _notes(answer: Mapping[str, Any]) -> Table:
         ["USD today", _of(today["usd_micros"] / 1_000_000, _usd(today["usd_micros_limit"]))],
         ["account", answer["tenant"]],
         ["since", when(answer["started_at"])],
-        ["last change", f"{when(answer['changed_at'])} by {answer['who']}: {answer['reason']}"],
+        [
+            "last change",
+            ": ".join(filter(None, (f"{when(answer['changed_at'])} by {answer['who']}", answer["reason"]))),
+        ],
     ]
     return table(["what", "value"], rows)
 
@@ -186,4 +189,4 @@ def _usd(micros: int | None) -> float | None:
 
 
 def _of(value: float, limit: float | None) -> str:
-    return f"{value:g}" if limit is None else f"{value:g} of {limit:g}"
+    return f"{value:,}" if limit is None else f"{value:,} of {limit:,}"
