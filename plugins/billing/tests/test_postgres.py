@@ -33,11 +33,27 @@ async def introduced(tmp_path: Path, query: str = "") -> dict[str, str]:
 
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        dsn = f"postgresql://me@127.0.0.1:{port}/bills?sslmode=disable&gssencmode=disable{query}"
+        dsn = f"postgresql://me:hidden@127.0.0.1:{port}/bills?sslmode=disable&gssencmode=disable{query}"
         sink = PostgresSink(PostgresConfig.model_validate({"dsn": dsn}), SinkContext(base=tmp_path, now=lambda: 0.0))
-        with pytest.raises(SinkUnavailable):
+        with pytest.raises(SinkUnavailable) as refused:
             await sink.open()
+        place, _, what = str(refused.value).partition(": ")
+        assert (place, what.split()[0]) == (f"127.0.0.1:{port}/bills", "OperationalError")
     return heard
+
+
+@pytest.mark.parametrize(
+    ("dsn", "place"),
+    [
+        ("postgresql://me:hidden@db:5433/bills", "db:5433/bills"),
+        ("host=/run/postgresql dbname=bills password=hidden", "/run/postgresql/bills"),
+        ("dbname=bills", "the default host/bills"),
+        ("hidden", "the dsn"),
+    ],
+)
+async def test_an_error_says_where_and_nothing_secret(tmp_path: Path, dsn: str, place: str) -> None:
+    sink = PostgresSink(PostgresConfig.model_validate({"dsn": dsn}), SinkContext(base=tmp_path, now=lambda: 0.0))
+    assert sink._place == place
 
 
 async def test_a_pooler_is_told_nothing_that_it_refuses(tmp_path: Path) -> None:

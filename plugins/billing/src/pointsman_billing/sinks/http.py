@@ -52,6 +52,8 @@ class HttpPoster:
 
     def __init__(self, url: str, headers: Mapping[str, str], config: HttpSinkConfig) -> None:
         self._url = url
+        # A path may hold what is secret.
+        self._place = str(httpx.URL(url).copy_with(userinfo=b"", raw_path=b"")).rstrip("/")
         self._headers = dict(headers)
         self._config = config
         self._client: httpx.AsyncClient | None = None
@@ -82,13 +84,13 @@ class HttpPoster:
                 self._url, content=body.encode("utf-8"), headers={"content-type": content_type}
             )
         except httpx.TimeoutException:
-            raise SinkUnavailable(f"no answer within {self._config.timeout_s:g} s") from None
+            raise SinkUnavailable(f"{self._place}: no answer within {self._config.timeout_s:g} s") from None
         except httpx.HTTPError as err:
-            # Its text may repeat the URL, which may hold credentials.
-            raise SinkUnavailable(f"the connection failed: {type(err).__name__}") from None
+            # Its text may repeat the URL, path and all.
+            raise SinkUnavailable(f"{self._place}: the connection failed: {type(err).__name__}") from None
         if answer.is_success or answer.status_code in REJECTIONS:
             return answer
-        raise SinkUnavailable(f"HTTP {answer.status_code}", _retry_after_s(answer))
+        raise SinkUnavailable(f"{self._place}: HTTP {answer.status_code}", _retry_after_s(answer))
 
 
 def rejected(answer: httpx.Response, ids: frozenset[str] = frozenset()) -> EventsRejected:

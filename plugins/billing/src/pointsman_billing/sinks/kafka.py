@@ -53,8 +53,12 @@ class _Word:
         else:
             self.failures[event_id] = error
 
-    def check(self, batch: Sequence[BillEvent]) -> None:
+    def check(self, batch: Sequence[BillEvent], where: str) -> None:
         """Raise unless every event is confirmed.
+
+        Args:
+            batch: The events.
+            where: The brokers, for the message.
 
         Raises:
             SinkError: as it says.
@@ -68,7 +72,7 @@ class _Word:
         at_fault = frozenset(id_ for id_, error in self.failures.items() if error.code() in hopeless)
         if at_fault and len(self.confirmed) + len(at_fault) == len(batch):
             raise EventsRejected(names, at_fault)
-        raise SinkUnavailable(names or "no word from the brokers in time")
+        raise SinkUnavailable(f"{where}: {names or 'no word from the brokers in time'}")
 
 
 class KafkaSink:
@@ -133,7 +137,7 @@ class KafkaSink:
         if any(error.fatal() for error in word.failures.values()):
             # An idempotent producer that has lost count must be made anew.
             self._producer = None
-        word.check(batch)
+        word.check(batch, self._config.bootstrap_servers)
 
     def _produce(self, producer: Producer, event: BillEvent, word: _Word) -> None:
         from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra

@@ -96,7 +96,7 @@ class PostgresSink:
         except psycopg.Error as err:
             if connection is not None:
                 await connection.close()
-            raise SinkUnavailable(_shown(err)) from None
+            raise SinkUnavailable(f"{self._place}: {_shown(err)}") from None
         except BaseException:
             if connection is not None:
                 await connection.close()
@@ -122,13 +122,25 @@ class PostgresSink:
             raise EventsRejected(_shown(err)) from None
         except psycopg.Error as err:
             await self.close()
-            raise SinkUnavailable(_shown(err)) from None
+            raise SinkUnavailable(f"{self._place}: {_shown(err)}") from None
 
     async def close(self) -> None:
         """Close the connection."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    @property
+    def _place(self) -> str:
+        """Where the database is, without user and password."""
+        from psycopg import ProgrammingError, conninfo  # noqa: PLC0415 - an extra
+
+        try:
+            parts = conninfo.conninfo_to_dict(self._config.dsn.get_secret_value())
+        except ProgrammingError:
+            return "the dsn"
+        host = parts.get("host") or parts.get("hostaddr") or "the default host"
+        return f"{host}{f':{port}' if (port := parts.get('port')) else ''}/{parts.get('dbname') or ''}"
 
     @property
     def _timeout(self) -> str:
