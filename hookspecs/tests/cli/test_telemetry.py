@@ -53,7 +53,7 @@ def test_spans_that_do_not_go_to_otlp(env, words):
     ("env", "expected"),
     [
         ({EXPORTER: "oltp"}, "OTEL_TRACES_EXPORTER: 'oltp' is not supported (did you mean 'otlp'?); allowed: otlp, console, none"),
-        ({EXPORTER: "otlp", PROTOCOL: "http/json"}, "'http/json' is not supported (did you mean 'http/protobuf'?); allowed: http/protobuf, grpc"),
+        ({EXPORTER: "otlp", PROTOCOL: "http/json"}, "'http/json' is not supported; allowed: http/protobuf, grpc"),
         ({ENDPOINT: "h:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT: is not a URL"),
         ({TRACES: "http://h:port"}, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: is not a URL"),
         ({TRACES: "http:///v1"}, "names no host"),

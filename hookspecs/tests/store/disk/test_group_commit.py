@@ -29,14 +29,16 @@ async def test_a_locked_store_is_unavailable_at_open(directory, database):
 
 async def test_a_locked_store_is_unavailable_in_traffic_and_recovers(directory, opened, database):
     """While another process holds the lock, writes fail in time and reads succeed; afterwards all is well."""
-    store = await opened(DiskStore.open(directory, timeout_s=1))
+    store = await opened(DiskStore.open(directory, timeout_s=4))
     await store.put("a", 1)
     with database(directory) as other:
         other.execute("BEGIN IMMEDIATE")
         assert await store.get("a") == 1
         errors = await asyncio.gather(store.put("a", 2), store.ping(), store.add("b"), return_exceptions=True)
         assert [type(error) for error in errors] == [StoreUnavailable] * 3
-        assert all("locked by another process" in str(error) for error in errors)
+        assert "locked by another process" in str(errors[0])
+        # Those that were not in the first one's transaction wait for the lock after it, and may be told less.
+        assert all("locked by another process" in str(e) or "did not answer" in str(e) for e in errors[1:])
         other.execute("ROLLBACK")
     await store.ping()
     await store.put("a", 3)
