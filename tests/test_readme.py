@@ -14,7 +14,7 @@ import httpx
 import pytest
 import yaml
 
-from pointsman.testing import eventually
+from pointsman.testing import FakeClock, Harness, deployment, eventually
 from pointsman.testing.distribution import fake_distribution
 from pointsman.testing.proxy import ProxyServer
 from pointsman.testing.upstream import UpstreamServer
@@ -79,6 +79,19 @@ def test_the_plugin_passes_the_contract(third_party: Path) -> None:
     ran = subprocess.run(command, cwd=third_party, capture_output=True, text=True, timeout=150, check=False)  # noqa: S603  # fixed
     assert ran.returncode == 0, ran.stdout
     assert " passed" in ran.stdout
+
+
+@pytest.mark.parametrize(("hour", "target", "labels"), [(3, "backup", {"shift": "night"}), (12, "assistant", {})])
+async def test_the_plugin_knows_the_hour(hour: int, target: str, labels: dict[str, str]) -> None:
+    """Whatever the hour of the test."""
+    names: dict[str, Any] = {}
+    exec(block("my_plugin.py"), names)  # noqa: S102  # our own page
+    groups = [deployment("one", "assistant"), deployment("two", "backup")]
+    at = FakeClock(datetime(2026, 1, 1, hour, tzinfo=UTC).timestamp())
+    async with Harness([(names["plugin"], {"night_model": "backup"})], deployments=groups, clock=at) as h:
+        result = await h.request(model="assistant")
+    assert (result.route.target, dict(result.route.labels)) == (target, labels)
+    assert result.attempts[0].deployment.group == target
 
 
 @pytest.mark.proxy
