@@ -14,7 +14,7 @@ import openai
 import pytest
 from rig import Rig, counts, deployment, only
 
-from pointsman.testing.upstream import Behaviour, Delay
+from pointsman.testing.provider import Behaviour, Delay
 
 pytestmark = pytest.mark.proxy
 ASK = [{"role": "user", "content": "Say something."}]
@@ -82,7 +82,7 @@ def test_a_dropped_candidate_is_not_called(rig: Rig) -> None:
         assert only(rig.of_case(case), "post_response")["deployment"] == "pair-2"
 
 
-def test_when_nobody_is_left_the_answer_is_429(rig: Rig) -> None:
+def test_without_candidates_the_answer_is_429(rig: Rig) -> None:
     answer = post(rig, "drop-all", **{"x-test-drop": "pair-1,pair-2"})
     assert answer.status_code == 429
     rows = rig.of_case("drop-all")
@@ -106,7 +106,7 @@ def test_a_refused_attempt_is_made_elsewhere_without_a_cooldown(rig: Rig) -> Non
 
 
 def test_a_route_with_a_fallback_is_saved_by_it(rig: Rig) -> None:
-    """The labels stay, the failing attempts and the saving one are told apart by their kind."""
+    """The labels stay, the failing attempts and the saving one differ in their kind."""
     answer = post(rig, "saved", model="broken", **{"x-test-fallback": "spare"})
     assert answer.status_code == 200
     rows = rig.of_case("saved")
@@ -133,7 +133,8 @@ def test_a_stream_that_breaks_is_an_error_with_estimated_usage(rig: Rig, endpoin
         "responses": ("/v1/responses", {"model": "breaking", "input": "Say something."}),
     }[endpoint]
     headers = {"authorization": "Bearer tenant-a", "x-test-case": case}
-    with httpx.stream("POST", f"{rig.proxy.url}{path}", json={**body, "stream": True}, headers=headers) as answer:
+    url = f"{rig.proxy.url}{path}"
+    with httpx.stream("POST", url, json={**body, "stream": True}, headers=headers, timeout=30) as answer:
         try:
             text = b"".join(answer.iter_raw())
         except httpx.HTTPError:
@@ -213,7 +214,7 @@ def test_the_identity_is_the_gateways_whatever_the_client_claims(rig: Rig) -> No
     body = {
         "model": "pair",
         "messages": ASK,
-        "metadata": {"user_api_key_user_id": "somebody-else", "pointsman": {"tenant": "b"}},
+        "metadata": {"user_api_key_user_id": "another-user", "pointsman": {"tenant": "b"}},
         "user": "end-user-7",
     }
     assert httpx.post(f"{rig.proxy.url}/v1/chat/completions", json=body, headers=headers).status_code == 200
@@ -276,14 +277,14 @@ def test_admin_routes_answer_the_admin(rig: Rig) -> None:
 
 @pytest.mark.parametrize("content_type", [None, "text/plain", "application/x-www-form-urlencoded"])
 def test_an_admin_body_arrives_whatever_its_content_type_says(rig: Rig, content_type: str | None) -> None:
-    """What ``curl -d`` sends is said to be a form."""
+    """``curl -d`` declares its body as a form."""
     headers = {"content-type": content_type} if content_type else {}
     with rig.proxy.client() as admin:
         answer = admin.post("/pointsman/recorder/echo", content=b'{"a":1}', headers=headers)
     assert (answer.status_code, answer.json()["body"], answer.json()["who"]) == (200, '{"a":1}', "admin")
 
 
-def test_an_admin_body_that_is_not_what_it_says_is_a_client_error(rig: Rig) -> None:
+def test_an_admin_body_that_contradicts_its_content_type_is_a_client_error(rig: Rig) -> None:
     with rig.proxy.client() as admin:
         answer = admin.post("/pointsman/recorder/echo", content=b"x", headers={"content-type": "multipart/form-data"})
     assert 400 <= answer.status_code < 500, answer.text
@@ -291,7 +292,7 @@ def test_an_admin_body_that_is_not_what_it_says_is_a_client_error(rig: Rig) -> N
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_plugins_answer_header_replaces_the_providers(rig: Rig, stream: bool) -> None:
-    """The upstream says 30000; a client could not read two values, nor tell whose the other limits are."""
+    """The upstream says 30000; a client could not use two values, nor know whose the other limits are."""
     name, other = "x-ratelimit-limit-requests", "x-ratelimit-remaining-tokens"
     answer = post(rig, "provider's", more={"stream": stream})
     assert (answer.headers.get_list(name), other in answer.headers) == (["30000"], True)
@@ -303,7 +304,7 @@ def test_a_plugins_answer_header_replaces_the_providers(rig: Rig, stream: bool) 
     )
 
 
-def test_a_faulty_plugin_that_may_fail_harms_nobody(rig: Rig) -> None:
+def test_a_plugin_that_may_fail_does_not_fail_the_request(rig: Rig) -> None:
     assert post(rig, "fault", **{"x-test-fault": "1"}).status_code == 200
     with rig.proxy.client() as admin:
         faults = admin.get("/pointsman/status").json()["faults"]
@@ -318,7 +319,7 @@ def test_a_list_of_models_is_refused(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"x"', b"1", b"{"])
-def test_an_admin_body_that_is_no_object_is_a_client_error(rig: Rig, body: bytes) -> None:
+def test_an_admin_body_that_is_not_an_object_is_a_client_error(rig: Rig, body: bytes) -> None:
     with rig.proxy.client() as admin:
         answer = admin.post("/pointsman/recorder/echo", content=body, headers={"content-type": "application/json"})
     assert 400 <= answer.status_code < 500, answer.text
@@ -326,11 +327,11 @@ def test_an_admin_body_that_is_no_object_is_a_client_error(rig: Rig, body: bytes
 
 
 def test_what_a_plugin_logs_is_seen(rig: Rig) -> None:
-    """By a logger of its own, as anybody would name it."""
+    """With a logger named after its module."""
     assert " - recorder:INFO: the recorder writes\n" in rig.proxy.log()
 
 
-def test_a_denial_is_no_error_in_the_log(rig: Rig) -> None:
+def test_a_denial_is_not_logged_as_an_error(rig: Rig) -> None:
     """LiteLLM would log a traceback for each one."""
     assert post(rig, "quiet", **{"x-test-deny": "403"}).status_code == 403
     rig.of_case("quiet")
@@ -338,11 +339,11 @@ def test_a_denial_is_no_error_in_the_log(rig: Rig) -> None:
 
 
 def test_an_unauthenticated_request_has_an_id_and_is_not_settled(rig: Rig) -> None:
-    answer = post(rig, "nobody", key="wrong")
+    answer = post(rig, "unknown", key="wrong")
     assert answer.status_code == 401
     request_id = answer.headers["x-pointsman-request-id"]
-    post(rig, "somebody")
-    rig.of_case("somebody")  # whatever the first request might still have caused has happened by now
+    post(rig, "known")
+    rig.of_case("known")  # the first request has had its effects by now
     assert not [row for row in rig.rows() if request_id in {row["request"], row.get("case")}]
 
 
@@ -376,7 +377,7 @@ def test_the_anthropic_client(rig: Rig) -> None:
 
 
 @pytest.mark.parametrize("extra", [{"max_tokens": 90_000}, {"n": 50}, {"model": "pair"}, {"messages": []}])
-def test_what_is_admitted_cannot_be_written_over(rig: Rig, extra: dict[str, Any]) -> None:
+def test_an_admitted_body_cannot_be_overwritten(rig: Rig, extra: dict[str, Any]) -> None:
     """The SDK underneath merges ``extra_body`` over the body, past every limit and estimate."""
     answer = post(rig, "extra", more={"extra_body": extra})
     assert answer.status_code == 400

@@ -8,18 +8,18 @@ import openai
 import pytest
 import yaml
 
+from pointsman.testing.provider import UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import UpstreamServer
 
 pytestmark = pytest.mark.proxy
 EXAMPLE = Path(__file__).parents[1] / "examples" / "all-plugins" / "litellm.yaml"
 
 
 def test_all_plugins(tmp_path: Path) -> None:
-    """Each has its say in one request, and none of them has anything to complain about."""
+    """Each has its say in one request, and none has a problem but the server of local models, which may be missing."""
     config = yaml.safe_load(EXAMPLE.read_text())
     names = [name for plugin in config["pointsman"]["plugins"] for name in plugin]
-    assert len(names) == 8
+    assert len(names) == 9
     with UpstreamServer() as upstream:
         env = {
             "OPENAI_API_KEY": "x",
@@ -42,5 +42,8 @@ def test_all_plugins(tmp_path: Path) -> None:
                 assert told["x-pointsman-raced"].startswith("gpt-4o-mini")
             status = admin.get("/pointsman/status").raise_for_status().json()
             assert [plugin["name"] for plugin in status["plugins"]] == names
-            assert all(plugin["ok"] for plugin in status["plugins"]), status["plugins"]
+            problems = {plugin["name"]: plugin["summary"] for plugin in status["plugins"] if not plugin["ok"]}
+            missing = problems.pop("residency", "cannot be reached")
+            assert "cannot be reached" in missing
+            assert problems == {}
             assert status["faults"] == []

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from rig import SUPPORT, Rig, counts, deployment, only, recorder_library
 
-from pointsman.testing.upstream import Behaviour, Delay
+from pointsman.testing.provider import Behaviour, Delay
 
 pytestmark = pytest.mark.proxy
 ASK = [{"role": "user", "content": "Say something."}]
@@ -157,13 +157,46 @@ def test_the_loser_is_cancelled_with_an_estimate_and_its_connection_closed(
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_executed_request_that_fails_shows_the_providers_error(rig: Rig, stream: bool) -> None:
-    """Status and body of a plain request, also for a stream, and once: LiteLLM does not retry behind the plugin."""
+    """Status and body of a plain request, also for a stream; LiteLLM retries it as it retries a plain one."""
     answer = ask(rig, f"failed-{stream}", model="broken", stream=stream, executor="recorder")
     assert answer.status_code == 500, answer.text
     assert answer.json()["error"]["message"]
     rows = rig.of_case(f"failed-{stream}")
-    assert counts(rows)["before_attempt"] == 1
+    assert counts(rows)["execute"] == 3
+    assert [row["kind"] for row in rows if row["hook"] == "before_attempt"] == ["primary", "retry", "retry"]
     assert only(rows, "settle")["settlement"]["outcome"] == "error"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("endpoint", ["chat", "messages-adapted", "responses"])
+@pytest.mark.parametrize("fallback", ["the-routes", "the-clients"])
+def test_the_gateway_falls_back_from_an_executed_request(rig: Rig, endpoint: str, stream: bool, fallback: str) -> None:
+    """The plugin executes the route's own group; the gateway itself makes the attempt in the other one."""
+    case = f"falls-back-{endpoint}-{stream}-{fallback}"
+    path, body = payload(endpoint, "broken", stream=stream)
+    headers = {"authorization": "Bearer tenant-a", "x-test-case": case, "x-test-executor": "recorder"}
+    if fallback == "the-routes":
+        headers["x-test-fallback"] = "pair"
+    else:
+        body["fallbacks"] = ["pair"]
+    answer = httpx.post(f"{rig.proxy.url}{path}", json=body, headers=headers, timeout=30)
+    assert answer.status_code == 200, answer.text
+    assert "x-pointsman-raced" not in answer.headers
+    rows = rig.of_case(case)
+    assert [row["target"] for row in rows if row["hook"] == "execute"] == ["broken"] * 3
+    attempts = only(rows, "settle")["settlement"]["attempts"]
+    assert [a["kind"] for a in attempts] == ["primary", "retry", "retry", "fallback"]
+    assert [a["outcome"] for a in attempts] == ["error", "error", "error", "ok"]
+    assert attempts[-1]["usage"]["completion_tokens"] > 0
+
+
+def test_a_plugin_may_execute_fallbacks_too(rig: Rig) -> None:
+    answer = ask(rig, "executes-fallbacks", model="broken", executor="recorder", fallback="pair", everywhere="yes")
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-pointsman-raced"] == "1"
+    rows = rig.of_case("executes-fallbacks")
+    assert [row["target"] for row in rows if row["hook"] == "execute"] == ["broken", "broken", "broken", "pair"]
+    assert only(rows, "settle")["settlement"]["attempts"][-1]["kind"] == "fallback"
 
 
 def test_the_providers_retry_after_reaches_the_client_of_an_executed_request(rig: Rig) -> None:
@@ -176,8 +209,10 @@ def test_the_providers_retry_after_reaches_the_client_of_an_executed_request(rig
 def test_an_attempt_that_takes_longer_than_allowed_is_a_timeout(rig: Rig, stream: bool) -> None:
     answer = ask(rig, f"late-{stream}", model="hanging", stream=stream, executor="recorder", timeout="0.4")
     assert answer.status_code == 408, answer.text
-    error = only(rig.of_case(f"late-{stream}"), "on_error")
-    assert (error["outcome"], error["error"]["kind"]) == ("error", "timeout")
+    errors = [row for row in rig.of_case(f"late-{stream}") if row["hook"] == "on_error"]
+    assert [(row["kind"], row["outcome"], row["error"]["kind"]) for row in errors] == [
+        (kind, "error", "timeout") for kind in ("primary", "retry", "retry")
+    ]
 
 
 def test_a_stream_is_not_cut_by_the_time_allowed_for_its_first_token(rig: Rig) -> None:

@@ -14,10 +14,11 @@ import httpx
 import pytest
 import yaml
 
+from pointsman.host.settings import HostConfig
 from pointsman.testing import FakeClock, Harness, deployment, eventually
 from pointsman.testing.distribution import fake_distribution
+from pointsman.testing.provider import UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import UpstreamServer
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(?:yaml|python)\n(# [\w.]+\.(?:yaml|py)\b.*?)^```", README, re.DOTALL | re.MULTILINE)
@@ -45,6 +46,11 @@ def ask(admin: httpx.Client) -> httpx.Response:
     """Ask for the model that clients know."""
     body = {"model": "assistant", "messages": [{"role": "user", "content": "Say something."}]}
     return admin.post("/v1/chat/completions", json=body).raise_for_status()
+
+
+@pytest.mark.parametrize("setting", HostConfig.model_fields)
+def test_it_explains_each_setting_of_the_host(setting):
+    assert re.search(rf"^\| `{setting}\b", README, re.MULTILINE)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Recorded provider traffic through the real proxy: what the provider said arrives in the hooks exactly.
 
-The recordings are looked for in ``../shared/recordings`` beside the repository, or where POINTSMAN_RECORDINGS says.
+A few exchanges in the shapes that the providers document are in ``recordings``. More are looked for in
+``../shared/recordings`` beside the repository, or where POINTSMAN_RECORDINGS says.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from typing import Any
 import pytest
 from rig import Rig
 
-from pointsman.testing.upstream import PICK_HEADER, RecordedExchange, ReplayIndex, UpstreamServer
+from pointsman.testing.provider import PICK_HEADER, RecordedExchange, ReplayIndex, UpstreamServer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("POINTSMAN_RECORDINGS") or REPOSITORY.parent / "shared" / "recordings")
-RECORDINGS = FOLDER / "exchanges.jsonl"
+FILES = {"sample": REPOSITORY / "tests" / "recordings" / "exchanges.jsonl", "recorded": FOLDER / "exchanges.jsonl"}
 
 pytestmark = [
     pytest.mark.proxy,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not RECORDINGS.exists(), reason=f"no recordings at {RECORDINGS}"),
 ]
 
 #: Recorded host: the model group that reaches it, LiteLLM's model, and the base URL's path.
 HOSTS = {
     "api.openai.com": ("openai", "openai/recorded", "/v1"),
     "traceloop-stg.openai.azure.com": ("azure", "azure/{deployment}", ""),
+    "sample.openai.azure.com": ("azure", "azure/{deployment}", ""),
     "api.anthropic.com": ("anthropic", "anthropic/recorded", ""),
     # LiteLLM's own groq handler fails on answers without service_tier, as recorded; the protocol is OpenAI's.
     "api.groq.com": ("groq", "openai/recorded", "/openai/v1"),
@@ -45,7 +46,7 @@ UNREADABLE = {
     "traceloop-stg.openai.azure.com": 1,  # a filtered answer without a message
     "api.cohere.com": 9,  # v2 streams with an event: line before each data: line
 }
-AZURE_DEPLOYMENTS = ("openllmetry-testing", "gpt-5-nano")
+AZURE_DEPLOYMENTS = ("openllmetry-testing", "gpt-5-nano", "gpt-4o-mini")
 COHERE_PATHS = ("/v1/chat", "/v2/chat")
 
 
@@ -128,8 +129,8 @@ def is_limit(name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    upstream = UpstreamServer(replay=ReplayIndex.load(RECORDINGS))
+def rig(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Rig]:
+    upstream = UpstreamServer(replay=ReplayIndex.load(request.param))
     config = {
         "general_settings": {"forward_client_headers_to_llm_api": True},
         "router_settings": {"num_retries": 0, "disable_cooldowns": True},
@@ -139,12 +140,25 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         yield running
 
 
-@pytest.mark.parametrize("host", HOSTS)
+def cells() -> Iterator[Any]:
+    """Return each file with each of its hosts."""
+    for name, file in FILES.items():
+        if not file.exists():
+            yield pytest.param(file, "", marks=pytest.mark.skip(f"no recordings at {file}"), id=name)
+            continue
+        hosts = {exchange.host for exchange in ReplayIndex.load(file)}
+        for host in HOSTS:
+            if host in hosts:
+                yield pytest.param(file, host, id=f"{name}-{host}")
+
+
+@pytest.mark.parametrize(("rig", "host"), list(cells()), indirect=["rig"], scope="module")
 def test_what_the_provider_said_arrives_in_the_hooks(
-    rig: Rig, host: str, record_property: Callable[[str, object], None]
+    rig: Rig, host: str, request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> None:
     """Every rate-limit header, usage, model and deployment of every recorded exchange with this provider."""
-    exchanges = [exchange for exchange in ReplayIndex.load(RECORDINGS) if exchange.host == host]
+    file = request.node.callspec.params["rig"]
+    exchanges = [exchange for exchange in ReplayIndex.load(file) if exchange.host == host]
     assert exchanges
     wrong: list[str] = []
     unreadable: list[str] = []

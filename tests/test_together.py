@@ -11,8 +11,8 @@ import openai
 import pytest
 
 from pointsman.testing import eventually
+from pointsman.testing.provider import Behaviour, Delay, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer
 
 pytestmark = pytest.mark.proxy
 
@@ -59,7 +59,7 @@ def section(directory: str) -> dict[str, Any]:
             {"signals": {}},
             {"balance": {"tactic": "adaptive"}},
             {"racing": {"models": [race]}},
-            {"shadow": {"flush_s": 0.1, "mirrors": [mirror]}},
+            {"shadow": {"flush_s": 0.1, "max_lag_ms": 60_000, "mirrors": [mirror]}},
             {"billing": {"sinks": [{"ndjson": {"path": f"{directory}/bills.ndjson"}}]}},
         ],
     }
@@ -138,6 +138,15 @@ def test_every_api_passes_all_plugins(gateway: Gateway, endpoint: str, stream: b
 
 
 def test_a_race_is_won_counted_and_paid_for_by_the_tenant(gateway: Gateway) -> None:
+    """Of two attempts one wins; the tenant has one more request, whose cost is that of the winner and of the loser."""
+    usage = "/billing/usage?tenant=acme"
+
+    def state(found: Any) -> tuple[int, int, int]:
+        rows = found["usage"]
+        return tuple(sum(row[name] for row in rows) for name in ("requests", "attempts", "cost_usd_micros"))
+
+    races_before = gateway.http.get("/pointsman/racing/swift").raise_for_status().json()["counts"]
+    billed_before = state(gateway.http.get(f"/pointsman{usage}").raise_for_status().json())
     answer = gateway.http.post(
         "/v1/chat/completions", json={"model": "swift", "messages": [{"role": "user", "content": "Hi"}]}
     )
@@ -145,6 +154,20 @@ def test_a_race_is_won_counted_and_paid_for_by_the_tenant(gateway: Gateway) -> N
     assert answer.headers["x-pointsman-raced"]
     assert answer.headers["x-pointsman-attempts"] == "2"
     assert answer.headers["x-litellm-model-id"] in {"fast-1", "fast-2"}
+
+    raced = gateway.look("/racing/swift", lambda found: found["counts"]["losers"] > races_before["losers"])["counts"]
+    gained = {name: raced[name] - races_before[name] for name in raced}
+    names = ("requests", "answered", "attempts", "extra", "losers", "failed")
+    assert [gained[name] for name in names] == [1, 1, 2, 1, 1, 0]
+
+    billed = state(gateway.look(usage, lambda found: state(found)[0] > billed_before[0]))
+    requests, attempts, cost_usd_micros = (now - before for now, before in zip(billed, billed_before, strict=True))
+    tokens = answer.json()["usage"]
+    # Per million tokens gpt-4o-mini costs 0.15 USD for the prompt and 0.60 USD for the completion.
+    winner_usd_micros = 0.15 * tokens["prompt_tokens"] + 0.6 * tokens["completion_tokens"]
+    assert (requests, attempts) == (1, 2)
+    assert gained["losers_usd_micros"] > 0
+    assert cost_usd_micros == pytest.approx(winner_usd_micros + gained["losers_usd_micros"], abs=1)
 
 
 def test_every_plugin_says_that_it_works(gateway: Gateway) -> None:

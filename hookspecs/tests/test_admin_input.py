@@ -104,14 +104,14 @@ def test_a_wrong_query_is_refused_with_the_parameter(query: str, param: str, mes
         ("50%", "50%"),
     ],
 )
-def test_whoever_the_key_belongs_to_asks(header: str | None, who: str) -> None:
+def test_the_author_is_the_owner_of_the_key(header: str | None, who: str) -> None:
     asked = request(headers={} if header is None else {USER_HEADER: header})
     assert user(asked) == Signed().by(asked) == who
     assert Signed(who="carla").by(asked) == "carla"
 
 
 @pytest.mark.parametrize("header", ["", "  ", "x" * 129])
-def test_a_header_that_names_nobody_is_refused(header: str) -> None:
+def test_a_header_without_a_name_is_refused(header: str) -> None:
     with pytest.raises(InvalidInput, match=USER_HEADER) as refused:
         user(request(headers={USER_HEADER: header}))
     assert refused.value.param == USER_HEADER

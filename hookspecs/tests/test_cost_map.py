@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from decimal import Decimal
 from typing import Any
 
@@ -10,17 +9,16 @@ import pytest
 
 from pointsman.types import Deployment, Price, Usage
 
-# LiteLLM is loaded once by whoever needs it; it must not fetch its prices from the network.
+# The first test that needs LiteLLM loads it; it must not fetch its prices from the network.
 
 
 @pytest.fixture
-def catalog(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    return pytest.importorskip("pointsman.litellm.catalog")
+def prices() -> Any:
+    return pytest.importorskip("pointsman.litellm.prices")
 
 
 def test_prices_above_a_threshold_and_of_other_kinds_of_tokens_are_read(
-    catalog: Any, monkeypatch: pytest.MonkeyPatch
+    prices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys for service tiers, batches and other lifetimes of the cache are none of them."""
     info = {
@@ -36,8 +34,8 @@ def test_prices_above_a_threshold_and_of_other_kinds_of_tokens_are_read(
         "input_cost_per_audio_token": 3e-05,
         "output_cost_per_reasoning_token": None,
     }
-    monkeypatch.setattr(catalog.litellm, "get_model_info", lambda *_: info)
-    price = catalog.CostMap().get(Deployment(id="d", group="g", provider="openai", model="m"))
+    monkeypatch.setattr(prices.litellm, "get_model_info", lambda *_: info)
+    price = prices.CostMap().get(Deployment(id="d", group="g", provider="openai", model="m"))
     assert (price.input_usd, price.output_usd) == (Decimal("0.000001"), Decimal("0.000004"))
     assert (price.cache_write_usd, price.cache_read_usd) == (Decimal("0.00000125"), None)
     assert (price.audio_input_usd, price.reasoning_usd) == (Decimal("0.00003"), None)
@@ -48,45 +46,122 @@ def test_prices_above_a_threshold_and_of_other_kinds_of_tokens_are_read(
     assert price.at(200_001).audio_input_usd == Decimal("0.00003")
 
 
-def test_a_model_that_is_known_by_name_only_has_no_price(catalog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LiteLLM enters the models of its configuration into the map, without prices, and then says that they cost 0."""
+def test_a_model_that_is_known_by_name_only_has_no_price(prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LiteLLM enters the models of its configuration into the map, without prices, and then reports that they cost 0."""
     entries = {"named": {"max_tokens": 8}, "free": {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}}
-    monkeypatch.setattr(catalog.litellm, "model_cost", entries)
+    monkeypatch.setattr(prices.litellm, "model_cost", entries)
     info = {"input_cost_per_token": 0, "output_cost_per_token": 0}
-    monkeypatch.setattr(catalog.litellm, "get_model_info", lambda key, _: {"key": key, **info})
-    monkeypatch.setattr(catalog, "cost_per_token", lambda **_: (0.0, 0.0))
+    monkeypatch.setattr(prices.litellm, "get_model_info", lambda key, _: {"key": key, **info})
     usage = Usage(prompt_tokens=10, completion_tokens=5)
     named, free = (Deployment(id="d", group="g", provider="openai", model=model) for model in entries)
-    assert catalog.CostMap().get(named) == Price()
-    assert catalog.CostMap().cost_usd_micros(named, usage) is None
-    assert catalog.CostMap().get(free) == Price(input_usd=Decimal(0), output_usd=Decimal(0))
-    assert catalog.CostMap().cost_usd_micros(free, usage) == 0
-
-
-def test_an_answer_without_usage_is_told_from_one_of_zero_tokens(catalog: Any) -> None:
-    values = catalog.values
-    body = {"choices": [], "usage": None}
-    zero = {**body, "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
-    assert values.without_usage({"original_response": json.dumps(body)})
-    assert values.without_usage({"original_response": {"data": []}})
-    assert not values.without_usage({"original_response": json.dumps(zero)})
-    for odd in (None, "", "{", "[]", 5, {"message": "another dialect"}):
-        assert not values.without_usage({"original_response": odd})
-    assert not values.without_usage({})
+    assert prices.CostMap().get(named) == Price()
+    assert prices.CostMap().cost_usd_micros(named, usage) is None
+    assert (prices.CostMap().get(free).input_usd, prices.CostMap().get(free).output_usd) == (0, 0)
+    assert prices.CostMap().cost_usd_micros(free, usage) == 0
 
 
 @pytest.mark.parametrize(
     ("base", "provider", "like"),
-    [("gpt-4o-mini", "openai", "gpt-4o-mini"), ("azure/gpt-4o", "azure", "gpt-4o"), ("nobody-knows", "openai", None)],
+    [("gpt-4o-mini", "openai", "gpt-4o-mini"), ("azure/gpt-4o", "azure", "gpt-4o"), ("unknown-model", "openai", None)],
 )
-def test_a_deployment_costs_what_its_base_model_costs(catalog: Any, base: str, provider: str, like: str | None) -> None:
-    """The name of an Azure deployment is the operator's; ``model_info.base_model`` says what it is."""
-    prices = catalog.CostMap()
+def test_a_deployment_costs_what_its_base_model_costs(prices: Any, base: str, provider: str, like: str | None) -> None:
+    """The name of an Azure deployment is the operator's; ``model_info.base_model`` names the model."""
+    cost_map = prices.CostMap()
     one = Deployment(id="d", group="g", provider=provider, model="our-name", info={"base_model": base})
     usage = Usage(prompt_tokens=1000, completion_tokens=100)
     if like is None:
-        assert (prices.get(one), prices.cost_usd_micros(one, usage)) == (Price(), None)
+        assert (cost_map.get(one), cost_map.cost_usd_micros(one, usage)) == (Price(), None)
         return
     other = Deployment(id="o", group="g", provider=provider, model=like)
-    assert prices.get(one) == prices.get(other) != Price()
-    assert prices.cost_usd_micros(one, usage) == prices.cost_usd_micros(other, usage) > 0
+    assert cost_map.get(one) == cost_map.get(other) != Price()
+    assert cost_map.cost_usd_micros(one, usage) == cost_map.cost_usd_micros(other, usage) > 0
+
+
+def test_prices_are_made_anew_only_when_the_map_has_changed(prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are looked up again after a while; what was changed meanwhile counts, also deep inside an entry."""
+    searches = {"search_context_size_medium": 0.01}
+    entry = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "search_context_cost_per_query": searches}
+    monkeypatch.setattr(prices.litellm, "model_cost", {"m": entry})
+    monkeypatch.setattr(prices.litellm, "get_model_info", lambda key, _: {"key": key, **entry})
+    now = [0.0]
+    cost_map = prices.CostMap(lambda: now[0])
+    one = Deployment(id="d", group="g", provider="openai", model="m")
+
+    def later() -> Price:
+        now[0] += 3600.0
+        price: Price = cost_map.get(one)
+        return price
+
+    first = later()
+    assert later() is first
+    searches["search_context_size_medium"] = 0.02
+    assert (first.search_medium_usd, later().search_medium_usd) == (Decimal("0.01"), Decimal("0.02"))
+    entry["input_cost_per_token"] = 3e-06
+    assert later().input_usd == Decimal("0.000003")
+
+
+@pytest.mark.parametrize(
+    ("model", "tier", "usd"),
+    [
+        ("gpt-4o-mini", None, "0.00000015"),
+        ("gpt-4o-mini", "default", "0.00000015"),
+        ("gpt-4o-mini", "priority", "0.00000025"),
+        ("gpt-4o-mini", "flex", None),
+        ("gpt-4o-mini", "scale", None),
+        ("claude-sonnet-4-5-20250929", "standard", "0.000003"),
+        ("claude-sonnet-4-5-20250929", "priority", None),
+        ("claude-sonnet-4-5-20250929", "fast", None),
+    ],
+)
+def test_a_service_tier_without_a_price_does_not_cost_what_is_usual(
+    prices: Any, model: str, tier: str | None, usd: str | None
+) -> None:
+    provider = "anthropic" if model.startswith("claude") else "openai"
+    cost_map = prices.CostMap()
+    deployment = Deployment(id="d", group="g", provider=provider, model=model)
+    price = cost_map.get(deployment).at(1, tier)
+    assert price.input_usd == (None if usd is None else Decimal(usd))
+    assert (price.output_usd is None, price.search_medium_usd) == (
+        usd is None,
+        cost_map.get(deployment).search_medium_usd,
+    )
+    known = cost_map.cost_usd_micros(deployment, Usage(prompt_tokens=10**6, completion_tokens=1, service_tier=tier))
+    assert (known is None) == (usd is None)
+
+
+@pytest.mark.parametrize("base", [None, "claude-sonnet-4-5"])
+@pytest.mark.parametrize(
+    ("named", "like"),
+    [
+        ("claude-opus-4-5-20251101", "claude-opus-4-5-20251101"),
+        ("claude-sonnet-4-5-20290101", "claude-sonnet-4-5-20250929"),
+        (None, "claude-sonnet-4-5-20250929"),
+        ("claude-nobody-knows", None),
+        ("gpt-4o-mini", None),
+    ],
+)
+def test_a_part_of_an_answer_costs_what_the_model_that_it_names_does(
+    prices: Any, base: str | None, named: str | None, like: str | None
+) -> None:
+    """Where the map does not know that model, its price is unknown; a whole answer by it is the deployment's."""
+    info = {} if base is None else {"base_model": base}
+    model = "claude-sonnet-4-5-20250929"
+    deployment = Deployment(id="d", group="g", provider="anthropic", model=model, info=info)
+    cost_map = prices.CostMap()
+    right = Price() if like is None else cost_map.get(Deployment(id="x", group="g", provider="anthropic", model=like))
+    assert cost_map.get(deployment, Usage(model=named, is_part=True)) == right
+    if like is None:
+        assert cost_map.get(deployment, Usage(model=named)).input_usd is not None
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "micros"),
+    [("openai", "gpt-4.1", 60_000), ("azure", "gpt-4.1", 66_000), ("anthropic", "claude-opus-4-5-20251101", None)],
+)
+def test_a_sandbox_costs_what_the_map_says_of_its_provider(
+    prices: Any, provider: str, model: str, micros: int | None
+) -> None:
+    deployment = Deployment(id="d", group="g", provider=provider, model=model)
+    cost_map = prices.CostMap()
+    assert cost_map.get(deployment).input_usd is not None
+    assert cost_map.cost_usd_micros(deployment, Usage(code_sessions=2)) == micros

@@ -1,13 +1,16 @@
-"""What providers and LiteLLM say, read into values: total for any input, and nothing kept that may be a secret."""
+"""Answers of providers and LiteLLM read into values: total for any input, and without secrets."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,8 +34,18 @@ def values() -> Any:
 
 
 @pytest.fixture(scope="module")
+def provider_errors() -> Any:
+    return pytest.importorskip("pointsman.litellm.provider_errors")
+
+
+@pytest.fixture(scope="module")
 def stream() -> Any:
     return pytest.importorskip("pointsman.litellm.stream")
+
+
+def counts(usage: Usage | None) -> Usage | None:
+    """Return the usage without the provider's own words."""
+    return None if usage is None else replace(usage, model=None, raw=None)
 
 
 def sse(*events: object) -> bytes:
@@ -65,13 +78,13 @@ def test_any_usage_can_be_read(values: Any, given_: dict[str, Any]) -> None:
         ({"retry-after": "soon"}, None),
     ],
 )
-def test_retry_after(values: Any, headers: dict[str, str], seconds: float | None) -> None:
-    assert values.retry_after_s(headers, 0.0) == seconds
+def test_retry_after(provider_errors: Any, headers: dict[str, str], seconds: float | None) -> None:
+    assert provider_errors.retry_after_s(headers, 0.0) == seconds
 
 
 @given(text=st.text(max_size=30))
-def test_any_retry_after_can_be_read(values: Any, text: str) -> None:
-    found = values.retry_after_s({"retry-after": text}, 1_750_000_000.0)
+def test_any_retry_after_can_be_read(provider_errors: Any, text: str) -> None:
+    found = provider_errors.retry_after_s({"retry-after": text}, 1_750_000_000.0)
     assert found is None or 0 <= found <= 31 * 86_400
 
 
@@ -106,9 +119,99 @@ class RateLimitError(Exception):
         ),
     ],
 )
-def test_errors_keep_neither_keys_nor_prompts(values: Any, error: Exception, kind: ErrorClass, message: str) -> None:
-    found = values.attempt_error(error, {}, 0.0)
+def test_errors_keep_neither_keys_nor_prompts(
+    provider_errors: Any, error: Exception, kind: ErrorClass, message: str
+) -> None:
+    found = provider_errors.attempt_error(error, {}, 0.0)
     assert (found.kind, found.message) == (kind, message)
+
+
+class Watched:
+    """A pattern that records how much text it is given."""
+
+    def __init__(self, pattern: re.Pattern[str], seen: list[int]) -> None:
+        self._pattern = pattern
+        self._seen = seen
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._seen.append(max(len(arg) for arg in args if isinstance(arg, str)))
+            return getattr(self._pattern, name)(*args, **kwargs)
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 10**6,
+        "a1" * 500_000,
+        "'" * 10**6,
+        "'\"`" * 333_333,
+        "word " * 200_000,
+        "\n" * 10**6,
+        "{'a': \"" + "b" * 10**6,
+    ],
+    ids=["letters", "digits", "quotes", "mixed quotes", "words", "lines", "json"],
+)
+def test_patterns_see_a_bounded_part_of_an_error(
+    provider_errors: Any, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """A provider chooses the length of its error: reading it takes the same work for any length."""
+    seen: list[int] = []
+    for name, pattern in list(vars(provider_errors).items()):
+        if isinstance(pattern, re.Pattern):
+            monkeypatch.setattr(provider_errors, name, Watched(pattern, seen))
+    error = provider_errors.attempt_error(RateLimitError(text), {"retry-after": text}, 0.0)
+    assert len(error.message) <= 400
+    assert error.retry_after_s is None
+    assert seen
+    assert max(seen) <= 2_000
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Slow down. " + "tell " * 1_000, "Slow down. tell tell"),
+        ("Slow down, you said 'tell me a secret " + "x " * 1_000, ": Slow down, you said"),
+        ("Slow down " + "y" * 1_980 + " sk-proj-0123456789", ": Slow down"),
+        ("z" * 5_000, "RateLimitError (rate_limit_exceeded)"),
+    ],
+    ids=["plain", "an open quotation", "a cut key", "one word"],
+)
+def test_a_long_error_keeps_its_beginning(provider_errors: Any, text: str, kept: str) -> None:
+    """What the cut leaves unfinished, a quotation or a key, is not kept."""
+    message = provider_errors.attempt_error(RateLimitError(text), {}, 0.0).message
+    assert kept in message
+    assert "secret" not in message
+    assert "sk-" not in message
+
+
+@pytest.mark.parametrize("lead", ["", "It's busy, you've sent ", "Requests' limit; ", "5' is too long: "])
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        "'{}'",
+        '"{}"',
+        "`{}`",
+        "“{}”",
+        "«{}»",
+        "'{}",
+        '"{}',
+        "'{}\nand more'",
+        "{{'role': 'user', 'content': '{}'}}",
+    ],
+)
+@pytest.mark.parametrize(
+    "prompt", ["secret", "tell me a secret", "I don't know the secret", "the users' secret isn't out"]
+)
+def test_a_quoted_prompt_is_not_kept(provider_errors: Any, lead: str, quoted: str, prompt: str) -> None:
+    """However it is quoted, whatever apostrophes stand around it or in it."""
+    message = provider_errors.attempt_error(
+        RateLimitError(f"{lead}{quoted.format(prompt)} Slow down."), {}, 0.0
+    ).message
+    assert "secret" not in message, message
+    assert lead in message
 
 
 @given(cuts=st.lists(st.integers(1, 400), max_size=6))
@@ -117,7 +220,7 @@ def test_a_messages_stream_is_read_however_it_is_cut(stream: Any, cuts: list[int
     whole = sse(START, TEXT, TEXT, END)
     places = [0, *sorted({cut for cut in cuts if cut < len(whole)}), len(whole)]
     reader, content = read(stream, [whole[a:b] for a, b in pairwise(places)])
-    assert reader.usage == Usage(prompt_tokens=25, completion_tokens=15)
+    assert counts(reader.usage) == Usage(prompt_tokens=25, completion_tokens=15)
     assert reader.model == "claude"
     assert "".join(reader.text) == "GrüßeGrüße"
     assert any(content)
@@ -137,7 +240,7 @@ def test_any_event_of_a_messages_stream_can_be_read(stream: Any, event: dict[str
 )
 def test_odd_lines_are_left_out(stream: Any, data: bytes) -> None:
     reader, _ = read(stream, [b"data: " + data + b"\n\n", sse(START, TEXT, END)])
-    assert reader.usage == Usage(prompt_tokens=25, completion_tokens=15)
+    assert counts(reader.usage) == Usage(prompt_tokens=25, completion_tokens=15)
 
 
 @pytest.mark.parametrize("index", [{}, [1], None, "0", 2])
@@ -147,3 +250,56 @@ def test_tool_calls_with_an_odd_place_can_be_read(stream: Any, index: Any) -> No
     reader = stream.StreamReader()
     assert reader.read(SimpleNamespace(choices=[choice]))
     assert [call.name for call in reader.answer().tool_calls] == ["weigh"]
+
+
+def _raised(name: str, *bases: type[BaseException], **fields: object) -> BaseException:
+    return type(name, bases or (Exception,), fields)("broken")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (httpx.ReadError("broken"), ErrorClass.CONNECTION),
+        (httpx.RemoteProtocolError("broken"), ErrorClass.CONNECTION),
+        (httpx.ReadTimeout("slow"), ErrorClass.TIMEOUT),
+        (TimeoutError(), ErrorClass.TIMEOUT),
+        (ConnectionResetError(), ErrorClass.CONNECTION),
+        (_raised("ClientPayloadError", type("ClientError", (Exception,), {})), ErrorClass.CONNECTION),
+        (_raised("MidStreamFallbackError", status_code=503, original_exception=None), ErrorClass.SERVER),
+        (
+            _raised("MidStreamFallbackError", status_code=503, original_exception=httpx.ReadError("broken")),
+            ErrorClass.CONNECTION,
+        ),
+        (ValueError("odd"), ErrorClass.UNKNOWN),
+    ],
+)
+def test_what_breaks_a_stream_is_an_error_of_its_class(
+    provider_errors: Any, error: BaseException, kind: ErrorClass
+) -> None:
+    assert provider_errors.attempt_error(error, {}, 0.0).kind is kind
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"a": None, "b": None}, {"a": 1.0, "b": 1.0}),
+        ({"a": 3, "b": None}, {"a": 3.0, "b": 0.0}),
+        ({"a": 0, "b": None}, {"a": 0.0, "b": 1.0}),
+        ({"a": 0, "b": 2.5, "c": None}, {"a": 0.0, "b": 2.5, "c": 0.0}),
+    ],
+)
+def test_a_missing_weight_counts_as_in_litellms_own_choice(
+    values: Any, weights: dict[str, float | None], expected: dict[str, float]
+) -> None:
+    entries = [
+        {"model_name": "chat", "litellm_params": {"model": "openai/m", "weight": weight}, "model_info": {"id": id_}}
+        for id_, weight in weights.items()
+    ]
+    other = {"model_name": "other", "litellm_params": {"model": "openai/m"}, "model_info": {"id": "other"}}
+    assert {d.id: d.weight for d in values.deployments([*entries, other])} == {**expected, "other": 1.0}
+
+    if not any(weights.values()):
+        return  # LiteLLM chooses among all then; for us a weight of 0 always means drained
+    shuffle = pytest.importorskip("litellm.router_strategy.simple_shuffle").simple_shuffle
+    chosen = {shuffle(lambda _: None, entries, "chat", {})["model_info"]["id"] for _ in range(200)}
+    assert chosen == {id_ for id_, weight in expected.items() if weight > 0}

@@ -19,7 +19,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from rich.console import Console
 from rich.table import Table
@@ -30,13 +29,14 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 import idle  # noqa: E402  # beside this file
 from rig import deployment  # noqa: E402
 
-from pointsman.host.config import parse  # noqa: E402
 from pointsman.host.host import Host  # noqa: E402
+from pointsman.host.settings import parse  # noqa: E402
+from pointsman.host.spans import SpanProvider  # noqa: E402
 from pointsman.host.tracing import Tracing  # noqa: E402
 from pointsman.testing.distribution import fake_distribution  # noqa: E402
 from pointsman.testing.otlp import Collector  # noqa: E402
+from pointsman.testing.provider import UpstreamProcess  # noqa: E402
 from pointsman.testing.proxy import ProxyServer  # noqa: E402
-from pointsman.testing.upstream import UpstreamProcess  # noqa: E402
 from pointsman.types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage  # noqa: E402
 
 console = Console()
@@ -159,12 +159,17 @@ async def _one(host: Host, target: Deployment) -> None:
     await asyncio.sleep(0)
 
 
-async def _in_process(plugins: int, backend: str, *, traced: bool, requests: int) -> float:
-    provider = TracerProvider()
+async def _in_process(plugins: int, backend: str, *, traced: bool, counted: bool, requests: int) -> float:
+    provider = SpanProvider()
     provider.add_span_processor(BatchSpanProcessor(_Dropping()))
     tracing = Tracing(provider.get_tracer("bench"), provider) if traced else Tracing()
     with tempfile.TemporaryDirectory() as folder:
-        section = {"store": {"backend": backend}, "plugins": list(idle.PLUGINS)[:plugins]}
+        section = {
+            "store": {"backend": backend},
+            "metrics": {"enabled": counted},
+            "recent_requests": 500 if counted else 0,
+            "plugins": list(idle.PLUGINS)[:plugins],
+        }
         settings = parse(section, "bench", Path(folder))
         host = Host(settings, _NoGateway(), tracing=tracing, available=idle.PLUGINS)
         await host.start()
@@ -182,14 +187,15 @@ def bench_process(rounds: int, requests: int) -> None:
     """Print the CPU time of one request's hooks, exchange, journal and spans, without a proxy."""
     logging.getLogger("pointsman").setLevel(logging.ERROR)
     table = Table(title=f"CPU per request inside the host, µs (median of {rounds} rounds of {requests})")
-    for column in ("plugins", "store", "tracing off", "every request traced"):
+    for column in ("plugins", "store", "nothing seen", "metrics and recent requests", "and every request traced"):
         table.add_column(column, justify="right")
     for plugins in (0, idle.COUNT):
         for backend in ("memory", "disk"):
             cells = []
-            for traced in (False, True):
+            for counted, traced in ((False, False), (True, False), (True, True)):
                 samples = [
-                    asyncio.run(_in_process(plugins, backend, traced=traced, requests=requests)) for _ in range(rounds)
+                    asyncio.run(_in_process(plugins, backend, traced=traced, counted=counted, requests=requests))
+                    for _ in range(rounds)
                 ]
                 cells.append(f"{statistics.median(samples):.0f}")
             table.add_row(str(plugins), backend, *cells)

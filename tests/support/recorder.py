@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from starlette.routing import Route as HttpRoute
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import UpstreamError
+from pointsman.frozen import thawed
 from pointsman.plugin import Services, Upstream
 from pointsman.types import (
     AttemptKind,
@@ -85,18 +86,22 @@ class Recorder:
 
     @hookimpl
     async def shutdown(self) -> None:
-        self.write("shutdown", None, frozen=gc.get_freeze_count())
+        self.write("shutdown", None, frozen=gc.get_freeze_count(), new_objects=gc.get_threshold()[0])
 
     @hookimpl
     async def authenticate(self, credential: Credential) -> Identity | None:
-        self.write("authenticate", None, path=credential.path)
+        self.write("authenticate", None, path=credential.path, peer=credential.client_host)
         name = credential.api_key
         tenant = name.removeprefix("tenant-")[:1]
+        if name.startswith("tenant-narrow"):
+            return Identity(tenant=name.removeprefix("tenant-"), models=("ch[a-z]t*", "nothing-?"))
         return Identity(tenant=tenant, user_id=f"user-{tenant}") if name.startswith("tenant-") else None
 
     @hookimpl
     async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:
         say = {name: value for name, value in ctx.headers.items() if name.startswith("x-test-")}
+        if "x-test-log" in say:
+            logging.getLogger(__name__).warning("told to log %s", say["x-test-log"])
         self.write(
             "pre_route",
             ctx.request_id,
@@ -108,9 +113,13 @@ class Recorder:
             tenant=ctx.identity.tenant,
             user=ctx.identity.user_id,
             admin=ctx.identity.admin,
+            peer=ctx.client_host,
             key_hash=ctx.identity.key_hash,
             headers=dict(ctx.headers),
             has_body=bool(ctx.body),
+            within=ctx.within,
+            carried=ctx.carried_tokens,
+            body_fields=sorted(ctx.body),
         )
         assert self.services is not None
         reservation = Reservation(
@@ -120,7 +129,7 @@ class Recorder:
         if target := say.get("x-test-target"):
             route = route.to(target)
         if executor := say.get("x-test-executor"):
-            route = replace(route, executor=executor)
+            route = replace(route, executor=executor, executes_fallbacks="x-test-everywhere" in say)
         if fallback := say.get("x-test-fallback"):
             route = replace(route, fallbacks=(fallback,))
         if answer := say.get("x-test-answer"):
@@ -262,14 +271,30 @@ class Recorder:
             body = await request.body()
             return JSONResponse({"who": request.headers.get("x-pointsman-user"), "body": body.decode()})
 
-        return [HttpRoute("/echo", echo, methods=["GET", "POST"])]
+        async def doors(_: Request) -> JSONResponse:
+            from litellm.proxy import proxy_server  # noqa: PLC0415  # only a proxy has it
+
+            return JSONResponse(list(_doors(proxy_server.app.routes)))
+
+        return [HttpRoute("/echo", echo, methods=["GET", "POST"]), HttpRoute("/doors", doors)]
+
+
+def _doors(routes: Iterable[Any], prefix: str = "") -> Iterator[dict[str, Any]]:
+    """Yield path and methods of every route of an application; a websocket has no methods."""
+    for route in routes:
+        if (router := getattr(route, "original_router", None)) is not None:
+            yield from _doors(router.routes, prefix + route.include_context.prefix)
+        elif inner := getattr(route, "routes", None):
+            yield from _doors(inner, prefix + route.path)
+        elif hasattr(route, "path"):
+            yield {"path": prefix + route.path, "methods": sorted(getattr(route, "methods", None) or ()) or None}
 
 
 plugin = PluginInfo(name="recorder", config=RecorderConfig, factory=Recorder, summary="Records every hook call.")
 
 
 class Denier:
-    """A later plugin that denies what the test's header says."""
+    """A later plugin that denies what the test's header says, for a connection or for the responses on it."""
 
     def __init__(self, config: PluginConfig) -> None:
         self.config = config
@@ -278,7 +303,9 @@ class Denier:
     async def pre_route(self, ctx: RequestContext, route: Route) -> Denial | None:
         if ctx.headers.get("x-test-fault"):
             raise RuntimeError("told to fail")
-        if status := ctx.headers.get("x-test-deny"):
+        # A response on a websocket has the headers of its connection.
+        own = "x-test-deny-response" if ctx.within is not None else "x-test-deny"
+        if status := ctx.headers.get(own):
             return Denial(
                 status=int(status),
                 code="told_to_deny",
@@ -292,3 +319,45 @@ class Denier:
 
 
 denier = PluginInfo(name="denier", config=PluginConfig, factory=Denier)
+
+
+class Meter:
+    """A plugin that says that it limits or bills, and does neither."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+
+
+meter = PluginInfo(name="meter", config=PluginConfig, factory=Meter, meters=True)
+
+
+class ContextsConfig(PluginConfig):
+    """Where to write."""
+
+    file: str
+
+
+class Contexts:
+    """Writes down what plugins are told of each request, whole: the request, and the body of each attempt."""
+
+    def __init__(self, config: ContextsConfig) -> None:
+        self.path = Path(config.file)
+
+    def write(self, case: str | None, what: str, facts: Any) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"case": case, what: facts}) + "\n")
+
+    @hookimpl
+    async def pre_route(self, ctx: RequestContext, route: Route) -> None:
+        facts = {field.name: thawed(getattr(ctx, field.name)) for field in fields(ctx)}
+        self.write(ctx.headers.get("x-test-case"), "context", {**facts, "identity": asdict(ctx.identity)})
+
+    @hookimpl
+    async def transform_request(self, ctx: RequestContext, attempt: Any, body: Any) -> None:
+        self.write(ctx.headers.get("x-test-case"), "body", thawed(body))
+        if ctx.parent_id is not None:
+            own = {"kind": attempt.kind, "payer": ctx.payer, "identity": asdict(ctx.identity), "body": thawed(body)}
+            self.write(ctx.parent_id, "own", own)
+
+
+contexts = PluginInfo(name="contexts", config=ContextsConfig, factory=Contexts)

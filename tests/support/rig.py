@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import time
 from collections import Counter
@@ -9,9 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import httpx
+
 from pointsman.testing.distribution import fake_distribution
+from pointsman.testing.provider import UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import UpstreamServer
 
 SUPPORT = Path(__file__).parent
 
@@ -20,7 +24,7 @@ def recorder_library(directory: Path) -> Path:
     """Make the recorder and the denier look installed; return the directory to put on the module path."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "recorder.py").write_text((SUPPORT / "recorder.py").read_text(encoding="utf-8"), encoding="utf-8")
-    points = {"recorder": "recorder:plugin", "denier": "recorder:denier"}
+    points = {name: f"recorder:{name}" for name in ("contexts", "denier", "meter")} | {"recorder": "recorder:plugin"}
     fake_distribution(directory, "pointsman-recorder", points)
     return directory
 
@@ -68,7 +72,8 @@ class Rig:
         self._plugins = plugins or []
         self._config = dict(config or {})
         self._recorder = dict(recorder or {})
-        self._store = dict(store or {"backend": "disk", "path": str(directory / "store")})
+        # A machine that stands still for a second is not what these tests are about; a store that is, says so itself.
+        self._store = {"timeout_ms": 10_000, **(store or {"backend": "disk", "path": str(directory / "store")})}
         self._proxy = proxy
         self.proxy: ProxyServer
 
@@ -100,6 +105,14 @@ class Rig:
     def __exit__(self, *exc: object) -> None:
         self.proxy.stop()
         self.upstream.stop()
+
+    def leave(self, url: str, **sent: Any) -> None:
+        """Send a request, with the arguments of ``httpx.Request``, and close the connection once the upstream has got it."""
+        request = httpx.Request("POST", url, **sent)
+        before = len(self.upstream.requests)
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", self.proxy.port)) as connection:
+            connection.request("POST", request.url.raw_path.decode(), request.read(), dict(request.headers))
+            self.upstream.wait_for(lambda requests: len(requests) > before, timeout_s=60)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return everything recorded so far; a row that is being written is left out."""

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from pointsman.testing.otlp import Collector
+from pointsman.testing.provider import Behaviour, Delay, Limits, UpstreamServer
 from pointsman.testing.proxy import ProxyFailed, ProxyServer, free_port
-from pointsman.testing.upstream import Behaviour, Delay, Limits, UpstreamServer
 
 from . import Unexpected
 
@@ -159,7 +159,7 @@ def stage(port: int, forward: str | None, waiting: Callable[[float], object]) ->
         }
         for provider in PROVIDERS:
             env |= provider.environment(upstream.url)
-        proxy = ProxyServer(CONFIG, directory, env=env, port=port)
+        proxy = ProxyServer(CONFIG, directory, env=env, port=port, fresh=True)
         keep = False
         try:
             proxy.launch()

@@ -17,7 +17,8 @@ PATIENCE_S: Final = 30.0
 _REQUEST_ID: Final = "pointsman.request_id"
 _TARGET: Final = "pointsman.target"
 _LABEL: Final = "pointsman.label."
-_OF_INTEREST: Final = ("pre_route", "attempt ")
+_ROUTING: Final = "pre_route"
+_ATTEMPT: Final = "pointsman.attempt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +120,9 @@ class Traces:
         found = []
         # A request's span is exported after those of its attempts, since it ends last.
         for span in self._collector.take(timeout_s):
-            if _REQUEST_ID in span.attributes:
+            if span.attributes.get("pointsman.kind") == "request" and "pointsman.endpoint" in span.attributes:
                 found.append(_trace(span, self._children.pop(span.span_id, ())))
-            elif span.name.startswith(_OF_INTEREST):
+            elif span.name == _ROUTING or _ATTEMPT in span.attributes:
                 self._children[span.parent_id].append(span)
         return found
 
@@ -143,21 +144,21 @@ class Traces:
 
 def _trace(root: CollectedSpan, children: Sequence[CollectedSpan]) -> Trace:
     said = root.attributes
-    spans = sorted((s for s in children if s.name != "pre_route"), key=lambda s: int(s.attributes["pointsman.attempt"]))
+    spans = sorted((s for s in children if s.name != _ROUTING), key=lambda s: int(s.attributes[_ATTEMPT]))
     return Trace(
         request_id=said[_REQUEST_ID],
         endpoint=said["pointsman.endpoint"],
         model=said["gen_ai.request.model"],
-        stream=said["pointsman.stream"],
-        decisions=tuple(_decisions(said, [s for s in children if s.name == "pre_route"])),
+        stream="gen_ai.request.stream" in said,
+        decisions=tuple(_decisions(said, [s for s in children if s.name == _ROUTING])),
         version_id=said.get(f"{_LABEL}version_id"),
         target=said.get(_TARGET, said["gen_ai.request.model"]),
         attempts=tuple(_attempt(span.attributes) for span in spans),
         outcome=said["pointsman.outcome"],
-        status=said["http.response.status_code"],
+        status=said.get("http.response.status_code", 0),
         input_tokens=said.get("gen_ai.usage.input_tokens"),
         output_tokens=said.get("gen_ai.usage.output_tokens"),
-        cost_usd_micros=said["pointsman.cost_usd_micros"],
+        cost_usd_micros=said.get("pointsman.cost_usd_micros", 0),
         first_token_ms=_first_token_ms(root, spans),
         total_ms=(root.end_ns - root.start_ns) / 1e6,
     )
@@ -165,7 +166,7 @@ def _trace(root: CollectedSpan, children: Sequence[CollectedSpan]) -> Trace:
 
 def _attempt(said: Mapping[str, Any]) -> SeenAttempt:
     return SeenAttempt(
-        number=said["pointsman.attempt"],
+        number=said[_ATTEMPT],
         kind=said["pointsman.attempt.kind"],
         deployment=said["pointsman.deployment"],
         group=said["pointsman.group"],
@@ -178,8 +179,8 @@ def _attempt(said: Mapping[str, Any]) -> SeenAttempt:
 
 def _first_token_ms(root: CollectedSpan, attempts: Sequence[CollectedSpan]) -> float | None:
     for span in reversed(attempts):
-        if (waited_ms := span.attributes.get("pointsman.first_token_ms")) is not None:
-            return (span.start_ns - root.start_ns) / 1e6 + float(waited_ms)
+        if (waited_s := span.attributes.get("gen_ai.response.time_to_first_chunk")) is not None:
+            return (span.start_ns - root.start_ns) / 1e6 + float(waited_s) * 1000
     return None
 
 
@@ -188,6 +189,8 @@ def _decisions(request: Mapping[str, Any], routing: Iterable[CollectedSpan]) -> 
     before: Mapping[str, Any] = {_TARGET: request["gen_ai.request.model"]}
     for span in routing:
         for plugin, after in span.events:
+            if _TARGET not in after:  # How long a plugin waited, or that it failed: no decision.
+                continue
             yield _decision(plugin, before, after)
             before = after
     if denier := request.get("pointsman.denied_by"):

@@ -1,8 +1,9 @@
 """Pointsman: traffic management for the LiteLLM proxy, as plugins.
 
-``pointsman.types`` are the values, ``pointsman.specs`` the hooks, ``pointsman.plugin`` what a plugin is and gets,
-``pointsman.store`` durable state, ``pointsman.admin`` what admin routes read, ``pointsman.testing`` the kit for plugin
-authors.
+``pointsman.types`` and ``pointsman.events`` are the values, ``pointsman.specs`` the hooks, ``pointsman.plugin`` what a
+plugin is and gets, ``pointsman.config`` the base of its configuration, ``pointsman.store`` durable state,
+``pointsman.admin`` what admin routes read, ``pointsman.text`` and ``pointsman.stats`` what many need,
+``pointsman.testing`` the kit for plugin authors.
 
 The names here are imported when they are first used, because every run of pytest imports this package for its fixtures.
 """

@@ -1,4 +1,4 @@
-"""What a plugin's admin routes read from a request: its body, its query, and who asks.
+"""What a plugin's admin routes read from a request: its body, its query, and the user.
 
 ::
 
@@ -6,25 +6,25 @@
         signed = await read_body(Signed, request)
         await self._engine.pause(request.path_params["name"], signed.by(request), signed.reason)
 
-Whatever is wrong is an ``InvalidInput`` that names the field and never shows its value, which may be a secret.
+Every mistake is an ``InvalidInput`` that names the field and never shows its value, which may be a secret.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from typing import Annotated, ClassVar, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, StringConstraints, TypeAdapter, ValidationError
 from starlette.requests import Request
 
+from .config import Section, fields_at, message_of
 from .errors import InvalidInput, nearest
-from .explain import fields_at, message_of
 
 MAX_BODY_BYTES: Final = 1_000_000
-#: The admin key's user or alias, as the bridge says it, whatever the client has put there.
+#: The admin key's user or alias, set by the bridge; a value sent by the client is replaced.
 USER_HEADER: Final = "x-pointsman-user"
-#: Who asks when the gateway knows no name.
+#: The user when the gateway knows no name.
 NAMELESS: Final = "admin"
 
 # Control characters, surrogates, and line and paragraph separators: none of them can be shown or sent reliably.
@@ -32,10 +32,10 @@ _UNPRINTABLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def printable(text: str) -> str:
-    """Return a text that can be shown in one line.
+    """Return the text, which can be shown in one line.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it contains control characters.
     """
     if any(unicodedata.category(char) in _UNPRINTABLE for char in text):
         raise ValueError("must not contain control characters")
@@ -49,40 +49,38 @@ M = TypeVar("M", bound=BaseModel)
 _WHO: Final[TypeAdapter[str]] = TypeAdapter(Who)
 
 
-class Input(BaseModel):
-    """Base of bodies and queries: unknown fields are errors, and no number is NaN or infinite."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+class Input(Section):
+    """Base of bodies and queries: unknown fields, NaN and infinite numbers are errors."""
 
 
 class Signed(Input):
-    """The optional body of a change that is remembered together with who asked for it.
+    """The optional body of a change that is recorded together with its author.
 
     Attributes:
-        who: Who asks; None: whoever the admin key belongs to.
-        reason: Why.
+        who: The author; None means the owner of the admin key.
+        reason: The reason for the change.
     """
 
     who: Who | None = None
     reason: Reason = ""
 
     def by(self, request: Request) -> str:
-        """Return who asks.
+        """Return the author.
 
         Raises:
-            InvalidInput: the gateway's word for it is no name.
+            InvalidInput: the user's name that the gateway gives is not printable, or is too long.
         """
         return self.who if self.who is not None else user(request)
 
 
 def user(request: Request) -> str:
-    """Return whom the request's admin key belongs to.
+    """Return the owner of the request's admin key.
 
     Raises:
-        InvalidInput: the gateway's word for it is no name.
+        InvalidInput: the user's name that the gateway gives is not printable, or is too long.
     """
     header = request.headers.get(USER_HEADER, NAMELESS)
-    # The bridge encodes what a header cannot hold, and cuts what is too long: what that leaves stays encoded.
+    # The bridge percent-encodes the name and cuts it to length: a name cut within a character stays encoded.
     name = unquote(header)
     try:
         return _WHO.validate_python(name if name.isprintable() else header)
@@ -94,7 +92,7 @@ async def read_body(model: type[M], request: Request) -> M:
     """Read a request's JSON body; an empty one counts as ``{}``.
 
     Raises:
-        InvalidInput: naming the field, or ``body`` when it is no JSON object, or larger than ``MAX_BODY_BYTES``.
+        InvalidInput: naming the field, or ``body`` when it is not a JSON object, or larger than ``MAX_BODY_BYTES``.
     """
     raw = await request.body()
     if len(raw) > MAX_BODY_BYTES:
@@ -106,7 +104,7 @@ async def read_body(model: type[M], request: Request) -> M:
 
 
 def read_query(model: type[M], request: Request) -> M:
-    """Read a request's query parameters; of one that is given twice, the last counts.
+    """Read a request's query parameters; the last of repeated parameters counts.
 
     Raises:
         InvalidInput: naming the parameter.
@@ -118,16 +116,16 @@ def read_query(model: type[M], request: Request) -> M:
 
 
 def invalid(model: type[BaseModel], error: ValidationError, whole: str) -> InvalidInput:
-    """Return the first complaint as an error for the client.
+    """Return the first validation error as an error for the client.
 
     Args:
-        model: What was wanted.
-        error: What pydantic found.
-        whole: What to name when no field is at fault.
+        model: The model that was validated.
+        error: Pydantic's errors.
+        whole: The name to use when the error belongs to no field.
     """
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+    details = error.errors(include_url=False, include_context=False, include_input=False)
     # A field that is misspelt is missing as well; the misspelling says more.
-    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    first = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     message = message_of(first)
     if first["type"] == "extra_forbidden":

@@ -10,7 +10,7 @@ A plugin's command is a function that takes an ``AdminClient`` first and is deco
         answer = admin.get("/registry/versions", name=name)
         admin.show(answer, lambda: table(["id", "active"], [(v["id"], v["active"]) for v in answer["versions"]]))
 
-Whatever goes wrong between the command and the proxy ends the command with one line on standard error and exit code 1.
+A failure between the command and the proxy ends the command with one line on standard error and exit code 1.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from __future__ import annotations
 import functools
 import ipaddress
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from urllib.parse import quote
@@ -28,6 +30,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from .text import one_line
 
 DEFAULT_URL: Final = "http://127.0.0.1:4000"
 DEFAULT_TIMEOUT_S: Final = 30.0
@@ -49,7 +53,7 @@ class AdminFailure(click.ClickException):
 
 
 def segment(text: str) -> str:
-    """Return a value as one segment of a URL's path, whatever characters it has."""
+    """Return a value as one segment of a URL's path; every character is allowed."""
     return quote(text, safe="")
 
 
@@ -63,18 +67,18 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: st
 
     Args:
         columns: Headings.
-        rows: One cell a column. Numbers are set to the right, None is shown as ``-``, booleans as yes and no. Text is
-            shown literally: neither markup nor terminal control sequences in it have an effect.
+        rows: One cell per column. Numbers are right-aligned, None is shown as ``-``, booleans as yes and no. Text is
+            shown literally: markup and terminal control sequences have no effect.
         title: Line above the table.
     """
     cells = [list(row) for row in rows]
-    made = Table(title=title, title_justify="left")
+    result = Table(title=title, title_justify="left")
     for index, heading in enumerate(columns):
         numeric = all(_is_number(row[index]) or row[index] is None for row in cells)
-        made.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        result.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in cells:
-        made.add_row(*(Text(_cell(value)) for value in row))
-    return made
+        result.add_row(*(Text(_cell(value)) for value in row))
+    return result
 
 
 class AdminClient:
@@ -84,7 +88,7 @@ class AdminClient:
         url: The proxy's base URL, with the path it is served under if there is one.
         key: Its admin key; None sends none.
         as_json: Whether ``show`` prints the answer as JSON.
-        timeout_s: Longest wait for an answer.
+        timeout_s: Longest wait for an answer, in seconds.
 
     Raises:
         click.BadParameter: the URL or the key cannot be used.
@@ -156,7 +160,7 @@ class AdminClient:
             raise AdminFailure(f"the proxy at {self.url} did not answer in time; is it overloaded?") from err
         except httpx.HTTPError as err:
             raise AdminFailure(
-                f"cannot reach the proxy at {self.url}: {_printable(str(err)) or type(err).__name__}; "
+                f"cannot reach the proxy at {self.url}: {_shown(str(err)) or type(err).__name__}; "
                 "is it running? Give its address with --url or POINTSMAN_URL."
             ) from err
         return self._read(answer)
@@ -171,6 +175,12 @@ class AdminClient:
             console = Console(width=PIPED_WIDTH_COLUMNS)
         for make in tables:
             console.print(make())
+
+    def show_problems(self, problems: Iterable[str]) -> None:
+        """Print what does not work as configured, one line each, on standard error; nothing with ``--json``."""
+        if not self.as_json:
+            for problem in problems:
+                click.echo(f"problem: {problem}", err=True)
 
     def _read(self, answer: httpx.Response) -> Any:
         try:
@@ -191,11 +201,11 @@ class AdminClient:
                 "give the admin key with --key, POINTSMAN_KEY or LITELLM_MASTER_KEY."
             )
         if answer.is_redirect:
-            where = _printable(answer.headers.get("location", "elsewhere"))
+            where = _shown(answer.headers.get("location", "elsewhere"))
             raise AdminFailure(f"the proxy at {self.url} redirects to {where}; give the final address with --url.")
         if not message:
             message = (
-                f"the proxy at {self.url} answered {answer.status_code} without saying why; "
+                f"the proxy at {self.url} answered {answer.status_code} without a reason; "
                 "is Pointsman in its litellm_settings.callbacks, and the plugin in its configuration?"
             )
             if not self._has_key:
@@ -205,7 +215,7 @@ class AdminClient:
 
 
 def admin_options(command: Callable[Concatenate[AdminClient, P], R]) -> Callable[P, R]:
-    """Add ``--url``, ``--key`` and ``--json`` to a command and hand it an ``AdminClient`` as first argument."""
+    """Add ``--url``, ``--key`` and ``--json`` to a command and pass it an ``AdminClient`` as first argument."""
 
     @click.option(
         "--url", envvar="POINTSMAN_URL", default=DEFAULT_URL, show_default=True, show_envvar=True, help="The proxy."
@@ -223,6 +233,55 @@ def admin_options(command: Callable[Concatenate[AdminClient, P], R]) -> Callable
     return with_client
 
 
+def signed(command: Callable[P, R]) -> Callable[P, R]:
+    """Add ``--who`` and ``--reason`` to a command that changes something: it gets ``who`` and ``reason``, or None."""
+    who = click.option("--who", help="Author of the change; the default is the admin key's user or alias.")
+    reason = click.option("--reason", help="Reason of the change.")
+    return who(reason(command))
+
+
+def watchable(command: Callable[P, None]) -> Callable[P, None]:
+    """Add ``--watch SECONDS`` to a command: it is repeated, on a cleared screen, until Ctrl-C. Goes above ``admin_options``.
+
+    When the output is no terminal the screen is not cleared. A failure while watching is shown and tried again.
+    """
+
+    @click.option(
+        "--watch",
+        "watch_s",
+        type=click.FloatRange(0.2, 3600),
+        default=None,
+        metavar="SECONDS",
+        help="Interval in seconds at which to repeat, until Ctrl-C.",
+    )
+    @functools.wraps(command)
+    def watched(*args: P.args, **kwargs: P.kwargs) -> None:
+        watch_s = kwargs.pop("watch_s", None)
+        if not isinstance(watch_s, float):
+            command(*args, **kwargs)
+            return
+        repeat(functools.partial(command, *args, **kwargs), watch_s)
+
+    return watched
+
+
+def repeat(show: Callable[[], None], interval_s: float) -> None:
+    """Clear the screen and show something, again and again until Ctrl-C; a failure is shown and tried again.
+
+    Args:
+        show: Called each time; ``AdminFailure`` is its failure.
+        interval_s: The pause between two calls, in seconds.
+    """
+    with suppress(KeyboardInterrupt):
+        while True:
+            click.clear()
+            try:
+                show()
+            except AdminFailure as err:
+                err.show()
+            time.sleep(interval_s)
+
+
 def _checked_url(url: str) -> httpx.URL:
     try:
         parsed = httpx.URL(url.strip())
@@ -234,7 +293,7 @@ def _checked_url(url: str) -> httpx.URL:
         )
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise click.BadParameter(
-            "must hold neither credentials nor a query; give the key with --key", param_hint="--url"
+            "must contain neither credentials nor a query; give the key with --key", param_hint="--url"
         )
     return parsed
 
@@ -242,7 +301,7 @@ def _checked_url(url: str) -> httpx.URL:
 def _checked_key(key: str) -> str:
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
-        raise click.BadParameter("the key holds characters that cannot be sent", param_hint="--key")
+        raise click.BadParameter("the key contains characters that cannot be sent in a header", param_hint="--key")
     return key
 
 
@@ -261,18 +320,17 @@ def _error(body: Any) -> tuple[str, str | None]:
     if isinstance(error, Mapping) and isinstance(error.get("error"), Mapping):
         error = error["error"]
     if not isinstance(error, Mapping):
-        return _printable(error) if isinstance(error, str) else "", None
+        return _shown(error) if isinstance(error, str) else "", None
     message, kind, param = error.get("message"), error.get("type"), error.get("param")
-    text = _printable(message) if isinstance(message, str) else ""
+    text = _shown(message) if isinstance(message, str) else ""
     if text and isinstance(param, str) and param and param not in text:
-        text += f" [{_printable(param)}]"
+        text += f" [{_shown(param)}]"
     return text, kind if isinstance(kind, str) else None
 
 
-def _printable(text: str) -> str:
-    """Return text of the other side on one line, bounded and without control sequences."""
-    line = " ".join(text.split())[:MAX_MESSAGE_CHARS]
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+def _shown(text: str) -> str:
+    """Return text of the other side as it can be shown."""
+    return one_line(text, MAX_MESSAGE_CHARS)
 
 
 def _is_number(value: object) -> bool:
@@ -286,4 +344,4 @@ def _cell(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.10g}"
-    return _printable(str(value))
+    return _shown(str(value))

@@ -1,4 +1,4 @@
-"""Every error Pointsman raises on purpose.
+"""Every error that Pointsman raises deliberately.
 
 ::
 
@@ -10,14 +10,14 @@
     │   └── HookError          an implementation failed or took too long during traffic
     ├── StoreError             the state store
     │   ├── StoreUnavailable   cannot be reached or written
-    │   └── StoreCorrupt       holds something this project never writes
-    ├── UpstreamError          a call of our own to a deployment failed
+    │   └── StoreCorrupt       holds a row that Pointsman does not write
+    ├── UpstreamError          a plugin's own call to a deployment failed
     └── AdminError             an admin request that cannot be carried out (has an HTTP status)
         ├── InvalidInput       422: a field is missing or wrong (carries the field's name)
         ├── NotFound           404
         └── Conflict           409
 
-Messages say what is wrong, where, and what to do about it. They never contain a key, a prompt or an answer.
+Messages say what is wrong, where, and what to do. They never contain a key, a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from collections.abc import Iterable
 from typing import Final
 
 _NEAR_RATIO: Final = 0.6
+#: Some thirty years.
+_MOST_RETRY_AFTER_S: Final = 10**9
 
 
 class PointsmanError(Exception):
-    """Base of all errors of this project."""
+    """Base of all errors of Pointsman."""
 
 
 class ConfigError(PointsmanError):
@@ -84,18 +86,21 @@ class StoreUnavailable(StoreError):
 
 
 class StoreCorrupt(StoreError):
-    """The state store holds a row that this project never writes (for example a pickle)."""
+    """The state store holds a row that Pointsman does not write (for example a pickle)."""
 
 
 class UpstreamError(PointsmanError):
-    """A call of our own (race leg, mirror, probe, judge) failed.
+    """A plugin's own call (hedge, mirror, probe, judge) failed.
 
     Args:
         message: What happened; no secrets.
         status: The provider's HTTP status, or None when there was no answer.
         error_class: Stable class of the error: ``rate_limit``, ``auth``, ``timeout``, ``server``, ``client``,
             ``content_policy``, ``connection`` or ``unknown``.
-        retry_after_s: What the provider asked for, in seconds, or None.
+        retry_after_s: The wait that the provider asked for, in seconds, or None.
+
+    Raises:
+        TypeError, ValueError: no HTTP answer can be made of it.
     """
 
     def __init__(
@@ -106,6 +111,12 @@ class UpstreamError(PointsmanError):
         error_class: str = "unknown",
         retry_after_s: float | None = None,
     ) -> None:
+        if status is not None and not isinstance(status, int):
+            raise TypeError(f"an UpstreamError's status must be an int or None, not {status!r:.100}")
+        if retry_after_s is not None and not 0 <= retry_after_s <= _MOST_RETRY_AFTER_S:
+            raise ValueError(
+                f"an UpstreamError's retry_after_s must be a number of seconds, not {retry_after_s!r:.100}"
+            )
         super().__init__(message)
         self.status = status
         self.error_class = error_class
@@ -136,14 +147,14 @@ class InvalidInput(AdminError):
 
 
 class NotFound(AdminError):
-    """What the request names does not exist."""
+    """The object that the request names does not exist."""
 
     status = 404
     code = "not_found"
 
 
 class Conflict(AdminError):
-    """The request contradicts the present state."""
+    """The request conflicts with the current state."""
 
     status = 409
     code = "conflict"

@@ -23,8 +23,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from pointsman.cli import main
-from pointsman.host import config
 from pointsman.host.host import Host
+from pointsman.host.settings import parse
 from pointsman.testing.distribution import fake_distribution
 
 KEY = "sk-test-0123456789"
@@ -118,7 +118,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Write a LiteLLM configuration that is right but for what the test says."""
+    """Write a LiteLLM configuration that is correct except for the test's changes."""
 
     def document(section: Any = None, *, name: str = "litellm.yaml", **changes: Any) -> Path:
         content = {
@@ -159,7 +159,7 @@ def serving() -> Callable[..., AbstractContextManager[tuple[str, Host]]]:
 def _serving(section: dict[str, Any], base: Path) -> Iterator[tuple[str, Host]]:
     """Serve the admin surface of a real host, started with this section; yield its URL and the host."""
     host = Host(
-        config.parse(section, "test.yaml", base),
+        parse(section, "test.yaml", base),
         SimpleNamespace(catalog=None, prices=None, tokenizer=None, upstream=None),  # type: ignore[arg-type] # not used
     )
     server = uvicorn.Server(uvicorn.Config(Starlette(), port=0, log_level="error", lifespan="off"))

@@ -149,12 +149,18 @@ def test_tracing_that_would_stop_the_start_is_an_error(problems, monkeypatch):
     assert problems({"tracing": {"enabled": False}, "plugins": []}) == []
 
 
-def test_authenticate_says_when_nobody_asks_it(run, write, install):
+def test_metrics_that_would_stop_the_start_are_an_error(problems, monkeypatch):
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "oltp")
+    assert "OTEL_METRICS_EXPORTER: 'oltp' is not supported (did you mean 'otlp'?)" in problems()[0]
+    assert problems({"metrics": {"enabled": False}, "plugins": []}) == []
+
+
+def test_authenticate_that_is_not_called_is_marked(run, write, install):
     install("guard", (PRE_ROUTE, "async def authenticate(self, credential)"))
     section = {"plugins": ["guard"]}
-    assert "guard (not asked:" in run("check", write(section)).output
+    assert "guard (not called:" in run("check", write(section)).output
     own = {"master_key": "sk-x", "custom_auth": "pointsman.litellm.custom_auth", "custom_auth_run_common_checks": True}
     settings = {"callbacks": ["pointsman.litellm.handler"], "enable_post_custom_auth_checks": True}
     result = run("check", write(section, general_settings=own, litellm_settings=settings))
-    assert "not asked" not in result.output
+    assert "not called" not in result.output
     assert "no errors" in result.output

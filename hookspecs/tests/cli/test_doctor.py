@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from pointsman.cli import versions
+from pointsman.cli.doctor import _ahead_s, _skew, litellm_requirement
 from pointsman.cli.output import Level
-from pointsman.cli.probes import _ahead_s, _skew
 from pointsman.store import open_store
+from pointsman.store.sqlite import OPEN_LOCK
 from pointsman.testing.otlp import Collector
 from pointsman.testing.proxy import free_port
 
@@ -58,14 +58,27 @@ def test_everything_that_check_finds_is_found(findings, install):
     assert findings("litellm", litellm_settings={})[1][0] == "warning"
 
 
+def test_what_a_plugin_finds_wrong_with_its_files_is_a_failure(findings, tmp_path):
+    """Billing's outbox, which is not looked at before it is used otherwise."""
+    pytest.importorskip("pointsman_billing")
+    section = {"plugins": [{"billing": {"outbox": {"path": str(tmp_path / "outbox")}}}]}
+    assert not any(level == "failed" for level, _ in findings("billing", section))
+    (tmp_path / "outbox").mkdir()
+    (tmp_path / "outbox" / "outbox.sqlite3").write_bytes(b"no database" * 999)
+    ((level, message),) = findings("billing", section)
+    assert (level, "is damaged" in message) == ("failed", True)
+
+
 # -- versions -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("version", "level"),
-    [("1.105.9", "failed"), ("1.106.0", "ok"), ("1.107.3", "failed"), ("1.108.0rc1", "ok"), ("2.0", "ok")],
+    [("1.105.9", "failed"), ("1.106.0", "ok"), ("1.107.3", "failed"), ("1.108.0rc1", "warning"), ("2.0", "warning")],
 )
-def test_litellm_must_be_a_version_that_our_own_metadata_allows(findings, monkeypatch, tmp_path, version, level):
+def test_litellm_must_be_a_version_that_our_own_metadata_allows_and_better_a_tested_one(
+    findings, monkeypatch, tmp_path, version, level
+):
     """Read from what is installed (here: metadata put first on the path), without importing it."""
     info = tmp_path / "site" / f"litellm-{version}.dist-info"
     info.mkdir(parents=True)
@@ -74,7 +87,7 @@ def test_litellm_must_be_a_version_that_our_own_metadata_allows(findings, monkey
     (found, *_) = findings("litellm")
     assert found[0] == level
     assert version in found[1]
-    assert (f"pip install '{versions.litellm_requirement()}'" in found[1]) is (level == "failed")
+    assert (f"pip install '{litellm_requirement()}'" in found[1]) is (level == "failed")
 
 
 def test_python_of_another_time_is_told(findings, monkeypatch):
@@ -85,12 +98,12 @@ def test_python_of_another_time_is_told(findings, monkeypatch):
 # -- the store ----------------------------------------------------------------------------------------------------------
 
 
-def test_store_that_does_not_exist_yet_is_tried_beside_its_place_and_nothing_is_left(findings, tmp_path):
-    """So that the proxy's own user makes it, and not whoever ran the check."""
+def test_store_that_does_not_exist_yet_is_tested_next_to_its_place_and_nothing_is_left(findings, tmp_path):
+    """So that the proxy's user creates it, not the user of the check."""
     place = tmp_path / "data"
     place.mkdir()
     first, second = findings("store", {"store": {"path": str(place / "deep" / "store")}, "plugins": []})
-    assert first == ("ok", f"{place / 'deep' / 'store'} does not exist yet; the first start makes it")
+    assert first == ("ok", f"{place / 'deep' / 'store'} does not exist yet; the first start creates it")
     assert second[0] == "ok"
     assert "written, read and deleted" in second[1]
     assert list(place.iterdir()) == []
@@ -118,7 +131,7 @@ def test_store_open_to_others_is_told_and_closed(tmp_path, findings_of_store):
     first, second = findings_of_store(tmp_path / "store")
     assert first == (
         "warning",
-        f"{tmp_path / 'store'} could be entered by others (mode 0755); opening it makes it 0700",
+        f"{tmp_path / 'store'} is accessible to other users (mode 0755); opening it sets 0700",
     )
     assert second[0] == "ok"
     assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
@@ -147,18 +160,18 @@ def test_store_that_cannot_be_used_fails_with_its_own_words(findings_of_store, t
     """What is there is not touched."""
     place = tmp_path / "place"
     make(place)
-    before = sorted(str(path) for path in tmp_path.rglob("place/*"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("place/*")}
     found = findings_of_store(place)
     assert found[-1][0] == "failed"
     assert expected in found[-1][1]
-    assert sorted(str(path) for path in tmp_path.rglob("place/*")) == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("place/*") if path.name != OPEN_LOCK} == before
 
 
 def test_store_that_cannot_be_made_fails(findings_of_store, tmp_path):
     (tmp_path / "file").touch()
     ((level, message),) = findings_of_store(tmp_path / "file" / "store")
     assert level == "failed"
-    assert "it cannot be made there: Not a directory" in message
+    assert "it cannot be created there: Not a directory" in message
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -181,7 +194,7 @@ def test_store_of_another_user_is_told(findings_of_store, tmp_path):
 def test_store_in_memory_is_a_warning(findings):
     ((level, message),) = findings("store", {"store": {"backend": "memory"}, "plugins": []})
     assert level == "warning"
-    assert "fit for one worker" in message
+    assert "suitable for one worker" in message
 
 
 def test_wrong_store_section_is_not_opened(findings):
@@ -223,7 +236,7 @@ def redis_server(directory, *options):
 
 @pytest.mark.services
 def test_redis_is_written_and_read_and_its_clock_compared(findings, tmp_path):
-    """Nothing of ours is left in it; what the store would log as a warning is a warning here."""
+    """Nothing is left in it; what the store would log as a warning is a warning here."""
     with redis_server(tmp_path, "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru") as (url, client):
         section = {"store": {"backend": "redis", "url": url, "prefix": "p"}, "plugins": []}
         stored, policy = findings("store", section)
@@ -270,7 +283,17 @@ def test_collector_that_answers_is_fine(findings, monkeypatch):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
         ((level, message),) = findings("tracing")
     assert level == "ok"
-    assert f"somebody answers at {collector.url}/v1/traces" in message
+    assert f"a collector takes spans at {collector.url}/v1/traces" in message
+
+
+def test_collector_that_refuses_fails_with_its_answer(findings, monkeypatch):
+    """A collector that listens and takes nothing, as with a wrong path or token, loses every span as well."""
+    with Collector(status=401) as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        ((level, message),) = findings("tracing")
+    assert level == "failed"
+    assert "does not take spans" in message
+    assert "401" in message
 
 
 def test_collector_that_does_not_answer_fails(findings, monkeypatch):
@@ -278,11 +301,19 @@ def test_collector_that_does_not_answer_fails(findings, monkeypatch):
     url = f"http://127.0.0.1:{free_port()}"
     ((level, message),) = findings("tracing", environment_variables={"OTEL_EXPORTER_OTLP_ENDPOINT": url})
     assert level == "failed"
-    assert f"nobody answers at {url}/v1/traces" in message
+    assert f"no collector answers at {url}/v1/traces" in message
     assert "their spans are lost" in message
     assert findings("tracing", {"tracing": {"enabled": False}, "plugins": []}) == [
         ("ok", "off: tracing.enabled is false")
     ]
+
+
+def test_an_address_that_is_no_url_fails_though_the_proxy_would_start(findings, monkeypatch):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "127.0.0.1:4318")
+    warning, failure = findings("tracing")
+    assert warning[0] == "warning"
+    assert "the proxy starts, but every span is lost" in warning[1]
+    assert failure[0] == "failed"
 
 
 def test_wrong_variables_are_not_tried(findings, monkeypatch):

@@ -47,5 +47,5 @@ def test_broken_plugins_do_not_hide_the_others(run, install):
 
 
 def test_nothing_installed_says_what_to_do(run, monkeypatch):
-    monkeypatch.setattr("pointsman.cli.plugins.discover", dict)
+    monkeypatch.setattr("pointsman.cli.status.discover", dict)
     assert "pip install pointsman-registry" in run("plugins", "list").output

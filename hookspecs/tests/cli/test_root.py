@@ -38,7 +38,7 @@ def with_commands(install):
 
 
 def test_help_lists_commands_and_the_groups_of_plugins_that_have_some(run, install, with_commands):
-    """A plugin without commands is not listed; a broken one is, and says where to look."""
+    """A plugin without commands is not listed; a broken one is, with the command that explains it."""
     install("silent")
     install("broken", ("import PluginConfig", "import PluginConfigg"))
     with_commands()
@@ -103,7 +103,10 @@ def test_unknown_command_names_the_nearest_and_those_there_are(run, install, wit
     with_commands()
     result = run("chekc")
     assert result.exit_code == 2
-    assert "no command 'chekc' (did you mean 'check'?); there are: check, doctor, plugins, status" in result.output
+    assert (
+        "no command 'chekc' (did you mean 'check'?); there are: check, doctor, explain, hooks, new-plugin, plugins, reload, requests, schema, status, top"
+        in result.output
+    )
     assert "pip install" not in result.output, "a command to copy, with a misspelt name that anybody may have taken"
     assert "the plugin 'silent' has no commands" in run("silent").output
     assert run("--nonsense").exit_code == 2

@@ -6,8 +6,9 @@ import json
 
 import pytest
 
-from pointsman.cli.report import Report
-from pointsman.cli.running import judge
+from pointsman.cli.check import Report
+from pointsman.cli.doctor import judge
+from pointsman.host.settings import parse
 
 
 @pytest.fixture
@@ -46,7 +47,29 @@ def test_status_shows_plugins_worker_and_faults(run, install, serving, tmp_path)
     assert "\x1b" not in result.output
 
 
-def test_status_of_nobody_is_one_line(run):
+def test_reload_says_what_has_changed_and_what_is_wrong(run, install, serving, tmp_path):
+    install("good")
+    section = {"store": {"backend": "memory"}, "plugins": ["good"]}
+    with serving(section, tmp_path) as (url, host):
+        none = run("reload", "--url", url)
+        host.enable_reload(lambda: parse(section, "litellm.yaml", tmp_path))
+        same = run("reload", "--url", url)
+        section["plugins"] = [{"good": {"limit": 9}}]
+        changed = json.loads(run("reload", "--url", url, "--json").stdout)
+        section["plugins"] = [{"good": {"limit": "many"}}]
+        wrong = run("reload", "--url", url)
+        shown = run("status", "--url", url).output
+    assert (none.exit_code, wrong.exit_code) == (1, 1)
+    assert "not started from a configuration file" in none.output
+    assert same.exit_code == 0, same.output
+    assert "generation" in same.output
+    assert (changed["generation"], changed["started"], changed["stopped"]) == (3, ["good"], ["good"])
+    assert "nothing has changed" in wrong.output
+    assert "plugins[0].good.limit" in " ".join(wrong.output.split())
+    assert "generation 3; the reload of" in " ".join(shown.split())
+
+
+def test_status_without_a_proxy_is_one_line(run):
     result = run("status", "--url", "http://127.0.0.1:1")
     assert result.exit_code == 1
     assert result.output.startswith("Error: cannot reach the proxy")
@@ -111,8 +134,11 @@ JOURNAL = {"submitted": 9, "settled": 7, "retried": 0, "recovered": 0, "unjourna
     [
         ({}, [("ok", "7 of 9 settled")]),
         ({"waiting": {"quota": 2}}, [("ok", "7 of 9 settled")]),
-        ({"waiting": {"quota": 2}, "retried": 4}, [("warning", "settlements wait: 2 for quota; 4 were tried again")]),
-        ({"waiting": {"quota": 5000}}, [("warning", "settlements wait: 5000 for quota")]),
+        (
+            {"waiting": {"quota": 2}, "retried": 4},
+            [("warning", "settlements are waiting: 2 for quota; 4 retries so far")],
+        ),
+        ({"waiting": {"quota": 5000}}, [("warning", "settlements are waiting: 5000 for quota")]),
         ({"unjournaled": 3}, [("ok", "7 of 9"), ("warning", "3 settlements could not be written")]),
     ],
 )

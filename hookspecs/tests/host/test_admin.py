@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
@@ -32,6 +34,8 @@ class Failing:
         "corrupt": StoreCorrupt("a strange row"),
         "http": HTTPException(413, "too large", headers={"x-limit": "5"}),
         "bug": RuntimeError("the secret is 42"),
+        "exit": SystemExit("the secret is 42"),
+        "cancelled": asyncio.CancelledError("the secret is 42"),
     }
 
     @hookimpl
@@ -50,6 +54,8 @@ class Failing:
         ("corrupt", 503, "store_unavailable", "service_unavailable_error", None, "a strange row"),
         ("http", 413, "bad_request", "invalid_request_error", None, "too large"),
         ("bug", 500, "internal_error", "server_error", None, "its log says why"),
+        ("exit", 500, "internal_error", "server_error", None, "its log says why"),
+        ("cancelled", 500, "internal_error", "server_error", None, "its log says why"),
     ],
 )
 async def test_errors_have_one_shape(harness, plugin, caplog, *, name, status, code, type_, param, message):
@@ -61,12 +67,12 @@ async def test_errors_have_one_shape(harness, plugin, caplog, *, name, status, c
         assert (answer.status_code, body["code"], body["type"], body["param"]) == (status, code, type_, param)
         assert message in body["message"]
         assert "42" not in answer.text
-        assert ("42" in caplog.text) == (name == "bug")
+        assert ("42" in caplog.text) == (name in {"bug", "exit", "cancelled"})
         assert (answer.headers.get("x-limit") == "5") == (name == "http")
 
 
 async def test_what_is_not_there_says_what_to_look_at(harness, plugin):
-    """An unknown path, and a known one with another method, are told apart, both as JSON."""
+    """An unknown path, and a known one with another method, are distinguished, both as JSON."""
     async with harness([plugin(Failing)]) as h:
         unknown = await h.admin.get("/nobody/x")
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")

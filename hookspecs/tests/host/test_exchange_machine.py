@@ -32,7 +32,7 @@ STATUSES = st.sampled_from([0, 200, 400, 429, 500, 503])
 
 
 class Watch:
-    """Counts every hook call; answers, and waits, as it is told."""
+    """Counts every hook call; answers and waits as configured."""
 
     def __init__(self, config):
         self.asked = Counter()
@@ -149,7 +149,7 @@ class Requests(RuleBasedStateMachine):
 
     @rule(target=exchanges)
     def open_one_of_our_own(self):
-        exchange = self.harness.host.detached(self.context())
+        exchange = self.harness.host.detached(self.context(), AttemptKind.PROBE)
         self.own.append(exchange)
         return exchange
 
@@ -285,5 +285,5 @@ class Requests(RuleBasedStateMachine):
                 assert settlement.status_code < 400
 
 
-Requests.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+Requests.TestCase.settings = settings(stateful_step_count=30)
 TestRequests = Requests.TestCase

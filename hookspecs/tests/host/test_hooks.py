@@ -8,7 +8,7 @@ import pytest
 from starlette.responses import JSONResponse
 from starlette.routing import Route as HttpRoute
 
-from pointsman import hookimpl
+from pointsman import PluginConfig, hookimpl
 from pointsman.testing import breaks, cancel, disconnect, error, ok
 from pointsman.types import Denial, Event, Identity, Outcome, Reservation, Status
 
@@ -43,6 +43,70 @@ async def test_startup_fires_once_in_order_after_all_are_built(harness, plugin):
         assert log == ["first built", "second built", ("first", h.host.worker), ("second", None)]
 
 
+async def test_inherit_gets_the_plugin_that_a_reload_replaces(harness, plugin):
+    """Once it has started and before its first request; not at the start, and not in a reload that fails."""
+    log = []
+
+    class Config(PluginConfig):
+        number: int
+        breaks: bool = False
+
+    class Heir:
+        def __init__(self, config):
+            self.config, self.known = config, [config.number]
+
+        @hookimpl
+        async def startup(self, services):
+            if self.config.breaks:
+                raise RuntimeError("told to fail")
+            log.append(f"startup {self.config.number}")
+
+        @hookimpl
+        async def inherit(self, previous):
+            assert type(previous) is type(self)
+            self.known = previous.known
+            log.append(f"inherit {self.config.number} from {previous.config.number}")
+
+        @hookimpl
+        async def pre_route(self, route):
+            log.append(f"request to {self.config.number}, which knows {self.known}")
+
+    heir, other = plugin(Heir, config=Config), plugin(Heir, "other", config=Config)
+    async with harness([(heir, {"number": 1})]) as h:
+        assert (await h.reload([(heir, {"number": 2}), (other, {"number": 7, "breaks": True})])).error
+        assert log == ["startup 1", "startup 2"]
+        await h.reload([(heir, {"number": 3}), (other, {"number": 7})])
+        await h.request()
+        assert log[2:] == [
+            "startup 3", "startup 7", "inherit 3 from 1", "request to 3, which knows [1]", "request to 7, which knows [7]"
+        ]  # fmt: skip
+        assert not h.faults
+
+
+async def test_inherit_that_fails_is_a_fault_and_the_reload_goes_on(harness, plugin):
+    class Config(PluginConfig):
+        number: int
+
+    class Heir:
+        def __init__(self, config):
+            self.number = config.number
+
+        @hookimpl
+        async def inherit(self, previous):
+            raise SystemExit(self.number)
+
+        @hookimpl
+        async def pre_route(self, route):
+            return route.with_labels(number=str(self.number))
+
+    heir = plugin(Heir, config=Config)
+    async with harness([(heir, {"number": 1})]) as h:
+        result = await h.reload([(heir, {"number": 2})])
+        assert (result.error, result.started) == (None, ("heir",))
+        assert (await h.request()).settlement.labels == {"number": "2"}
+        assert h.faults == {"heir.inherit": 1}
+
+
 async def test_shutdown_fires_in_reverse_order_after_the_last_settlement(harness, plugin):
     """Every request is settled first; then the plugins are shut down from the last to the first, each once."""
     log = []
@@ -73,7 +137,7 @@ async def test_shutdown_fires_in_reverse_order_after_the_last_settlement(harness
 
 
 async def test_authenticate_stops_at_the_first_answer(harness, plugin):
-    """In order; None passes the question on, the first Identity or Denial is the answer, and nobody knows is None."""
+    """In order; None passes to the next plugin, the first Identity or Denial wins, and without one the result is None."""
     asked = []
 
     class First:
@@ -260,8 +324,31 @@ async def test_on_event_hears_every_event_in_order(harness, plugin):
         assert heard == [("announcing", "announcing"), ("hearing", "announcing")] * 3
 
 
+async def test_only_the_status_that_is_looked_at_is_computed(harness, plugin):
+    """A plugin that wants to know one other plugin's status does not make all of them compute theirs."""
+    asked = []
+
+    class One:
+        @hookimpl
+        def status(self):
+            asked.append("one")
+            return Status(ok=True, summary="fine")
+
+    class Other:
+        @hookimpl
+        def status(self):
+            asked.append("other")
+            return Status(ok=True, summary="fine")
+
+    async with harness([plugin(One), plugin(Other)]) as h:
+        statuses = h.host.statuses()
+        assert (list(statuses), len(statuses), asked) == (["one", "other"], 2, [])
+        assert statuses["other"] is statuses["other"]
+        assert (statuses.get("third"), asked) == (None, ["other"])
+
+
 async def test_status_is_collected_from_everybody(harness, plugin):
-    """Each plugin's own words; one without the hook, or with nothing to say, is running."""
+    """Each plugin's own status; one without the hook, or that returns None, is running."""
 
     class Talking:
         @hookimpl

@@ -42,8 +42,8 @@ async def test_select_is_a_pipeline_for_every_attempt(harness, plugin):
         assert [a.deployment.id for a in result.attempts] == ["chat-b", "chat-b"]
 
 
-async def test_select_that_leaves_nobody_ends_the_attempt(harness, plugin):
-    """Nobody left: later plugins are not asked with nothing, and the gateway falls back."""
+async def test_select_that_leaves_no_candidate_ends_the_attempt(harness, plugin):
+    """Without candidates, later plugins do not run, and the gateway falls back."""
     asked = []
 
     class Strict:
@@ -110,7 +110,7 @@ async def test_before_attempt_ends_at_the_first_refusal(harness, plugin):
 
 
 async def test_execute_fires_only_for_the_plugin_the_route_names(harness, plugin):
-    """The named plugin makes the attempts; its headers are added to the answer; nobody else is asked."""
+    """The named plugin makes the attempts; its headers are added to the answer; no other plugin runs."""
 
     class Named:
         @hookimpl
@@ -139,7 +139,6 @@ async def test_execute_fires_only_for_the_plugin_the_route_names(harness, plugin
 @pytest.mark.parametrize(
     "answer",
     [
-        None,
         "text",
         Execution(),
         Execution(response=object(), chunks=object()),
@@ -167,7 +166,25 @@ async def test_execute_that_fails_becomes_a_plain_call(harness, plugin, answer):
         assert (result.text, h.faults) == ("plain", {"broken.execute": 1})
 
 
-async def test_execute_that_nobody_has_becomes_a_plain_call(harness, plugin):
+async def test_execute_that_declines_leaves_the_attempt_to_the_gateway(harness, plugin):
+    """None is an answer, not a fault."""
+
+    class Declining:
+        @hookimpl
+        async def pre_route(self, route):
+            return type(route)(target=route.target, executor="declining")
+
+        @hookimpl
+        async def execute(self, ctx):
+            asked.append(ctx.request_id)
+
+    asked = []
+    async with harness([plugin(Declining)]) as h:
+        result = await h.request(script=ok("plain"))
+        assert (result.text, asked, h.faults) == ("plain", [result.request_id], {})
+
+
+async def test_execute_of_an_unknown_plugin_becomes_a_plain_call(harness, plugin):
     """A route that names a plugin without ``execute`` is a counted fault, not an error for the client."""
 
     class Naming:
@@ -182,7 +199,7 @@ async def test_execute_that_nobody_has_becomes_a_plain_call(harness, plugin):
 
     async with harness([plugin(Naming), plugin(Having)]) as h:
         assert (await h.request(script=ok("plain"))).text == "plain"
-        assert h.faults == {"nobody.execute": 1}
+        assert h.faults == {"naming.pre_route": 1}, "the plugin that names it is at fault"
 
 
 async def test_execute_may_end_with_an_upstream_error(harness, plugin):
@@ -199,7 +216,7 @@ async def test_execute_may_end_with_an_upstream_error(harness, plugin):
                 raise UpstreamError("nobody answers", status=503, error_class="server")
 
             async def chunks():
-                yield Chunk(has_content=True, text="half")
+                yield Chunk(has_content=True, text="half", raw={"choices": [{"delta": {"content": "half"}}]})
                 raise UpstreamError("gone", status=503, error_class="server")
 
             return Execution(chunks=chunks())
@@ -235,7 +252,7 @@ ENDINGS = pytest.mark.parametrize(
     ],
 )
 async def test_first_token_fires_once_for_each_stream_that_begins(harness, plugin, step, fired):
-    """At the first piece of content and not at the end, while the attempt is open; a failing plugin disturbs nobody."""
+    """At the first piece of content and not at the end, while the attempt is open; a failing plugin affects no other."""
     seen, ended = [], []
 
     class Failing:
@@ -271,8 +288,35 @@ async def test_first_token_fires_once_for_each_stream_that_begins(harness, plugi
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("step", [ok(), error(400), breaks(1), disconnect(), cancel()])
+async def test_answered_fires_once_for_each_request_before_it_is_settled(harness, plugin, step, *, stream):
+    """However it ends; a failing plugin affects no other."""
+    seen = []
+
+    class Failing:
+        @hookimpl
+        def answered(self):
+            raise RuntimeError("on purpose")
+
+    class Watching:
+        @hookimpl
+        def answered(self, ctx):
+            seen.append(("answered", ctx.request_id))
+
+        @hookimpl
+        async def settle(self, settlement):
+            seen.append(("settle", settlement.request_id))
+
+    async with harness([plugin(Failing), plugin(Watching)]) as h:
+        result = await h.request(script=step, stream=stream, retries=0)
+        await h.settled()
+        assert seen == [("answered", result.ctx.request_id), ("settle", result.ctx.request_id)]
+        assert h.faults == {"failing.answered": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True])
 async def test_post_response_can_ask_what_the_model_said(harness, plugin, *, stream):
-    """Text, tool calls and finish reason, only when asked for; whoever does not ask never causes it to be read."""
+    """Text, tool calls and finish reason, only when called: an answer that no plugin asks for is never read."""
     seen = []
     call = ToolCall(name="weather", arguments='{"city":"Oslo"}')
 
@@ -289,7 +333,7 @@ async def test_post_response_can_ask_what_the_model_said(harness, plugin, *, str
 
 
 async def test_an_attempt_closed_without_its_text_has_no_answer(harness, plugin):
-    """A gateway that cannot read the answer says so; the hook runs all the same."""
+    """A gateway that cannot read the answer logs it; the hook runs all the same."""
     seen = []
 
     class Reader:

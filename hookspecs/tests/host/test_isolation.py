@@ -1,4 +1,4 @@
-"""A plugin that fails harms nobody else: what happens instead is what its policy says, and it is counted."""
+"""A plugin that fails affects no other: its policy decides what happens instead, and the fault is counted."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_a_fault_in_pre_route_is_passed_over(harness, plugin, neighbours, 
 
 @WRONG
 async def test_a_fault_in_pre_route_denies(harness, plugin, neighbours, how):
-    """With ``on_failure: deny`` the answer is 503 with the plugin's name, nobody later is asked, and it is settled."""
+    """With ``on_failure: deny`` the answer is 503 with the plugin's name, later plugins do not run, and it is settled."""
 
     async def pre_route(self, ctx):
         return misbehave(how)
@@ -180,7 +180,7 @@ async def test_a_fault_in_before_attempt_follows_the_policy(harness, plugin, how
 
 @WRONG
 async def test_a_fault_in_authenticate_denies(harness, plugin, how):
-    """Whatever its policy, a plugin that fails to say who calls lets nobody in."""
+    """A plugin that fails to authenticate denies the request, whatever its policy."""
 
     async def authenticate(self, credential):
         return misbehave(how)
@@ -202,7 +202,7 @@ RAISED = pytest.mark.parametrize("how", [ValueError, asyncio.CancelledError], id
 
 @RAISED
 @pytest.mark.parametrize("hook", ["post_response", "on_error"])
-async def test_a_fault_in_an_observer_is_nobody_elses(harness, plugin, neighbours, hook, how):
+async def test_a_fault_in_an_observer_affects_no_other_plugin(harness, plugin, neighbours, hook, how):
     def observe(self, attempt):
         misbehave(how)
 
@@ -274,7 +274,7 @@ async def test_a_fault_in_status_shows_the_plugin_as_broken(harness, plugin, how
         assert shown["summary"].startswith("broken: plugin 'bad': hook 'status'")
 
 
-async def test_faults_are_shown_beside_a_good_status(harness, plugin):
+async def test_faults_are_shown_with_a_good_status(harness, plugin):
     """A plugin that is fine in its own words still shows how often its hooks have failed."""
 
     async def pre_route(self, ctx):
@@ -305,7 +305,7 @@ async def test_a_fault_in_shutdown_lets_the_others_shut_down(harness, plugin):
 
 
 async def test_a_fault_that_repeats_is_counted_always_and_logged_once(harness, plugin, caplog):
-    """The log says what, where and whose; a flood of the same fault is one line."""
+    """The log names fault, hook and plugin; a flood of the same fault is one line."""
 
     async def pre_route(self, ctx):
         raise ValueError("broken in the same way")
@@ -324,7 +324,7 @@ async def test_order_is_that_of_the_configuration(harness, plugin):
 
     def make(letter):
         def pre_route(self, route):
-            return route.with_labels(order=route.labels.get("order", "") + letter)
+            return route.to(route.target + letter)
 
         async def coloured(self, route):
             return pre_route(self, route)
@@ -334,4 +334,4 @@ async def test_order_is_that_of_the_configuration(harness, plugin):
 
     for order in ("ab", "ba"):
         async with harness([make(letter) for letter in order]) as h:
-            assert (await h.request()).route == Route(target="chat", labels={"order": order})
+            assert (await h.request()).route == Route(target=f"chat{order}")

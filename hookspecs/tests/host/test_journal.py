@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
-from pointsman.host.journal import RETRY_MOST_S, parse
+from pointsman.host.journal import HEARTBEAT_INTERVAL_S, RETRY_MOST_S
+from pointsman.host.journal_rows import parse
 from pointsman.testing import error, ok
 from pointsman.testing.harness import NotSettledError
 from pointsman.types import Identity, Outcome
@@ -41,7 +42,7 @@ async def test_a_settlement_is_in_the_store_before_it_is_acted_on(harness):
         result = await h.request()
         await h.clock.quiet()
         ((row),) = (await rows(h)).values()
-        (entry,) = parse(row)
+        ((entry,), _) = parse(row)
         assert (entry.settlement.request_id, entry.pending) == (result.request_id, ["one", "two"])
         one.gate.set()
         await h.settled()
@@ -110,6 +111,22 @@ async def test_with_the_store_down_it_is_still_settled_and_counted(harness):
         assert (counts(h)["unjournaled"], counts(h)["settled"]) == (1, 2)
 
 
+async def test_what_failed_while_the_store_was_away_is_settled_as_soon_as_it_is_back(harness):
+    """After hours it is tried once a minute; the store's return does not wait for the next turn."""
+    async with harness([ONE]) as h:
+        one = h.plugin("one")
+        one.failing = h.store.down = True
+        result = await h.request()
+        await h.clock.advance(3600.0)
+        tries = len(one.seen)
+        while len(one.seen) == tries:
+            await h.clock.advance(1.0)
+        one.failing = h.store.down = False
+        await h.clock.advance(HEARTBEAT_INTERVAL_S)
+        assert one.ids == [result.request_id] * (tries + 2)
+        assert sum(counts(h)["waiting"].values()) == 0
+
+
 async def test_a_row_that_could_not_be_written_is_written_when_a_plugin_fails(harness, shared):
     """A settlement that is still waiting when the store comes back is written down then, and survives a crash."""
     async with harness([ONE], name="a", **shared) as a:
@@ -137,7 +154,7 @@ async def test_a_value_the_store_cannot_keep_does_not_stop_the_journal(harness):
         assert counts(h)["unjournaled"] == 1
 
 
-async def test_a_value_the_store_cannot_keep_takes_nobody_with_it(harness, shared):
+async def test_a_value_the_store_cannot_keep_affects_no_other_settlement(harness, shared):
     """Of several that share a write, all but the odd one survive a crash."""
     async with harness([ONE], name="a", **shared) as a:
         a.plugin("one").failing = True
@@ -175,7 +192,7 @@ async def test_a_stop_settles_what_is_open(harness):
 
 
 async def test_waiting_is_shown(harness):
-    """Who is waited for is in the status, and in the kit's complaint."""
+    """The status, and the kit's message, name the plugins that are waited for."""
     async with harness([ONE, TWO]) as h:
         h.plugin("one").failing = True
         await h.request()

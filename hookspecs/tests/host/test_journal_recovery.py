@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
-from pointsman.host.journal import HEARTBEAT_TTL_S, RETRY_MOST_S, parse
+from pointsman.host.journal import HEARTBEAT_TTL_S, RETRY_MOST_S
+from pointsman.host.journal_rows import parse
 from pointsman.testing import ok
 from pointsman.types import Identity
 
@@ -54,9 +55,9 @@ async def test_what_another_worker_settles_has_no_prompt(harness, shared):
     """Headers and body of a request, and the provider's headers, are never stored: the next worker does not have them."""
     async with harness([ONE], name="a", **shared) as a:
         a.plugin("one").failing = True
-        told = {"identity": Identity(tenant="t"), "session_id": "s", "headers": {"x-a": "MARK"}}
+        arguments = {"identity": Identity(tenant="t"), "session_id": "s", "headers": {"x-a": "MARK"}}
         body = {"messages": [{"role": "user", "content": "MARK"}]}
-        result = await a.request(body=body, script=ok("MARK", headers={"x-b": "MARK"}), **told)
+        result = await a.request(body=body, script=ok("MARK", headers={"x-b": "MARK"}), **arguments)
         await a.clock.quiet()
         assert "MARK" not in json.dumps(await a.store.scan(""))
         await a.crash()
@@ -82,7 +83,7 @@ async def test_what_a_worker_leaves_at_its_stop_is_taken_over_at_once(harness, s
 
 
 async def test_a_living_workers_rows_are_its_own(harness, shared):
-    """However long a living worker's plugin fails, nobody else takes the settlement over."""
+    """However long a living worker's plugin fails, no other worker takes the settlement over."""
     async with harness([ONE], name="a", **shared) as a, harness([ONE], name="b", **shared) as b:
         a.plugin("one").failing = True
         await a.request()
@@ -95,7 +96,7 @@ async def test_a_living_workers_rows_are_its_own(harness, shared):
 
 
 async def test_a_worker_that_starts_while_others_look_is_not_taken_for_dead(harness, shared, monkeypatch):
-    """A worker whose heartbeat and first row appear in the middle of somebody's look keeps its row."""
+    """A worker whose heartbeat and first row appear during another worker's recovery keeps its row."""
     async with harness([ONE], name="a", **shared) as a:
         b = harness([ONE], name="b", **shared)
         scan = a.store.scan
@@ -154,30 +155,65 @@ async def test_a_worker_does_what_it_can_of_a_row(harness, shared):
         await b.settled()
         assert b.plugin("one").ids == [result.request_id]
         ((row),) = (await rows(b)).values()
-        assert [entry.pending for entry in parse(row)] == [["two"]]
+        assert [entry.pending for entry in parse(row)[0]] == [["two"]]
     async with harness([ONE, TWO], name="c", **shared) as c:
         await c.clock.advance(0.1)
         await c.settled()
         assert (c.plugin("one").ids, c.plugin("two").ids) == ([], [result.request_id])
 
 
-async def test_a_row_that_cannot_be_read_is_kept_and_counted(harness, shared):
-    """What is no row of ours is left where it is, and does not keep others from being recovered."""
-    junk = [7, {"v": 2}, {"v": 1, "entries": [{}]}, {"v": 1, "entries": [5]}, {"v": 1, "entries": {"a": 1}}, {"v": 1}]
-    for number, value in enumerate(junk):
-        await shared["store"].put(f"host/journal/dead-worker/{number}", value)
+async def test_a_row_of_a_later_version_is_left_to_it(harness, shared):
+    """A row that a later version has written is counted and stays where it is."""
+    await shared["store"].put("host/{journal}/dead-worker/1", {"v": 2})
     await shared["store"].put("host/owner/dead-worker", 0.0)
     async with harness([ONE], name="a", **shared) as a:
         await a.clock.advance(0.1)
+        assert a.faults == {"pointsman.journal": 1}
+        assert await shared["store"].get("host/{journal}/dead-worker/1") == {"v": 2}
+
+
+async def test_what_can_be_read_of_a_row_is_settled(harness, shared):
+    """A settlement that cannot be read is put aside; the others of its row are settled."""
+    async with harness([ONE], name="a", **shared) as a:
+        a.plugin("one").gate = asyncio.Event()
+        result = await a.request()
+        await a.clock.quiet()
+        ((key, row),) = (await rows(a)).items()
+        await a.crash()
+    broken = {**row["entries"][0], "settlement": {"request_id": 5}}
+    await shared["store"].put(
+        f"host/{key}" if not key.startswith("host/") else key, {"v": 1, "entries": [broken, *row["entries"]]}
+    )
+    async with harness([ONE], name="b", **shared) as b:
+        await pass_time(b.clock)
+        await b.settled()
+        assert b.plugin("one").ids == [result.request_id]
+        assert b.host.describe()["journal"]["unreadable"] == 1
+        ((_, aside),) = await shared["store"].scan("host/{journal}aside/")
+        assert aside["parts"] == [broken]
+
+
+async def test_a_row_that_cannot_be_read_is_put_aside_and_counted(harness, shared):
+    """A row that is not the journal's is put aside once, shown, and does not prevent the recovery of others."""
+    junk = [7, {"v": 0}, {"v": 1, "entries": [{}]}, {"v": 1, "entries": [5]}, {"v": 1, "entries": {"a": 1}}, {"v": 1}]
+    for number, value in enumerate(junk):
+        await shared["store"].put(f"host/{{journal}}/dead-worker/{number}", value)
+    await shared["store"].put("host/{journal}owner/dead-worker", 0.0)
+    async with harness([ONE], name="a", **shared) as a:
+        await a.clock.advance(0.1)
+        await pass_time(a.clock)
         assert a.faults == {"pointsman.journal": len(junk)}
-        assert len(await shared["store"].scan("host/journal/dead-worker/")) == len(junk)
+        assert await shared["store"].scan("host/{journal}/dead-worker/") == []
+        assert len(await shared["store"].scan("host/{journal}aside/dead-worker/")) == len(junk)
+        assert a.host.describe()["journal"]["unreadable"] == len(junk)
+        assert f"{len(junk)} parts of the journal cannot be read" in a.host.problems()[0]
         await a.request()
         await a.settled()
         assert len(a.plugin("one").seen) == 1
 
 
 async def test_a_stop_waits_no_longer_than_it_may(harness, shared, caplog):
-    """A ``settle`` that hangs does not hold up the shutdown: its settlement is left for another worker, and told."""
+    """A ``settle`` that hangs does not hold up the shutdown: its settlement is left for another worker, and logged."""
     async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
         a.plugin("one").gate = asyncio.Event()
         result = await a.request()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -12,8 +16,8 @@ from hypothesis import strategies as st
 from pointsman import hookimpl
 from pointsman.errors import PluginLoadError, StoreUnavailable
 from pointsman.host import runtime
-from pointsman.host.calls import Faults
 from pointsman.host.host import Environment
+from pointsman.host.isolation import Faults
 from pointsman.host.runtime import EventBus, SignalBoard, SystemClock, TaskGroup, new_id
 from pointsman.testing import FakeClock, FragileStore
 from pointsman.types import Event, Signal, SignalStatus
@@ -25,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("leak_check")
 
 
 class Numbered(Event):
-    """An event that is told apart by its source."""
+    """An event that its source identifies."""
 
 
 async def bus(deliver, capacity=10_000):
@@ -73,6 +77,32 @@ async def test_a_full_queue_drops_and_tells(caplog):
     await made.drain(5.0)
     assert len(heard) == 2
     task.cancel()
+
+
+async def test_plugins_that_answer_each_others_events_end_and_requests_are_served(harness, plugin, caplog):
+    """A row of answers is cut off; until then, and however full the queue is, the event loop is not held."""
+    heard = []
+
+    class Echo:
+        @hookimpl
+        async def startup(self, services):
+            self.services = services
+
+        @hookimpl
+        async def on_event(self, event):
+            heard.append(event)
+            self.services.publish(Event())
+
+    async with harness([plugin(Echo)]) as h:
+        h.publish(Event())
+        assert (await h.request()).status == 200
+        await h.settled()
+        assert len(heard) == runtime.MOST_ANSWERS
+        assert h.host.events.dropped == 1
+        assert "plugins answer one event with another; this one, of 'echo'," in caplog.text
+        h.publish(Event())  # a new one is delivered
+        await h.settled()
+        assert len(heard) == 2 * runtime.MOST_ANSWERS
 
 
 async def test_draining_waits_no_longer_than_it_may():
@@ -145,6 +175,44 @@ async def test_repeated_work_goes_on_after_a_failure(group, clock, how):
     assert group._faults.of("owner") == {"task work": 1}
 
 
+@pytest.mark.parametrize("ends", ["fails", "returns", "is cancelled by itself"])
+async def test_work_that_never_ends_is_restarted_with_growing_delays_and_is_a_problem(group, clock, ends):
+    started = []
+
+    async def work():
+        started.append(clock.monotonic())
+        if ends == "fails":
+            raise ValueError("the third thing")
+        if ends != "returns":
+            raise asyncio.CancelledError
+
+    group.forever(work, name="loop")
+    for _ in range(40):
+        await clock.advance(1)
+    assert [round(later - earlier) for earlier, later in itertools.pairwise(started)] == [1, 2, 4, 8, 16]
+    (problem,) = group.problems()
+    assert "'loop' of owner failed" in problem
+    assert ("the third thing" in problem) == (ends == "fails")
+    await group.cancel()
+
+
+async def test_problem_of_restarted_work_is_over_once_it_has_run(group, clock):
+    failing = [True]
+
+    async def work():
+        if failing:
+            failing.clear()
+            raise ValueError
+        await clock.sleep(10**6)
+
+    group.forever(work, name="loop")
+    await clock.advance(1)
+    assert group.problems()
+    await clock.advance(runtime.SHOWN_S)
+    assert group.problems() == []
+    await group.cancel()
+
+
 @pytest.mark.parametrize("interval_s", [0.0, -1.0, float("nan")])
 async def test_an_interval_must_be_positive(group, interval_s):
     async def work():
@@ -173,7 +241,7 @@ async def test_cancelling_ends_everything(group, clock):
 
 
 async def test_a_task_that_will_not_end_is_left_and_told(group, monkeypatch, caplog):
-    """Shutdown does not wait for ever for a task that ignores its cancellation."""
+    """Shutdown does not wait forever for a task that ignores its cancellation."""
     monkeypatch.setattr(runtime, "CANCEL_DEADLINE_S", 0.02)
     let_go = asyncio.Event()
 
@@ -187,7 +255,7 @@ async def test_a_task_that_will_not_end_is_left_and_told(group, monkeypatch, cap
     group.spawn(stubborn(), name="stubborn")
     await asyncio.sleep(0)
     await group.cancel()
-    assert "background task owner:stubborn ignores its cancellation and is left behind" in caplog.text
+    assert "background task owner:stubborn ignores its cancellation and is abandoned" in caplog.text
     let_go.set()
 
 
@@ -241,6 +309,21 @@ def test_ids_are_unique_hexadecimal_and_in_order_of_time(monkeypatch):
     assert new_id() < new_id()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_makes_ids_of_its_own():
+    """Digits that its parent has in store would come twice."""
+    code = (
+        "import os; from pointsman.host.runtime import new_id; new_id(); r, w = os.pipe()\n"
+        "if os.fork() == 0: os.write(w, new_id()[12:].encode()); os._exit(0)\n"
+        "os.wait(); print(os.read(r, 99).decode(), new_id()[12:])"
+    )
+    ran = subprocess.run(  # noqa: S603  # our own
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    child, parent = ran.stdout.split()
+    assert child != parent
+
+
 async def test_the_real_environment_is_real():
     """Workers have different names that can be part of a key; the clock goes on by itself and can wait."""
     names = {Environment.real().worker for _ in range(20)}
@@ -257,7 +340,7 @@ async def test_the_real_environment_is_real():
 
 
 async def test_a_start_that_fails_undoes_itself(harness, plugin):
-    """The plugins that had started are shut down, their tasks end, the store is closed, and the reason is told."""
+    """The plugins that had started are shut down, their tasks end, the store is closed, and the reason is reported."""
     log = []
 
     class First:
@@ -298,6 +381,14 @@ async def test_routes_that_fail_stop_the_start(harness, plugin):
 
     with pytest.raises(PluginLoadError, match="plugin 'broken': its routes failed: KeyError"):
         await harness([plugin(Broken)]).start()
+
+    class Odd:
+        @hookimpl
+        def routes(self):
+            return [5]
+
+    with pytest.raises(PluginLoadError, match=r"its routes contain int, not a route of starlette\.routing"):
+        await harness([plugin(Odd)]).start()
 
 
 async def test_a_store_that_is_down_stops_the_start(harness):

@@ -1,4 +1,4 @@
-"""Spans: one trace per request that says who decided what, and a tracer that fails harms nobody."""
+"""Spans: one trace per request with every plugin's decisions; a tracer that fails affects no request."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import asyncio
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanKind, StatusCode
 
 from pointsman import hookimpl
+from pointsman.errors import UpstreamError
+from pointsman.host.spans import SpanProvider, SpanTracer
 from pointsman.host.tracing import Tracing, configure, outgoing_headers, remote_parent
 from pointsman.testing import disconnect, error, ok
 from pointsman.types import AttemptKind, Denial, Identity, Outcome, Refusal, Reservation, UpstreamRequest
@@ -18,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("leak_check")
 
 
 class Deciding:
-    """A hand in every decision."""
+    """Takes part in every decision."""
 
     @hookimpl
     async def startup(self, services):
@@ -60,23 +64,24 @@ async def test_a_request_is_one_trace(h):
     await h.request(identity=Identity(tenant="t1"), script=ok(model="gpt-x", latency_s=0.5))
     await h.settled()
     spans = by_name(h)
-    root = spans["pointsman chat"]
+    root, attempt, settled = spans["chat chat"], spans["chat chat-b"], spans["settle chat"]
     parents = {name: span.parent.span_id if span.parent else None for name, span in spans.items()}
     assert parents == {
-        "pointsman chat": None,
+        "chat chat": None,
         "pre_route": root.context.span_id,
         "my own": spans["pre_route"].context.span_id,
-        "attempt chat-b": root.context.span_id,
-        "before_attempt": spans["attempt chat-b"].context.span_id,
-        "settle": root.context.span_id,
+        "chat chat-b": root.context.span_id,
+        "before_attempt": attempt.context.span_id,
+        "settle chat": None,
     }
-    assert len({span.context.trace_id for span in h.spans}) == 1
+    assert {s.name for s in h.spans if s.context.trace_id != root.context.trace_id} == {"settle chat"}
+    assert (root.kind, attempt.kind) == (SpanKind.SERVER, SpanKind.CLIENT)
+    assert [status.status.status_code for status in (root, attempt, settled)] == [StatusCode.OK] * 3
     assert root.attributes["pointsman.tenant"] == "t1"
     assert root.attributes["pointsman.label.arm"] == "b"
     assert root.attributes["pointsman.outcome"] == "ok"
     assert root.attributes["gen_ai.usage.input_tokens"] == 10
-    attempt = spans["attempt chat-b"]
-    assert attempt.kind is SpanKind.CLIENT
+    assert attempt.attributes["pointsman.attempt.answered"] is True
     assert attempt.attributes["pointsman.candidates"] == ("chat-b",)
     assert attempt.attributes["pointsman.scores"] == (0.5,)
     assert attempt.attributes["pointsman.notes"] == ("chat-b: fast",)
@@ -88,7 +93,7 @@ async def test_a_request_is_one_trace(h):
 async def test_a_denial_is_in_the_trace(h):
     result = await h.request(model="denied")
     await h.settled()
-    for name in ("pre_route", "pointsman chat"):
+    for name in ("pre_route", "chat denied"):
         attributes = by_name(h)[name].attributes
         assert attributes["pointsman.denied_by"] == "deciding"
         assert attributes["pointsman.denial.code"] == "no"
@@ -100,61 +105,124 @@ async def test_a_refusal_is_in_the_trace(h):
     await h.request(model="backup", retries=0)
     spans = by_name(h)
     assert spans["before_attempt"].attributes["pointsman.refused_by"] == "deciding"
-    assert spans["attempt backup-a"].attributes["error.type"] == "refused"
+    assert spans["chat backup-a"].attributes["error.type"] == "refused"
 
 
 async def test_failures_are_errors(h):
     """A failed attempt and a request that failed or was left are errors in the trace, with the reason."""
     await h.request(script=error(429, retry_after_s=3.0, message="slow down"), retries=0)
     spans = by_name(h)
-    attempt = spans["attempt chat-b"]
+    attempt = spans["chat chat-b"]
     assert (attempt.status.status_code, attempt.status.description) == (StatusCode.ERROR, "error: slow down")
     assert attempt.attributes["error.type"] == "rate_limit"
     assert attempt.attributes["pointsman.retry_after_s"] == 3.0
     assert attempt.attributes["http.response.status_code"] == 429
-    assert spans["pointsman chat"].status.status_code is StatusCode.ERROR
+    root = spans["chat chat"]
+    assert (root.status.status_code, root.attributes["error.type"]) == (StatusCode.ERROR, "rate_limit")
+
+
+async def test_a_client_that_leaves_is_no_error(h):
+    """Nothing has failed: the spans say what happened, and error rates over spans stay those of providers."""
     await h.request(stream=True, script=disconnect(1))
-    left = (
-        h.spans[-1] if h.spans[-1].name == "pointsman chat" else [s for s in h.spans if s.name == "pointsman chat"][-1]
-    )
-    assert (left.status.status_code, left.status.description) == (StatusCode.ERROR, "disconnected")
+    for name in ("chat chat", "chat chat-b"):
+        span = by_name(h)[name]
+        assert (span.status.status_code, span.attributes["pointsman.outcome"]) == (StatusCode.UNSET, "disconnected")
+        assert "error.type" not in span.attributes
 
 
-async def test_nobody_left_is_an_event(h):
+async def test_no_candidate_left_is_an_event(h):
     await h.request(model="chat-a", retries=0)
-    (event,) = [e for e in by_name(h)["pointsman chat"].events if e.name == "nobody can serve"]
+    (event,) = [e for e in by_name(h)["chat chat-a"].events if e.name == "no candidate left"]
     assert event.attributes["pointsman.dropped"] == ("chat-a: too slow (deciding)",)
 
 
-async def test_a_mirror_is_linked_and_not_nested(h, plugin):
-    """A call of our own has a trace of its own with a link to the request it was made for."""
+@pytest.mark.parametrize(("late", "planned"), [(False, False), (True, False), (False, True), (True, True)])
+async def test_a_mirror_is_linked_and_not_nested(h, late, planned):
+    """A call of our own has a trace of its own with a link to the request it was made for, and that request's id.
+
+    The request is linked to it while it runs: a span that has ended cannot be. So a call that may start later is planned.
+    """
     from pointsman.testing.calls import current_exchange  # noqa: PLC0415  # what the gateway's bridge would set
 
     exchange = h.host.open((await h.request()).ctx)
+    current_exchange.set(exchange)
+    upstream = h.gateway.upstream
+    call = upstream.plan(AttemptKind.MIRROR, "chat-b", exchange.ctx) if planned else upstream
 
     async def mirror():
-        current_exchange.set(exchange)
         request = UpstreamRequest(target="chat-b", kind=AttemptKind.MIRROR, body={}, parent=exchange.ctx)
-        return await h.gateway.upstream.start(request).response()
+        return await call.start(request).response()
 
+    span = exchange.span
+    if late:
+        exchange.close(200)
     await asyncio.create_task(mirror())
     exchange.close(200)
+    if planned:
+        call.drop("nothing, it was made")
     mirrored = next(s for s in h.spans if s.attributes.get("pointsman.attempt.kind") == "mirror")
     root = next(s for s in h.spans if s.context.span_id == mirrored.parent.span_id)
-    assert [link.context.span_id for link in root.links] == [exchange.span.get_span_context().span_id]
-    assert root.context.trace_id != exchange.span.get_span_context().trace_id
+    assert (root.name, root.attributes["pointsman.outcome"]) == ("mirror chat-b", "ok")
+    assert [event.name for event in root.events] == ["waited"] * planned
+    assert [link.context.span_id for link in root.links] == [span.get_span_context().span_id]
+    assert root.context.trace_id != span.get_span_context().trace_id
+    assert root.attributes["pointsman.parent_id"] == exchange.ctx.request_id
+    (primary,) = [s for s in h.spans if s.context.span_id == span.get_span_context().span_id]
+    assert (root.context.span_id in [link.context.span_id for link in primary.links]) == (planned or not late)
+
+
+@pytest.mark.parametrize("target", ["chat-b", "unknown"])
+async def test_a_planned_call_that_is_not_made_says_why(h, target):
+    """Dropped, or its target unknown when its turn comes: its span ends, linked to the request, with the reason."""
+    from pointsman.testing.calls import current_exchange  # noqa: PLC0415  # what the gateway's bridge would set
+
+    exchange = h.host.open((await h.request()).ctx)
+    current_exchange.set(exchange)
+    planned = h.gateway.upstream.plan(AttemptKind.MIRROR, target, exchange.ctx)
+    exchange.close(200)
+    if target == "unknown":
+        with pytest.raises(UpstreamError, match="unknown"):
+            planned.start(UpstreamRequest(target=target, kind=AttemptKind.MIRROR, body={}, parent=exchange.ctx))
+    planned.drop("waited_too_long")
+    (root,) = [s for s in h.spans if s.attributes.get("pointsman.kind") == "mirror"]
+    (primary,) = [s for s in h.spans if s.context.span_id == exchange.span.get_span_context().span_id]
+    assert root.context.span_id in [link.context.span_id for link in primary.links]
+    assert [link.context.span_id for link in root.links] == [primary.context.span_id]
+    assert (root.status.status_code, root.attributes["pointsman.outcome"]) == (StatusCode.UNSET, "cancelled")
+    expected = (
+        "waited_too_long" if target == "chat-b" else "the target 'unknown' is neither a model group nor a deployment id"
+    )
+    assert root.attributes["pointsman.ended_because"] == expected
+
+
+async def test_a_call_and_another_about_its_answer_link_to_one_another(h):
+    """From a mirror's trace one gets to its judge's, and back, without the request's."""
+    from pointsman.testing.calls import current_exchange  # noqa: PLC0415  # what the gateway's bridge would set
+
+    exchange = h.host.open((await h.request()).ctx)
+    current_exchange.set(exchange)
+    upstream = h.gateway.upstream
+    mirror = upstream.plan(AttemptKind.MIRROR, "chat-b", exchange.ctx)
+    judge = upstream.plan(AttemptKind.JUDGE, "chat-a", exchange.ctx, about=mirror)
+    exchange.close(200)
+    for call in (mirror, judge):
+        call.drop("enough seen")
+    roots = {str(s.attributes.get("pointsman.kind")): s for s in h.spans}
+    for kind, other in (("mirror", "judge"), ("judge", "mirror")):
+        links = {link.attributes["pointsman.link"]: link.context for link in roots[kind].links}
+        assert set(links) == {"request", other}
+        assert links[other].span_id == roots[other].context.span_id
+    assert roots["mirror"].context.trace_id != roots["judge"].context.trace_id
 
 
 async def test_every_span_ends(harness, plugin):
     """However a request ends, cancelled in the middle of a hook too, no span is left open."""
-    started, ended = [], []
+    started = []
 
-    class Counting(SimpleSpanProcessor):
-        def on_start(self, span, parent_context=None):
-            started.append(span.name)
-
-        def on_end(self, span):
-            ended.append(span.name)
+    class Counting(SpanTracer):
+        def start_span(self, name, *args, **kwargs):
+            started.append(name)
+            return super().start_span(name, *args, **kwargs)
 
     class Slow:
         @hookimpl
@@ -167,13 +235,18 @@ async def test_every_span_ends(harness, plugin):
             await asyncio.Event().wait()
 
     h = harness([plugin(Slow)], tracing=True)
-    h._provider.add_span_processor(Counting(SpanExporter()))
+    provider = SpanProvider()
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    counted = Tracing(Counting(provider, InstrumentationScope("counted")), provider)
+    h.before_start = lambda host: setattr(host, "tracing", counted)
     async with h:
         for model in ("chat", "backup"):
             task = asyncio.create_task(h.request(model=model))
             await asyncio.sleep(0.01)
             task.cancel()
             await asyncio.wait({task})
+    ended = [span.name for span in exporter.get_finished_spans()]
     assert sorted(started) == sorted(ended)
     assert "pre_route" in ended
     assert "before_attempt" in ended
@@ -200,7 +273,7 @@ class HalfBroken(Broken):
 
 
 @pytest.mark.parametrize("tracer", [Broken, HalfBroken])
-async def test_a_broken_tracer_harms_nobody(harness, plugin, tracer, caplog):
+async def test_a_broken_tracer_affects_no_request(harness, plugin, tracer, caplog):
     """Requests go on as without it; the failures are counted and logged once."""
 
     class Deciding2(Deciding):
@@ -222,7 +295,7 @@ async def test_a_broken_tracer_harms_nobody(harness, plugin, tracer, caplog):
     assert caplog.text.count("tracing failed, requests are not affected: RuntimeError: no spans today") == 1
 
 
-async def test_an_exporter_that_fails_harms_nobody(harness, plugin):
+async def test_an_exporter_that_fails_affects_no_request(harness, plugin):
     class Failing(SpanExporter):
         def export(self, spans):
             raise RuntimeError("no collector")
@@ -270,3 +343,46 @@ def test_tracing_off_is_off(monkeypatch):
     off.end(None, error="x")
     with off.current(None):
         off.shutdown()
+
+
+async def test_who_was_left_out_and_why_is_on_the_attempt(harness, plugin):
+    """A deployment that refused, and one that is busy with another attempt, are named with the reason."""
+
+    class Refusing:
+        @hookimpl
+        async def before_attempt(self, attempt):
+            return Refusal(reason="full") if attempt.number == 1 else None
+
+    async with harness([plugin(Refusing)], tracing=True) as h:
+        await h.request()
+    attempts = sorted((s for s in h.spans if "pointsman.attempt" in s.attributes), key=lambda s: s.start_time)
+    assert [s.status.status_code for s in attempts] == [StatusCode.ERROR, StatusCode.OK]
+    refused = attempts[0].attributes["pointsman.deployment"]
+    assert attempts[1].attributes["pointsman.dropped"] == (
+        f"{refused}: refused an attempt of this request (pointsman)",
+    )
+    assert attempts[1].attributes["pointsman.after"] == "refused of attempt 1"
+
+
+async def test_faults_and_waits_of_plugins_are_events(harness, plugin):
+    class Slow:
+        @hookimpl
+        async def pre_route(self):
+            await asyncio.sleep(0.02)
+
+        @hookimpl
+        def select(self):
+            raise ValueError("with a secret in it")
+
+    async with harness([plugin(Slow)], tracing=True) as h:
+        await h.request()
+    spans = by_name(h)
+    (waited,) = [e for e in spans["pre_route"].events if e.name == "waited"]
+    assert waited.attributes["pointsman.plugin"] == "slow"
+    assert waited.attributes["pointsman.wait_ms"] >= 1
+    (fault,) = [e for e in spans["chat chat"].events if e.name == "plugin fault"]
+    assert dict(fault.attributes) == {
+        "pointsman.plugin": "slow",
+        "pointsman.hook": "select",
+        "error.type": "ValueError",
+    }

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pointsman import PluginConfig, PluginInfo, hookimpl, specs
-from pointsman.host.manager import HOOK_NAMES, Loaded, implementations
+from pointsman import PluginConfig, hookimpl, specs
+from pointsman.host.implementations import HOOK_NAMES, implementations
 
 HOOKS = {hook.__name__: hook for hook in specs.HOOKS}
 SECTIONS = ("Args", "Returns", "On error", "Example")
@@ -85,9 +85,7 @@ def test_the_example_is_an_implementation(hook):
     namespace = {"hookimpl": hookimpl}
     exec(compile(tree, f"<example of {hook.__name__}>", "exec"), namespace)  # noqa: S102  # our own documentation
     plugin = type("Example", (), {hook.__name__: namespace[hook.__name__]})()
-    info = PluginInfo(name="example", config=PluginConfig, factory=object)
-    loaded = Loaded(name="example", info=info, config=PluginConfig(), instance=plugin)
-    assert list(implementations(loaded)) == [hook.__name__]
+    assert list(implementations("example", plugin, PluginConfig())) == [hook.__name__]
 
 
 @every_hook

@@ -45,6 +45,7 @@ class RedisServer:
     directory: Path
     options: tuple[str, ...] = ()
     password: str | None = None
+    whole: bool = True  # a cluster node serves all keys by itself
     port: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
@@ -76,7 +77,7 @@ class RedisServer:
                     time.sleep(0.02)
                 else:
                     break
-            if "--cluster-enabled" in self.options:
+            if "--cluster-enabled" in self.options and self.whole:
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
                 while client.info("cluster")["cluster_enabled"] != 1 or b"cluster_state:ok" not in _cluster_info(
                     client
@@ -141,6 +142,29 @@ def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisSer
     server.kill()
 
 
+@pytest.fixture(scope="session")
+def redis_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Run a cluster of three nodes; returns the first."""
+    _require_redis()
+    nodes = [RedisServer(tmp_path_factory.mktemp("node"), ("--cluster-enabled", "yes"), whole=False) for _ in range(3)]
+    try:
+        for number, node in enumerate(nodes):
+            node.start()
+            with node.client() as client:
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * 5462, min(number * 5462 + 5461, 16383))
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+        give_up_at = time.monotonic() + START_PATIENCE_S
+        for node in nodes:
+            with node.client() as client:
+                while b"cluster_state:ok" not in (about := _cluster_info(client)) or b"known_nodes:3" not in about:
+                    assert time.monotonic() < give_up_at, "the three nodes do not become a cluster"
+                    time.sleep(0.05)
+        yield nodes[0]
+    finally:
+        for node in nodes:
+            node.kill()
+
+
 @pytest.fixture
 def start_redis(tmp_path: Path) -> Iterator[Callable[..., RedisServer]]:
     """Start servers that the test may kill."""
@@ -167,9 +191,9 @@ class Backend:
     clock: ManualClock | None
 
     async def open(self) -> StateStore:
-        """Open a store; those of disk and redis share their state."""
+        """Open a store; those of disk and redis share their state. A busy machine may take long to answer."""
         clock = {"clock": self.clock} if self.clock else {}
-        return await open_store(self.name, **self.place, **clock)  # type: ignore[arg-type]
+        return await open_store(self.name, **self.place, timeout_s=30.0, **clock)  # type: ignore[arg-type]
 
     async def let_pass(self, seconds: float) -> None:
         """Let so much time pass for the store: really, where the clock is not ours."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
 from pointsman.store import MAX_COUNTER, Put, StateStore, Update
-from pointsman.store.ops import TAKE
+from pointsman.store.views import TAKE
 
 KEYS = st.sampled_from(["{t}", "{t}a", "{t}ab", "{t}a*", "{t}[a]", "{t}ü", "{t}\U0010ffff", "{t}n", "{t}\\"])
 PREFIXES = st.sampled_from(["", "{t}", "{t}a", "{t}a*", "{t}[", "{t}\U0010ffff", "x"])
@@ -181,6 +181,9 @@ def test_every_backend_does_what_a_dict_does(backend):
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=settings.default.max_examples // 2,
+            stateful_step_count=25,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
         ),
     )

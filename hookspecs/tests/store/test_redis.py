@@ -99,7 +99,7 @@ async def test_a_url_that_cannot_be_read_is_refused_without_repeating_it(url):
 
 
 async def test_a_server_that_dies_under_load_is_unavailable_and_comes_back(start_redis, opened):
-    """Every caller gets StoreUnavailable, nobody hangs, and the same store works when the server is back."""
+    """Every caller gets StoreUnavailable in time, and the same store works when the server is back."""
     server = start_redis()
     store = await opened(RedisStore.open(server.url, timeout_s=2))
     enough = asyncio.Event()
@@ -141,7 +141,7 @@ async def test_a_server_that_hangs_is_unavailable_in_time(start_redis, opened):
 
 
 async def test_a_cancelled_caller_does_not_confuse_the_others(redis_server, opened):
-    """An answer that nobody waited for is never taken for the answer to another question."""
+    """An answer that came too late is never taken for the answer to another call."""
     store = await opened(RedisStore.open(redis_server.url, prefix="cancelled:"))
     await asyncio.gather(*(store.put(f"{number}", number) for number in range(50)))
     for round_ in range(20):
@@ -155,7 +155,7 @@ async def test_a_cancelled_caller_does_not_confuse_the_others(redis_server, open
 
 
 async def test_nothing_is_sent_twice(redis_server, opened):
-    """When the connection breaks before the answer, the caller hears so; nobody adds a second time behind its back."""
+    """When the connection breaks before the answer, the caller gets an error, and nothing is added a second time."""
     broken = asyncio.Event()
 
     async def forward(reader, writer):
@@ -209,7 +209,7 @@ async def test_one_round_trip_for_each_operation(start_redis, opened):
         lambda: store.delete("a"),
         store.ping,
     ]
-    for call in calls[3:7]:
+    for call in calls[2:8]:
         await call()
     with server.client() as watcher, watcher.monitor() as monitor:
         for number, call in enumerate(calls):
@@ -241,7 +241,7 @@ async def test_the_prefix_keeps_others_apart(redis_server, opened):
 
 
 async def test_what_this_project_never_writes_is_refused(redis_server, opened):
-    """A list, a text that is no JSON, bytes that are no text: StoreCorrupt that names the key or the server."""
+    """A list, text that is not JSON, bytes that are not text: StoreCorrupt that names the key or the server."""
     store = await opened(RedisStore.open(redis_server.url, prefix="foreign:"))
     with redis_server.client() as client:
         client.set("foreign:text", b"\x80\x04N.")
@@ -330,5 +330,58 @@ async def test_a_full_server_is_unavailable(start_redis, opened):
 
 async def test_more_callers_than_connections(redis_server, opened):
     """A thousand calls at once all succeed."""
-    store = await opened(RedisStore.open(redis_server.url, prefix="many:"))
+    store = await opened(RedisStore.open(redis_server.url, prefix="many:", timeout_s=30.0))
     assert sorted(await asyncio.gather(*(store.add("n") for _ in range(1000)))) == list(range(1, 1001))
+
+
+# -- the names of what is ours -----------------------------------------------------------------------------------------
+
+
+def walks(server):
+    """Return how often the keys of the server have been walked."""
+    with server.client() as client:
+        return client.info("commandstats").get("cmdstat_scan", {"calls": 0})["calls"]
+
+
+async def test_scan_reads_what_is_ours_without_walking_the_keys_of_others(redis_server):
+    """Whatever wrote the keys; those that are deleted or have ended are not found."""
+    with redis_server.client() as client:
+        client.mset({f"foreign:{number}": "x" for number in range(5000)})
+    store = await RedisStore.open(redis_server.url, prefix="names:")
+    try:
+        await store._listing_done()
+        before = walks(redis_server)
+        await store.put("host/a", 1)
+        await store.put("host/ends", 1, ttl_s=0.05)
+        await store.put("host/gone", 1)
+        await store.delete("host/gone")
+        await store.update(Update(puts={"host/b": Put(2), "other/x": Put(1)}, adds={"host/n": 1}))
+        await store.update(Update(deletes=["other/x"]))
+        await store.add("host/sum", 3)
+        await store.compare_and_set("host/c", None, {"k": []})
+        write = AtomicOp("write", lambda _v, _a: ({0: Put(5)}, None), "redis.call('SET', KEYS[1], '5') return 'null'")
+        await store.run(write, ["host/run"], None)
+        await asyncio.sleep(0.1)
+        found = {"host/a": 1, "host/b": 2, "host/c": {"k": []}, "host/n": 1, "host/run": 5, "host/sum": 3}
+        assert dict(await store.scan("host/")) == found
+        assert await store.scan("other/") == []
+        assert await store.scan("host/ru") == [("host/run", 5)]
+        assert walks(redis_server) == before
+    finally:
+        await store.close()
+
+
+async def test_keys_of_an_earlier_release_are_found_at_the_first_start_and_at_later_ones(redis_server):
+    """Those of a worker that has not been replaced yet are found by the next start."""
+    with redis_server.client() as client:
+        client.set("older:host/a", "1")
+        client.set("older:host/ends", "2", px=60_000)
+        store = await RedisStore.open(redis_server.url, prefix="older:")
+        assert await store.scan("host/") == [("host/a", 1), ("host/ends", 2)]
+        client.set("older:host/late", "3")
+        assert await store.scan("host/l") == []
+        await store.close()
+        store = await RedisStore.open(redis_server.url, prefix="older:")
+        await store._listing_done()
+        assert await store.scan("host/l") == [("host/late", 3)]
+        await store.close()

@@ -10,6 +10,12 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """What these tests leave behind stays: a second is long enough to see that."""
+    monkeypatch.setattr("pointsman.testing.leaks.PATIENCE_S", 1.0)
+
+
 @pytest.fixture
 async def h(harness, leak_check):
     from actor_plugin import INFO  # noqa: PLC0415  # importable from here on

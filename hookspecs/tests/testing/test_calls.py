@@ -254,7 +254,8 @@ async def test_a_call_that_has_not_begun_has_no_attempt(h):
 async def test_a_script_that_cancels_is_a_cancellation(h):
     h.gateway.upstream.answer(cancel())
     call = h.gateway.upstream.start(probe())
-    await asyncio.wait({asyncio.ensure_future(call.response())})
+    with pytest.raises(UpstreamError, match="the call was cancelled"):
+        await call.response()
     assert call.attempt.outcome is Outcome.CANCELLED
 
 
@@ -281,7 +282,7 @@ async def test_legs_belong_to_the_request(h, observer):
     assert [(a.kind, a.labels) for a in result.attempts] == [(AttemptKind.HEDGE, {"a": "b", "leg": "2"})]
     assert result.headers["x-pointsman-raced"] == "1"
     judge_ctx = next(ctx for ctx, attempt in observer.closed if attempt.kind is AttemptKind.JUDGE)
-    assert judge_ctx.identity == Identity(tenant="payer", user_id="u")
+    assert (judge_ctx.identity, judge_ctx.payer) == (Identity(tenant="t", user_id="u"), "payer")
     assert judge_ctx.request_id != result.request_id
     assert len(h.settlements) == 1
 
@@ -363,3 +364,25 @@ async def test_the_tokens_of_a_plain_race_are_its_winners(h, observer):
 
 def request_of(ctx, kind):
     return UpstreamRequest(target="chat", kind=kind, body=ctx.body, parent=ctx)
+
+
+async def test_what_fails_an_attempt_cools_down_where_the_gateway_has_cooldowns(harness):
+    """As in LiteLLM: no plugin is asked for a group that cools down, and a fallback answers; mirrors start no cooldown."""
+    async with harness([INFO], script={"chat-a": error(500), "chat-b": error(503), "backup-a": ok("hello")}) as h:
+        h.gateway.cooldowns.seconds = 30.0
+        mirror = h.gateway.upstream.start(probe(kind=AttemptKind.MIRROR))
+        with pytest.raises(UpstreamError):
+            await mirror.response()
+        first = await h.request(retries=1, fallbacks=["backup"])
+        assert [a.deployment.id for a in first.attempts] == ["chat-a", "chat-b", "backup-a"]
+        second = await h.request(retries=1, fallbacks=["backup"])
+        assert [a.deployment.id for a in second.attempts] == ["backup-a"]
+        assert (await h.request(retries=0)).status == 429
+        await h.clock.advance(30.0)
+        assert [a.deployment.id for a in (await h.request(retries=0)).attempts] == ["chat-a"]
+
+
+async def test_an_error_of_the_client_puts_nothing_into_cooldown(harness):
+    async with harness([INFO], script={"chat-a": error(400), "chat-b": error(400)}) as h:
+        h.gateway.cooldowns.seconds = 30.0
+        assert [(await h.request()).status for _ in range(2)] == [400, 400]

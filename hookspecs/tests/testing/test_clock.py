@@ -45,6 +45,26 @@ async def test_nobody_wakes_before_the_time_has_come(fake_clock):
     assert fake_clock.now() - started == fake_clock.monotonic() == 10.0
 
 
+async def test_what_was_due_in_a_time_that_was_skipped_wakes_once(fake_clock):
+    """Late, in order, at the new time; then it goes on as usual."""
+    woken = []
+
+    async def loop(every_s):
+        while True:
+            await fake_clock.sleep(every_s)
+            woken.append((every_s, fake_clock.monotonic()))
+
+    tasks = [asyncio.create_task(loop(every_s)) for every_s in (3.0, 2.0)]
+    await fake_clock.skip(86_400.0)
+    assert woken == [(2.0, 86_400.0), (3.0, 86_400.0)]
+    await fake_clock.advance(2.5)
+    assert woken[2:] == [(2.0, 86_402.0)]
+    with pytest.raises(ValueError, match="cannot go back"):
+        await fake_clock.skip(-1.0)
+    for task in tasks:
+        task.cancel()
+
+
 async def test_what_sleeps_again_wakes_within_one_advance(fake_clock):
     """A loop that sleeps again and again runs as often as it would in real time."""
     rounds = []

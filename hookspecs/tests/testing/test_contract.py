@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import deque
 from typing import ClassVar
 
 import faulty_plugins as faulty
 import pytest
 from budget_plugin import Budget, BudgetConfig
 
-from pointsman import PluginInfo
+from pointsman import PluginInfo, hookimpl
 from pointsman.testing import ContractSuite
 from pointsman.testing.contract import ContractViolation
 from pointsman.testing.contract.base import SCENARIOS
@@ -86,6 +87,21 @@ OK, STREAM, NO_USAGE, ERROR = (
             ("shutdown",),
             "task",
         ),
+        (faulty.LabelIsNoText, "test_it_settles_once", (OK,), "pre_route"),
+        (faulty.ForgesTheTenant, "test_it_settles_once", (OK,), "pre_route"),
+        (faulty.ReservesForAnother, "test_it_settles_once", (OK,), "pre_route"),
+        (faulty.SplitsTheAnswer, "test_it_settles_once", (OK,), "pre_route"),
+        (faulty.ReplacesTheBody, "test_it_settles_once", (OK,), "transform_request"),
+        (faulty.BlocksTheLoop, "test_it_gives_the_event_loop_back", (), "'pre_route' held the event loop in 5 of 5"),
+        (faulty.KeepsEveryRequest, "test_its_memory_does_not_grow_with_the_requests", (), "remembers_requests"),
+        (faulty.KeepsEveryKey, "test_its_memory_does_not_grow_with_the_requests", (), "remembers_requests"),
+        (faulty.KeepsWhatFails, "test_its_memory_does_not_grow_with_the_requests", (), "refused by the provider"),
+        (
+            faulty.CancelsItsTask,
+            "test_it_settles_once",
+            (OK,),
+            r"budget.pre_route \(1 times\): SelfCancellationError: it cancelled the task that called it",
+        ),
         (faulty.StatusIsNotJson, "test_its_status_is_json", (), "broken"),
         (faulty.StatusHasLines, "test_its_status_is_json", (), "one line"),
         (faulty.TrustsBodies, "test_its_routes_refuse_malformed_bodies", (), "500"),
@@ -103,9 +119,61 @@ def test_who_breaks_the_contract_is_found(factory, test, arguments, says):
 
     class Suite(Good):
         info = info_of(factory)
+        memory_s = 0.2
 
     with pytest.raises(AssertionError, match=says):
         getattr(Suite(), test)(*arguments)
+
+
+@pytest.mark.parametrize("factory", [faulty.NeverReturns, faulty.WaitsForALock], ids=lambda one: one.__name__)
+def test_a_hook_that_never_returns_is_ended_once(factory):
+    """Whichever test meets it first names its line; the others are skipped with the reason."""
+
+    class Suite(Good):
+        info = info_of(factory)
+        held_s = 0.5
+
+    with pytest.raises(ContractViolation, match=r"post_response \(.*faulty_plugins.py:\d+\) held the event loop"):
+        Suite().test_it_settles_once(OK)
+    with pytest.raises(pytest.skip.Exception, match=r"'budget' holds the event loop: .*post_response"):
+        Suite().test_it_gives_the_event_loop_back()
+
+
+def test_memory_may_be_used_where_the_suite_is_told():
+    """A plugin that remembers so many requests passes once it says so."""
+
+    class Remembers(Budget):
+        def __init__(self, config):
+            super().__init__(config)
+            self.last = deque(maxlen=300)
+
+        @hookimpl
+        async def pre_route(self, ctx, route):
+            self.last.append(ctx.request_id)
+
+    class Suite(Good):
+        info = info_of(Remembers)
+        remembers_requests = 300
+
+    Suite().test_its_memory_does_not_grow_with_the_requests()
+
+
+async def test_memory_is_seen_wherever_it_is():
+    """Whatever holds what a request leaves: containers, queues, caches, closures, classes, modules, texts, timers, tasks."""
+
+    class Suite(Good):
+        info = info_of(faulty.Hoarder)
+
+    async with Suite().worker() as h:
+        for hoard in faulty.HOARDS:
+            keep = hoard(h.plugin("budget"))
+            keep("the first")
+            before = Suite()._held(h)
+            for number in range(100):
+                keep(f"request-{number}")
+            grown = Suite()._held(h) - before
+            faulty.throw_away()
+            assert grown >= 100, hoard.__name__
 
 
 def test_a_call_that_nobody_cancels_is_found():

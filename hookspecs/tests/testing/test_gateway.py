@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pointsman.errors import Conflict
 from pointsman.testing import FakeGateway, deployment
-from pointsman.testing.gateway import FakePrices, FakeTokenizer
+from pointsman.testing.fakes import FakePrices, FakeTokenizer
 from pointsman.types import Price, Usage
 
 A, B, C = deployment("a", "chat"), deployment("b", "chat", weight=3.0, tier="gold"), deployment("c")
@@ -69,10 +69,10 @@ def test_costs_follow_the_prices():
     assert FakePrices({}).cost_usd_micros(A, usage) is None
 
 
-def test_tokens_are_words_of_the_prompt():
+def test_tokens_are_words_of_the_prompt_and_what_frames_its_messages():
     count = FakeTokenizer().count
-    assert count("m", {"messages": [{"role": "user", "content": "one two"}, {"role": "user", "content": "three"}]}) == 3
-    assert count("m", {"messages": [{"role": "user", "content": [{"text": "one two"}, {"image": 5}]}]}) == 2
+    turns = {"messages": [{"role": "user", "content": "one two"}, {"role": "user", "content": "three"}]}
+    assert count("m", turns) == 3 + 2 * 4 + 3
     assert count("m", {"input": ["one", "two three"], "system": "four"}) == 4
     assert count("m", {"model": "not a prompt", "max_tokens": 9}) == 0
 

@@ -8,6 +8,7 @@ import pytest
 
 from pointsman.testing import breaks, cancel, disconnect, error, never, ok
 from pointsman.types import (
+    CREDENTIAL_HEADERS,
     AttemptKind,
     Denial,
     Endpoint,
@@ -27,8 +28,9 @@ def outcomes(result):
 
 
 async def test_a_plain_answer(h):
-    """Usage, cost, time, status and headers of a plain answer are where they belong."""
-    result = await h.request(script=ok("hello", latency_s=0.25, headers={"x-a": "b"}, model="gpt-x"))
+    """Usage, cost, time, status and headers, without credentials, of a plain answer are where they belong."""
+    headers = {**dict.fromkeys(CREDENTIAL_HEADERS, "secret"), "x-a": "b"}
+    result = await h.request(script=ok("hello", latency_s=0.25, headers=headers, model="gpt-x"))
     (attempt,) = result.attempts
     assert (result.status, result.outcome, result.text, result.error) == (200, Outcome.OK, "hello", None)
     assert (attempt.duration_ms, attempt.first_token_ms, attempt.status_code) == (250.0, None, 200)
@@ -272,7 +274,7 @@ async def test_authentication_is_asked_for_a_key(h, actor):
 
 
 async def test_credentials_never_reach_a_plugin(h, actor):
-    headers = {"Authorization": "Bearer x", "X-API-Key": "x", "Cookie": "x", "X-Custom": "seen"}
+    headers = {**{name.title(): "x" for name in CREDENTIAL_HEADERS}, "X-Custom": "seen"}
     await h.request(headers=headers, session_id="s1", call_id="c1", endpoint=Endpoint.MESSAGES)
     (ctx,) = actor.contexts
     assert ctx.headers == {"x-custom": "seen"}
@@ -286,5 +288,5 @@ async def test_a_callers_trace_goes_on(h):
     trace_id, span_id = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
     await h.request(headers={"traceparent": f"00-{trace_id}-{span_id}-01"})
     await h.settled()
-    root = next(span for span in h.spans if span.name == "pointsman chat")
+    root = next(span for span in h.spans if span.attributes.get("pointsman.kind") == "request")
     assert (f"{root.context.trace_id:032x}", f"{root.parent.span_id:016x}") == (trace_id, span_id)

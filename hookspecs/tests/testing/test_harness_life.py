@@ -109,7 +109,7 @@ async def test_admin_routes_are_below_pointsman(h):
 async def test_spans_are_kept_only_when_asked_for(h, harness):
     await h.request()
     await h.settled()
-    assert {"pointsman chat", "pre_route", "attempt chat-a", "before_attempt", "settle"} <= {s.name for s in h.spans}
+    assert {"chat chat", "pre_route", "chat chat-a", "before_attempt", "settle chat"} <= {s.name for s in h.spans}
     async with harness([INFO]) as quiet:
         await quiet.request()
         assert quiet.spans == []

@@ -26,7 +26,7 @@ def test_importing_the_kit_imports_nothing_else():
 def test_no_name_of_the_kit_imports_litellm():
     code = (
         "import sys; from pointsman.testing import *; import pointsman.testing.pytest_plugin, pointsman.testing.proxy, "
-        "pointsman.testing.upstream, pointsman.testing.otlp; print('litellm' in sys.modules)"
+        "pointsman.testing.provider, pointsman.testing.otlp; print('litellm' in sys.modules)"
     )
     assert python(code).strip() == "False"
 

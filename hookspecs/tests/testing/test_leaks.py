@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
+import warnings
 
 import pytest
 
@@ -62,6 +64,33 @@ async def test_what_is_about_to_end_may_do_so(tmp_path):
         await asyncio.to_thread((tmp_path / "closed.txt").write_text, "x")
     assert not before.done()
     before.cancel()
+
+
+class Holder:
+    """Keeps itself and a file alive until the garbage collector comes by."""
+
+    def __init__(self):
+        self.itself = self
+        self.file = None
+
+
+async def test_a_file_that_only_garbage_holds_is_no_leak(tmp_path):
+    """Whether the garbage is from the block or older than it."""
+    older = Holder()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        async with no_leaks():
+            Holder().file = (tmp_path / "younger.txt").open("w")
+        async with no_leaks():
+            older.file = (tmp_path / "older.txt").open("w")
+            del older
+
+
+async def test_the_collector_is_as_before_after_the_block():
+    frozen = gc.get_freeze_count()
+    async with no_leaks():
+        assert gc.get_freeze_count() > frozen
+    assert gc.get_freeze_count() <= frozen
 
 
 async def test_the_blocks_own_error_is_not_hidden():

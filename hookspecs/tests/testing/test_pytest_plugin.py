@@ -62,6 +62,46 @@ def test_nothing_of_ours_is_there(request):
     assert not [name for name in request.fixturenames if "leak" in name or "harness" in name]
 """
 
+ENDING = """
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pointsman.testing.proxy import ProxyServer
+
+
+class Ending(ProxyServer):
+    def launch(self):
+        command = [sys.executable, "-c", "print('last words'); input(); sys.exit(7)"]
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory):
+    proxy = Ending({}, tmp_path_factory.mktemp("proxy"))
+    proxy.launch()
+    yield SimpleNamespace(proxy=proxy)
+    proxy._process.stdin.close()
+
+
+def test_before(rig):
+    assert rig.proxy.running
+
+
+def test_during(rig):
+    rig.proxy._process.communicate(b"go")
+    RAISES
+
+
+def test_after(rig):
+    raise AssertionError("it does not run")
+
+
+test_later = test_after
+"""
 
 #: What pytest-asyncio wants to be told.
 ASYNCIO = ("-o", "asyncio_default_fixture_loop_scope=function")
@@ -88,3 +128,13 @@ def test_a_run_that_uses_nothing_gets_nothing(tmp_path, arguments):
     done = run(tmp_path, STRANGER, "-p", "no:hypothesispytest", *arguments)
     assert "1 passed" in done.stdout, done.stdout + done.stderr
     assert "warning" not in done.stdout
+
+
+@pytest.mark.parametrize("statement", ["pass", "raise KeyError('the consequence')"])
+def test_a_proxy_that_ends_by_itself_fails_one_test_with_its_output(tmp_path, statement):
+    """Whether the test notices or not; the others that share the proxy are skipped."""
+    done = run(tmp_path, ENDING.replace("RAISES", statement), *ASYNCIO)
+    assert "1 failed, 1 passed, 2 skipped" in done.stdout, done.stdout
+    assert "ended by itself with code 1" in done.stdout
+    assert "last words" in done.stdout
+    assert ("the consequence" in done.stdout) == ("consequence" in statement)

@@ -1,5 +1,5 @@
 # ruff: noqa: INP001, S311 - a script of figures and repeatable chance, not a package
-"""What a request pays for the choice and for what is learnt from it, and what ten thousand deployments cost in memory.
+"""What a request pays for the choice and for what learning from it costs, and the memory of ten thousand deployments.
 
 Run it with ``python plugins/balance/bench/bench_cost.py``. A figure is the best of many short rounds: what the code takes when
 nothing else runs. The signals are there, with two quota axes each.
@@ -35,13 +35,12 @@ from pointsman.types import (
     SignalStatus,
     Usage,
 )
-from pointsman_balance.choose import Chooser
+from pointsman_balance.attempts import Observer, TriedDeployments
 from pointsman_balance.config import BalanceConfig
 from pointsman_balance.members import Members
-from pointsman_balance.observe import Observer
 from pointsman_balance.policies import Policies
-from pointsman_balance.registry import BUILT_IN
-from pointsman_balance.tries import Tries
+from pointsman_balance.selection import Chooser
+from pointsman_balance.tactics import BUILT_IN
 
 NOW = 1_700_000_000.0
 DEPLOYMENTS = 20
@@ -80,21 +79,24 @@ class Bench:
         }
         config = BalanceConfig.model_validate({"tactic": tactic})
         policies = Policies(config, BUILT_IN)
-        self.members, self.tries = Members(config, policies), Tries()
+        self.members = Members(
+            policies.breaker, max_deployments=config.max_deployments, tau_s=config.tau_s, stale_s=config.stale_s
+        )
+        self.tried = TriedDeployments()
         self.chooser = Chooser(
             config,
             policies,
             self.members,
-            self.tries,
+            self.tried,
             signal_of=signals.get,
             prices=NoPrices(),
             random=rng,
         )
-        self.observer = Observer(self.members, self.tries, signal_of=signals.get, changed=lambda _: None)
+        self.observer = Observer(self.members, self.tried, signal_of=signals.get, changed=lambda _: None)
         for one in self.fleet:
             load = self.members.of(one, NOW).load
             for average in (load.first_ms, load.latency_ms, load.tokens_per_s):
-                average.add(rng.uniform(20, 900), NOW, 10)
+                average.add(rng.uniform(20, 900), NOW)
             load.errors = rng.random() / 10
         body = {"messages": [{"role": "user", "content": "a question of some length " * 60}]}
         self.ctx = RequestContext(
@@ -124,7 +126,7 @@ class Bench:
         return self.chooser.choose(self.ctx, self.candidates, NOW)
 
     def attempt(self) -> object:
-        """Follow an attempt from its begin over its first token to its end."""
+        """Follow an attempt from its start over its first token to its end."""
         self.observer.begin(self.ctx, self.open, NOW)
         self.observer.first_token(self.open, 200.0, NOW)
         return self.observer.end(self.ctx, self.answered, NOW)
@@ -138,11 +140,11 @@ def best_us(work: Callable[[], object]) -> float:
 def ill(bench: Bench) -> None:
     """Let a quarter of the fleet be open: their reasons are part of the answer."""
     for one in bench.fleet[::4]:
-        bench.members.of(one, NOW).breaker.failed_at(ErrorClass.AUTH, NOW, NOW)
+        bench.members.of(one, NOW).breaker.record_failure(ErrorClass.AUTH, NOW, NOW)
 
 
 def memory() -> list[tuple[str, float]]:
-    """Return the kilobytes held after so many deployments have been seen, with the default bound."""
+    """Return the kilobytes held after a number of deployments were seen, with the default bound."""
     rows = []
     bench = Bench("adaptive")
     gc.collect()
@@ -154,7 +156,7 @@ def memory() -> list[tuple[str, float]]:
         bench.observer.begin(bench.ctx, opened, NOW + number)
         failed = replace(opened, outcome=Outcome.ERROR, duration_ms=9.0, error=error)
         bench.observer.end(bench.ctx, failed, NOW + number)
-        bench.tries.sweep(NOW + number)
+        bench.tried.sweep(NOW + number)
         if number in {1_000, 2_000, 5_000, 10_000}:
             gc.collect()
             rows.append((f"{number} deployments seen", tracemalloc.get_traced_memory()[0] / 1024))
@@ -174,7 +176,7 @@ def main(_: Sequence[str] | None = None) -> int:
         table.add_row(name, f"{best_us(bench.choose):.1f}", f"{best_us(other.choose):.1f}")
     console.print(table)
     bench = Bench("adaptive")
-    console.print(f"an attempt: begin, first token and end together {best_us(bench.attempt):.1f} us\n")
+    console.print(f"an attempt: start, first token and end together {best_us(bench.attempt):.1f} us\n")
     table = Table(title="Memory")
     table.add_column("after")
     table.add_column("KiB", justify="right")

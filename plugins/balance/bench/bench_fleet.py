@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pointsman.testing.proxy import ProxyServer, free_port
-from pointsman_balance.registry import BUILT_IN
+from pointsman_balance.tactics import BUILT_IN
 
 OURS = sorted(BUILT_IN)
 LITELLM = ["simple-shuffle", "least-busy", "latency-based-routing", "usage-based-routing-v2"]

@@ -65,7 +65,7 @@ class Server:
     def __init__(self, name: str, kind: Kind) -> None:
         self.kind = kind
         self.free = asyncio.Semaphore(kind.slots)
-        # The n-th request to a deployment has the same luck whoever sends it.
+        # The n-th request to a deployment has the same luck for every client.
         self.luck = random.Random(name)
         self.window = (-1, 0)
 
@@ -90,7 +90,7 @@ class Fleet:
         self.restart()
 
     def restart(self) -> None:
-        """Start the timetable anew."""
+        """Restart the timetable."""
         self.servers = {name: Server(name, kind) for name, kind in self.kinds.items()}
         self.started = time.monotonic()
         self.journal: list[tuple[float, str, int]] = []

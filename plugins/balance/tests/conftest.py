@@ -7,7 +7,7 @@ from itertools import count
 
 import pytest
 
-from pointsman.testing.gateway import FakePrices
+from pointsman.testing.fakes import FakePrices
 from pointsman.types import (
     Attempt,
     AttemptError,
@@ -20,13 +20,12 @@ from pointsman.types import (
     RequestContext,
     Usage,
 )
-from pointsman_balance.choose import Chooser
+from pointsman_balance.attempts import Observer, TriedDeployments
 from pointsman_balance.config import BalanceConfig
 from pointsman_balance.members import Members
-from pointsman_balance.observe import Observer
 from pointsman_balance.policies import Policies
-from pointsman_balance.registry import BUILT_IN
-from pointsman_balance.tries import Tries
+from pointsman_balance.selection import Chooser
+from pointsman_balance.tactics import BUILT_IN
 
 NOW = 1_700_000_000.0
 _numbers = count(1)
@@ -80,20 +79,25 @@ class Table:
         self.signals = {}
         self.changes = []
         self.policies = Policies(self.config, BUILT_IN)
-        self.members = Members(self.config, self.policies)
-        self.tries = Tries()
+        self.members = Members(
+            self.policies.breaker,
+            max_deployments=self.config.max_deployments,
+            tau_s=self.config.tau_s,
+            stale_s=self.config.stale_s,
+        )
+        self.tried = TriedDeployments()
         self.chooser = Chooser(
             self.config,
             self.policies,
             self.members,
-            self.tries,
+            self.tried,
             signal_of=self.signals.get,
             prices=FakePrices(),
             random=random.Random(7),
         )
         self.observer = Observer(
             self.members,
-            self.tries,
+            self.tried,
             signal_of=self.signals.get,
             changed=lambda member: self.changes.append((member.key[1], str(member.breaker.state))),
         )
@@ -122,7 +126,7 @@ class Table:
         return attempt
 
     def see(self, id_, now=NOW, *, request=None, took_s=0.0, **changes):
-        """Let an attempt begin and end at once, or after so many seconds."""
+        """Let an attempt start and end at once, or after ``took_s`` seconds."""
         request = request or make_request()
         attempt = make_attempt(self.deployments[id_], request, at=now, **changes)
         self.observer.begin(request, attempt, now)

@@ -7,10 +7,10 @@ from pydantic import ValidationError
 
 from pointsman.errors import ConfigError
 from pointsman.types import ErrorClass
-from pointsman_balance.breaker import ALL, NOBODY, PROBE, Breaker, BreakerState, Cause, Change
-from pointsman_balance.config import BalanceConfig, BreakerConfig, GroupPolicy
+from pointsman_balance.breaker import ALL, BLOCKED, PROBE, Breaker, BreakerConfig, BreakerState, Cause, Change
+from pointsman_balance.config import BalanceConfig, GroupPolicy
 from pointsman_balance.policies import Policies
-from pointsman_balance.registry import BUILT_IN
+from pointsman_balance.tactics import BUILT_IN
 
 NOW = 1_700_000_000.0
 CALLERS = [ErrorClass.CLIENT, ErrorClass.CONTENT_POLICY, ErrorClass.CONTEXT_WINDOW, ErrorClass.REFUSED]
@@ -23,18 +23,18 @@ def breaker(**rules):
 
 def fail(one, now, kind=ErrorClass.SERVER, times=1, **more):
     for _ in range(times):
-        one.failed_at(kind, now, now, **more)
+        one.record_failure(kind, now, now, **more)
 
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_retryable_errors_in_a_row_open_it(kind):
     one = breaker(consecutive_errors=3, error_ratio=None)
     fail(one, NOW, kind, 2)
-    one.succeeded_at(NOW, NOW)
+    one.record_success(NOW, NOW)
     fail(one, NOW, kind, 2)
     assert one.healthy
     fail(one, NOW, kind)
-    assert (one.state, one.cause, one.admits(NOW)) == (BreakerState.OPEN, Cause.ERRORS, NOBODY)
+    assert (one.state, one.cause, one.admits(NOW)) == (BreakerState.OPEN, Cause.ERRORS, BLOCKED)
     assert "3 errors in a row" in one.reason
 
 
@@ -48,7 +48,7 @@ def test_what_is_not_the_deployments_fault_never_counts(kind):
 def test_an_error_ratio_over_the_window_opens_it():
     one = breaker(consecutive_errors=None, error_ratio=0.3, min_attempts=8, window_s=10)
     for step in range(7):
-        one.succeeded_at(NOW + step, NOW + step)
+        one.record_success(NOW + step, NOW + step)
         if step in {2, 4}:
             fail(one, NOW + step)
     assert one.healthy, "2 of 9"
@@ -60,7 +60,7 @@ def test_errors_that_have_left_the_window_no_longer_count():
     one = breaker(consecutive_errors=None, error_ratio=0.3, min_attempts=4, window_s=10)
     fail(one, NOW, times=3)
     for _ in range(6):
-        one.succeeded_at(NOW + 11, NOW + 11)
+        one.record_success(NOW + 11, NOW + 11)
     fail(one, NOW + 11)
     assert one.healthy
 
@@ -68,7 +68,7 @@ def test_errors_that_have_left_the_window_no_longer_count():
 def test_the_window_holds_the_latest_64_attempts():
     one = breaker(consecutive_errors=None, error_ratio=0.5, min_attempts=64, window_s=1000)
     for _ in range(200):
-        one.succeeded_at(NOW, NOW)
+        one.record_success(NOW, NOW)
     fail(one, NOW, times=31)
     assert one.healthy
     fail(one, NOW)
@@ -83,7 +83,7 @@ def test_a_429_opens_it_until_the_provider_says():
     assert one.until == NOW + 12, "an earlier end does not shorten it"
     fail(one, NOW + 2, ErrorClass.RATE_LIMIT, comes_back_at=NOW + 20)
     assert one.until == NOW + 20
-    assert one.admits(NOW + 19.9) == NOBODY
+    assert one.admits(NOW + 19.9) == BLOCKED
     assert one.admits(NOW + 20) == PROBE
 
 
@@ -97,11 +97,11 @@ def test_the_length_of_a_429_has_a_default_and_bounds(comes_back_at, until):
 def test_a_429_from_before_an_opening_lengthens_only_one_that_lasts():
     one = breaker(consecutive_errors=1, open_s=10)
     fail(one, NOW)
-    assert one.failed_at(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 2, NOW + 20)
+    assert one.record_failure(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 2, NOW + 20)
     assert one.until == NOW + 20
-    assert not one.failed_at(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 20)
+    assert not one.record_failure(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 20)
     one.elapse(NOW + 20)
-    assert not one.failed_at(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 21)
+    assert not one.record_failure(ErrorClass.RATE_LIMIT, NOW - 5, NOW + 21)
     assert (one.state, one.admits(NOW + 21)) == (BreakerState.HALF_OPEN, PROBE)
 
 
@@ -117,25 +117,25 @@ def test_one_probe_at_a_time_and_so_many_successes_close_it():
     fail(one, NOW)
     assert one.elapse(NOW + 2)
     assert one.admits(NOW + 2) == PROBE
-    one.lend(NOW + 2)
-    assert one.admits(NOW + 2.5) == NOBODY
-    assert not one.succeeded_at(NOW + 2, NOW + 3)
+    one.start_probe(NOW + 2)
+    assert one.admits(NOW + 2.5) == BLOCKED
+    assert not one.record_success(NOW + 2, NOW + 3)
     assert one.admits(NOW + 3) == PROBE
-    one.lend(NOW + 3)
-    assert one.succeeded_at(NOW + 3, NOW + 4)
+    one.start_probe(NOW + 3)
+    assert one.record_success(NOW + 3, NOW + 4)
     assert one.healthy
 
 
 def test_a_probe_that_is_lost_is_given_up():
     one = breaker(consecutive_errors=1, open_s=2, probe_timeout_s=30)
     fail(one, NOW)
-    one.lend(NOW + 2)
-    assert one.admits(NOW + 31) == NOBODY
+    one.start_probe(NOW + 2)
+    assert one.admits(NOW + 31) == BLOCKED
     assert one.admits(NOW + 32) == PROBE
-    one.lend(NOW + 32)
-    one.give_back(NOW + 31)
-    assert one.admits(NOW + 33) == NOBODY, "that was not the probe"
-    one.give_back(NOW + 32)
+    one.start_probe(NOW + 32)
+    one.release_probe(NOW + 31)
+    assert one.admits(NOW + 33) == BLOCKED, "that was not the probe"
+    one.release_probe(NOW + 32)
     assert one.admits(NOW + 33) == PROBE
 
 
@@ -145,15 +145,15 @@ def test_after_a_probe_without_a_verdict_the_next_one_waits_each_time_longer():
     fail(one, NOW)
     now, rests = NOW + 2, []
     for _ in range(5):
-        one.lend(now)
-        one.failed_at(ErrorClass.CLIENT, now, now + 0.5)
+        one.start_probe(now)
+        one.record_failure(ErrorClass.CLIENT, now, now + 0.5)
         assert one.state is BreakerState.HALF_OPEN
         rest = next(second for second in range(100) if one.admits(now + 0.5 + second) == PROBE)
         rests.append(rest)
         now += 0.5 + rest
     assert rests == [2, 4, 8, 10, 10]
-    one.lend(now)
-    one.succeeded_at(now, now)
+    one.start_probe(now)
+    one.record_success(now, now)
     fail(one, now + 1)
     assert one.admits(one.until) == PROBE, "a new opening begins without a rest"
 
@@ -165,9 +165,9 @@ def test_each_opening_is_longer_up_to_a_bound_and_calm_forgets_them():
         fail(one, now)
         lengths.append(one.until - now)
         now = one.until
-        one.lend(now)
+        one.start_probe(now)
     assert lengths == [2, 4, 8, 10, 10]
-    one.succeeded_at(now, now)
+    one.record_success(now, now)
     fail(one, now + 61)
     assert one.until - (now + 61) == 2
 
@@ -175,8 +175,8 @@ def test_each_opening_is_longer_up_to_a_bound_and_calm_forgets_them():
 def test_traffic_returns_over_a_ramp_and_a_failure_within_it_opens_again():
     one = breaker(consecutive_errors=3, open_s=2, ramp_s=10, ramp_start_ratio=0.1)
     fail(one, NOW, times=3)
-    one.lend(NOW + 2)
-    one.succeeded_at(NOW + 2, NOW + 3)
+    one.start_probe(NOW + 2)
+    one.record_success(NOW + 2, NOW + 3)
     shares = [one.admits(NOW + 3 + second) for second in range(11)]
     assert shares[0] == pytest.approx(0.1)
     assert shares == sorted(shares)
@@ -190,8 +190,8 @@ def test_an_attempt_from_before_the_opening_closes_nothing_and_opens_nothing():
     one = breaker(consecutive_errors=1, open_s=2)
     fail(one, NOW)
     until = one.until
-    assert not one.succeeded_at(NOW - 1, NOW + 2)
-    assert not one.failed_at(ErrorClass.SERVER, NOW - 1, NOW + 2)
+    assert not one.record_success(NOW - 1, NOW + 2)
+    assert not one.record_failure(ErrorClass.SERVER, NOW - 1, NOW + 2)
     assert (one.state, one.until) == (BreakerState.OPEN, until)
 
 
@@ -199,7 +199,7 @@ def test_an_answer_while_it_is_open_counts():
     """Nobody is healthy, so it was asked all the same."""
     one = breaker(consecutive_errors=1, open_s=60)
     fail(one, NOW)
-    assert one.succeeded_at(NOW + 1, NOW + 2)
+    assert one.record_success(NOW + 1, NOW + 2)
     assert one.healthy
 
 
@@ -218,6 +218,26 @@ def test_a_disabled_breaker_never_opens():
     assert one.admits(NOW) == ALL
 
 
+@pytest.mark.parametrize(
+    ("kind", "named_s", "before", "after", "until"),
+    [
+        (ErrorClass.SERVER, None, {"open_s": 300, "max_open_s": 300}, {"open_s": 2}, 2),
+        (ErrorClass.SERVER, None, {"open_s": 2}, {"open_s": 40}, 40),
+        (ErrorClass.AUTH, None, {"auth_s": 600}, {"auth_s": 5}, 5),
+        (ErrorClass.RATE_LIMIT, None, {"rate_limit_s": 30}, {"rate_limit_s": 7}, 7),
+        (ErrorClass.RATE_LIMIT, 90, {"rate_limit_s": 30}, {"rate_limit_s": 7}, 90),
+        (ErrorClass.RATE_LIMIT, 90, {}, {"max_rate_limit_s": 60}, 60),
+    ],
+)
+def test_new_settings_apply_to_a_running_opening(kind, named_s, before, after, until):
+    breaker = Breaker(BreakerConfig(consecutive_errors=1, **before))
+    assert breaker.record_failure(kind, 0.0, 0.0, named_s)
+    breaker.apply(BreakerConfig(consecutive_errors=1, **after))
+    assert (str(breaker.state), breaker.until) == ("open", until)
+    breaker.apply(BreakerConfig(enabled=False))
+    assert breaker.healthy
+
+
 def test_reset_closes_without_a_ramp():
     one = breaker()
     fail(one, NOW, times=3)
@@ -231,8 +251,8 @@ def test_a_newer_change_is_adopted_and_an_older_one_is_not():
     assert one.adopt(other.change(), NOW)
     assert (one.state, one.until, one.reason, one.openings) == (other.state, other.until, other.reason, 1)
     assert not one.adopt(Change(state=BreakerState.CLOSED, at=NOW - 1), NOW)
-    other.lend(NOW + 2)
-    other.succeeded_at(NOW + 2, NOW + 3)
+    other.start_probe(NOW + 2)
+    other.record_success(NOW + 2, NOW + 3)
     assert one.adopt(other.change(), NOW + 3)
     assert one.admits(NOW + 3) == pytest.approx(0.1), "the ramp is adopted too"
     assert not one.adopt(other.change(), NOW + 3), "the same again"
@@ -244,7 +264,7 @@ def test_a_change_from_a_clock_that_is_ahead_has_happened_now():
     one.adopt(Change(state=BreakerState.OPEN, at=ahead, until=ahead + 2, openings=1, cause=Cause.ERRORS), NOW)
     assert one.until == NOW + 2
     one.elapse(NOW + 2)
-    assert one.succeeded_at(NOW + 2, NOW + 3), "an answer seen here closes it"
+    assert one.record_success(NOW + 2, NOW + 3), "an answer seen here closes it"
     one.adopt(Change(state=BreakerState.CLOSED, at=ahead + 9, ramp=True), NOW + 4)
     assert one.admits(NOW + 14) == ALL
 
@@ -319,11 +339,11 @@ def test_a_groups_lengths_are_held_against_the_bounds_for_all():
 
 def test_it_says_why_for_people():
     one = breaker(consecutive_errors=1, open_s=2, ramp_s=10)
-    assert one.says(NOW) == "closed"
+    assert one.describe(NOW) == "closed"
     fail(one, NOW)
-    assert one.says(NOW + 0.5) == "breaker open for 1.5 s more: 1 errors in a row, last: server"
-    assert one.says(NOW + 2).startswith("breaker half-open, to be probed")
-    one.lend(NOW + 2)
-    assert one.says(NOW + 2).startswith("breaker half-open, being probed")
-    one.succeeded_at(NOW + 2, NOW + 2)
-    assert one.says(NOW + 2) == "ramping up, 10%"
+    assert one.describe(NOW + 0.5) == "breaker open for 1.5 s more: 1 errors in a row, last: server"
+    assert one.describe(NOW + 2).startswith("breaker half-open, to be probed")
+    one.start_probe(NOW + 2)
+    assert one.describe(NOW + 2).startswith("breaker half-open, being probed")
+    one.record_success(NOW + 2, NOW + 2)
+    assert one.describe(NOW + 2) == "ramping up, 10%"

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from pointsman.types import ErrorClass
-from pointsman_balance.breaker import ALL, NOBODY, PROBE, RETRYABLE, Breaker, BreakerState, Cause
-from pointsman_balance.config import BreakerConfig
+from pointsman_balance.breaker import ALL, BLOCKED, PROBE, RETRYABLE, Breaker, BreakerConfig, BreakerState, Cause
 
 START = 1_700_000_000.0
 RULES = BreakerConfig(
@@ -58,15 +57,15 @@ class BreakerMachine(RuleBasedStateMachine):
 
     @rule(target=attempts, worker=st.integers(0, 1), forced=st.booleans())
     def begin(self, worker, forced):
-        """Send a request if it may pass, or although it may not, as when nobody is healthy."""
+        """Send a request if it may pass, or although it may not, as when none is healthy."""
         one = self.workers[worker]
         admitted = one.admits(self.now)
         if admitted == PROBE:
             out = [at for at in self.probes[worker] if self.now < at + RULES.probe_timeout_s]
             assert not out, "a second probe while one is out"
-            one.lend(self.now)
+            one.start_probe(self.now)
             self.probes[worker].append(self.now)
-        elif admitted == NOBODY and not forced:
+        elif admitted == BLOCKED and not forced:
             return (worker, None)
         return (worker, self.now)
 
@@ -77,7 +76,7 @@ class BreakerMachine(RuleBasedStateMachine):
             return
         one = self.workers[worker]
         before, counts = one.state, started_at >= one.changed_at
-        changed = one.succeeded_at(started_at, self.now)
+        changed = one.record_success(started_at, self.now)
         self.back(worker, counts)
         assert changed == (before is not one.state)
         if before is not BreakerState.CLOSED:
@@ -96,7 +95,7 @@ class BreakerMachine(RuleBasedStateMachine):
         one = self.workers[worker]
         before, until, counts = one.state, one.until, started_at >= one.changed_at
         comes_back_at = None if after_s is None else self.now + after_s
-        changed = one.failed_at(kind, started_at, self.now, comes_back_at)
+        changed = one.record_failure(kind, started_at, self.now, comes_back_at)
         if kind in RETRYABLE:
             self.back(worker, counts)
         elif counts:
@@ -123,7 +122,7 @@ class BreakerMachine(RuleBasedStateMachine):
         worker, started_at = attempt
         if started_at is not None:
             before = self.workers[worker].state
-            self.workers[worker].give_back(started_at)
+            self.workers[worker].release_probe(started_at)
             self.probes[worker] = [at for at in self.probes[worker] if at > started_at]
             assert self.workers[worker].state is before
 
@@ -150,14 +149,14 @@ class BreakerMachine(RuleBasedStateMachine):
     def shares_are_shares(self):
         for one in self.workers:
             share = one.admits(self.now)
-            assert share == PROBE or NOBODY <= share <= ALL
-            assert one.says(self.now)
+            assert share == PROBE or BLOCKED <= share <= ALL
+            assert one.describe(self.now)
 
     @invariant()
-    def an_open_breaker_lets_nobody_pass_before_its_end(self):
+    def an_open_breaker_admits_none_before_its_end(self):
         for one in self.workers:
             if one.state is BreakerState.OPEN and self.now < one.until:
-                assert one.admits(self.now) == NOBODY
+                assert one.admits(self.now) == BLOCKED
             assert (one.cause is None) == one.healthy
             assert one.cause in {None, *Cause}
 
@@ -182,4 +181,4 @@ class BreakerMachine(RuleBasedStateMachine):
 
 
 TestBreakerMachine = BreakerMachine.TestCase
-TestBreakerMachine.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestBreakerMachine.settings = settings(stateful_step_count=40)

@@ -1,11 +1,11 @@
-"""What is wrong with the configuration is said as the host says it: file, key path, value, what is allowed, nearest."""
+"""Configuration errors name file, key path, value, what is allowed and the nearest name."""
 
 from __future__ import annotations
 
 import pytest
 
-from pointsman.errors import PointsmanError
-from pointsman.host import config, manager
+from pointsman.config import validate
+from pointsman.errors import ConfigError
 from pointsman_balance.plugin import plugin
 
 WHERE = "litellm.yaml: pointsman.plugins[1].balance"
@@ -16,11 +16,10 @@ TACTICS = (
 
 
 def refusal(section):
-    """Return the lines with which a start ends, without what names the plugin before them."""
-    entry = config.PluginEntry("balance", section, "litellm.yaml: pointsman.plugins[1]")
-    ((_, outcome),) = manager.load_each([entry], {"balance": plugin})
-    assert isinstance(outcome, PointsmanError), "it was accepted"
-    return str(outcome).removeprefix("plugin 'balance': ").splitlines()
+    """Return the lines of the error that ends the start."""
+    with pytest.raises(ConfigError) as refused:
+        validate(plugin.config, section, WHERE)
+    return str(refused.value).splitlines()
 
 
 @pytest.mark.parametrize(
@@ -28,13 +27,13 @@ def refusal(section):
     [
         (
             {"tactic": "adaptve"},
-            [f"{WHERE}.tactic: there is no tactic 'adaptve' (did you mean 'adaptive'?); there are {TACTICS}"],
+            [f"{WHERE}.tactic: there is no tactic 'adaptve' (did you mean 'adaptive'?); available: {TACTICS}"],
         ),
         (
             {"tactic": {"name": "zzz"}, "groups": {"chat": {"tactic": "p3c"}}},
             [
-                f"{WHERE}.tactic: there is no tactic 'zzz'; there are {TACTICS}",
-                f"{WHERE}.groups.chat.tactic: there is no tactic 'p3c' (did you mean 'p2c'?); there are {TACTICS}",
+                f"{WHERE}.tactic: there is no tactic 'zzz'; available: {TACTICS}",
+                f"{WHERE}.groups.chat.tactic: there is no tactic 'p3c' (did you mean 'p2c'?); available: {TACTICS}",
             ],
         ),
         (

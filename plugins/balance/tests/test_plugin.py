@@ -9,10 +9,11 @@ import pytest
 
 from pointsman import PluginInfo, hookimpl
 from pointsman.errors import StoreUnavailable
+from pointsman.events import BreakerChanged
 from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
 from pointsman.testing import FakeClock, Harness, deployment, disconnect, error, ok
-from pointsman.types import AttemptKind, BreakerChanged, ErrorClass, Outcome, Refusal, UpstreamRequest
+from pointsman.types import AttemptKind, ErrorClass, Outcome, Refusal, UpstreamRequest
 from pointsman_balance.plugin import plugin
 
 FLEET = [deployment(one, "chat") for one in ("a", "b", "c")]
@@ -57,6 +58,19 @@ async def test_concurrent_requests_see_one_another_from_the_moment_they_are_chos
         assert [member(h, one).load.in_flight for one in "abc"] == [3, 3, 3]
         await h.clock.advance(6.0)
         assert Counter([served(await one)[0] for one in requests]) == {"a": 3, "b": 3, "c": 3}
+
+
+async def test_what_no_model_works_for_shows_no_speed_and_hides_no_failures(harness):
+    """A read, or a websocket that was opened, between failures: they are still in a row."""
+    section = {"breaker": {"consecutive_errors": 3, "error_ratio": None}}
+    async with harness([(plugin, section)], deployments=FLEET[:1]) as h:
+        for _ in range(3):
+            assert member(h, "a") is None or member(h, "a").breaker.healthy
+            await h.request(generates=False, script=ok(latency_s=0.001))
+            await h.request(script=error(500), retries=0)
+        assert not member(h, "a").breaker.healthy
+        row = await shown(h, "a")
+        assert (row["latency_ms"], row["in_flight"]) == (None, 0)
 
 
 async def test_a_stream_is_learnt_from_at_its_first_token(harness):
@@ -178,6 +192,21 @@ async def test_what_one_worker_has_met_the_other_one_avoids_within_a_second(work
     assert [e.state for e in two.events if isinstance(e, BreakerChanged)] == ["open"]
 
 
+async def test_an_opening_that_has_ended_is_not_announced_as_open(workers):
+    """A worker that learns of it afterwards, as at its start, names no time in the past."""
+    one, two = workers
+    await break_a(one, error(429, retry_after_s=30.0))
+    await one.clock.advance(31.0)
+    await two.restart()
+    before = len(two.events)
+    await two.request()
+    changes = [(e.state, e.until) for e in two.events[before:] if isinstance(e, BreakerChanged)]
+    assert changes[0] == ("half_open", None)
+    assert "open" not in {state for state, _ in changes}
+    row = (await two.admin.get("/balance/groups/chat")).json()["deployments"][0]["breaker"]
+    assert row["until"] is None
+
+
 async def test_who_probes_first_closes_it_for_all(workers):
     one, two = workers
     await break_a(one, error(503))
@@ -275,7 +304,7 @@ async def test_the_span_of_an_attempt_tells_the_whole_choice(harness):
     async with harness([(plugin, config)], deployments=FLEET, tracing=True) as h:
         for _ in range(12):
             await h.request(script={"a": error(503)})
-        span = [span for span in h.spans if span.name.startswith("attempt")][-1]
+        span = [span for span in h.spans if "pointsman.attempt.id" in span.attributes][-1]
         chosen = span.attributes["pointsman.deployment"]
         assert span.attributes["pointsman.candidates"] == (chosen,)
         assert span.attributes["pointsman.scores"] == (1.0,)
@@ -288,7 +317,7 @@ async def test_the_span_of_an_attempt_tells_the_whole_choice(harness):
         assert dropped[other] == "not chosen (balance)"
         assert span.attributes["pointsman.balance.breaker"] == "closed"
         assert span.attributes["pointsman.balance.in_flight"] == 0
-        failed = next(span for span in h.spans if span.name == "attempt a")
+        failed = next(span for span in h.spans if span.attributes.get("pointsman.deployment") == "a")
         assert failed.attributes["pointsman.balance.breaker"] == "open"
         assert "errors in a row" in failed.attributes["pointsman.balance.breaker_reason"]
 
@@ -298,7 +327,7 @@ async def test_the_span_of_a_plain_call_tells_its_own_wait_not_the_faded_one_of_
         await h.request(stream=True, script=ok(latency_s=0.15))
         await h.clock.advance(100)
         await h.request(script=ok(latency_s=0.4))
-        span = [span for span in h.spans if span.name.startswith("attempt")][-1]
+        span = [span for span in h.spans if "pointsman.attempt.id" in span.attributes][-1]
         assert span.attributes["pointsman.balance.wait_ms"] == pytest.approx(400)
 
 
@@ -314,7 +343,11 @@ async def test_a_group_that_the_gateway_does_not_have_is_a_problem_and_a_warning
     section = {"groups": {"chatt": {"tactic": "p2c"}, "chat": {"tactic": "p2c"}}}
     problem = "balance.groups.chatt: the gateway's configuration has no model group 'chatt' (did you mean 'chat'?)"
     async with harness([(plugin, section)], deployments=FLEET) as h:
-        assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [problem]
+        assert [
+            record.getMessage()
+            for record in caplog.records
+            if (record.name, record.levelname) == ("pointsman.balance", "WARNING")
+        ] == [problem]
         status = h.status("balance")
         assert (status.ok, status.details["problems"]) == (False, [problem])
         assert problem in status.summary
@@ -326,3 +359,29 @@ async def test_a_group_that_the_gateway_does_not_have_is_a_problem_and_a_warning
 async def test_a_gateway_without_deployments_is_not_held_against_the_groups(harness):
     async with harness([(plugin, {"groups": {"chat": {"tactic": "p2c"}}})], deployments=[]) as h:
         assert h.status("balance").ok
+
+
+async def test_a_reload_with_other_settings_goes_on_with_loads_and_breakers(harness):
+    """By the new settings; an attempt that runs meanwhile is seen by both, and ends for both."""
+    long = {"consecutive_errors": 1, "open_s": 600.0}
+    async with harness([(plugin, {**SWIFT, "breaker": long})], deployments=FLEET) as h:
+        await break_a(h, error(500))
+        for _ in range(20):
+            await h.request(script=ok(latency_s=0.3))
+        known = member(h, "b")
+        waited = known.load.latency_ms.value
+        assert waited > 0
+        running = asyncio.create_task(h.request(script=ok(latency_s=5.0), moves_clock=False))
+        await h.clock.quiet()
+        section = {**SWIFT, "tau_s": 7.0, "breaker": {**long, "consecutive_errors": 4}}
+        result = await h.reload([(plugin, section)])
+        assert (result.error, result.started) == (None, ("balance",))
+        assert member(h, "b") is known
+        assert (known.load.latency_ms.value, known.load.latency_ms.tau_s) == (waited, 7.0)
+        assert not member(h, "a").breaker.healthy
+        assert member(h, "a").breaker.rules.consecutive_errors == 4
+        assert sum(member(h, one).load.in_flight for one in "abc") == 1
+        await h.clock.advance(6.0)
+        assert (await running).outcome is Outcome.OK
+        assert [member(h, one).load.in_flight for one in "abc"] == [0, 0, 0]
+        assert h.faults == {}

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from pointsman.testing import eventually
 from pointsman.testing.otlp import Collector
+from pointsman.testing.provider import Behaviour, Delay, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer
 from pointsman_balance.commands import balance
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(400)]
@@ -130,6 +130,15 @@ def messages_stream(gateway):
         return "".join(stream.text_stream)
 
 
+def asked_until_open(gateway, ask, ill):
+    """Ask until the breaker of a deployment that fails is open."""
+    for _ in range(60):
+        if gateway.state(ill) == "open":
+            return
+        assert ask(gateway)
+    assert gateway.state(ill) == "open"
+
+
 @pytest.mark.parametrize(
     ("ask", "ill"),
     [
@@ -145,11 +154,7 @@ def test_clients_see_nothing_of_a_deployment_that_fails_and_it_is_left_alone(gat
     gateway.upstream.behave(ill, Behaviour(error_ratios={503: 1.0}))
     gateway.http[0].post(f"/pointsman/balance/{ill}/reset").raise_for_status()
     before = gateway.asked(ill)
-    for _ in range(60):
-        assert ask(gateway)
-        if gateway.state(ill) == "open":
-            break
-    assert gateway.state(ill) == "open"
+    asked_until_open(gateway, ask, ill)
     met = gateway.asked(ill) - before
     assert met == 2
     for _ in range(8):
@@ -212,13 +217,14 @@ def test_a_stream_teaches_at_its_first_token(gateway):
 
 
 def test_the_attempts_span_tells_the_whole_choice(gateway):
-    assert gateway.state("chat-ill") == "open"
+    gateway.upstream.behave("chat-ill", Behaviour(error_ratios={503: 1.0}))
+    asked_until_open(gateway, chat, "chat-ill")
     answer = gateway.http[0].post("/v1/chat/completions", json={"model": "chat", "messages": MESSAGES})
     request_id = answer.headers["x-pointsman-request-id"]
 
     def mine(spans):
         traces = {span.trace_id for span in spans if span.attributes.get("pointsman.request_id") == request_id}
-        return [span for span in spans if span.trace_id in traces and span.name.startswith("attempt ")]
+        return [span for span in spans if span.trace_id in traces and "pointsman.attempt.id" in span.attributes]
 
     (span,) = mine(gateway.collector.wait(lambda spans: bool(mine(spans))))
     chosen = span.attributes["pointsman.deployment"]

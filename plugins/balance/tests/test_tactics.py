@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from pointsman.types import ErrorClass, Limit, Quantiles, Signal, SignalStatus
-from pointsman_balance.registry import BUILT_IN
+from pointsman_balance.tactics import BUILT_IN
 
 NOW = 1_700_000_000.0
 
@@ -26,7 +26,7 @@ def quota(id_, *limits, **changes):
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_ties_are_broken_at_random_and_cold_deployments_are_explored(table_of, request_of, name):
-    """Nobody knows anything: everybody gets something, and the first in the list is nobody special."""
+    """Without any knowledge all are used, and the first in the list is not favoured."""
     table = table_of("a", "b", "c", tactic={"name": name, **({"block_tokens": 1} if name == "token_based" else {})})
     seen = Counter()
     for number in range(300):
@@ -128,7 +128,7 @@ def test_latency_based_spreads_over_those_that_are_quick_enough(table_of):
     assert set(counts(table)) == {"b"}, "the less busy of the two"
 
 
-def test_latency_based_takes_the_quickest_when_nobody_is_quick_enough(table_of):
+def test_latency_based_takes_the_fastest_when_none_is_fast_enough(table_of):
     table = table_of("a", "b", tactic={"name": "latency_based", "good_ms": 10})
     table.see("a", first_ms=500)
     table.see("b", first_ms=300)
@@ -223,7 +223,7 @@ def test_clients_who_send_nothing_good_hurt_no_deployment(table_of):
     assert counts(table)["c"] > 80
 
 
-def test_without_breakers_nobody_loses_traffic_for_errors(table_of):
+def test_without_breakers_none_loses_traffic_for_errors(table_of):
     table = table_of("a", "b", tactic="random", breaker={"enabled": False})
     for _ in range(10):
         table.see("a", error=ErrorClass.CLIENT)
@@ -265,14 +265,14 @@ def test_headroom_goes_by_what_may_be_spent_a_second(table_of):
     assert counts(table)["a"] == pytest.approx(240, abs=45), "1/2 of tokens over 1/2 + 1/3 of requests"
 
 
-def test_headroom_without_a_common_axis_goes_by_the_part_that_is_left(table_of):
+def test_headroom_without_a_common_axis_goes_by_the_remaining_share(table_of):
     table = table_of("a", "b", "silent", tactic="headroom")
     table.signals["a"] = quota("a", ("requests", 100.0, 80.0, 10))
     table.signals["b"] = quota("b", ("tokens", 100.0, 20.0, 10))
     seen = counts(table, 600)
     assert seen["a"] == pytest.approx(320, abs=60)
     assert seen["b"] == pytest.approx(80, abs=40)
-    assert "part that is left" in next(c for c in table.ask().values() if not c.dropped).notes[-1]
+    assert "remaining share" in next(c for c in table.ask().values() if not c.dropped).notes[-1]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_headroom_without_a_common_axis_goes_by_the_part_that_is_left(table_of):
         ({"latency": 1}, {"first_ms": None, "ms": 300}),
     ],
 )
-def test_adaptive_weighs_what_it_is_told(table_of, weights, better):
+def test_adaptive_follows_its_weights(table_of, weights, better):
     nothing = dict.fromkeys(("first_token", "in_flight", "health", "latency", "speed", "headroom", "cost"), 0)
     table = table_of("good", "bad", tactic={"name": "adaptive", **nothing, **weights})
     usual = {"first_ms": None, "ms": 900} if "latency" in weights else {"first_ms": 200, "ms": 900}
@@ -335,7 +335,7 @@ def test_adaptive_does_not_send_everything_to_one(table_of):
     assert seen == {"quick": 6, "b": 3, "c": 3}
 
 
-def test_p2c_sees_the_requests_in_flight_of_those_that_nobody_has_used_for_long(table_of):
+def test_p2c_sees_the_requests_in_flight_of_those_unused_for_long(table_of):
     """Their wait is believed to be next to nothing, but not nothing: a product with it still tells one from three."""
     table = table_of("a", "b", tactic="p2c")
     table.see("a", first_ms=150)
@@ -344,3 +344,17 @@ def test_p2c_sees_the_requests_in_flight_of_those_that_nobody_has_used_for_long(
         table.member("a").load.pick(f"r{number}", NOW + 200)
     answer = table.ask(now=NOW + 200)
     assert {id_: one.score for id_, one in answer.items() if not one.dropped} == {"b": -0.01}
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_deployment_that_starts_late_is_left_out_until_the_others_wait_as_long(table_of, name):
+    """A delay that another plugin names, such as a model's load, counts in seconds, whatever the tactic weighs."""
+    table = table_of("warm", "cold", tactic=name)
+    for _ in range(6):
+        table.see("warm", ms=500.0, first_ms=500.0)
+    warm, cold = table.candidates
+    assert set(counts(table, 50, candidates=(warm, cold.delayed(3.0)))) == {"warm"}
+    dropped = table.ask(candidates=(warm, cold.delayed(3.0)))["cold"]
+    assert dropped.dropped
+    assert "starts after 3.0 s, 0.5 s elsewhere" in dropped.notes
+    assert set(counts(table, 50, candidates=(warm.delayed(4.0), cold.delayed(3.0)))) == {"cold"}

@@ -6,14 +6,15 @@ from collections import Counter
 from importlib.metadata import EntryPoint
 
 import pytest
+from pydantic import ValidationError
 
-from pointsman.errors import ConfigError, PluginLoadError
+from pointsman.errors import ConfigError
 from pointsman.testing import deployment
 from pointsman.testing.distribution import fake_distribution
-from pointsman_balance.config import TacticChoice
+from pointsman_balance.config import BalanceConfig
 from pointsman_balance.plugin import plugin
-from pointsman_balance.registry import BUILT_IN, installed, make
 from pointsman_balance.tactic import Tactic
+from pointsman_balance.tactics import BUILT_IN, TacticChoice, installed, make
 
 SOURCE = """
 from pointsman_balance.tactic import Tactic
@@ -50,9 +51,14 @@ async def test_an_installed_tactic_chooses(harness, alphabetical):
     ("value", "word"),
     [("no_such_module:X", "cannot be imported"), ("pointsman_balance.config:BalanceConfig", "derived")],
 )
-def test_an_entry_point_that_cannot_be_used_stops_the_start(value, word):
-    with pytest.raises(PluginLoadError, match=word):
-        installed([EntryPoint("acme", value, "pointsman_balance.tactics")])
+def test_a_tactic_that_cannot_be_used_stops_the_start_only_where_it_is_named(monkeypatch, value, word):
+    """The error has the key path; without the name, the plugin starts."""
+    broken = installed([EntryPoint("acme", value, "pointsman_balance.tactics")])
+    monkeypatch.setattr("pointsman_balance.config.installed", lambda: broken)
+    BalanceConfig(tactic="p2c")
+    with pytest.raises(ValidationError, match=word) as caught:
+        BalanceConfig(groups={"chat": {"tactic": "acme"}})
+    assert caught.value.errors()[0]["loc"] == ("groups", "chat", "tactic")
 
 
 def test_an_unknown_tactic_is_named_with_the_nearest():
@@ -69,7 +75,7 @@ class Moody(Tactic):
 
 
 def test_a_tactic_that_cannot_be_made_is_named():
-    with pytest.raises(ConfigError, match="the tactic 'moody' cannot be made: RuntimeError: not today"):
+    with pytest.raises(ConfigError, match="the tactic 'moody' cannot be built: RuntimeError: not today"):
         make(TacticChoice(name="moody"), {"moody": Moody})
 
 

@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pointsman.host import config
 from pointsman.host.host import Environment, Host
-from pointsman.testing.gateway import DEFAULT_DEPLOYMENTS, FakeGateway
+from pointsman.host.settings import parse
+from pointsman.testing.fakes import DEFAULT_DEPLOYMENTS
+from pointsman.testing.gateway import FakeGateway
 from pointsman.types import AttemptKind, Identity, RequestContext, Settlement, Usage
 from pointsman_billing.plugin import plugin
 
@@ -65,12 +66,13 @@ async def work(directory: Path, url: str, first: int, count: int, journal: Path)
         "plugins": [{"billing": {"sinks": sinks(url)}}],
     }
     host = Host(
-        config.parse(section, "test", directory),
+        parse(section, "test", directory),
         FakeGateway(DEFAULT_DEPLOYMENTS),
         environment=Environment.real(),
         available={"billing": plugin},
     )
     await host.start()
+    journal.with_suffix(".pid").write_text(f"{os.getpid()}", encoding="ascii")
     numbers = iter(sorted(set(range(first, first + count)) - done_in(journal)))
     descriptor = os.open(journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
@@ -85,7 +87,7 @@ async def work(directory: Path, url: str, first: int, count: int, journal: Path)
                 identity=found.identity,
                 received_at=found.started_at,
             )
-            while not await host.calls.run_settle("billing", ctx, found):  # noqa: ASYNC110  # as the journal does
+            while not await host.hooks.run_settle("billing", ctx, found):  # noqa: ASYNC110  # as the journal does
                 await asyncio.sleep(0.05)
             os.write(descriptor, f"{number}\n".encode())
 

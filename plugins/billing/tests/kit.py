@@ -25,6 +25,7 @@ from pointsman.types import (
     Usage,
 )
 from pointsman_billing.plugin import plugin
+from pointsman_billing.pricing import from_micros
 
 AT = 1_750_000_000.0
 USAGE = Usage(prompt_tokens=100, completion_tokens=20)
@@ -33,6 +34,7 @@ DEPLOYMENT = Deployment(id="gpt-4o-1", group="gpt-4o", provider="openai", model=
 
 
 def attempt(number: int = 1, **given: Any) -> Attempt:
+    """Return an attempt; the gateway's own figure is its ``cost_usd_micros`` unless another one is given."""
     fields: dict[str, Any] = {
         "id": f"attempt-{number}",
         "request_id": "request-1",
@@ -47,7 +49,10 @@ def attempt(number: int = 1, **given: Any) -> Attempt:
         "status_code": 200,
         "model": "gpt-4o-2024-08-06",
     }
-    return Attempt(**{**fields, **given})
+    fields |= given
+    micros = fields["cost_usd_micros"]
+    fields.setdefault("gateway_cost_usd", None if micros is None else from_micros(micros))
+    return Attempt(**fields)
 
 
 def settlement(*attempts: Attempt, **given: Any) -> Settlement:
@@ -71,7 +76,7 @@ def settlement(*attempts: Attempt, **given: Any) -> Settlement:
 
 
 def worker(path: Path, *sinks: Any, others: Any = (), **section: Any) -> Harness:
-    kit = {name: section.pop(name) for name in ("store", "clock", "name", "script") if name in section}
+    kit = {name: section.pop(name) for name in ("store", "clock", "name", "script", "host") if name in section}
     if "gateway_prices" in section:
         kit["prices"] = section.pop("gateway_prices")
     return Harness([(plugin, {"sinks": list(sinks), **section}), *others], path=path, **kit)

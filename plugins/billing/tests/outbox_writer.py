@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pointsman.types import Identity, Usage
 from pointsman_billing import bill
-from pointsman_billing.bill import Quote
 from pointsman_billing.database import Database
 from pointsman_billing.outbox import Outbox
+from pointsman_billing.pricing import Quote
 
 from .kit import PRICE, attempt, settlement
 

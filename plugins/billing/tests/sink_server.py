@@ -57,6 +57,7 @@ class SinkServer:
         late_s: How long ``late`` takes.
         remember: Keep requests and events; without, only the ids are counted.
         lago: Speak Lago: refuse events that are known already, as a whole, naming their positions.
+        knows: Answer 409 to a batch with an event that is known already, and take none of it.
 
     Attributes:
         accepted: How often each event id was taken.
@@ -71,6 +72,7 @@ class SinkServer:
         poison: Callable[[dict[str, Any]], bool] = lambda _: False,
         late_s: float = 3.0,
         lago: bool = False,
+        knows: bool = False,
         remember: bool = True,
     ) -> None:
         self.behaviour = behaviour
@@ -81,6 +83,7 @@ class SinkServer:
         self._poison = poison
         self._late_s = late_s
         self._lago = lago
+        self._knows = knows
         self._remember = remember
         self._count = 0
         self._lock = threading.Lock()
@@ -130,7 +133,9 @@ class SinkServer:
             how = "drop"
         answer = b"{}"
         status = 204 if how == "ok" else 500
-        if how == "ok" or how.endswith("-after") or how == "half":
+        if self._knows and how == "ok" and any(event["id"] in self.accepted for event in events):
+            status = 409
+        elif how == "ok" or how.endswith("-after") or how == "half":
             wrong = self._take(events)
             if wrong:
                 status, answer = 422 if self._lago else 400, json.dumps({"error_details": wrong}).encode()

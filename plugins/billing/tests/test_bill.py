@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.host.journal import Entry, dump, parse, restored_context
+from pointsman.host.journal_rows import Entry, dump, parse, restored_context
 from pointsman.types import (
+    Attempt,
     AttemptError,
     AttemptKind,
     Endpoint,
@@ -28,7 +29,7 @@ from pointsman.types import (
     Usage,
 )
 from pointsman_billing import bill, events
-from pointsman_billing.bill import Quote
+from pointsman_billing.pricing import PRICE_FIELDS, Quote, decimal_text
 
 from .kit import AT, DEPLOYMENT, PRICE, USAGE, attempt, settlement
 
@@ -108,6 +109,23 @@ def test_an_attempt_says_everything_the_bill_needs() -> None:
     assert not any(isinstance(value, float) for value in [*event.values(), *event["prices"].values()])
 
 
+@pytest.mark.parametrize(
+    ("usage", "metering"),
+    [
+        (USAGE, "exact"),
+        (replace(USAGE, contradictory=True), "contradictory"),
+        (replace(USAGE, estimated=True), "estimated"),
+        (replace(USAGE, estimated=True, contradictory=True), "estimated"),
+        (None, "missing"),
+    ],
+)
+def test_the_metering_is_no_better_than_the_counts(usage: Usage | None, metering: str) -> None:
+    """What was counted here says so, also where the provider's other counts contradict one another."""
+    found = made(attempt(usage=usage))
+    assert [event["metering"] for event in read(found)] == [metering] * 2
+    assert events.replayed(read(found)[0]) == found.events[0].body
+
+
 def test_the_ids_tell_attempts_kinds_tenants_and_requests_apart_and_nothing_else() -> None:
     base = ("acme", "request-1", 1, "primary")
     ids = {events.event_id(*base)}
@@ -122,6 +140,9 @@ def test_the_ids_tell_attempts_kinds_tenants_and_requests_apart_and_nothing_else
 
 
 FAILED = AttemptError(kind=ErrorClass.SERVER)
+#: Of an answer that says itself that it has failed, or that the gateway could not read.
+GUESSED = replace(USAGE, estimated=True)
+COUNTED = replace(USAGE, raw='{"prompt_tokens":1000}')
 
 
 @pytest.mark.parametrize(
@@ -134,14 +155,27 @@ FAILED = AttemptError(kind=ErrorClass.SERVER)
         ({"usage": Usage(), "cost_usd_micros": 40_000}, True, "billed"),
         ({"cached": True}, False, "free"),
         ({"outcome": Outcome.ERROR, "usage": None, "status_code": 500, "error": FAILED}, False, "free"),
+        ({"outcome": Outcome.ERROR, "usage": None, "status_code": None, "cost_usd_micros": None}, False, "free"),
+        ({"outcome": Outcome.ERROR, "usage": None, "status_code": 200, "cost_usd_micros": None}, True, "unpriced"),
+        ({"outcome": Outcome.ERROR, "status_code": 200, "usage": replace(USAGE, estimated=True)}, True, "billed"),
         ({"outcome": Outcome.ERROR, "status_code": 400, "error": FAILED}, False, "free"),
         ({"outcome": Outcome.ERROR, "status_code": 500, "first_token_ms": 5.0, "error": FAILED}, True, "billed"),
-        ({"outcome": Outcome.DISCONNECTED, "usage": replace(USAGE, estimated=True)}, True, "billed"),
+        ({"outcome": Outcome.ERROR, "status_code": 429, "usage": COUNTED, "error": FAILED}, True, "billed"),
+        (
+            {"outcome": Outcome.ERROR, "status_code": 408, "cut": True, "usage": GUESSED, "error": FAILED},
+            True,
+            "billed",
+        ),
+        ({"outcome": Outcome.ERROR, "status_code": 408, "usage": GUESSED, "error": FAILED}, False, "free"),
+        ({"outcome": Outcome.DISCONNECTED, "usage": GUESSED}, True, "billed"),
         ({"outcome": Outcome.CANCELLED, "usage": None}, False, "free"),
     ],
 )
 def test_what_is_billed(given_: dict[str, Any], billed: bool, state: str) -> None:
-    """Missing tokens of an answer are on record as such; an explicit zero, a cached answer and a failure are free."""
+    """Missing tokens of an answer are on record as such; an explicit zero, a cached answer and a failure are free.
+
+    A failure of which the provider itself has counted the tokens, or that it has answered with success, is not.
+    """
     found = made(attempt(**given_))
     assert (bool(found.events), found.state) == (billed, state)
     if billed:
@@ -215,6 +249,61 @@ def test_the_gateways_own_figure_can_be_trusted() -> None:
     assert (event["cost_basis"], event["cost_usd_micros"], event["amount_usd"]) == ("gateway", 999, "0.0011988")
 
 
+@pytest.mark.parametrize(("gateway", "difference"), [(450, 0), (400, 50), (500, -50), (None, 0)])
+def test_the_difference_is_by_how_much_the_cost_exceeds_the_gateways_figure(
+    gateway: int | None, difference: int
+) -> None:
+    """Tokens times prices give 450 micro-dollars; without a figure of the gateway there is nothing to compare."""
+    bill_ = made(attempt(cost_usd_micros=gateway))
+    assert (bill_.cost_usd_micros, bill_.difference_usd * 10**6) == (450, difference)
+
+
+def test_a_difference_by_a_price_rule_is_explained() -> None:
+    assert made(attempt(cost_usd_micros=1)).lines[0].finding == "different"
+    assert made(attempt(cost_usd_micros=1), quote=replace(QUOTE, source="config")).lines[0].finding == "price_rule"
+
+
+def test_the_differences_of_attempts_add_up_with_their_signs() -> None:
+    first, second = attempt(1, cost_usd_micros=500), attempt(2, kind=AttemptKind.HEDGE, cost_usd_micros=430)
+    assert made(first, second).difference_usd * 10**6 == -50 + 20
+
+
+@pytest.mark.parametrize(
+    ("quote", "given_", "refused", "state"),
+    [
+        (Quote(price=Price()), {"cost_usd_micros": None}, 0, "unpriced"),
+        (Quote(price=Price(input_usd=Decimal(1))), {"cost_usd_micros": None}, 0, "unpriced"),
+        (QUOTE, {"usage": None, "cost_usd_micros": None}, 0, "unpriced"),
+        (QUOTE, {}, 0, "billed"),
+        (Quote(price=Price(input_usd=Decimal(10**6), output_usd=Decimal(0))), {"cost_usd_micros": None}, 1, "unpriced"),
+        (Quote(price=Price(), margin_ratio=Decimal(10**6)), {"cost_usd_micros": 10**9}, 1, "unpriced"),
+    ],
+)
+def test_only_a_price_that_gives_an_impossible_amount_is_refused(
+    quote: Quote, given_: dict[str, Any], refused: int, state: str
+) -> None:
+    """A missing price, or missing tokens, leave an attempt unpriced, which is no mistake in the configuration."""
+    bill_ = made(attempt(**given_), quote=quote)
+    assert (bill_.refused, bill_.state) == (refused, state)
+
+
+@pytest.mark.parametrize("usage", [Usage(prompt_tokens=1), Usage(completion_tokens=1)])
+@pytest.mark.parametrize(
+    "given_",
+    [
+        {"cost_usd_micros": None},
+        {"cost_usd_micros": 0},
+        {"cost_usd_micros": None, "outcome": Outcome.DISCONNECTED},
+        {"cost_usd_micros": None, "outcome": Outcome.ERROR, "first_token_ms": 5.0, "status_code": 500},
+    ],
+)
+def test_one_token_is_billed(usage: Usage, given_: dict[str, Any]) -> None:
+    price = Price(input_usd=Decimal("0.000003"), output_usd=Decimal("0.000003"))
+    bill_ = made(attempt(usage=usage, **given_), quote=Quote(price=price))
+    assert (bill_.state, bill_.amount_usd_micros, len(bill_.lines)) == ("billed", 3, 1)
+    assert read(bill_)[0]["cost_basis"] == "prices"
+
+
 def test_a_call_of_our_own_is_an_event_by_itself() -> None:
     ctx = RequestContext(
         request_id="own-1",
@@ -234,25 +323,40 @@ def test_a_call_of_our_own_is_an_event_by_itself() -> None:
         "shadow-account",
         "own-1",
     )
-    assert bill.of_own_call(ctx, replace(mirror, usage=Usage(), cost_usd_micros=0), "t", QUOTE) is None
+    assert bill.of_own_call(ctx, replace(mirror, usage=Usage(), gateway_cost_usd=Decimal(0)), "t", QUOTE) is None
 
 
 counts = st.integers(0, 10**7)
-usages = st.none() | st.builds(
-    Usage,
-    prompt_tokens=counts,
-    completion_tokens=counts,
-    cached_tokens=counts,
-    cache_write_tokens=counts,
-    reasoning_tokens=counts,
-    audio_prompt_tokens=counts,
-    audio_completion_tokens=counts,
-    estimated=st.booleans(),
-)
+COUNTS = {field.name: counts for field in fields(Usage) if field.type == "int"}
+QUANTITIES = {field.name: st.none() | counts for field in fields(Usage) if field.type == "int | None"}
+NAMES = {
+    "search_context": st.sampled_from([None, "low", "medium", "high"]),
+    "service_tier": st.sampled_from([None, "flex", "priority"]),
+    "model": st.none() | st.text(max_size=5),
+    "raw": st.none() | st.text(max_size=300),
+}
 units = st.none() | st.decimals(min_value=0, max_value=1, places=10)
+used = st.builds(Usage, **COUNTS, **QUANTITIES, **NAMES)
+usages = st.none() | st.builds(
+    replace,
+    used,
+    parts=st.lists(used, max_size=2).map(tuple),
+    provider_cost_usd=units,
+    estimated=st.booleans(),
+    contradictory=st.booleans(),
+)
+flat_prices = st.builds(Price, **dict.fromkeys(PRICE_FIELDS, units))
+prices = st.builds(
+    replace,
+    flat_prices,
+    above=st.just(()) | flat_prices.map(lambda price: ((1000, price),)),
+    tiers=st.dictionaries(st.sampled_from(["flex", "priority"]), flat_prices, max_size=2),
+    configured=st.booleans(),
+)
 quotes = st.builds(
     Quote,
-    price=st.builds(Price, input_usd=units, output_usd=units, cache_read_usd=units, reasoning_usd=units),
+    price=prices,
+    configured=st.none() | prices,
     source=st.sampled_from(["gateway", "config"]),
     margin_ratio=st.decimals(min_value=-1, max_value=10, places=6),
     trust_gateway=st.booleans(),
@@ -282,12 +386,22 @@ def _numbered(found: list[Any]) -> Settlement:
     return settlement(*(replace(a, number=n) for n, a in enumerate(found, start=1)))
 
 
+@given(attempts, quotes, prices)
+def test_an_attempt_whose_parts_have_prices_of_their_own_is_recomputed(
+    one: Attempt, quote: Quote, of_part: Price
+) -> None:
+    parts = () if one.usage is None else (of_part,) * len(one.usage.parts)
+    found = made(one, quote=replace(quote, parts=parts))
+    for event in found.events[:1]:
+        assert events.replayed(json.loads(event.body)) == event.body
+
+
 @given(st.lists(attempts, max_size=4).map(_numbered), quotes, st.text(max_size=300))
 def test_a_replay_gives_the_same_bill_byte_for_byte(found: Settlement, quote: Quote, tenant: str) -> None:
     """From the same settlement, from the one that the journal brings back, and from the events themselves."""
-    who = bill.clean(tenant)
+    who = events.storable(tenant)
     first = bill.of_settlement(found, who, lambda _: quote)
-    (entry,) = parse(dump([Entry(restored_context(found), found, [])]))
+    ((entry,), _) = parse(dump([Entry(restored_context(found), found, [])]))
     assert bill.of_settlement(entry.settlement, who, lambda _: quote) == first
     for event in first.events:
         event.body.encode("ascii")
@@ -295,7 +409,17 @@ def test_a_replay_gives_the_same_bill_byte_for_byte(found: Settlement, quote: Qu
             assert events.replayed(json.loads(event.body)) == event.body
     assert len({event.id for event in first.events}) == len(first.events)
     rows = read(first)
-    costs = [row["cost_usd_micros"] for row in rows if row["type"] == "attempt"]
+    costs = [row["cost_usd"] for row in rows if row["type"] == "attempt"]
     if rows:
         assert rows[-1]["type"] == "request"
-        assert rows[-1]["cost_usd_micros"] == (None if None in costs else sum(costs))
+        assert rows[-1]["cost_usd"] == (None if None in costs else decimal_text(sum(map(Decimal, costs))))
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_the_gateways_figure_does_not_stand_in_for_the_price_of_a_part(trusted: bool) -> None:
+    """It charges nothing for the part that has no price; without any price it is all that is known."""
+    logged = Decimal("0.001")
+    used = attempt(usage=Usage(prompt_tokens=1000, completion_tokens=500), gateway_cost_usd=logged)
+    for price, cost in ((Price(input_usd=Decimal("1e-6")), None), (Price(), logged)):
+        (line,) = made(used, quote=Quote(price=price, trust_gateway=trusted)).lines
+        assert line.cost_usd == cost

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from pointsman.testing.upstream import Behaviour, UpstreamServer
+from pointsman.testing.provider import Behaviour, UpstreamServer
 from pointsman_billing.sinks.base import SinkUnavailable
 from pointsman_billing.sinks.http import HttpPoster, HttpSinkConfig
 

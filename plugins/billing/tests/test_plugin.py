@@ -18,21 +18,27 @@ import yaml
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import PluginLoadError, UpstreamError
-from pointsman.testing import Harness, breaks, disconnect, error, never, ok
+from pointsman.events import BudgetSpent, TariffAnnounced, TariffRule
+from pointsman.testing import Harness, breaks, deployment, disconnect, error, never, ok
 from pointsman.types import (
+    Attempt,
     AttemptKind,
-    BudgetSpent,
     Endpoint,
     Execution,
     Identity,
+    Outcome,
+    OwnCallEnded,
     Price,
     RequestContext,
     UpstreamRequest,
     Usage,
 )
 from pointsman_billing import sinks
+from pointsman_billing.aggregates import Span
 from pointsman_billing.errors import OutboxUnavailable
-from pointsman_billing.reports import Reports, Span
+from pointsman_billing.plugin import plugin
+from pointsman_billing.reports import Reports
+from pointsman_billing.schema import FILE as OUTBOX
 
 from .kit import AT, attempt, by_type, eventually, get, lines, reconciled, settled_as, until, worker
 from .sink_server import SinkServer, sequence
@@ -58,7 +64,7 @@ class Labeller:
         return route.with_labels(tenant="labelled", version="7", experiment="e", arm="stable")
 
 
-LABELLER = PluginInfo(name="labeller", config=PluginConfig, factory=Labeller)
+LABELLER = PluginInfo(name="labeller", config=PluginConfig, factory=Labeller, labels=("tenant",))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ async def test_every_settled_request_is_in_exactly_one_state(tmp_path: Path) -> 
         assert await settled_states(h) == {"billed": 1, "free": 4, "unpriced": 2}
         found = await get(h, "/reconcile")
         assert not found["in_order"]
-        assert {row["model"]: row["unpriced"] for row in found["models_to_look_at"]} == {"chat": 1, "backup": 1}
+        assert {row["model"] for row in found["models_to_look_at"] if row["unpriced"]} == {"chat-a", "backup-a"}
 
 
 class Racer:
@@ -239,6 +245,31 @@ async def test_prices_and_margins_of_the_configuration(tmp_path: Path) -> None:
         ]
 
 
+async def test_what_is_charged_is_announced_at_the_start(tmp_path: Path) -> None:
+    section = {
+        "prices": [
+            {"tenants": ["vip-*"], "models": ["chat"], "input_usd_per_million": 10, "output_usd_per_million": 20}
+        ],
+        "margins": [{"kinds": ["mirror"], "margin_ratio": "0.5"}],
+    }
+    async with worker(tmp_path, **section) as h:
+        (event,) = h.events
+    assert event == TariffAnnounced(
+        source="billing",
+        prices=(
+            TariffRule(
+                tenants=("vip-*",),
+                models=("chat",),
+                price=Price(input_usd=Decimal("0.00001"), output_usd=Decimal("0.00002")),
+            ),
+        ),
+        margins=(TariffRule(kinds=("mirror",), margin_ratio=Decimal("0.5")),),
+    )
+    for quiet in ({}, {**section, "announce": False}):
+        async with worker(tmp_path, **quiet) as h:
+            assert h.events == []
+
+
 async def test_what_was_spent_is_announced_once_for_each_request(tmp_path: Path) -> None:
     async with worker(tmp_path, margins=[{"margin_ratio": 1}]) as h:
         first = await h.request(identity=Identity(tenant="acme"))
@@ -258,7 +289,7 @@ async def test_an_outbox_that_fails_keeps_settlements_in_the_journal(tmp_path: P
     async with worker(tmp_path, FILE) as h:
         plain = h.plugin("billing")._outbox.append
 
-        async def fail(work: Any) -> Any:
+        async def fail(work: Any, **_: Any) -> Any:
             raise OutboxUnavailable("the disk is gone")
 
         h.plugin("billing")._outbox.append = fail
@@ -276,7 +307,7 @@ async def test_an_outbox_that_fails_keeps_settlements_in_the_journal(tmp_path: P
         assert h.status("billing").details["own_calls_waiting"] == 0
 
 
-def own_call(h: Harness, number: int) -> None:
+def own_call(h: Harness, number: int, **fields: Any) -> None:
     """End a call of our own."""
     ctx = RequestContext(
         request_id=f"own-{number}",
@@ -286,7 +317,32 @@ def own_call(h: Harness, number: int) -> None:
         identity=Identity(tenant="acme"),
         received_at=AT,
     )
-    h.plugin("billing").post_response(ctx, attempt(1, kind=AttemptKind.JUDGE, request_id=ctx.request_id))
+    h.plugin("billing").post_response(ctx, an_own_attempt(number, **fields))
+
+
+def an_own_attempt(number: int, **fields: Any) -> Attempt:
+    return attempt(number, kind=AttemptKind.JUDGE, request_id=f"own-{number}", **fields)
+
+
+async def test_a_call_of_our_own_is_compared_with_what_the_gateway_logs_after_its_end(tmp_path: Path) -> None:
+    """It waits for that, but not for ever, and not at the end of the worker."""
+    async with worker(tmp_path, FILE) as h:
+        billing = h.plugin("billing")
+        for number in (1, 2, 3):
+            own_call(h, number, gateway_cost_usd=None)
+        own_call(h, 4, gateway_cost_usd=None, outcome=Outcome.CANCELLED, cut=True)
+        assert billing.status().details["own_calls_waiting"] == 4
+        attempts = (an_own_attempt(1), an_own_attempt(9))
+        await billing.on_event(OwnCallEnded(request_id="own-1", attempts=attempts))
+        assert len(await events(h, tmp_path, 2)) == 2
+        assert billing.status().details["own_calls_waiting"] == 2
+        await h.clock.advance(5.0)
+        assert len(await events(h, tmp_path, 4)) == 4
+        own_call(h, 5, gateway_cost_usd=None)
+        found = {row["finding"]: row["attempts"] for row in (await get(h, "/reconcile"))["comparison"]}
+        assert found == {"different": 1, "unseen": 2, "cancelled": 1}
+    reports = Reports(tmp_path / ".pointsman-billing", [], 1.0).reconcile(Span(0, 10**11))
+    assert reports["own_calls"]["total"] == 5
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])
@@ -296,8 +352,8 @@ async def test_calls_of_our_own_that_end_while_the_worker_stops_are_billed_once(
         plain = h.plugin("billing")._outbox.append
         commits: asyncio.Queue[asyncio.Event] = asyncio.Queue()
 
-        async def slow(work: Any) -> Any:
-            found = await plain(work)
+        async def slow(work: Any, **given: Any) -> Any:
+            found = await plain(work, **given)
             released = asyncio.Event()
             await commits.put(released)
             await released.wait()
@@ -324,7 +380,7 @@ async def test_calls_of_our_own_that_end_while_the_worker_stops_are_billed_once(
             waiting.result().set()
         await stopping
         assert h.faults == {}
-        assert h.plugin("billing")._lost == 0
+        assert h.status("billing").details["own_calls_lost"] == 0
         found = Reports(tmp_path / ".pointsman-billing", [], 1.0).reconcile(Span(0, 10**11))
         assert found["own_calls"]["total"] == number - 1
         assert number >= 3
@@ -338,17 +394,17 @@ async def test_calls_of_our_own_that_cannot_be_written_at_the_end_are_counted(tm
         billing = h.plugin("billing")
         plain = billing._outbox.append
 
-        async def fail_own_calls(work: Any) -> Any:
-            if billing._waiting:
+        async def fail_own_calls(work: Any, **given: Any) -> Any:
+            if h.status("billing").details["own_calls_waiting"]:
                 raise OutboxUnavailable("the disk is gone")
-            return await plain(work)
+            return await plain(work, **given)
 
         billing._outbox.append = fail_own_calls
         own_call(h, 1)
         await h.stop()
         own_call(h, 2)
         assert h.faults == {}
-        assert billing._lost == 2
+        assert billing.status().details["own_calls_lost"] == 2
 
 
 async def test_a_bill_that_no_database_can_hold_harms_nobody(tmp_path: Path) -> None:
@@ -387,7 +443,7 @@ async def test_usage_by_tenant_model_kind_hour_day_and_month(tmp_path: Path) -> 
     async with worker(tmp_path, timezone="Pacific/Auckland") as h:
         for tenant, model in (("a", "chat"), ("a", "backup"), ("b", "chat"), ("b", "chat")):
             await h.request(identity=Identity(tenant=tenant), model=model, script=[ok(usage=usage)])
-            await h.clock.advance(3600.0)
+            await h.clock.skip(3600.0)
         await h.settled()
         found = await get(h, "/usage", period="total", group_by="tenant")
         rows = [(r["tenant"], r["requests"], r["attempts"], r["prompt_tokens"]) for r in found["usage"]]
@@ -535,7 +591,7 @@ async def test_a_cancelled_attempt_that_never_answered_costs_nothing(tmp_path: P
         ({"ndjson": {"path": "x", "rotate_mb": 0}}, "rotate_mb: input should be greater than or equal to 1"),
         (
             {"lago": {"url": "http://u:SECRET@lago", "api_kee": "SECRET"}},
-            "what is secret has a key of its own; api_key: is missing; api_kee: unknown key (did you mean 'api_key'?)",
+            "secrets have keys of their own; api_key: is missing; api_kee: unknown key (did you mean 'api_key'?)",
         ),
         ({"ndjson": "SECRET"}, "a sink is written as its kind with its settings"),
     ],
@@ -578,3 +634,76 @@ async def test_the_readmes_sink_works(tmp_path: Path, monkeypatch: pytest.Monkey
             await eventually(h, lambda: "sink webhook has 1 dead letters" in h.status("billing").summary)
             assert [event["type"] for event in server.events] == ["attempt"]
         assert server.accepted.total() == 1
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [
+        ({"acme": ["gone:sink"]}, "the sink 'acme' cannot be imported: ModuleNotFoundError"),
+        ({"acme": ["a:sink", "b:sink"]}, "two installed packages provide the sink 'acme': a:sink, b:sink"),
+        ({"acme": ["collections:deque"]}, "does not name a SinkInfo"),
+        ({}, "there is no sink 'acme'"),
+    ],
+)
+def test_a_sink_that_cannot_be_used_is_an_error_where_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, points: dict[str, list[str]], says: str
+) -> None:
+    """A configuration without its name starts."""
+    found = [EntryPoint(name, value, sinks.GROUP) for name, values in points.items() for value in values]
+    found.append(EntryPoint("stdout", "pointsman_billing.sinks.stdout:stdout", sinks.GROUP))
+    monkeypatch.setattr(sinks, "entry_points", lambda **_: found)
+    assert sinks.choose("stdout").kind == "stdout"
+    with pytest.raises(ValueError, match=says):
+        sinks.choose("acme")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_no_distribution_replaces_a_built_in_sink(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: bool
+) -> None:
+    """In whatever order they are found, the built-in one is used, and the log names the other."""
+    own = EntryPoint("stdout", "pointsman_billing.sinks.stdout:stdout", sinks.GROUP)
+    other = EntryPoint("stdout", "acme:sink", sinks.GROUP)
+    monkeypatch.setattr(sinks, "entry_points", lambda **_: [other, own] if first else [own, other])
+    assert sinks.choose("stdout").info.config.__module__ == "pointsman_billing.sinks.stdout"
+    assert "acme:sink" in caplog.text
+
+
+async def test_deployments_without_a_price_are_listed(tmp_path: Path) -> None:
+    """The gateway knows one, a rule the other, and nothing the third; of the fourth, only what its prompts cost."""
+    deployments = [deployment(f"{name}-1", name) for name in ("known", "ruled", "other", "half")]
+    deployments.append(deployment("vectors-1", "vectors", mode="embedding"))
+    rules = [
+        {"models": ["ruled"], "input_usd_per_million": "1", "output_usd_per_million": "1"},
+        {"models": ["other"], "tenants": ["acme"], "input_usd_per_million": "1", "output_usd_per_million": "1"},
+    ]
+    half = Price(input_usd=Decimal(1))
+    prices = {"known-1": Price(input_usd=Decimal(0), output_usd=Decimal(0)), "half-1": half, "vectors-1": half}
+    section = {"sinks": [], "prices": rules}
+    async with Harness([(plugin, section)], deployments=deployments, prices=prices, path=tmp_path) as h:
+        assert h.status("billing").details["deployments_without_price"] == ["half-1", "other-1"]
+
+
+@pytest.mark.parametrize("what", ["file removed", "file replaced", "directory moved", "file overwritten"])
+async def test_an_outbox_that_is_lost_while_it_is_in_use_is_said(tmp_path: Path, what: str) -> None:
+    """Also without any traffic."""
+    async with worker(tmp_path) as h:
+        await h.request()
+        await h.settled()
+        await eventually(h, lambda: h.status("billing").details["sinks"] is not None)
+        assert h.status("billing").ok
+        directory = tmp_path / ".pointsman-billing"
+        file = directory / OUTBOX
+        if what == "directory moved":
+            directory.rename(tmp_path / "elsewhere")
+        elif what == "file overwritten":
+            file.write_bytes(b"no database" * 999)
+        else:
+            file.rename(file.with_name("aside"))
+            if what == "file replaced":
+                file.touch()
+        await eventually(h, lambda: not h.status("billing").ok)
+        assert "outbox" in h.status("billing").summary
+        if what == "directory moved":
+            (tmp_path / "elsewhere").rename(directory)
+            await eventually(h, lambda: h.status("billing").ok)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import csv
+import importlib.metadata
 import importlib.util
 import io
 import json
@@ -27,11 +28,10 @@ import httpx
 import openai
 import pytest
 
-from pointsman.host import journal
-from pointsman.store.disk import DiskStore
+from pointsman.host import journal_rows
+from pointsman.store import open_store
 from pointsman.testing import eventually
-from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import (
+from pointsman.testing.provider import (
     Behaviour,
     Delay,
     ReceivedRequest,
@@ -40,6 +40,7 @@ from pointsman.testing.upstream import (
     UpstreamServer,
     filler,
 )
+from pointsman.testing.proxy import ProxyServer
 
 from .kit import by_type, lines
 from .sink_server import SinkServer, always
@@ -432,17 +433,23 @@ def test_a_request_that_fell_back_is_billed_once(gateway: Gateway, endpoint: str
     assert request["amount_usd_micros"] == attempt["amount_usd_micros"] > 0
 
 
+#: LiteLLM 1.106 logs nothing of a responses stream whose client has left, and adapts messages to such a stream.
+LOGS_LEFT_RESPONSES = not importlib.metadata.version("litellm").startswith("1.106.")
 LONG = [("chat", ""), ("responses", ""), ("messages", "-claude"), ("messages", "")]
 LONG_IDS = ["chat", "responses", "messages", "messages-adapted"]
 
 
-def check_part(gateway: Gateway, seen: ReceivedRequest, status: str) -> None:
-    """Look at the bill of a stream that was not sent to its end."""
+def check_part(gateway: Gateway, seen: ReceivedRequest, status: str, *, logged: bool = True) -> None:
+    """Look at the bill of a stream that was not sent to its end.
+
+    ``logged``: LiteLLM logs what there was of it, as a success when the client left, as a failure when the stream broke.
+    """
     attempt, request = gateway.pair()
     assert (attempt["status"], attempt["metering"], attempt["kind"]) == (status, "estimated", "primary")
     assert attempt["prompt_tokens"] > 0
     # No tokenizer finds more than two tokens in a piece of four letters.
     assert 0 < attempt["completion_tokens"] <= 2 * seen.events < 2 * LONG_TOKENS
+    assert (attempt["gateway_cost_usd"] is not None) is logged
     assert request["metering"] == "estimated"
     assert request["amount_usd_micros"] == attempt["amount_usd_micros"] > 0
     assert gateway.bill()["state"] == "billed"
@@ -460,7 +467,8 @@ def test_a_client_that_leaves_pays_for_what_was_produced(gateway: Gateway, endpo
     stream.close()
     (seen,) = gateway.received(since)
     assert seen.closed_early
-    check_part(gateway, seen, "disconnected")
+    responses = endpoint == "responses" or (endpoint, suffix) == ("messages", "")
+    check_part(gateway, seen, "disconnected", logged=LOGS_LEFT_RESPONSES or not responses)
 
 
 @pytest.mark.parametrize(("endpoint", "suffix"), LONG, ids=LONG_IDS)
@@ -485,19 +493,20 @@ def test_a_request_that_failed_without_usage_is_free(gateway: Gateway, endpoint:
     assert (found["state"], found["events"], found["amount_usd_micros"]) == ("free", [], 0)
 
 
+@pytest.mark.parametrize("silent", ["silent", "nothing"])
 @pytest.mark.parametrize(("endpoint", "suffix"), [("chat", ""), ("messages", "-claude")])
-def test_no_usage_and_a_usage_of_zero_are_not_the_same(gateway: Gateway, endpoint: str, suffix: str) -> None:
-    """An answer without a word about tokens is on record as one that nobody can price; zero tokens cost nothing."""
-    gateway.of("acme").ask(endpoint, f"silent{suffix}")
+def test_an_answer_without_usage_or_with_zeros_alone_is_estimated(
+    gateway: Gateway, endpoint: str, suffix: str, silent: str
+) -> None:
+    """From its text, and says so: what has answered has used something."""
+    gateway.of("acme").ask(endpoint, f"{silent}{suffix}")
     found = gateway.bill()
-    assert found["state"] == "unpriced"
+    assert found["state"] == "billed"
     for event in found["events"]:
-        assert (event["metering"], event["prompt_tokens"], event["completion_tokens"]) == ("missing", None, None)
-        assert (event["cost_usd_micros"], event["amount_usd_micros"]) == (None, None)
+        assert event["metering"] == "estimated"
+        assert min(event["prompt_tokens"], event["completion_tokens"]) > 0
+        assert event["amount_usd_micros"] > 0
     assert [event["type"] for event in found["events"]] == ["attempt", "request"]
-    gateway.of("acme").ask(endpoint, f"nothing{suffix}")
-    found = gateway.bill()
-    assert (found["state"], found["events"]) == ("free", [])
 
 
 def test_prices_and_margins_of_the_configuration_are_applied(gateway: Gateway) -> None:
@@ -536,7 +545,7 @@ def test_without_a_price_a_request_is_unpriced_and_not_free(gateway: Gateway, st
         assert (event["metering"], event["cost_usd"], event["amount_usd_micros"]) == ("exact", None, None)
     assert set(found["events"][0]["prices"].values()) == {None}
     looked_at = {row["model"]: row["unpriced"] for row in gateway.get("/billing/reconcile")["models_to_look_at"]}
-    assert looked_at["unheard-of"] >= 1
+    assert looked_at["nobody-knows-7b"] >= 1
 
 
 def test_what_was_used_by_tenant_model_hour_day_and_month(gateway: Gateway) -> None:
@@ -588,26 +597,26 @@ def test_the_routes_need_the_admin_key(gateway: Gateway, path: str) -> None:
         assert "acme" not in answer.text
 
 
-def test_a_budget_refuses_when_the_bills_have_reached_it(gateway: Gateway) -> None:
-    """Quota hears of billing's figures, price rule included; LiteLLM's own are a small part of the budget."""
+def test_a_budget_refuses_what_billing_would_charge_beyond_it(gateway: Gateway) -> None:
+    """Quota reserves and counts billing's figures, price rule included; LiteLLM's own are a small part of the budget."""
     clients = gateway.of("capped")
     paid = litellms = requests = 0
-    while paid < BUDGET_USD_MICROS:
-        clients.ask("chat", "chat", max_tokens=32)
-        attempt, request = gateway.pair()
-        paid += request["amount_usd_micros"]
-        litellms += attempt["gateway_cost_usd_micros"]
-        requests += 1
-        eventually(
-            lambda: gateway.get("/quota/tenants/capped")["usage"][0]["month_usd_micros"],
-            lambda spent: spent == paid,  # noqa: B023 - called at once
-        )
-    with pytest.raises(openai.RateLimitError):
-        clients.ask("chat", "chat", max_tokens=32)
+    with pytest.raises(openai.RateLimitError):  # noqa: PT012  # the request that does not fit
+        while paid < BUDGET_USD_MICROS:
+            clients.ask("chat", "chat", max_tokens=32)
+            attempt, request = gateway.pair()
+            paid += request["amount_usd_micros"]
+            litellms += attempt["gateway_cost_usd_micros"]
+            requests += 1
+            eventually(
+                lambda: gateway.get("/quota/tenants/capped")["usage"][0]["month_usd_micros"],
+                lambda spent: spent == paid,  # noqa: B023 - called at once
+            )
+    assert paid <= BUDGET_USD_MICROS
     found = gateway.bill()
     assert (found["tenant_id"], found["state"], found["events"]) == ("capped", "free", [])
     assert gateway.headers["x-pointsman-quota"] == "refused; limit=tenant/usd_per_month"
-    assert requests >= 2
+    assert requests >= 1
     assert litellms < BUDGET_USD_MICROS / 100
     (row,) = gateway.get("/billing/usage", tenant="capped", period="total")["usage"]
     assert (row["amount_usd_micros"], row["attempts"], row["requests"]) == (paid, requests, requests + 1)
@@ -698,14 +707,14 @@ def test_the_books_agree(gateway: Gateway) -> None:
     assert states == {state: after[state] for state in STATES if after[state]}
     assert after["total"] == len(set(gateway.sent)) == len(gateway.sent)
     by_hand = [row for row in lines(gateway.file) if row["type"] == "attempt"]
-    assert after["amount_usd_micros"] == sum(row["amount_usd_micros"] or 0 for row in by_hand)
+    assert Decimal(after["amount_usd"]) == sum(Decimal(row["amount_usd"] or 0) for row in by_hand)
 
     told = json.loads(gateway.cli("reconcile", "--json"))
     assert told["requests"] == after
     assert told["in_order"] is False
     printed = gateway.cli("reconcile", "--strict", code=1)
     assert all(state in printed for state in STATES)
-    assert "unheard-of" in printed
+    assert "nobody-knows-7b" in printed
 
 
 def test_the_file_has_integers_and_can_be_computed_anew(gateway: Gateway) -> None:
@@ -771,14 +780,18 @@ def journalled(directory: Path) -> dict[str, set[str]]:
     """Return the requests that are written down and not known to be settled by everybody, by the key of their row."""
 
     async def read() -> dict[str, Any]:
-        store = await DiskStore.open(directory / "store")
+        store = await open_store("disk", path=directory / "store")
         try:
-            return {key: value for key, value in await store.scan("") if "journal/" in key}
+            return {key: value for key, value in await store.scan("") if "journal" in key}
         finally:
             await store.close()
 
     rows = asyncio.run(read())
-    return {key: {entry.settlement.request_id for entry in journal.parse(value)} for key, value in rows.items()}
+    found = {
+        key: {entry.settlement.request_id for entry in journal_rows.parse(value)[0]} for key, value in rows.items()
+    }
+    # Others of its keys say which workers there are.
+    return {key: ids for key, ids in found.items() if ids}
 
 
 def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path) -> None:
@@ -795,7 +808,7 @@ def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path)
         }
         with ProxyServer(config, tmp_path, workers=2) as proxy:
             with Traffic(proxy) as traffic:
-                eventually(lambda: in_outbox(tmp_path), lambda ids: len(ids) >= 30)
+                eventually(lambda: in_outbox(tmp_path), lambda ids: len(ids) >= 30, within_s=150)
                 with contextlib.closing(sqlite3.connect(tmp_path / "outbox" / "outbox.sqlite3", timeout=30)) as held:
                     # Nobody else can write to the outbox: what ends from now on gets no further than the journal.
                     held.execute("BEGIN IMMEDIATE")
@@ -818,7 +831,7 @@ def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path)
                     return admin.get("/pointsman/billing/reconcile").raise_for_status().json()["requests"]
 
                 eventually(lambda: in_outbox(tmp_path), lambda ids: settled | waiting <= ids)
-                eventually(lambda: journalled(tmp_path), lambda rows: not rows.keys() & left.keys())
+                eventually(lambda: journalled(tmp_path), lambda rows: not rows.keys() & left.keys(), within_s=150)
                 found = eventually(report, lambda found: not found["pending"])
                 assert {state: found[state] for state in STATES if found[state]} == {"billed": found["total"]}
             proxy.stop()
@@ -829,5 +842,5 @@ def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path)
         assert set(events.values()) == {1}
         assert {request_id for request_id, _ in events} == settled | waiting
         assert len(events) == 2 * found["total"]
-        assert found["amount_usd_micros"] == sum(row["amount_usd_micros"] for row in by_type(rows, "attempt"))
+        assert Decimal(found["amount_usd"]) == sum(Decimal(row["amount_usd"]) for row in by_type(rows, "attempt"))
         assert {event["id"] for event in sink.events} == {row["id"] for row in rows}

@@ -69,8 +69,14 @@ async def test_postgres_has_every_event_once_although_it_was_killed(postgres: Po
         await settled_as(h, billed=30)
         postgres.stop(signal.SIGQUIT)
         await some(h, 30)
-        await eventually(h, lambda: h.plugin("billing")._deliveries[0].progress.failing)
-        (state,) = (await get(h, "/sinks"))["sinks"]
+        state: dict[str, Any] = {}
+
+        async def said() -> object:
+            (found,) = (await get(h, "/sinks"))["sinks"]
+            state.update(found)
+            return found["error"]
+
+        await eventually(h, said)
         assert "OperationalError" in state["error"] or "AdminShutdown" in state["error"]
         assert postgres.dsn not in json.dumps(state)
         postgres.start()

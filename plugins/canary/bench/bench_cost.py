@@ -19,7 +19,7 @@ from bench_canary import FIVE_PERCENT, Case, observe, printed
 from rich.console import Console
 
 from pointsman.types import Endpoint, Identity, RequestContext, Route
-from pointsman_canary import lifecycle, table
+from pointsman_canary import lifecycle, routing
 from pointsman_canary.config import CanaryConfig
 from pointsman_canary.experiment import Experiment
 from pointsman_canary.lifecycle import Cause
@@ -47,7 +47,7 @@ def request_cost_us(experiments: int) -> tuple[float, float]:
         for number in range(experiments)
     ]
     plugin = CanaryPlugin(CanaryConfig())
-    plugin._engine = EngineOfTable(table.build(rollouts))  # type: ignore[assignment]  # noqa: SLF001  # all that pre_route reads
+    plugin._coordinator = RoutingOnly(routing.build(rollouts))  # type: ignore[assignment]  # noqa: SLF001  # all that pre_route reads
     contexts = [
         RequestContext(
             request_id=uuid.uuid4().hex,
@@ -74,10 +74,10 @@ def request_cost_us(experiments: int) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
-class EngineOfTable:
-    """As much of an engine as routing reads."""
+class RoutingOnly:
+    """The part of a coordinator that ``pre_route`` reads."""
 
-    table: table.Table
+    table: routing.Table
 
 
 def tick_cost_us(metrics: tuple[str, ...]) -> float:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pointsman.stats import merged
 from pointsman.store.memory import MemoryStore
-from pointsman.store.scoped import ScopedStore
+from pointsman.store.views import ScopedStore
 from pointsman.testing import FakeClock, Harness, deployment
-from pointsman_canary.metrics import added
 from pointsman_canary.plugin import plugin
 from pointsman_canary.repository import ROOT, Repository
 
@@ -80,7 +80,7 @@ class Fleet:
         return stored.rollout
 
     async def counted(self, arm: str = "canary", name: str = "chat-v2") -> dict[str, int]:
-        """Return how many requests of an arm have been counted in this stage, once everything is handed in."""
+        """Return how many requests of an arm have been counted in this stage, once everything is flushed."""
         await self.ticks(3)
         total: dict[int, int] = {}
         challenger = "canary" if arm == "stable" else arm
@@ -88,7 +88,7 @@ class Fleet:
         for part in (comparison, *comparison.windows):
             waiting = "waiting_" if part is comparison else ""
             seen = getattr(part, waiting + ("stable" if arm == "stable" else "canary"))
-            total = added(total, seen)
+            total = merged(total, seen)
         return {"ok": total.get(0, 0), "failed": total.get(1000, 0)}
 
     async def entries(self, name: str = "chat-v2") -> list[dict]:

@@ -31,7 +31,7 @@ def watch(made, blocks, *, window_s=0.0):
     state = analysis.fresh(made)
     for number, (stable, canary) in enumerate(blocks, 1):
         state = analysis.elapsed(analysis.absorbed(state, made, stable, canary), made, 1.0)
-        said = analysis.verdict(made, analysis.findings(state, made))
+        said = analysis.verdict(analysis.findings(state, made))
         if said is not Verdict.INCONCLUSIVE:
             return state, said, number
     return state, Verdict.INCONCLUSIVE, len(blocks)
@@ -79,7 +79,7 @@ def test_latency_within_the_tolerance_never_fails():
     assert said is Verdict.INCONCLUSIVE
 
 
-def test_incident_that_hits_both_arms_is_nobodys_fault():
+def test_incident_that_hits_both_arms_is_no_evidence_against_either():
     """The error rate jumps from 1 % to 60 % for both: no fail, though the canary is far worse than stable was before."""
     calm = blocks(5, 100, errors, stable=(0.01,), canary=(0.01,))
     storm = blocks(6, 200, errors, stable=(0.6,), canary=(0.6,))
@@ -107,7 +107,7 @@ def test_pass_is_taken_back_when_the_record_turns_bad():
     assert said is Verdict.PASS
     for stable, canary in blocks(10, 60, errors, stable=(0.02,), canary=(0.2,)):
         state = analysis.elapsed(analysis.absorbed(state, made, stable, canary), made, 1.0)
-    assert analysis.verdict(made, analysis.findings(state, made)) is Verdict.FAIL
+    assert analysis.verdict(analysis.findings(state, made)) is Verdict.FAIL
 
 
 def test_few_samples_are_inconclusive_however_good():
@@ -194,7 +194,7 @@ def test_metric_that_is_not_required_can_fail_but_is_not_waited_for():
         good = {"score": {round(rng.uniform(100, 300)): 1 for _ in range(20)}}
         poor = {"score": {round(rng.uniform(500, 900)): 1 for _ in range(5)}}
         state = analysis.absorbed(state, made, good, poor)
-    assert analysis.verdict(made, analysis.findings(state, made)) is Verdict.FAIL
+    assert analysis.verdict(analysis.findings(state, made)) is Verdict.FAIL
 
 
 def test_healthy_canary_is_hardly_ever_failed_however_often_one_looks():
@@ -231,3 +231,84 @@ def test_window_counts_for_its_own_time_and_the_next():
     assert samples == [1, 1 + 2, 2 + 3, 3 + 4]
     windows = state.comparisons["error_rate:mean"].windows
     assert [(window.restart, window.in_step) for window in windows] == [(4, 4), (5, 5)]
+
+
+def broken_stable(canary_latency, *, stable_latency=None, canary_errors=None, number=40):
+    stable = {"error_rate": {1000: 10}, **({"latency_ms": stable_latency} if stable_latency else {})}
+    canary = {"error_rate": canary_errors or {0: 10}, **({"latency_ms": canary_latency} if canary_latency else {})}
+    return [(stable, canary)] * number
+
+
+@pytest.mark.parametrize("before", [0, 60])
+def test_stable_that_answers_nothing_does_not_block_a_canary_that_answers(before):
+    """Also when stable has answered in an earlier step, so that there is a reference."""
+    made = experiment("error_rate", "latency_ms")
+    state = analysis.fresh(made)
+    for stable, canary in blocks(20, before, errors, stable=(0.02,), canary=(0.02,)):
+        both = (times(random.Random(1), 30), times(random.Random(2), 30))
+        state = analysis.absorbed(state, made, {**stable, **both[0]}, {**canary, **both[1]})
+    state = analysis.restarted(state)
+    for stable, canary in broken_stable({600: 10}):
+        state = analysis.absorbed(state, made, stable, canary)
+    rate, latency = analysis.findings(state, made)
+    assert analysis.verdict((rate, latency)) is Verdict.PASS
+    assert (rate.verdict, latency.verdict, latency.needed) == (Verdict.PASS, Verdict.INCONCLUSIVE, False)
+    assert latency.canary_waiting == 400
+    assert "stable has only 0 observations" in latency.note
+
+
+def test_broken_stable_does_not_promote_a_canary_that_is_as_broken():
+    made = experiment("error_rate", "latency_ms")
+    _, said, _ = watch(made, broken_stable(None, canary_errors={1000: 10}, number=200))
+    assert said is Verdict.INCONCLUSIVE
+
+
+def test_latency_that_is_only_rare_is_waited_for():
+    """Stable works, but has no observation of the metric: that is not known to be fine."""
+    made = experiment("error_rate", "first_token_ms")
+    state, said, _ = watch(
+        made, [({"error_rate": {0: 98, 1000: 2}}, {"error_rate": {0: 10}, "first_token_ms": {500: 10}})] * 40
+    )
+    assert said is Verdict.INCONCLUSIVE
+    assert analysis.findings(state, made)[1].needed
+
+
+def test_window_ends_after_enough_observations_too():
+    made = experiment(window_s=10**6, window_samples=30)
+    state = analysis.fresh(made)
+    for _ in range(4):
+        state = analysis.absorbed(state, made, {"error_rate": {0: 50}}, {"error_rate": {0: 15}})
+        state = analysis.elapsed(state, made, 1.0)
+    assert [window.in_step for window in state.comparisons["error_rate:mean"].windows] == [2, 3]
+
+
+def test_success_below_the_threshold_fails_although_stable_is_no_better():
+    made = experiment(min_success_ratio=0.9)
+    state, said, number = watch(made, [({"error_rate": {0: 5, 1000: 5}}, {"error_rate": {0: 5, 1000: 5}})] * 50)
+    assert said is Verdict.FAIL
+    assert number < 10
+    found = analysis.findings(state, made)[-1]
+    assert (found.metric, found.verdict, found.canary) == ("success_ratio:min", Verdict.FAIL, 0.5)
+    assert "threshold 0.9" in found.note
+
+
+def test_success_above_the_threshold_is_needed_for_a_pass():
+    good = [({"error_rate": {0: 98, 1000: 2}}, {"error_rate": {0: 98, 1000: 2}})] * 30
+    assert watch(experiment(min_success_ratio=0.9), good)[1] is Verdict.PASS
+    slightly_below = experiment(min_success_ratio=0.981)
+    assert watch(slightly_below, good[:5])[1] is Verdict.INCONCLUSIVE
+
+
+def test_threshold_has_its_part_of_alpha():
+    """Of 100 arms exactly at the threshold, watched 60 times, at most its half of alpha (20 %) is expected to fail."""
+    made = experiment(alpha=0.2, min_success_ratio=0.9, min_samples=10**6)
+    failed = 0
+    for seed in range(100):
+        rng = random.Random(5000 + seed)
+        state = analysis.fresh(made)
+        for _ in range(60):
+            state = analysis.absorbed(state, made, {}, errors(rng, 5, 0.1))
+            if analysis.findings(state, made)[-1].verdict is Verdict.FAIL:
+                failed += 1
+                break
+    assert failed <= 20

@@ -70,7 +70,7 @@ def test_experiment_is_made_from_a_file_and_removed(run, kit, tmp_path):
     [
         (("show", "nothing"), "there is no experiment 'nothing'; known: chat-v2"),
         (("audit", "nothing"), "there has never been an experiment 'nothing'"),
-        (("show", "A"), "no name is like that"),
+        (("show", "A"), "names have lower-case letters"),
         (("resume", "chat-v2"), "not paused"),
         (("weight", "chat-v2", "101"), "less than or equal to 100"),
         (("promote", "chat-v2", "--arm", "b"), "no arm 'b'"),

@@ -20,3 +20,5 @@ class TestContract(ContractSuite):
     ]
     deployments = (deployment("old-1", "old"), deployment("new-1", "new"))
     model = "chat"
+    #: The tick brings what was observed to the mailbox.
+    background_s = 1.0

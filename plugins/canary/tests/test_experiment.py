@@ -17,8 +17,8 @@ def weights(made: Experiment) -> list[float]:
     return [step.weight_bp / 100 for step in made.plan()]
 
 
-def test_default_plan_is_1_5_25_50_100():
-    assert weights(experiment()) == [1, 5, 25, 50, 100]
+def test_default_plan_is_2_10_25_50_100():
+    assert weights(experiment()) == [2, 10, 25, 50, 100]
     assert experiment().failing == "rollback"
 
 
@@ -63,7 +63,7 @@ def test_metrics_have_defaults_by_kind():
         ({"canary": None}, "either 'canary' .* or 'arms'"),
         ({"arms": {"b": {"target": "b", "percent": 1}}}, "either 'canary' .* or 'arms'"),
         ({"canary": None, "arms": {}}, "at least one arm"),
-        ({"canary": None, "arms": {"stable": {"target": "b", "percent": 1}}}, "'stable' is described"),
+        ({"canary": None, "arms": {"stable": {"target": "b", "percent": 1}}}, "'stable' is not an arm here"),
         ({"canary": None, "arms": {"b": {"target": "b", "percent": 60}, "c": {"target": "c", "percent": 41}}}, "100"),
         ({"canary": None, "arms": {"b": {"target": "b", "percent": 1}}, "steps": [1]}, "belong to a rollout"),
         ({"canary": None, "arms": {"b": {"target": "b", "percent": float("nan")}}}, "finite|greater"),
@@ -81,7 +81,7 @@ def test_metrics_have_defaults_by_kind():
         ({"steps": []}, "begin with a weight"),
         ({"steps": ["pause", 5]}, "begin with a weight"),
         ({"steps": [5, "pause", "pause"]}, "two pauses"),
-        ({"steps": [5, 100, "pause"]}, "nothing can wait after 100"),
+        ({"steps": [5, 100, "pause"]}, "after 100 % has no effect"),
         ({"steps": [1], "ramp": {"initial_percent": 1, "step_percent": 1}}, "either 'steps' or 'ramp'"),
         ({"ramp": {"initial_percent": 60, "step_percent": 1, "max_percent": 50}}, "above max_percent"),
         ({"ramp": {"initial_percent": 0.01, "step_percent": 0.01}}, "too long"),
@@ -98,7 +98,7 @@ def test_metrics_have_defaults_by_kind():
         ({"metrics": ["error_rate", "error_rate"]}, "listed twice"),
         ({"metrics": [{"metric": "error_rate", "required": False}]}, "must be required"),
         ({"metrics": ["happiness"]}, "error_rate"),
-        ({"metrics": [{"metric": "error_rate", "statistic": "p90"}]}, "makes no sense"),
+        ({"metrics": [{"metric": "error_rate", "statistic": "p90"}]}, "does not apply"),
         ({"metrics": [{"metric": "latency_ms", "statistic": "p0"}]}, "pattern"),
         ({"metrics": [{"metric": "latency_ms", "statistic": "p100"}]}, "pattern"),
         ({"metrics": [{"metric": "latency_ms", "tolerance": 0.3, "margin": 0.2}]}, "below tolerance"),

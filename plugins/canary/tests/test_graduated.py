@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pointsman.types import MirrorGraduated
+from pointsman.events import MirrorGraduated
 
 
 def graduated(**fields):

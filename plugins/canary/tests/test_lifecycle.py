@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pointsman_canary import codec, lifecycle
+from pointsman_canary import lifecycle, repository
 from pointsman_canary.experiment import Experiment
 from pointsman_canary.lifecycle import GATE_RETRY_S, MAX_TICK_S, Cause, Refused
-from pointsman_canary.rollout import Gate, Phase
+from pointsman_canary.rollout import Gate, Phase, Total
 
 GOOD = {"stable": {"error_rate": {0: 98, 1000: 2}}, "canary": {"error_rate": {0: 50}}}
 BAD = {"stable": {"error_rate": {0: 98, 1000: 2}}, "canary": {"error_rate": {0: 5, 1000: 20}}}
@@ -21,6 +21,8 @@ THIN = {"stable": {"error_rate": {0: 98, 1000: 2}}, "canary": {"error_rate": {0:
 
 def experiment(**fields) -> Experiment:
     usual = {"name": "x", "model": "m", "canary": "c", "metrics": ["error_rate"], "interval_s": 20, "min_samples": 20}
+    if not {"arms", "ramp"} & fields.keys():
+        usual["steps"] = [1, 5, 25, 50, 100]
     made = {**usual, **fields}
     return Experiment.model_validate({key: value for key, value in made.items() if value is not None})
 
@@ -73,7 +75,7 @@ def test_bad_canary_is_rolled_back_at_once_and_stays_so():
     assert "error_rate:mean of canary: 0.8 against 0.02" in life.state.reason
     life.tick(GOOD, times=100)
     assert life.percent == 0
-    with pytest.raises(Refused, match="stays so; 'restart'"):
+    with pytest.raises(Refused, match="rolled back; 'restart'"):
         life.do(lifecycle.resume)
     assert [what for what, _ in life.history] == ["create", "step", "rollback"]
 
@@ -103,6 +105,57 @@ def test_undecided_step_waits_and_then_pauses():
     assert life.state.phase is Phase.RUNNING
 
 
+def test_step_is_undecided_after_enough_requests_too():
+    seen = {arm: {**metrics, "disconnect_rate": {0: 100}} for arm, metrics in THIN.items()}
+    life = Life(experiment(inconclusive_samples=900)).tick(seen, times=8)
+    assert life.state.phase is Phase.RUNNING
+    life.tick(seen)
+    assert life.state.phase is Phase.PAUSED
+    assert "undecided after 900 requests" in life.state.reason
+
+
+def test_totals_outlive_windows_steps_and_the_promotion():
+    seen = {
+        "stable": {"error_rate": {0: 98, 1000: 2}, "disconnect_rate": {0: 100}},
+        "canary": {"error_rate": {0: 48, 1000: 1}, "disconnect_rate": {0: 49, 1000: 1}},
+    }
+    life = Life(experiment(steps=[10, 50, 100], window_s=20)).tick(seen, times=40)
+    assert life.state.phase is Phase.PROMOTED
+    assert life.state.totals["canary"] == Total(requests=2000, failed=40, disconnected=40)
+    assert life.state.totals["stable"] == Total(requests=4000, failed=80)
+    life.state, _ = lifecycle.tick(life.state, life.now + 1, None, {"canary": seen["canary"]})
+    assert life.state.totals["canary"].requests == 2050
+    assert life.state.totals["canary"].success_ratio == 1 - 41 / 2050
+    assert life.do(lambda s, c: lifecycle.create(s.experiment, "config", c, s)).state.totals == {}
+
+
+def test_person_takes_one_step_and_a_pause_stays_one():
+    life = Life(experiment(steps=[1, "pause", 5, 100])).do(lifecycle.step)
+    assert (life.state.phase, life.percent) == (Phase.RUNNING, 5)
+    life.do(lifecycle.pause).do(lifecycle.step)
+    assert (life.state.phase, life.percent) == (Phase.PROMOTED, 100)
+    with pytest.raises(Refused, match="'restart'"):
+        life.do(lifecycle.step)
+    held = Life(experiment(steps=[1, 5, 100])).do(lifecycle.pause).do(lifecycle.step)
+    assert (held.state.phase, held.percent) == (Phase.PAUSED, 5)
+    ended = Life(experiment(steps=[1]))
+    with pytest.raises(Refused, match="no further step"):
+        ended.do(lifecycle.step)
+
+
+def test_rollout_whose_version_becomes_active_ends_and_can_be_taken_back():
+    life = Life(experiment(canary={"version": "v2"})).tick(THIN)
+    life.do(lambda s, c: lifecycle.superseded(s, "v3", "v1", c))
+    assert life.state.phase is Phase.RUNNING
+    life.do(lambda s, c: lifecycle.superseded(s, "v2", "v1", c))
+    assert (life.state.phase, life.state.activation.done) == (Phase.PROMOTED, True)
+    life.do(lifecycle.rollback)
+    assert life.state.activation.version_id == "v1"
+    pinned = Life(experiment(canary={"version": "v2"}, stable={"version": "v1"}))
+    pinned.do(lambda s, c: lifecycle.superseded(s, "v2", "v1", c))
+    assert pinned.state.phase is Phase.RUNNING
+
+
 def test_pause_in_the_steps_waits_for_a_person():
     life = Life(experiment(steps=[1, "pause", 50])).tick(GOOD, times=20)
     assert (life.state.phase, life.percent) == (Phase.PAUSED, 1)
@@ -113,7 +166,7 @@ def test_plan_that_ends_below_100_percent_waits_there():
     life = Life(experiment(steps=None, ramp={"initial_percent": 10, "step_percent": 10, "max_percent": 30}))
     life.tick(GOOD, times=40)
     assert (life.state.phase, life.percent) == (Phase.PAUSED, 30)
-    with pytest.raises(Refused, match="no step left"):
+    with pytest.raises(Refused, match="no further step"):
         life.do(lifecycle.resume)
     assert life.do(lifecycle.promote).percent == 100
 
@@ -128,7 +181,7 @@ def test_clock_that_goes_backwards_or_jumps_only_makes_a_step_longer():
 
 
 def test_first_tick_after_a_night_without_workers_counts_little():
-    """Nobody watched in that time, so it does not bring the next step."""
+    """No worker ticked in that time, so it does not bring the next step."""
     life = Life(experiment()).tick(GOOD, times=2).tick(GOOD, seconds=30_000)
     assert life.state.elapsed_s <= 2 * MAX_TICK_S
 
@@ -181,17 +234,17 @@ def test_actions_that_contradict_the_state_are_refused():
     with pytest.raises(Refused, match="cannot be paused"):
         life.do(lifecycle.pause)
     life.do(lifecycle.promote)
-    with pytest.raises(Refused, match="promoted already"):
+    with pytest.raises(Refused, match="already promoted"):
         life.do(lifecycle.promote)
     life.do(lifecycle.rollback)
-    with pytest.raises(Refused, match="rolled back already"):
+    with pytest.raises(Refused, match="already rolled back"):
         life.do(lifecycle.rollback)
     with pytest.raises(Refused, match="'restart' begins again"):
         life.do(lambda state, cause: lifecycle.weigh(state, {"canary": 5}, cause))
     assert life.do(lifecycle.promote).percent == 100
 
 
-def test_fail_that_pauses_keeps_the_weight_and_is_told_once():
+def test_fail_that_pauses_keeps_the_weight_and_is_reported_once():
     life = Life(experiment(on_fail="pause")).tick(BAD, times=5)
     assert (life.state.phase, life.percent) == (Phase.PAUSED, 1)
     assert [what for what, _ in life.history] == ["create", "step", "pause"]
@@ -368,9 +421,9 @@ class Rollouts(RuleBasedStateMachine):
 
     @invariant()
     def state_survives_the_store(self):
-        raw = json.loads(json.dumps(codec.encode_rollout(self.life.state), allow_nan=False))
-        assert codec.decode_rollout(raw) == self.life.state
+        raw = json.loads(json.dumps(repository.encode_rollout(self.life.state), allow_nan=False))
+        assert repository.decode_rollout(raw) == self.life.state
 
 
-Rollouts.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+Rollouts.TestCase.settings = settings(stateful_step_count=25)
 TestRollouts = Rollouts.TestCase

@@ -16,7 +16,7 @@ async def test_name_that_the_gateway_does_not_have_is_listed_as_its_stable_group
     assert listed(worker) == {"chat": "old", "talk": "old"}
 
 
-async def test_name_of_somebody_else_is_not_listed(fleet, kit):
+async def test_name_that_is_served_elsewhere_is_not_listed(fleet, kit):
     """A model group, a deployment, a registered name, and what goes where it would go anyway."""
     short = {"steps": [1]}
     worker = await fleet.worker(

@@ -2,14 +2,28 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.types import Attempt, AttemptError, AttemptKind, Deployment, ErrorClass, Outcome, Usage
+from pointsman.stats import merged
+from pointsman.types import (
+    Attempt,
+    AttemptError,
+    AttemptKind,
+    Deployment,
+    Endpoint,
+    ErrorClass,
+    Identity,
+    Outcome,
+    Route,
+    Settlement,
+    Usage,
+)
 from pointsman_canary.experiment import Metric, MetricName
-from pointsman_canary.metrics import LOG_STEP, Scale, added, figure, halved, index, observe, quantile_bucket
+from pointsman_canary.metrics import LOG_STEP, Scale, figure, halved, index, observe, quantile_bucket
 
 POSITIVE = [MetricName.LATENCY_MS, MetricName.FIRST_TOKEN_MS, MetricName.TOKENS_PER_S, MetricName.COST_USD_MICROS]
 
@@ -17,12 +31,15 @@ histograms = st.dictionaries(st.integers(0, 400), st.integers(1, 50), min_size=1
 
 
 def attempt(**fields) -> Attempt:
-    defaults = {"outcome": Outcome.OK, "duration_ms": 1000.0}
+    defaults = {
+        "id": "a",
+        "number": 1,
+        "kind": AttemptKind.PRIMARY,
+        "outcome": Outcome.OK,
+        "duration_ms": 1000.0,
+    }
     return Attempt(
-        id="a",
         request_id="r",
-        number=1,
-        kind=AttemptKind.PRIMARY,
         deployment=Deployment(id="d", group="g", provider="p", model="m"),
         started_at=0.0,
         **{**defaults, **fields},
@@ -52,7 +69,7 @@ def test_absurd_values_have_a_bucket(name, value):
 def test_figures_are_those_of_the_observations():
     latency = {}
     for value in range(1, 101):
-        latency = added(latency, {index(MetricName.LATENCY_MS, value): 1})
+        latency = merged(latency, {index(MetricName.LATENCY_MS, value): 1})
     for quantile in (50, 90, 99):
         shown = figure(Metric(metric="latency_ms", statistic=f"p{quantile}"), latency)
         assert shown == pytest.approx(quantile, rel=0.02)
@@ -77,7 +94,7 @@ def test_quantile_is_the_nearest_rank(histogram, quantile):
 
 @given(histograms, histograms)
 def test_sums_and_halves_keep_every_bucket(first, second):
-    total = added(first, second)
+    total = merged(first, second)
     assert sum(total.values()) == sum(first.values()) + sum(second.values())
     assert set(halved(total)) == set(first) | set(second)
     assert all(count >= 1 for count in halved(total).values())
@@ -138,11 +155,40 @@ def test_rounding_at_a_quantile_is_on_the_safe_side(before, values, excess, stat
         assert canary <= stable if lenient else canary >= stable
 
 
-def test_attempt_shows_what_it_cost_and_brought():
-    seen = observe(
-        attempt(first_token_ms=200.0, usage=Usage(completion_tokens=80), cost_usd_micros=1500, duration_ms=1000.0)
+def settled(*attempts, outcome=Outcome.OK, answered_by=0, executor=None, duration_ms=1000.0, first_token_ms=None):
+    """Return a request with these attempts, answered by the one of this index."""
+    return Settlement(
+        request_id="r",
+        endpoint=Endpoint.CHAT,
+        model="chat",
+        stream=first_token_ms is not None,
+        identity=Identity(),
+        route=Route(target="g", executor=executor),
+        outcome=outcome,
+        status_code=200,
+        started_at=100.0,
+        finished_at=102.0,
+        duration_ms=duration_ms,
+        first_token_ms=first_token_ms,
+        attempts=attempts,
+        answered_by=None if answered_by is None else attempts[answered_by].id,
     )
-    assert seen == {
+
+
+def seen_of(request, own=None):
+    return observe(request, request.attempts if own is None else own)
+
+
+FAILED = {MetricName.ERROR_RATE: 1000, MetricName.DISCONNECT_RATE: 0}
+
+
+def failed(kind=ErrorClass.SERVER, **fields) -> Attempt:
+    return attempt(id="failed", outcome=Outcome.ERROR, error=AttemptError(kind=kind, **fields), duration_ms=3.0)
+
+
+def test_request_shows_what_it_cost_and_brought():
+    answer = attempt(usage=Usage(completion_tokens=80), cost_usd_micros=1500, duration_ms=900.0)
+    assert seen_of(settled(answer, first_token_ms=200.0)) == {
         MetricName.ERROR_RATE: 0,
         MetricName.DISCONNECT_RATE: 0,
         MetricName.LATENCY_MS: index(MetricName.LATENCY_MS, 1000),
@@ -152,27 +198,80 @@ def test_attempt_shows_what_it_cost_and_brought():
     }
 
 
-def test_failed_attempt_shows_no_latency():
-    """A canary that fails fast is not a fast canary."""
-    failed = attempt(outcome=Outcome.ERROR, error=AttemptError(kind=ErrorClass.SERVER), duration_ms=3.0)
-    assert observe(failed) == {MetricName.ERROR_RATE: 1000, MetricName.DISCONNECT_RATE: 0}
+def test_a_request_that_only_reads_or_opens_a_websocket_says_nothing():
+    assert seen_of(replace(settled(attempt(duration_ms=None)), generates=False)) == {}
 
 
-def test_disconnect_is_no_error_and_cancelled_or_cached_attempts_say_nothing():
-    assert observe(attempt(outcome=Outcome.DISCONNECTED)) == {MetricName.DISCONNECT_RATE: 1000}
-    assert observe(attempt(outcome=Outcome.CANCELLED)) == {}
-    assert observe(attempt(cached=True)) == {}
-    assert observe(attempt(outcome=None)) == {}
+def test_a_background_response_has_a_cost_and_no_speed():
+    """When it is looked at is when its end is seen."""
+    answer = attempt(usage=Usage(completion_tokens=80), cost_usd_micros=1500, duration_ms=None)
+    assert seen_of(settled(answer)) == {
+        MetricName.ERROR_RATE: 0,
+        MetricName.DISCONNECT_RATE: 0,
+        MetricName.COST_USD_MICROS: index(MetricName.COST_USD_MICROS, 1500),
+    }
+
+
+def test_raced_request_is_as_slow_as_its_client_saw_it_and_costs_what_all_its_attempts_cost():
+    slow = attempt(id="slow", outcome=Outcome.CANCELLED, duration_ms=1020.0, cost_usd_micros=900)
+    quick = attempt(id="quick", kind=AttemptKind.HEDGE, number=2, duration_ms=20.0, cost_usd_micros=100)
+    seen = seen_of(settled(slow, quick, answered_by=1, executor="racing", duration_ms=1030.0))
+    assert seen[MetricName.LATENCY_MS] == index(MetricName.LATENCY_MS, 1030)
+    assert seen[MetricName.COST_USD_MICROS] == index(MetricName.COST_USD_MICROS, 1000)
+    assert seen[MetricName.ERROR_RATE] == 0
+
+
+def test_race_is_one_attempt_and_a_retry_is_not():
+    """A failed attempt of a race that is won is no failure; a failed attempt that a retry makes good is one."""
+    requests = [settled(failed(), attempt(number=2), answered_by=1, executor=name) for name in ("racing", None)]
+    assert [seen_of(request)[MetricName.ERROR_RATE] for request in requests] == [0, 1000]
+    assert {seen_of(request)[MetricName.LATENCY_MS] for request in requests} == {index(MetricName.LATENCY_MS, 1000)}
+
+
+def test_failed_request_shows_no_latency():
+    """A canary that fails fast is not a fast canary, also when a fallback answers for it."""
+    assert seen_of(settled(failed(), answered_by=None, outcome=Outcome.ERROR)) == FAILED
+    fallback = attempt(kind=AttemptKind.FALLBACK, number=2)
+    assert seen_of(settled(failed(), fallback, answered_by=1), own=[failed()]) == FAILED
+    assert seen_of(settled(fallback), own=[]) == FAILED
+
+
+def test_answer_without_content_is_a_failure_and_shows_no_speed():
+    empty = attempt(error=AttemptError(kind=ErrorClass.EMPTY))
+    assert seen_of(settled(empty)) == FAILED
+    assert seen_of(settled(empty, executor="racing")) == FAILED
+
+
+def test_error_that_the_client_caused_says_nothing():
+    timeout = failed(ErrorClass.TIMEOUT, client_caused=True)
+    assert seen_of(settled(timeout, answered_by=None, outcome=Outcome.ERROR)) == {}
+    assert seen_of(settled(timeout, attempt(number=2), answered_by=1))[MetricName.ERROR_RATE] == 0
+
+
+def test_refused_attempt_is_none_unless_the_arm_does_not_answer():
+    refused = failed(ErrorClass.REFUSED)
+    assert seen_of(settled(refused, attempt(number=2), answered_by=1))[MetricName.ERROR_RATE] == 0
+    assert seen_of(settled(refused, answered_by=None, outcome=Outcome.ERROR)) == FAILED
+
+
+def test_disconnect_is_no_error_and_denied_cancelled_or_cached_requests_say_nothing():
+    left = attempt(outcome=Outcome.DISCONNECTED)
+    assert seen_of(settled(left, outcome=Outcome.DISCONNECTED, answered_by=None)) == {MetricName.DISCONNECT_RATE: 1000}
+    waited = settled(failed(), outcome=Outcome.DISCONNECTED, answered_by=None)
+    assert seen_of(waited) == {MetricName.ERROR_RATE: 1000, MetricName.DISCONNECT_RATE: 1000}
+    for outcome in (Outcome.DENIED, Outcome.CANCELLED):
+        assert seen_of(settled(attempt(outcome=Outcome.CANCELLED), outcome=outcome, answered_by=None)) == {}
+    assert seen_of(settled(attempt(cached=True))) == {}
+
+
+def test_settlement_of_an_earlier_release_has_its_duration_in_its_times():
+    seen = seen_of(settled(attempt(), duration_ms=None))
+    assert seen[MetricName.LATENCY_MS] == index(MetricName.LATENCY_MS, 2000)
 
 
 @pytest.mark.parametrize(
-    "fields",
-    [
-        {"usage": None},
-        {"usage": Usage(completion_tokens=3)},
-        {"usage": Usage(completion_tokens=50), "first_token_ms": 1000.0},
-        {"usage": Usage(completion_tokens=50), "duration_ms": None},
-    ],
+    ("usage", "first_token_ms"),
+    [(None, None), (Usage(completion_tokens=3), None), (Usage(completion_tokens=50), 1000.0)],
 )
-def test_speed_is_not_guessed(fields):
-    assert MetricName.TOKENS_PER_S not in observe(attempt(**fields))
+def test_speed_is_not_guessed(usage, first_token_ms):
+    assert MetricName.TOKENS_PER_S not in seen_of(settled(attempt(usage=usage), first_token_ms=first_token_ms))

@@ -9,8 +9,8 @@ import pytest
 from scene import NEW, OLD, config
 
 from pointsman.testing.otlp import Collector
+from pointsman.testing.provider import UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import UpstreamServer
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 
@@ -54,7 +54,7 @@ def test_experiments_name_is_a_model_and_its_streams_are_counted_by_the_provider
     assert [request.body["stream_options"] for request in asked] == [{"include_usage": True}] * 40
 
     def attempts(spans):
-        return [span.attributes for span in spans if span.name.startswith("attempt ")]
+        return [span.attributes for span in spans if "pointsman.attempt.id" in span.attributes]
 
     found = attempts(collector.wait(lambda spans: len(attempts(spans)) >= 40, timeout_s=PATIENCE_S))
     assert not any(attributes.get("pointsman.usage.estimated") for attributes in found)

@@ -12,8 +12,8 @@ from pointsman.testing import FragileStore
 from pointsman_canary import lifecycle
 from pointsman_canary.experiment import Experiment
 from pointsman_canary.lifecycle import Cause
-from pointsman_canary.observations import Observer, merge
-from pointsman_canary.repository import LEASE_S, ROOT, Repository
+from pointsman_canary.observations import MOST_REQUESTS, Observation, Observer, merge
+from pointsman_canary.repository import COUNTED_TTL_S, LEASE_S, ROOT, Repository
 
 MADE = Experiment.model_validate({"name": "x", "model": "m", "canary": "c"})
 CAUSE = Cause("anna", "because", 1000.0)
@@ -47,7 +47,7 @@ async def test_state_comes_back_as_it_was(worker):
     assert [stored.name for stored in await worker().load_all()] == ["x"]
 
 
-async def test_of_two_writers_one_is_told_to_read_again(worker):
+async def test_of_two_writers_one_has_to_read_again(worker):
     first, second = worker(), worker()
     await begin(first)
     read = [await first.load("x"), await second.load("x")]
@@ -177,10 +177,72 @@ def test_only_the_two_latest_stages_are_kept():
     assert observer.take() == {}
 
 
-def test_what_could_not_be_handed_in_is_added_to_what_came_since():
+def test_what_could_not_be_flushed_is_added_to_what_came_since():
     observer = Observer()
     observer.note("x", "1.1", "canary", {"error_rate": 0})
     taken = observer.take()
     observer.note("x", "1.1", "canary", {"error_rate": 0})
     observer.give_back("x", taken["x"])
     assert observer.take() == {"x": {"1.1": {"canary": {"error_rate": {0: 2}}}}}
+
+
+def seen(second=1000, tag="1.1"):
+    return Observation(tag, "canary", second, {"error_rate": 0})
+
+
+async def test_request_counts_once_whichever_worker_counts_it(worker):
+    """Also at the same time, together with new ones, and as one of several that ended in the same second."""
+    assert await worker().count("x", {"a": seen(), "b": seen(), "c": seen(1001)})
+    assert await worker().count("x", {"b": seen(), "d": seen()})
+    same = [worker().count("x", {"e": seen(1001), "f": seen(1002)}) for _ in range(3)]
+    assert all(await asyncio.gather(*same))
+    assert await worker().count("y", {"a": seen()})
+    assert (await worker().load("x")).mail == {"1.1": {"canary": {"error_rate": {"0": 6}}}}
+    assert (await worker().load("y")).mail == {"1.1": {"canary": {"error_rate": {"0": 1}}}}
+
+
+async def test_more_requests_than_one_step_takes_are_all_counted(worker):
+    requests = {str(number): seen(number // 100) for number in range(2500)}
+    assert await worker().count("x", requests)
+    assert await worker().count("x", requests)
+    assert (await worker().load("x")).mail == {"1.1": {"canary": {"error_rate": {"0": 2500}}}}
+
+
+class Unanswering(MemoryStore):
+    """Carries a step out, but its answer does not arrive."""
+
+    async def update(self, update):
+        await super().update(update)
+        raise StoreUnavailable("no answer")
+
+
+async def test_requests_of_a_step_without_an_answer_are_tried_again_and_count_once():
+    repository = Repository(Unanswering(), lambda: "")
+    assert not await repository.count("x", {"a": seen()})
+    assert await repository.count("x", {"a": seen()})
+    assert (await repository.load("x")).mail == {"1.1": {"canary": {"error_rate": {"0": 1}}}}
+
+
+async def test_counted_requests_are_forgotten_after_their_time():
+    now = [0.0]
+    store = MemoryStore(clock=lambda: now[0])
+    assert await Repository(store, lambda: "").count("x", {"a": seen()})
+    now[0] = COUNTED_TTL_S + 1
+    assert [key for key, _ in await store.scan(f"{ROOT}counted/")] == []
+
+
+def test_request_that_waits_is_not_noted_again():
+    observer = Observer()
+    observer.note_request("x", "a", seen(1))
+    observer.give_back_requests("x", {"b": seen(2), "a": seen(1)})
+    assert list(observer.take_requests()["x"]) == ["b", "a"]
+    assert observer.take_requests() == {}
+
+
+def test_requests_that_wait_for_too_long_become_sums():
+    """Nothing is lost without the store, and memory is bounded."""
+    observer = Observer()
+    for number in range(MOST_REQUESTS + 3):
+        observer.note_request("x", str(number), seen())
+    assert len(observer.take_requests()["x"]) == MOST_REQUESTS
+    assert observer.take() == {"x": {"1.1": {"canary": {"error_rate": {0: 3}}}}}

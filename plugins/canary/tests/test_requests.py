@@ -113,7 +113,7 @@ async def test_retry_that_succeeds_counts_as_one_failure(fleet, kit):
     assert await fleet.counted() == {"ok": 0, "failed": 1}
 
 
-async def test_canary_that_nobody_can_serve_is_counted_even_without_an_attempt(fleet, kit):
+async def test_canary_without_a_deployment_is_counted_even_without_an_attempt(fleet, kit):
     """All its deployments are gone: the first attempt is already stable's."""
     worker = await canary_only(fleet, kit, fallback_to_stable=True)
     worker.gateway.catalog.replace([deployment("old-1", "old"), deployment("new-1", "elsewhere")])

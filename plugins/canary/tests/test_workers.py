@@ -169,7 +169,7 @@ async def test_store_that_is_lost_keeps_observations_and_at_last_holds_everythin
     assert "canary" in kit.arms(await kit.send(worker, 20, FINE))
     await fleet.clock.advance(2)
     assert set(kit.arms(await kit.send(worker, 20, FINE))) == {"stable"}
-    assert any("store is lost" in problem for problem in problems(worker))
+    assert any("store does not answer" in problem for problem in problems(worker))
     worker.store.down = False
     await fleet.ticks(3)
     assert problems(worker) == []
@@ -178,13 +178,13 @@ async def test_store_that_is_lost_keeps_observations_and_at_last_holds_everythin
     assert sum(count["ok"] for count in counted) >= 60
 
 
-async def test_definition_changed_in_the_configuration_is_reported_and_taken_over_when_told(fleet, kit):
+async def test_definition_changed_in_the_configuration_is_reported_and_applied_by_a_restart(fleet, kit):
     """Nothing is lost, and a rollback does not come undone by editing a file."""
     worker = await fleet.worker(kit.rollout())
     await worker.admin.post("/canary/chat-v2/rollback")
     await worker.stop()
     changed = await fleet.worker(kit.rollout(steps=[30, 100]), name="two")
-    assert any("differs from what is running" in problem for problem in problems(changed))
+    assert any("differs from the running definition" in problem for problem in problems(changed))
     await fleet.ticks(5)
     assert (await fleet.state()).phase is Phase.ROLLED_BACK
     answer = await changed.admin.post("/canary/chat-v2/restart", json={"who": "anna"})

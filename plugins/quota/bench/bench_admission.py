@@ -40,8 +40,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from pointsman.host.config import parse
 from pointsman.host.host import Host
+from pointsman.host.settings import parse
 from pointsman.testing import FakeGateway
 from pointsman.types import Endpoint, Identity, RequestContext
 from pointsman_quota.plugin import plugin

@@ -9,7 +9,8 @@ from pointsman.testing import Harness, Result
 from pointsman.types import Identity
 from pointsman_quota.plugin import plugin
 
-BODY = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 90}
+#: Two words and no messages, whose frame would count too.
+BODY = {"prompt": "Hello there", "max_tokens": 90}
 
 
 def tenant(name: str = "acme", **given: Any) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def caller(name: str = "acme", **given: Any) -> Identity:
 
 
 def worker(*tenants: Mapping[str, Any], others: Any = (), **section: Any) -> Harness:
-    kit = {name: section.pop(name) for name in ("store", "clock", "name", "prices", "path") if name in section}
+    kit = {name: section.pop(name) for name in ("store", "clock", "name", "prices", "path", "host") if name in section}
     return Harness([(plugin, {"tenants": list(tenants), **section}), *others], **kit)
 
 

@@ -12,9 +12,9 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from pointsman_quota.ledger import LONGEST_LEASE_MS, MAX_AHEAD_MS, Caps
-from pointsman_quota.periods import Calendar
-from pointsman_quota.verdict import LimitName
+from pointsman_quota.ledger import LONGEST_LEASE_MS, MAX_AHEAD_MS, PICOS, Caps
+from pointsman_quota.limits import LimitName
+from pointsman_quota.periods import Calendar, Period
 
 
 @dataclass
@@ -23,9 +23,9 @@ class Spending:
     day: int
     month: int
     tokens: int
-    usd_micros: int
+    usd_picos: int
     within_tokens: int
-    within_usd_micros: int
+    within_usd_picos: int
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Scope:
     month: int = 0
     requests_tat: Fraction = Fraction(0)
     tokens_tat: Fraction = Fraction(0)
-    holds: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    holds: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     #: Holds that somebody has seen to be over: they do not come back when a clock is set back.
     lapsed: set[str] = field(default_factory=set)
     settled: set[str] = field(default_factory=set)
@@ -87,53 +87,71 @@ class Scope:
         left_ms = self.holds[request][0] * 1000 - now_ms
         return request not in self.lapsed and 0 < left_ms <= LONGEST_LEASE_MS
 
-    def live(self, now_ms: int) -> list[tuple[int, int, int]]:
+    def live(self, now_ms: int) -> list[tuple[int, int, int, int]]:
         return [hold for request, hold in self.holds.items() if self.lives(request, now_ms)]
 
-    def refusing(self, now_ms: int, tokens: int, usd_micros: int) -> set[LimitName]:
+    def refusing(self, now_ms: int, tokens: int, usd_picos: int) -> set[LimitName]:
         """Return the limits that refuse a request at a moment, on a scope that knows of no later one but a little."""
         now, day, month = self.moment(now_ms)
         live = self.live(now_ms)
-        tokens += sum(hold[1] for hold in live)
-        usd_micros += sum(hold[2] for hold in live)
         today = [s for s in self.spendings if s.day == day]
         this_month = [s for s in self.spendings if s.month == month]
         caps = self.caps
         refusing = set()
         if "requests" in caps and not _conforms(self.requests_tat, now, 1, caps["requests"], caps["requests_burst"]):
             refusing.add(LimitName.REQUESTS_PER_MINUTE)
-        if "tokens" in caps and not _conforms(self.tokens_tat, now, tokens, caps["tokens"], caps["tokens_burst"]):
-            refusing.add(LimitName.TOKENS_PER_MINUTE)
-        if "concurrent" in caps and len(live) >= caps["concurrent"]:
+        if "concurrent" in caps and sum(hold[3] for hold in live) >= caps["concurrent"]:
             refusing.add(LimitName.CONCURRENT_REQUESTS)
-        if "day_tokens" in caps and sum(s.tokens for s in today) + tokens > caps["day_tokens"]:
-            refusing.add(LimitName.TOKENS_PER_DAY)
-        if "month_tokens" in caps and sum(s.tokens for s in this_month) + tokens > caps["month_tokens"]:
-            refusing.add(LimitName.TOKENS_PER_MONTH)
-        if "day_usd_micros" in caps and sum(s.usd_micros for s in today) + usd_micros > caps["day_usd_micros"]:
-            refusing.add(LimitName.USD_PER_DAY)
-        if "month_usd_micros" in caps and sum(s.usd_micros for s in this_month) + usd_micros > caps["month_usd_micros"]:
-            refusing.add(LimitName.USD_PER_MONTH)
+        if tokens:
+            tokens += sum(hold[1] for hold in live)
+            if "tokens" in caps and not _conforms(self.tokens_tat, now, tokens, caps["tokens"], caps["tokens_burst"]):
+                refusing.add(LimitName.TOKENS_PER_MINUTE)
+            if "day_tokens" in caps and sum(s.tokens for s in today) + tokens > caps["day_tokens"]:
+                refusing.add(LimitName.TOKENS_PER_DAY)
+            if "month_tokens" in caps and sum(s.tokens for s in this_month) + tokens > caps["month_tokens"]:
+                refusing.add(LimitName.TOKENS_PER_MONTH)
+        if usd_picos:
+            usd = Fraction(usd_picos + sum(hold[2] for hold in live), PICOS)
+            if "day_usd_micros" in caps and _usd_micros(today) + usd > caps["day_usd_micros"]:
+                refusing.add(LimitName.USD_PER_DAY)
+            if "month_usd_micros" in caps and _usd_micros(this_month) + usd > caps["month_usd_micros"]:
+                refusing.add(LimitName.USD_PER_MONTH)
         return refusing
 
-    def take(self, request: str, now_ms: int, hold: tuple[int, int, int]) -> None:
+    def take(self, request: str, now_ms: int, hold: tuple[int, int, int, int]) -> None:
         self.touch(now_ms)
         if "requests" in self.caps:
             self.requests_tat = max(self.requests_tat, Fraction(self.at_ms)) + Fraction(60_000, self.caps["requests"])
         self.holds[request] = hold
 
+    def free(self, request: str, now_ms: int) -> None:
+        """Free the slot of a request; the rest of its hold stays."""
+        self.touch(now_ms)
+        self.holds[request] = (*self.holds[request][:3], 0)
+
     def settle(
-        self, request: str, now_ms: int, tokens: int, usd_micros: int, *, forced: bool = False, limited: bool = True
+        self,
+        request: str,
+        now_ms: int,
+        tokens: int,
+        usd_picos: int,
+        *,
+        forced: bool = False,
+        limited: bool = True,
+        requests: int = 0,
     ) -> bool:
         """Spend what a request has used, the first time; say whether it was."""
         if request in self.settled:
             return False
         self.settled.add(request)
-        self.spend(request, now_ms, tokens, usd_micros, forced=forced or not limited, limited=limited)
+        self.spend(request, now_ms, tokens, usd_picos, forced=forced or not limited, limited=limited)
+        if "requests" in self.caps and limited and requests:
+            start = max(self.requests_tat, Fraction(self.at_ms))
+            self.requests_tat = start + Fraction(60_000, self.caps["requests"]) * requests
         return True
 
     def spend(
-        self, request: str, now_ms: int, tokens: int, usd_micros: int, *, forced: bool = False, limited: bool = True
+        self, request: str, now_ms: int, tokens: int, usd_picos: int, *, forced: bool = False, limited: bool = True
     ) -> None:
         self.touch(now_ms, limited=limited)
         counts = request in self.holds and request not in self.lapsed and not forced
@@ -147,11 +165,17 @@ class Scope:
                 self.day,
                 self.month,
                 tokens,
-                usd_micros,
+                usd_picos,
                 min(tokens, hold[1]) if counts and hold else 0,
-                min(usd_micros, hold[2]) if counts and hold else 0,
+                min(usd_picos, hold[2]) if counts and hold else 0,
             )
         )
+
+    def restore(self, now_ms: int, period: Period, earlier: tuple[int, int], today: tuple[int, int]) -> None:
+        """Note what was spent in a period: earlier in the month, and on the day."""
+        self.touch(now_ms)
+        for day, (tokens, usd_picos) in ((0, earlier), (period.day, today)):
+            self.spendings.append(Spending(self.at_ms, day, period.month, tokens, usd_picos, 0, 0))
 
     def level(self, tat: Fraction, rate: int, now_ms: int) -> int:
         level = max(Fraction(0), tat - self.moment(now_ms)[0]) * rate
@@ -168,19 +192,23 @@ class Scope:
                 elapsed_ms = spending.at_ms - self.spendings[first].at_ms
                 if "tokens" in caps and total * 60_000 > caps["tokens_burst"] * 60_000 + caps["tokens"] * elapsed_ms:
                     return "tokens"
-        for cap, period, amount in (
-            ("day_tokens", "day", "within_tokens"),
-            ("day_usd_micros", "day", "within_usd_micros"),
-            ("month_tokens", "month", "within_tokens"),
-            ("month_usd_micros", "month", "within_usd_micros"),
+        for cap, period, amount, unit in (
+            ("day_tokens", "day", "within_tokens", 1),
+            ("day_usd_micros", "day", "within_usd_picos", PICOS),
+            ("month_tokens", "month", "within_tokens", 1),
+            ("month_usd_micros", "month", "within_usd_picos", PICOS),
         ):
             sums: dict[int, int] = {}
             for spending in self.spendings:
                 when = getattr(spending, period)
                 sums[when] = sums.get(when, 0) + getattr(spending, amount)
-            if cap in caps and any(spent > caps[cap] for spent in sums.values()):  # type: ignore[literal-required]
+            if cap in caps and any(spent > caps[cap] * unit for spent in sums.values()):  # type: ignore[literal-required]
                 return cap
         return None
+
+
+def _usd_micros(spendings: list[Spending]) -> Fraction:
+    return Fraction(sum(s.usd_picos for s in spendings), PICOS)
 
 
 def _conforms(tat: Fraction, now_ms: int, cells: int, rate: int, burst: int) -> bool:

@@ -9,20 +9,10 @@ from typing import Any
 import pytest
 
 from pointsman import PluginInfo, hookimpl
+from pointsman.events import BudgetSpent
 from pointsman.plugin import PluginConfig
 from pointsman.testing import Harness, breaks, cancel, deployment, disconnect, error, never, ok
-from pointsman.types import (
-    Attempt,
-    AttemptKind,
-    BudgetSpent,
-    Denial,
-    Endpoint,
-    Identity,
-    Outcome,
-    Route,
-    Settlement,
-    Usage,
-)
+from pointsman.types import Attempt, AttemptKind, Denial, Endpoint, Identity, Outcome, Route, Settlement, Usage
 
 from .kit import BODY, call, details, tenant, usage, worker
 
@@ -58,6 +48,33 @@ async def test_a_model_that_is_not_allowed_is_refused_with_403() -> None:
         assert result.denial.status == 403
         assert "Not allowed for this tenant: 'backup'." in result.denial.message
         assert (await usage(h))["tenant"]["day_tokens"] == 15
+
+
+@pytest.mark.parametrize(
+    ("models", "admitted"),
+    [
+        (["ch*"], ["chat", "by-alias", "backup-alias"]),
+        (["by-alias"], ["by-alias"]),
+        (["backup-*"], []),
+        (["b*"], ["backup"]),
+    ],
+)
+async def test_an_alias_is_allowed_with_its_model_or_by_its_very_name(models: list[str], admitted: list[str]) -> None:
+    """Also as a fallback that the client names; a pattern that fits the alias alone does not open the model behind it."""
+    async with worker(tenant(models=models)) as h:
+        h.gateway.catalog.aliases |= {"by-alias": "chat", "backup-alias": "chat"}
+        for model in ("chat", "backup", "by-alias", "backup-alias"):
+            assert (await call(h, model=model)).status == (200 if model in admitted else 403), model
+        for model in admitted:
+            result = await call(h, model=model, body={**BODY, "fallbacks": ["backup-alias"]})
+            assert result.status == (200 if models == ["ch*"] else 403)
+
+
+async def test_limits_of_a_model_hold_for_its_aliases() -> None:
+    limits = {"chat": {"requests_per_minute": 1}}
+    async with worker(tenant(model_limits=limits)) as h:
+        h.gateway.catalog.aliases["by-alias"] = "chat"
+        assert [(await call(h, model=model)).status for model in ("by-alias", "chat")] == [200, 429]
 
 
 async def test_retry_after_is_exact() -> None:
@@ -159,7 +176,7 @@ async def test_every_attempt_is_charged_what_it_used(attempts: list[dict[str, An
     async with worker(tenant(limits={"tokens_per_minute": 10_000})) as h:
         running = asyncio.create_task(call(h, script=never(), moves_clock=False))
         await h.clock.quiet()
-        ((reservation, _),) = h.plugin("quota")._open.values()
+        ((reservation, _),) = h.plugin("quota")._accounts.reservations.values()
         made = tuple(attempt(number, **given) for number, given in enumerate(attempts, 1))
         settlement = Settlement(
             request_id=reservation.id, endpoint=Endpoint.CHAT, model="chat", stream=False, identity=Identity(),
@@ -234,7 +251,7 @@ async def test_a_used_up_day_ends_at_midnight() -> None:
         assert refused.headers["x-should-retry"] == "false"
         wait_s = int(refused.headers["retry-after"])
         assert (h.clock.now() + wait_s + 2 * 3600) % 86_400 == 0
-        await h.clock.advance(wait_s - 1)
+        await h.clock.skip(wait_s - 1)
         assert (await call(h)).status == 429
         await h.clock.advance(1)
         assert (await call(h)).status == 200
@@ -292,7 +309,7 @@ async def test_absurd_amounts_are_refused(value: object) -> None:
 
 async def test_output_is_estimated_by_maximum_choices_and_what_was_learnt() -> None:
     async def reserved(h: Harness, **body: object) -> int:
-        result = await call(h, body={"messages": BODY["messages"], **body})
+        result = await call(h, body={"prompt": BODY["prompt"], **body})
         return result.route.reservations[0].amounts["tokens"]
 
     async with worker(tenant()) as h:
@@ -317,14 +334,32 @@ async def test_a_prompt_that_cannot_be_counted_is_no_way_round() -> None:
     """Its length is used instead, also where failures would let requests pass."""
     async with worker(tenant(limits={"tokens_per_minute": 100}), on_failure="allow") as h:
 
-        def fail(_model: str, _body: object) -> int:
+        def fail(_model: str, _text: str) -> int:
             raise KeyError("no tokenizer")
 
-        h.plugin("quota")._estimator._services.tokenizer.count = fail
+        h.plugin("quota")._estimator._services.tokenizer.count_text = fail
         long = {"messages": [{"role": "user", "content": "x" * 1000}], "max_tokens": 1}
         assert (await call(h, body=long)).status == 413
-        assert (await call(h, body={"messages": [], "max_tokens": 1})).status == 200
+        assert (await call(h, body={"prompt": "x", "max_tokens": 1})).status == 200
         assert details(h)["uncountable_prompts"] == 2
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [], "system": "word " * 500},
+        {"input": "hi", "instructions": "word " * 500},
+        {"messages": [], "tools": [{"type": "function", "function": {"name": "f", "description": "word " * 500}}]},
+        {"input": [list(range(500))]},
+        {"contents": [{"parts": [{"text": "word " * 500}]}]},
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_every_part_of_a_request_is_reserved_before_it_is_answered(body: dict[str, object], stream: bool) -> None:
+    async with worker(tenant(limits={"tokens_per_minute": 400})) as h:
+        result = await call(h, body={**body, "max_tokens": 1}, stream=stream)
+        assert (result.status, result.denial and result.denial.code) == (413, "request_too_large")
+        assert not result.attempts
 
 
 async def test_money_is_reserved_by_price_and_settled_to_cost() -> None:

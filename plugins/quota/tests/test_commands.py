@@ -87,7 +87,7 @@ def test_a_key_is_hashed_without_being_shown() -> None:
         ("x", "has 1"),
         (KEY[:15], "has 15"),
         ("x" * 513, "has 513"),
-        (f"{KEY}\n{KEY}", "no white space"),
+        (f"{KEY}\n{KEY}", "must not contain white space"),
     ],
 )
 def test_what_is_no_key_is_refused_as_over_http(run: CommandLine, key: str, said: str) -> None:

@@ -12,11 +12,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pointsman.litellm.values import CREDENTIAL_HEADERS
-from pointsman.types import Credential, Identity
-from pointsman_quota.asked import OddRequest, choices, models_named, output_limit, primary_models, text_chars
-from pointsman_quota.config import Key, Match, Tenant, TrustedHeader
-from pointsman_quota.tenants import KEY_CLAIM, Directory, allowed, hash_key, limited_patterns
+from pointsman.types import CREDENTIAL_HEADERS, Credential, Identity
+from pointsman_quota.request_limits import (
+    InvalidRequest,
+    choices,
+    models_named,
+    output_limit,
+    primary_models,
+)
+from pointsman_quota.tenants import (
+    KEY_CLAIM,
+    Directory,
+    Key,
+    Match,
+    Tenant,
+    TrustedHeader,
+    allowed,
+    hash_key,
+    limited_patterns,
+)
 
 SALT, OTHER_SALT = "00ff" * 8, "ab" * 16
 KEY = "sk-a-key-of-acme"
@@ -85,7 +99,7 @@ def test_keys_of_different_salts_are_found_and_others_are_not() -> None:
     assert by_claim.key == found.key
 
 
-@given(st.text(min_size=1).filter(lambda key: len(key.encode("utf-8", "ignore")) > 3 and key.isprintable()))
+@given(st.text(st.characters(exclude_categories=("C", "Z")), min_size=4))
 def test_a_hash_does_not_show_the_key(key: str) -> None:
     """Salted, of fixed form, different under another salt."""
     made = hash_key(key, SALT)
@@ -183,13 +197,13 @@ def test_no_way_of_naming_a_model_gets_round_the_list(model: str, body: dict[str
 
 @pytest.mark.parametrize("body", [{"fallbacks": 7}, {"fallbacks": [None]}, {"fallbacks": [[[[[["deep"]]]]]]}])
 def test_odd_fallbacks_are_refused(body: dict[str, object]) -> None:
-    with pytest.raises(OddRequest) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         models_named("gpt", body)
     assert caught.value.param == "fallbacks"
 
 
 def test_too_many_models_are_refused() -> None:
-    with pytest.raises(OddRequest, match="33 models"):
+    with pytest.raises(InvalidRequest, match="33 models"):
         models_named(",".join(f"m{number}" for number in range(33)), {})
     assert models_named("gpt", {"fallbacks": ["m"] * 9999}) == ("gpt", "m")
     assert primary_models("a, b,a") == ("a", "b")
@@ -209,7 +223,7 @@ def test_the_first_pattern_that_fits_a_model_limits_it() -> None:
 )
 def test_absurd_output_limits_are_refused(field: str, value: object) -> None:
     """Negative, zero, fractional, infinite, huge, not a number: nothing that would shrink a reservation."""
-    with pytest.raises(OddRequest) as caught:
+    with pytest.raises(InvalidRequest) as caught:
         output_limit({field: value})
     assert caught.value.param == field
 
@@ -220,20 +234,8 @@ def test_sensible_output_limits_are_read() -> None:
     assert output_limit({"max_tokens": 10, "max_completion_tokens": 20.0}) == 20
     assert choices({"n": 3, "best_of": 2}) == 3
     assert choices({"n": None}) == 1
-    with pytest.raises(OddRequest):
+    with pytest.raises(InvalidRequest):
         choices({"n": -1})
-
-
-def test_text_is_measured_without_pictures() -> None:
-    body = {
-        "messages": [{"content": [{"text": "12345"}, {"image_url": {"url": "data:image/png;base64,AAAA"}}]}],
-        "n": 1,
-    }
-    assert text_chars(body) == 5
-    deep: object = "1234567"
-    for _ in range(100_000):
-        deep = [deep]
-    assert text_chars({"messages": deep}) == 7
 
 
 json_values = st.recursive(
@@ -252,6 +254,5 @@ json_values = st.recursive(
 def test_any_body_is_read_or_refused(model: str, body: dict[str, object]) -> None:
     """No body makes the reader fail, which ``on_failure: allow`` would turn into a free pass."""
     for read in (lambda: models_named(model, body), lambda: output_limit(body), lambda: choices(body)):
-        with contextlib.suppress(OddRequest):
+        with contextlib.suppress(InvalidRequest):
             read()
-    assert text_chars(body) >= 0

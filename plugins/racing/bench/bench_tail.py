@@ -27,8 +27,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from pointsman.testing.provider import Behaviour, Delay, UpstreamProcess
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, UpstreamProcess
 
 MEDIAN_MS: Final = 800.0
 SIGMA: Final = 0.35
@@ -39,7 +39,7 @@ console = Console(width=120)
 
 
 def behaviour(factor: float = 1.0) -> Behaviour:
-    """Return how every upstream model behaves, so many times slower than usual."""
+    """Return how every upstream model behaves when it is slower than usual by this factor."""
     return Behaviour(
         latency=Delay(median_ms=MEDIAN_MS * factor, sigma=SIGMA),
         straggler_ratio=0.03,
@@ -56,7 +56,7 @@ class Variant:
 
     Attributes:
         name: For the table.
-        models: Its upstream models: nobody else's, so that their draws and counts are its own.
+        models: Its upstream models, used by no other case, so that their draws and counts are its own.
         body: What clients send.
         section: Its ``pointsman:`` section, or None for LiteLLM alone.
         first_token_ms: Measured, per phase.

@@ -17,7 +17,7 @@ DEPLOYMENTS = (
     deployment("backup-a", "backup", provider="anthropic"),
     deployment("tiny", "tiny"),
 )
-#: Everything that a test does not want to think about: known delays, and money for any number of extra attempts.
+#: Settings that keep most tests simple: fixed delays, and a budget for any number of extra attempts.
 EASY = {"delay": {"fixed_ms": 100, "fixed_plain_ms": 100, "floor_ms": 1}, "budget_ratio": 4, "budget_burst": 1000}
 
 _numbers = count(1)
@@ -56,12 +56,12 @@ def failed():
 
 @pytest.fixture
 def track():
-    """Return a maker of workers with races."""
+    """Return a maker of workers with races; ``plugins`` come before this one, those of ``later`` after it."""
 
-    def make(*plugins, models=(), easy=True, **arguments):
+    def make(*plugins, models=(), easy=True, later=(), **arguments):
         section = {"defaults": EASY if easy else {}, "budget": {"burst": 1000}, "models": list(models)}
         section |= arguments.pop("config", {})
         arguments.setdefault("deployments", DEPLOYMENTS)
-        return Harness([*plugins, (plugin, section)], **arguments)
+        return Harness([*plugins, (plugin, section), *later], **arguments)
 
     return make

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman_racing.budget import Bucket, patience, take_from_all
+from pointsman_racing.budget import Bucket, delay_factor, take_from_all
 
 
 @given(
@@ -38,7 +38,7 @@ def test_a_slow_fleet_is_not_amplified():
     assert bucket.refused == 10_000 - granted
 
 
-def test_nobody_pays_when_one_of_several_is_empty():
+def test_no_bucket_is_charged_when_one_of_several_is_empty():
     full, empty = Bucket(0.05, 5), Bucket(0.05, 5)
     empty.tokens = 0.5
     assert not take_from_all([full, empty])
@@ -61,12 +61,12 @@ def test_shares_that_add_up_to_one_are_one():
 def test_the_less_is_left_the_longer_a_race_waits():
     """The emptiest bucket decides; one that is nearly empty does so emphatically."""
     full, other = Bucket(0.05, 10), Bucket(0.05, 4)
-    assert patience([full, other]) == 1.0
+    assert delay_factor([full, other]) == 1.0
     other.take()
-    assert patience([full, other]) == pytest.approx(1.05)
+    assert delay_factor([full, other]) == pytest.approx(1.05)
     other.take()
-    assert patience([full, other]) == pytest.approx(1.1)
+    assert delay_factor([full, other]) == pytest.approx(1.1)
     other.take()
-    assert patience([full, other]) == pytest.approx(1.15)
+    assert delay_factor([full, other]) == pytest.approx(1.15)
     other.take()
-    assert patience([full, other]) == pytest.approx(1.2 * math.exp(8 * 0.25))
+    assert delay_factor([full, other]) == pytest.approx(1.2 * math.exp(8 * 0.25))

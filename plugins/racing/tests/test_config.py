@@ -53,3 +53,13 @@ def test_a_wrong_default_is_one_error_where_it_was_written(defaults, where):
     with pytest.raises(ValidationError) as caught:
         RacingConfig.model_validate(section)
     assert [detail["loc"] for detail in caught.value.errors()] == [where]
+
+
+@pytest.mark.parametrize(
+    ("priorities", "warned"), [((0, 1), False), ((0, 0), False), ((10, 5), True), ((1, 2, 1), False)]
+)
+def test_priorities_that_fall_may_be_meant_the_other_way_round(priorities, warned):
+    """Lower comes first here; elsewhere a larger number is a higher priority."""
+    candidates = [{"target": f"c{number}", "priority": priority} for number, priority in enumerate(priorities)]
+    config = RacingConfig.model_validate({"models": [{"name": "smart", "candidates": candidates}]})
+    assert ["c1" in warning for warning in config.warnings()] == [True] * warned

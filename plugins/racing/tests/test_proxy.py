@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from pointsman.testing import eventually
 from pointsman.testing.otlp import Collector
+from pointsman.testing.provider import Behaviour, Delay, UpstreamServer, split_tokens
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer, split_tokens
 from pointsman_racing.commands import racing
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
@@ -28,7 +28,7 @@ SLOW_TEXT, FAST_TEXT = "The slow one would have said this.", "The quick one says
 FIRST_TEXT, SECOND_TEXT = "First words that break off somewhere.", "Second words, and all of them."
 ENDPOINTS = ("chat", "messages", "responses")
 KINDS = {False: "plain", True: "stream"}
-#: Whoever is slow is so much slower than any hedging delay that no load of the machine changes who wins.
+#: Slow candidates are much slower than any hedging delay, so that the machine's load does not change the winner.
 LATE = Delay(median_ms=20_000)
 ASK = [{"role": "user", "content": "Say something."}]
 TOOL_SCHEMA = {
@@ -51,7 +51,7 @@ GROUPS = {
     **{name: ("anthropic", name) for name in ("claude-first", "claude-second", "claude-hang-a", "claude-hang-b")},
     **{name: ("anthropic", name) for name in ("claude-maker-slow", "claude-maker")},
 }
-#: Whoever pushes back is remembered, so those who do take part in one test only.
+#: A retry-after is remembered, so candidates that send one take part in one test only.
 PUSHY = [f"{endpoint}-{kind}" for endpoint in ENDPOINTS for kind in KINDS.values()]
 for _name in PUSHY:
     _provider = "anthropic" if _name.startswith("messages") else "openai"
@@ -181,12 +181,12 @@ class Gateway:
         )
 
     def attempts(self, headers, count):
-        """Wait for the spans of a request's attempts; return what they say, in the order of their legs."""
+        """Wait for the spans of a request's attempts; return their attributes, in the order of the attempts."""
         request_id = headers["x-pointsman-request-id"]
 
         def mine(spans):
             traces = {s.trace_id for s in spans if s.attributes.get("pointsman.request_id") == request_id}
-            return [s.attributes for s in spans if s.trace_id in traces and s.name.startswith("attempt ")]
+            return [s.attributes for s in spans if s.trace_id in traces and "pointsman.attempt.id" in s.attributes]
 
         found = mine(self.collector.wait(lambda spans: len(mine(spans)) >= count, timeout_s=PATIENCE_S))
         assert len(found) == count
@@ -307,9 +307,9 @@ def responses(gateway, model, *, stream, into=None, **more):
     raw = gateway.openai.responses.with_raw_response.create(model=model, input="Say something.", stream=stream, **more)
     answer.headers = raw.headers
     if not stream:
-        said = raw.parse()
-        answer.pieces.append(said.output_text)
-        for item in said.output:
+        parsed = raw.parse()
+        answer.pieces.append(parsed.output_text)
+        for item in parsed.output:
             if item.type == "function_call":
                 answer.tools.append(item.name)
                 answer.arguments.append(item.arguments)
@@ -345,7 +345,7 @@ def claude(endpoint, name):
 
 @streamed
 @pytest.mark.parametrize(
-    ("endpoint", "model", "legs"),
+    ("endpoint", "model", "targets"),
     [
         ("chat", "swift", ("slow", "fast")),
         ("responses", "swift", ("slow", "fast")),
@@ -355,22 +355,23 @@ def claude(endpoint, name):
         ("responses", "swift-mixed", ("slow", "claude-fast")),
     ],
 )
-def test_the_next_candidate_overtakes_a_slow_one(gateway, endpoint, model, legs, stream):
+def test_the_next_candidate_overtakes_a_slow_one(gateway, endpoint, model, targets, stream):
     """Text, headers, both spans, both connections, and what is booked; in native and in translated formats."""
-    loser, winner = legs
+    loser, winner = targets
     since, counts = len(gateway.upstream.requests), gateway.counts(model)
     cancelled = gateway.deployment(f"{loser}-1")["cancelled"]
     answer = CALLS[endpoint](gateway, model, stream=stream)
     assert answer.text == FAST_TEXT
     if stream and model != "swift-mixed":
         assert answer.pieces == split_tokens(FAST_TEXT)
-    told = rf"{winner}; deployment={winner}-1; attempt=2/2; strategy=hedge; first_content_ms=\d+"
-    assert re.fullmatch(told, answer.raced)
+    expected = rf"{winner}; deployment={winner}-1; attempt=2/2; strategy=hedge; first_content_ms=\d+"
+    assert re.fullmatch(expected, answer.raced)
     assert answer.headers["x-pointsman-attempts"] == "2"
     assert answer.headers["x-litellm-model-id"] == f"{winner}-1"
 
     gateway.closed_early(since, loser)
-    assert [r.model for r in gateway.received(since)] == [GROUPS[loser][1], GROUPS[winner][1]]
+    # On a busy machine the one that was sent later may arrive first.
+    assert sorted(r.model for r in gateway.received(since)) == sorted([GROUPS[loser][1], GROUPS[winner][1]])
     lost, won = gateway.attempts(answer.headers, 2)
     assert (lost["pointsman.deployment"], won["pointsman.deployment"]) == (f"{loser}-1", f"{winner}-1")
     assert (lost["pointsman.outcome"], won["pointsman.outcome"]) == ("cancelled", "ok")
@@ -456,14 +457,15 @@ def test_a_candidate_that_fails_is_replaced_at_once(gateway, endpoint, stream, t
 
 @streamed
 @everywhere
-def test_push_back_is_obeyed_by_the_requests_after_it_too(gateway, endpoint, stream):
+def test_retry_after_is_obeyed_by_later_requests_too(gateway, endpoint, stream):
     name = f"{endpoint}-{KINDS[stream]}"
     since = len(gateway.upstream.requests)
     first, second = (CALLS[endpoint](gateway, f"pushed-{name}", stream=stream) for _ in range(2))
     assert (first.text, second.text) == (FAST_TEXT, FAST_TEXT)
     assert "attempt=2/2" in first.raced
-    assert "attempt=1/1" in second.raced
+    # On a busy machine the second one may be hedged, but never to the candidate whose retry-after has not passed.
     assert len(gateway.received(since, f"limited-{name}")) == 1
+    assert f"limited-{name}" not in second.raced
     found = gateway.deployment(f"limited-{name}-1")
     assert (found["healthy"], found["failures"]) == (False, 1)
     assert found["blocked_until"] > gateway.admin()["now"] + 300
@@ -525,7 +527,7 @@ BROKEN = {"chat": openai.APIError, "messages": anthropic.APIError, "responses": 
 @everywhere
 @pytest.mark.parametrize("fault", ["break", "error_event"])
 def test_a_stream_that_breaks_after_content_is_the_providers_error(gateway, endpoint, fault):
-    """What the client has read cannot be taken back, so nobody else is asked."""
+    """What the client has read cannot be taken back, so no other candidate is called."""
     since, answer, name = len(gateway.upstream.requests), Answer(), claude(endpoint, "first")
     failures = gateway.deployment(f"{name}-1")["failures"]
     # So slowly that the proxy has read a piece before the connection breaks.
@@ -542,7 +544,7 @@ def test_a_stream_that_breaks_after_content_is_the_providers_error(gateway, endp
 
 
 def test_no_content_in_time(gateway):
-    """Whoever hangs has failed: that is what opens a breaker."""
+    """An attempt that hangs has failed: that is what opens a breaker."""
     since = len(gateway.upstream.requests)
     hung = [gateway.deployment(f"{name}-1") for name in ("hang-a", "hang-b")]
     with pytest.raises(openai.InternalServerError) as caught:
@@ -636,7 +638,7 @@ def test_what_must_not_be_made_twice_is_not_hedged(gateway, endpoint, more):
     assert CALLS[endpoint](gateway, "careful", stream=False).text == FAST_TEXT
 
 
-def test_what_must_not_be_made_twice_is_replaced_only_if_it_was_turned_away(gateway):
+def test_what_must_not_be_made_twice_is_replaced_only_if_it_was_rejected(gateway):
     """A server error leaves open whether it was done."""
     gateway.upstream.behave("first", Behaviour(error_ratios={500: 1.0}))
     with pytest.raises(openai.InternalServerError) as caught:
@@ -675,7 +677,7 @@ def test_weighted_waits_for_the_heaviest_but_not_longer_than_its_grace(gateway, 
     gateway.closed_early(since, "slow")
 
 
-def test_quality_waits_for_the_answer_that_is_what_was_asked_for(gateway):
+def test_quality_waits_for_the_answer_in_the_requested_format(gateway):
     answer = chat(gateway, "best", stream=False, response_format={"type": "json_object"})
     assert json.loads(answer.text) == {"city": "Oslo"}
     assert answer.raced.startswith("json; deployment=json-1; ")
@@ -761,7 +763,7 @@ def test_after_all_of_this_nothing_is_left_and_nothing_has_gone_wrong(gateway):
     assert (plugin["name"], plugin["details"]["running"]) == ("racing", 0)
     assert plugin["details"]["cancelling_ms"]["count"] > 0
     log = gateway.proxy.log()
-    assert "failed in an unexpected way" not in log
+    assert "failed unexpectedly" not in log
     assert "Task exception was never retrieved" not in log
     for text in (FAST_TEXT, SECOND_TEXT):
         assert text not in log

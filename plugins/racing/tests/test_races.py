@@ -1,4 +1,4 @@
-"""Races through a whole worker: who is asked, who wins, what the client and the books get."""
+"""Races through a whole worker: which candidates are called, which one wins, what client and settlement get."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from opentelemetry.trace import StatusCode
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
-from pointsman.testing import breaks, calls, cancel, deployment, error, never, no_leaks, ok
+from pointsman.testing import breaks, deployment, error, never, no_leaks, ok
 from pointsman.types import AttemptKind, Endpoint, ErrorClass, Outcome, UpstreamRequest, Usage
-from pointsman_racing import contest, racer
+from pointsman_racing import coordinator
 
-#: Priorities, so that what a test has learned does not change who is asked first.
+#: Priorities, so that what a test has learned does not change which candidate starts first.
 SMART = {"name": "smart", "candidates": ["chat", {"target": "backup", "priority": 1}]}
 SINGLE = {"name": "smart", "candidates": ["tiny", {"target": "backup", "priority": 1}]}
 #: Real seconds after which a request that should have ended at once hangs.
@@ -20,7 +20,7 @@ PATIENCE_S = 10
 PRIMARY, HEDGE, FALLBACK = AttemptKind.PRIMARY, AttemptKind.HEDGE, AttemptKind.FALLBACK
 
 
-def told(result):
+def attempts_of(result):
     return [(a.deployment.group, a.kind, a.outcome) for a in result.attempts]
 
 
@@ -31,7 +31,7 @@ def told(result):
 async def test_a_quick_answer_costs_one_attempt(track, stream):
     async with track(models=[SMART]) as h:
         result = await h.request(model="smart", stream=stream, script=ok(latency_s=0.09))
-    assert told(result) == [("chat", PRIMARY, Outcome.OK)]
+    assert attempts_of(result) == [("chat", PRIMARY, Outcome.OK)]
     assert result.headers["x-pointsman-attempts"] == "1"
     assert result.headers["x-pointsman-raced"] == (
         "chat; deployment=chat-a; attempt=1/1; strategy=hedge; first_content_ms=90"
@@ -45,7 +45,7 @@ async def test_a_slow_one_is_overtaken_by_the_next_candidate(track, stream):
         result = await h.request(
             model="smart", stream=stream, script={"chat": ok("slow one", latency_s=3), "backup": ok("quick one")}
         )
-    assert told(result) == [("chat", PRIMARY, Outcome.CANCELLED), ("backup", HEDGE, Outcome.OK)]
+    assert attempts_of(result) == [("chat", PRIMARY, Outcome.CANCELLED), ("backup", HEDGE, Outcome.OK)]
     assert (result.status, result.text, result.outcome) == (200, "quick one", Outcome.OK)
     assert [a.labels["race_reason"] for a in result.attempts] == ["first", "hedge"]
     assert [a.labels["race_leg"] for a in result.attempts] == ["1", "2"]
@@ -83,8 +83,8 @@ async def test_the_delay_is_the_candidates_own_quantile(track):
     assert result.attempts[1].started_at - begun == pytest.approx(0.02, rel=0.05)
 
 
-async def test_the_delay_leans_on_all_candidates_of_the_race_and_on_each_once(track):
-    """A few samples of which one was slow, beside a steady candidate; ``chat-a`` is a member of ``chat`` as well."""
+async def test_the_delay_depends_on_all_candidates_of_the_race_and_on_each_once(track):
+    """A few samples of which one was slow, and a steady candidate; ``chat-a`` is a member of ``chat`` as well."""
     delay = {"fixed_ms": 500, "floor_ms": 1, "min_samples": 5}
     config = {"defaults": {"delay": delay, "budget_ratio": 4}}
     twice = {"name": "twice", "candidates": [{"target": "chat", "priority": 1}, "chat-a"]}
@@ -141,11 +141,11 @@ async def test_a_hedge_that_is_slow_too_is_not_waited_for_as_long(track):
 async def test_a_hedge_may_go_to_the_same_candidate_when_there_is_no_other(track):
     async with track(models=[{"name": "smart", "candidates": ["tiny"]}]) as h:
         result = await h.request(model="smart", script={"tiny": [ok("slow", latency_s=3), ok("quick")]})
-    assert told(result) == [("tiny", PRIMARY, Outcome.CANCELLED), ("tiny", HEDGE, Outcome.OK)]
+    assert attempts_of(result) == [("tiny", PRIMARY, Outcome.CANCELLED), ("tiny", HEDGE, Outcome.OK)]
 
 
 @pytest.mark.parametrize(("allowed", "attempts"), [(True, 3), (False, 2)])
-async def test_a_deployment_that_runs_is_asked_again_when_nobody_else_is_left(track, allowed, attempts):
+async def test_a_running_deployment_is_called_again_when_no_other_is_left(track, allowed, attempts):
     """A request is slow more often than a deployment; the span says that it is the same one."""
     groups = {"chat": {"max_attempts": 3, "same_candidate": allowed}}
     async with track(config={"groups": groups}, tracing=True) as h:
@@ -155,7 +155,7 @@ async def test_a_deployment_that_runs_is_asked_again_when_nobody_else_is_left(tr
         again = [
             dict(span.attributes).get("pointsman.racing.same_deployment")
             for span in sorted(h.spans, key=lambda span: span.start_time)
-            if span.name.startswith("attempt ")
+            if "pointsman.attempt.id" in span.attributes
         ]
     assert (len(reached), set(reached[:2])) == (attempts, {"chat-a", "chat-b"})
     assert again == [None, None, True][:attempts]
@@ -165,8 +165,8 @@ async def test_an_error_starts_the_next_at_once(track):
     async with track(models=[SMART]) as h:
         begun = h.clock.now()
         result = await h.request(model="smart", script={"chat": error(500, latency_s=0.03), "backup": ok()})
-    assert told(result)[0] == ("chat", PRIMARY, Outcome.ERROR)
-    assert told(result)[1] == ("backup", FALLBACK, Outcome.OK)
+    assert attempts_of(result)[0] == ("chat", PRIMARY, Outcome.ERROR)
+    assert attempts_of(result)[1] == ("backup", FALLBACK, Outcome.OK)
     assert result.attempts[1].started_at - begun == pytest.approx(0.03)
 
 
@@ -188,15 +188,17 @@ async def test_all_have_failed(track):
     """The client gets the last provider's own error, with its retry-after."""
     async with track(models=[SINGLE]) as h:
         result = await h.request(
-            model="smart", script={"tiny": error(500), "backup": error(429, retry_after_s=60.0, message="come back")}
+            model="smart",
+            script={"tiny": error(500), "backup": error(429, retry_after_s=60.0, message="come back")},
+            retries=0,
         )
         counts = (await h.admin.get("/racing/smart")).json()["counts"]
     assert (result.status, result.error.message, result.headers["retry-after"]) == (429, "come back", "60")
     assert (counts["requests"], counts["failed"], counts["answered"]) == (1, 1, 0)
 
 
-async def test_push_back_is_obeyed_also_by_the_extra_attempts_of_other_requests(track):
-    """Whoever said 'in thirty seconds' is put behind the others, and not hedged to, for thirty seconds."""
+async def test_retry_after_is_obeyed_by_the_extra_attempts_of_other_requests(track):
+    """A candidate with a retry-after of thirty seconds comes after the others, and gets no hedge, for thirty seconds."""
     async with track(models=[SINGLE]) as h:
         await h.request(model="smart", script={"tiny": error(429, retry_after_s=30.0), "backup": ok()})
         await h.request(model="smart", script={"tiny": error(429, retry_after_s=30.0), "backup": ok()})
@@ -227,12 +229,12 @@ def watcher():
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_no_content_in_time(track, watcher, stream):
-    """Who hangs has failed, for everybody who watches deployments; nobody is asked in its place."""
+    """An attempt that hangs has failed for every observer of its deployment, and is not replaced."""
     model = {**SMART, "timeout_ms": 500, "plain_timeout_ms": 500, "max_attempts": 3}
     async with no_leaks(), track(watcher, models=[model]) as h:
         begun = h.clock.now()
         script = {"chat": never(), "backup": ok(latency_s=60)}
-        result = await h.request(model="smart", stream=stream, script=script)
+        result = await h.request(model="smart", stream=stream, script=script, retries=0)
         assert (result.status, result.error.kind) == (504, ErrorClass.TIMEOUT)
         assert "of the race had content within 500 ms" in result.error.message
         assert h.clock.now() - begun == pytest.approx(0.5)
@@ -242,17 +244,18 @@ async def test_no_content_in_time(track, watcher, stream):
         assert h.gateway.upstream.running == []
 
 
-async def test_who_was_asked_late_is_not_blamed_for_the_end_of_the_race(track, watcher):
+async def test_an_attempt_that_started_late_is_not_closed_as_a_timeout(track, watcher):
     model = {**SMART, "timeout_ms": 500, "max_attempts": 2}
     async with no_leaks(), track(watcher, models=[model]) as h:
         script = {"chat": error(429, latency_s=0.4), "backup": ok(latency_s=0.2)}
-        result = await h.request(model="smart", stream=True, script=script, body={"messages": [], "store": True})
+        body = {"messages": [], "store": True}
+        result = await h.request(model="smart", stream=True, script=script, body=body, retries=0)
         assert [a.outcome for a in result.attempts] == [Outcome.ERROR, Outcome.CANCELLED]
         assert result.error.kind is ErrorClass.TIMEOUT
         assert [kind for _, kind in h.plugin("watcher").failures] == [ErrorClass.RATE_LIMIT]
 
 
-async def test_who_hangs_to_the_end_of_the_race_has_failed_though_another_one_won(track, watcher):
+async def test_an_attempt_that_hangs_to_the_end_of_the_race_has_failed_though_another_one_won(track, watcher):
     model = together("weighted", "tiny", "backup", timeout_ms=500, grace_ms=60_000)
     async with no_leaks(), track(watcher, models=[model]) as h:
         result = await h.request(model="smart", stream=True, script={"tiny": ok("fine"), "backup": never()})
@@ -266,15 +269,6 @@ async def test_a_loser_that_had_time_left_has_not_failed(track, watcher):
         await h.request(model="smart", stream=True, script={"chat": never(), "backup": ok(latency_s=0.3)})
         await h.settled()
         assert h.plugin("watcher").failures == []
-
-
-async def test_a_gateway_that_ends_nothing_is_not_waited_for(track, monkeypatch):
-    """Legs that do not end with their own time are cancelled."""
-    monkeypatch.setattr(contest, "END_WITHIN_S", 0.05)
-    monkeypatch.setattr(calls, "_within", lambda step, _: step)
-    async with no_leaks(), track(models=[{**SMART, "timeout_ms": 500, "max_attempts": 2}]) as h:
-        result = await h.request(model="smart", stream=True, script=never())
-        assert (result.status, [a.outcome for a in result.attempts]) == (504, [Outcome.CANCELLED] * 2)
 
 
 async def test_a_stream_is_never_cut_by_the_timeout(track):
@@ -293,7 +287,7 @@ async def test_a_winner_that_breaks_before_content_is_replaced(track):
 
 
 async def test_a_winner_that_breaks_after_content_is_the_clients_error(track):
-    """What the client has seen cannot be taken back: it gets the provider's error, and nobody else is asked."""
+    """What the client has seen cannot be taken back: it gets the provider's error, and no other candidate is called."""
     async with no_leaks(), track(models=[SMART]) as h:
         result = await h.request(
             model="smart", stream=True, script={"chat": breaks(2, message="gone"), "backup": ok("another answer")}
@@ -306,10 +300,10 @@ async def test_a_client_that_leaves_ends_the_race(track):
     async with no_leaks(), track(models=[SMART]) as h:
         result = await h.request(model="smart", stream=True, script=ok("a b c", piece_s=1.0), leave_after_pieces=1)
         assert [a.outcome for a in result.attempts] == [Outcome.DISCONNECTED]
-        assert h.plugin("racing")._racer.running == 0
+        assert h.plugin("racing")._coordinator.running == 0
 
 
-async def test_a_request_that_is_cancelled_takes_all_its_legs_along(track):
+async def test_a_request_that_is_cancelled_cancels_all_its_attempts(track):
     async with no_leaks(), track(models=[SMART]) as h:
         work = asyncio.create_task(h.request(model="smart", script=never(), moves_clock=False))
         await h.clock.advance(0.25)
@@ -322,10 +316,15 @@ async def test_a_request_that_is_cancelled_takes_all_its_legs_along(track):
         assert (await h.admin.get("/racing/smart")).json()["counts"]["abandoned"] == 1
 
 
-async def test_a_leg_that_the_gateway_cancels_is_replaced(track):
+async def test_an_attempt_that_the_gateway_cancels_is_replaced(track):
     async with track(models=[SMART]) as h:
-        result = await h.request(model="smart", script={"chat": cancel(), "backup": ok("saved")})
+        script = {"chat": never(), "backup": ok("saved")}
+        work = asyncio.create_task(h.request(model="smart", script=script, moves_clock=False))
+        await h.clock.quiet()
+        await h.gateway.upstream.running[0].cancel()
+        result = await work
     assert result.text == "saved"
+    assert [a.outcome for a in result.attempts] == [Outcome.CANCELLED, Outcome.OK]
 
 
 # -- all at once ------------------------------------------------------------------------------------------------------
@@ -394,7 +393,7 @@ async def test_an_answer_that_cannot_be_judged_is_still_an_answer(track, monkeyp
     def fails(*_):
         raise RuntimeError("on purpose")
 
-    monkeypatch.setattr(racer, "quality", fails)
+    monkeypatch.setattr(coordinator, "quality", fails)
     async with no_leaks(), track(models=[together("quality")]) as h:
         work = asyncio.create_task(h.request(model="smart", script=ok("fine")))
         await asyncio.wait({work}, timeout=PATIENCE_S)
@@ -402,7 +401,7 @@ async def test_an_answer_that_cannot_be_judged_is_still_an_answer(track, monkeyp
         assert (await work).text == "fine"
 
 
-async def test_a_group_races_its_deployments_and_each_leg_has_its_own(track):
+async def test_a_group_races_its_deployments_and_each_attempt_has_its_own(track):
     config = {"groups": {"chat": {"strategy": "first_wins", "budget_ratio": 1}}}
     async with track(config=config) as h:
         for _ in range(5):
@@ -482,7 +481,7 @@ OPERATOR = {"side_effect_tools": ["send_*", "mcp", "code_interpreter"]}
 async def test_what_has_side_effects_is_asked_once(track, body):
     async with track(models=[SMART, {**SMART, "name": "bold", "allow_non_repeatable": True}], config=OPERATOR) as h:
         careful = await h.request(model="smart", body=body, script=ok(latency_s=1))
-        broken = await h.request(model="smart", body=body, script=error(500))
+        broken = await h.request(model="smart", body=body, script=error(500), retries=0)
         turned_away = await h.request(model="smart", body=body, script={"chat": error(429), "backup": ok()})
         bold = await h.request(model="bold", body=body, script=ok(latency_s=1))
         assert h.status("racing").details["races"]["smart"]["not_repeatable"] == 3
@@ -586,8 +585,8 @@ class Mirror:
 
 
 @pytest.mark.parametrize("strategy", ["hedge", "first_wins"])
-async def test_what_others_start_within_a_leg_is_no_leg(track, strategy):
-    """A mirror of the second leg may go where the first leg is."""
+async def test_calls_that_others_start_within_an_attempt_are_not_attempts(track, strategy):
+    """A mirror of the second attempt may go where the first attempt is."""
     mirror = PluginInfo(name="mirror", config=PluginConfig, factory=lambda _: Mirror())
     group = {"strategy": strategy, "budget_ratio": 4, "max_attempts": 2}
     async with track(mirror, config={"groups": {"chat": group}}) as h:
@@ -606,12 +605,10 @@ class Mover:
 
 
 async def test_a_later_plugin_may_change_the_target(track):
-    """Then that target races itself, and nobody else takes part."""
+    """Then that target races itself, without other candidates."""
     mover = PluginInfo(name="mover", config=PluginConfig, factory=lambda _: Mover())
-    async with track(models=[SMART]) as h:
-        h = type(h)([*h._plugins, mover], deployments=h.gateway.catalog.deployments())  # noqa: PLW2901  # one more plugin
-        async with h:
-            result = await h.request(model="smart", script={"tiny": [ok(latency_s=3), ok("quick")]})
+    async with track(models=[SMART], later=[mover]) as h:
+        result = await h.request(model="smart", script={"tiny": [ok(latency_s=3), ok("quick")]})
     assert {a.deployment.group for a in result.attempts} == {"tiny"}
     assert result.text == "quick"
 
@@ -625,13 +622,71 @@ async def test_spans_tell_the_race(track, stream):
     async with track(models=[SMART], tracing=True) as h:
         await h.request(model="smart", stream=stream, script={"chat": ok(latency_s=3), "backup": ok("b")})
         await h.settled()
-        spans = {s.name: dict(s.attributes) for s in h.spans if s.name.startswith("attempt ")}
+        attempts = [dict(s.attributes) for s in h.spans if "pointsman.attempt.id" in s.attributes]
         failed = {s.name for s in h.spans if s.status.status_code is StatusCode.ERROR}
-    loser, winner = spans["attempt chat-a"], spans["attempt backup-a"]
-    assert not failed, "who was cancelled has not failed"
+    assert len(attempts) == 2
+    spans = {attributes["pointsman.deployment"]: attributes for attributes in attempts}
+    loser, winner = spans["chat-a"], spans["backup-a"]
+    assert not failed, "a cancelled attempt has not failed"
     assert (loser["pointsman.racing.won"], winner["pointsman.racing.won"]) == (False, True)
     assert (loser["pointsman.racing.reason"], winner["pointsman.racing.reason"]) == ("first", "hedge")
     assert loser["pointsman.outcome"] == "cancelled"
     assert winner["pointsman.racing.started_ms"] == pytest.approx(100)
     assert winner["pointsman.racing.first_content_ms"] >= 100
     assert winner["pointsman.racing.legs"] == 2
+
+
+# -- what is drained, and empty answers -------------------------------------------------------------------------------
+
+DRAINED = [
+    deployment("left-a", "half"),
+    deployment("gone-a", "half", weight=0.0),
+    deployment("inactive-a", "half", active=False),
+    deployment("other-a", "other"),
+    deployment("gone-b", "gone", weight=0.0),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_drained_candidate_is_not_started_while_there_is_another(track, stream):
+    """Neither as a hedge nor in place of a failed one; and neither are drained deployments of a group."""
+    model = {"name": "smart", "candidates": [{"target": "other", "weight": 0}, "half"]}
+    async with track(models=[model], deployments=DRAINED) as h:
+        slow = await h.request(model="smart", stream=stream, script=ok(latency_s=0.5))
+        failed = await h.request(model="smart", stream=stream, script=error(500))
+    assert {a.deployment.id for a in (*slow.attempts, *failed.attempts)} == {"left-a"}
+    assert slow.status == 200
+
+
+@pytest.mark.parametrize("drained", [{"target": "other", "weight": 0}, "gone"])
+async def test_a_drained_candidate_serves_when_there_is_no_other(track, drained):
+    async with track(models=[{"name": "smart", "candidates": [drained]}], deployments=DRAINED) as h:
+        result = await h.request(model="smart")
+    assert result.status == 200
+
+
+async def test_a_raced_group_hedges_against_no_drained_deployment(track):
+    async with track(config={"groups": {"half": {}}}, deployments=DRAINED) as h:
+        result = await h.request(model="half", script=ok(latency_s=0.5))
+    assert len(result.attempts) > 1
+    assert {a.deployment.id for a in result.attempts} == {"left-a"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_empty_answer_does_not_win(track, stream):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="smart", stream=stream, script={"chat": ok(""), "backup": ok("something")})
+        races = (await h.admin.get("/racing/smart")).json()
+    assert result.text == "something"
+    assert [a.empty for a in result.attempts] == [True, False]
+    assert [a.outcome for a in result.attempts] == [Outcome.OK, Outcome.OK]
+    known = {row["deployment_id"]: row for one in races["candidates"] for row in one["deployments"]}
+    assert known[result.attempts[0].deployment.id]["attempts"] == 0
+    assert known["backup-a"]["wins"] == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_empty_answer_is_better_than_none(track, stream):
+    async with track(models=[SMART]) as h:
+        result = await h.request(model="smart", stream=stream, script={"chat": ok(""), "backup": error(500)})
+    assert (result.status, result.text, result.outcome) == (200, "", Outcome.OK)

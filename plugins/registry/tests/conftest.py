@@ -18,11 +18,9 @@ from starlette.routing import Mount
 
 from pointsman.errors import AdminError, Conflict
 from pointsman.plugin import Services
-from pointsman.store.base import StateStore
-from pointsman.store.disk import DiskStore
-from pointsman.store.memory import MemoryStore
-from pointsman.store.scoped import ScopedStore
-from pointsman.types import Attempt, AttemptKind, Deployment, Event, Outcome
+from pointsman.store import ScopedStore, StateStore
+from pointsman.store import open_store as store_of
+from pointsman.types import Attempt, AttemptKind, Deployment, Endpoint, Event, Identity, Outcome, RequestContext
 from pointsman_registry.config import RegistryConfig
 from pointsman_registry.plugin import RegistryPlugin
 
@@ -76,6 +74,9 @@ class Catalog:
 
     def is_group(self, target) -> bool:
         return target in self.groups
+
+    def resolved(self, name) -> str:
+        return name
 
     def list_model(self, name, target) -> None:
         if target is None:
@@ -157,18 +158,23 @@ async def start_worker(store: StateStore, **options) -> Worker:
     return worker
 
 
-class SlowMemoryStore(MemoryStore):
-    """Lets others run before and after every step, for varying times, as a store behind a wire does."""
+class SlowStore:
+    """A store whose calls let others run before and after them, for varying times, as one behind a wire does."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
         self._turns = random.Random(0)
 
-    async def _carry_out(self, step):
-        await self._let_others_run()
-        result = await super()._carry_out(step)
-        await self._let_others_run()
-        return result
+    def __getattr__(self, name):
+        method = getattr(self._store, name)
+
+        async def call(*args, **options):
+            await self._let_others_run()
+            result = await method(*args, **options)
+            await self._let_others_run()
+            return result
+
+        return call
 
     async def _let_others_run(self) -> None:
         for _ in range(self._turns.randrange(4)):
@@ -177,9 +183,9 @@ class SlowMemoryStore(MemoryStore):
 
 @contextlib.asynccontextmanager
 async def open_store(backend: str, path) -> AsyncIterator[StateStore]:
-    opened = SlowMemoryStore() if backend == "memory" else await DiskStore.open(path)
+    opened = await store_of(backend, path=path)
     try:
-        yield opened
+        yield SlowStore(opened) if backend == "memory" else opened
     finally:
         await opened.close()
 
@@ -208,6 +214,7 @@ def kit():
         open_store = staticmethod(open_store)
         spec = staticmethod(spec)
         attempt = staticmethod(attempt)
+        context = staticmethod(context)
         config = staticmethod(config)
         Clock = Clock
 
@@ -222,6 +229,12 @@ def spec(id_: str, **fields) -> dict:
 def config(*specs: dict, **fields) -> RegistryConfig:
     """Return a configuration that lists these versions."""
     return RegistryConfig.model_validate({"versions": list(specs), **fields})
+
+
+def context(**fields) -> RequestContext:
+    """Return a request."""
+    defaults = {"request_id": "r", "endpoint": Endpoint.CHAT, "model": "chat", "stream": False, "identity": Identity()}
+    return RequestContext(received_at=0.0, **{**defaults, **fields})
 
 
 def attempt(version_id: str | None, deployment_id: str = "dep-a", group: str = "small", **fields) -> Attempt:

@@ -65,7 +65,7 @@ def test_metrics_are_shown_and_reset(run, workers, kit):
     (worker,) = workers
     register(run, "a/1")
     register(run, "b")
-    worker.plugin.post_response(kit.attempt("a/1", duration_ms=1234.5, first_token_ms=67.25))
+    worker.plugin.post_response(kit.context(), kit.attempt("a/1", duration_ms=1234.5, first_token_ms=67.25))
     shown = run("metrics", "a/1")
     for part in ("1234.5", "67.25", "0.0%"):
         assert part in shown
@@ -96,7 +96,7 @@ def test_metrics_are_shown_and_reset(run, workers, kit):
     ],
 )
 def test_mistakes_are_one_clear_message(run, args, exit_code, message):
-    said = run(*args, exit_code=exit_code)
-    assert message in said
+    output = run(*args, exit_code=exit_code)
+    assert message in output
     if exit_code == 1:
-        assert "[" not in said, "parts of a path have no names on the command line"
+        assert "[" not in output, "parts of a path have no names on the command line"

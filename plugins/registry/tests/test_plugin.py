@@ -7,9 +7,9 @@ import pytest
 from pydantic import ValidationError
 
 from pointsman.errors import AdminError, ConfigError, Conflict, NotFound, StoreUnavailable
-from pointsman.types import ActivationRequested, BudgetSpent, Denial, Deployment, Route, VersionActivated
-from pointsman_registry.config import RegistryConfig
-from pointsman_registry.fields import VersionSpec
+from pointsman.events import ActivationRequested, BudgetSpent, VersionActivated
+from pointsman.types import Denial, Deployment, Route
+from pointsman_registry.config import RegistryConfig, VersionSpec
 from pointsman_registry.plugin import plugin
 
 
@@ -24,7 +24,7 @@ async def test_active_version_decides_target_labels_and_header(worker):
     route = await worker.plugin.pre_route(Route(target="chat", labels={"team": "x"}))
     assert route.target == "small"
     assert route.labels == {"team": "x", "model_name": "chat", "version": "v1", "version_id": "1"}
-    assert route.headers == {"x-pointsman-version": "v1"}
+    assert route.target_headers == {"small": {"x-pointsman-version": "v1"}}
     await worker.registry.activate("2", "w", "")
     assert (await worker.plugin.pre_route(Route(target="chat"))).target == "dep-c"
 
@@ -41,13 +41,24 @@ async def test_target_counts_not_what_the_client_asked_for(worker):
 
 @pytest.mark.parametrize(("wanted", "target"), [("2", "large"), ("gone", "small"), ("other-1", "small")])
 async def test_earlier_plugin_can_ask_for_a_version_of_the_same_name(worker, wanted, target):
-    """A wish that is no version of the name is ignored, and the labels tell what is really served."""
+    """A requested version of another name is ignored, and the labels name the version that is served."""
     await register(worker, "1", active=True)
     await register(worker, "2", path="large")
     await register(worker, "other-1", name="other", path="spare", active=True)
     route = await worker.plugin.pre_route(Route(target="chat", labels={"version_id": wanted}))
     assert route.target == target
     assert route.labels["version_id"] == {"large": "2", "small": "1"}[target]
+
+
+async def test_header_names_the_requested_version_or_the_active_one_that_a_fallback_reaches(worker):
+    await register(worker, "1", active=True)
+    await register(worker, "2", path="large")
+    await register(worker, "3", path="small")
+    route = await worker.plugin.pre_route(Route(target="chat", labels={"version_id": "2"}))
+    assert route.target_headers == {"small": {"x-pointsman-version": "v1"}, "large": {"x-pointsman-version": "v2"}}
+    assert "x-pointsman-version" not in route.headers
+    same_path = await worker.plugin.pre_route(Route(target="chat", labels={"version_id": "3"}))
+    assert same_path.target_headers == {"small": {"x-pointsman-version": "v3"}}
 
 
 async def test_wished_version_is_served_even_when_none_is_active(worker):
@@ -200,7 +211,7 @@ async def test_many_activations_at_once_leave_one_active_version_and_a_gapless_h
     async def counted(update):
         nonlocal raced
         if not raced:
-            raced = True  # whatever the scheduling: somebody else is quicker than the first
+            raced = True  # whatever the scheduling: another change is faster than the first
             await rival.registry.activate("4", "rival", "")
         written.append(await real(update))
         return written[-1]
@@ -224,7 +235,7 @@ async def test_endless_losing_ends_with_a_conflict(memory, kit):
         return False
 
     memory.update = lose
-    with pytest.raises(Conflict, match="all the time"):
+    with pytest.raises(Conflict, match="modified concurrently"):
         await register(worker, "1")
 
 
@@ -308,8 +319,8 @@ async def test_all_seeds_that_contradict_the_gateway_are_named_with_their_keys(m
     with pytest.raises(ConfigError) as caught:
         await kit.start(memory, config=RegistryConfig(versions=seeds))
     assert str(caught.value).splitlines() == [
-        "registry.versions[0].path: the gateway has no model group or deployment 'smal'; did you mean 'small'?",
-        "registry.versions[2].path: the gateway has no model group or deployment 'lage'; did you mean 'large'?",
+        "registry.versions[0].path: the gateway has no model group or deployment 'smal' (did you mean 'small'?)",
+        "registry.versions[2].path: the gateway has no model group or deployment 'lage' (did you mean 'large'?)",
     ]
 
 

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from pointsman.testing.provider import Behaviour, Delay, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer
 
 pytestmark = pytest.mark.proxy
 
@@ -177,14 +177,17 @@ def test_live_metrics_of_both_workers_come_together(gateway, admin):
     for number in range(12):
         gateway.ask(stream=number % 4 < 2)
     gateway.upstream.behave("one-model", Behaviour(error_ratios={400: 1.0}))
-    for _ in range(3):
+    for _ in range(2):
         assert gateway.ask().status_code == 400
+    gateway.upstream.behave("one-model", Behaviour(error_ratios={404: 1.0}))
+    assert gateway.ask().status_code == 404
 
     def measured():
         found = admin.get(f"{REGISTRY}/metrics/chat-1").json()
         return found["requests"], found["errors"], (found["latency_ms"] or {}).get("count")
 
-    eventually(measured, (15, 3, 12))
+    # What a client did wrong is no error of the version.
+    eventually(measured, (15, 1, 12))
     found = admin.get(f"{REGISTRY}/metrics/chat-1").json()
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p95"] <= found["latency_ms"]["p99"]
     assert found["first_token_ms"]["count"] == 6

@@ -1,4 +1,4 @@
-"""Random walks through the registry beside a plain model of it, on real stores, from two workers at once."""
+"""Random walks through the registry and a plain model of it, on real stores, from two workers at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from pointsman.errors import Conflict, NotFound
-from pointsman_registry.fields import VersionSpec
+from pointsman_registry.config import VersionSpec
 
+EXAMPLES = settings.default.max_examples
 NAMES = ["chat", "chat/ü%2F{x}*"]
 IDS = ["1", "2", "3/y", "ü{*}"]
 
@@ -176,7 +177,8 @@ class Machine(RuleBasedStateMachine):
                 assert [entry.number for entry in history] == list(range(number, 0, -1))
 
 
-@pytest.mark.parametrize(("backend", "examples"), [("memory", 60), ("disk", 8)])
+@pytest.mark.thorough
+@pytest.mark.parametrize(("backend", "examples"), [("memory", EXAMPLES), ("disk", EXAMPLES // 8)])
 def test_two_workers_behave_like_one_plain_registry(kit, backend, examples):
     """Register, activate, roll back, delete, restart and concurrent activation agree with the model on both backends."""
     machine = type("Walk", (Machine,), {"backend": backend, "kit": kit})

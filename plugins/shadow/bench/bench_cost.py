@@ -19,7 +19,7 @@ from pointsman.testing import Harness, deployment
 from pointsman.types import Answer, Attempt, AttemptKind, Endpoint, Identity, Outcome, RequestContext
 from pointsman_shadow import evidence
 from pointsman_shadow.comparison import Side, compare
-from pointsman_shadow.config import Mirror
+from pointsman_shadow.config import MirrorConfig
 from pointsman_shadow.evidence import Batch
 from pointsman_shadow.plugin import plugin
 
@@ -77,10 +77,10 @@ async def hooks(name: str, model: str, section: list[dict[str, object]]) -> list
             before.append(middle - begun)
             if number % 1000 == 0:
                 # The dispatcher never gets its turn here: only the request path is measured.
-                for line in shadow._engine.lines.values():  # noqa: SLF001  # a look inside, to keep the queue short
-                    line.queue.clear()
-                    line.alive = 0
-                shadow._engine._pending.clear()  # noqa: SLF001  # as above
+                for mirror in shadow._dispatcher.mirrors.values():  # noqa: SLF001  # a look inside, to keep the queue short
+                    mirror.queue.clear()
+                    mirror.alive = 0
+                shadow._dispatcher._pending.clear()  # noqa: SLF001  # as above
         return [row(f"before_attempt, {name}", before), row(f"post_response, {name}", after)]
 
 
@@ -91,7 +91,7 @@ SIDE = Side(outcome=Outcome.OK, latency_ms=120.0, completion_tokens=400, cost_us
 def beside() -> list[tuple[str, str, str]]:
     """Measure what happens beside the request path."""
     other = replace(SIDE, answer=Answer(text="word " * 300 + "other " * 100, finish_reason="stop"))
-    wanted = Mirror(name="next", model="chat", challenger="new")
+    wanted = MirrorConfig(name="next", model="chat", challenger="new")
     state = evidence.begun(wanted.definition(), 0.0, "", "")
 
     def compared() -> object:

@@ -24,8 +24,8 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
+from pointsman.testing.provider import Behaviour, Delay, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, UpstreamServer
 
 CONTROL, NONE = "none again", "none"
 MIRRORS = {"well": "gpt-well", "failing": "gpt-failing", "hanging": "gpt-hanging", "slow": "gpt-slow"}

@@ -1,4 +1,4 @@
-"""Workers on the real host, sharing a store and a clock, with a challenger beside the model ``chat``."""
+"""Workers on the real host, sharing a store and a clock, with the model ``chat`` and a challenger."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from pointsman.store.memory import MemoryStore
 from pointsman.testing import FakeClock, Harness, deployment, ok
+from pointsman.testing.fakes import DEFAULT_PRICE
 from pointsman.types import AttemptKind
 from pointsman_shadow.plugin import plugin
 
@@ -39,7 +40,7 @@ class Shadows:
         self.stack = contextlib.AsyncExitStack()
 
     async def worker(
-        self, *mirrors: dict, name="one", first=(), more=(), tracing=False, script=None, **config
+        self, *mirrors: dict, name="one", first=(), more=(), tracing=False, script=None, prices=DEFAULT_PRICE, **config
     ) -> Harness:
         """Start a worker; ``first`` and ``more`` are plugins before and after the shadow."""
         harness = Harness(
@@ -49,12 +50,13 @@ class Shadows:
             clock=self.clock,
             name=name,
             tracing=tracing,
+            prices=prices,
             script={"*": ok("the same words")} if script is None else script,
         )
         return await self.stack.enter_async_context(harness)
 
     async def rest(self, worker: Harness, seconds: float = 2 * FLUSH_S) -> None:
-        """Let mirrors end, and everything be handed in."""
+        """Let mirrors end, and everything be flushed."""
         await worker.settled()
         await self.clock.advance(seconds)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from pointsman.errors import StoreCorrupt
 from pointsman.types import Answer, Outcome, ToolCall
-from pointsman_shadow import codec, evidence
+from pointsman_shadow import evidence, repository
 from pointsman_shadow.comparison import Metric, Side, compare, scale
-from pointsman_shadow.config import Bounds, Mirror
+from pointsman_shadow.config import Bounds, MirrorConfig
 from pointsman_shadow.evidence import Batch, Count, Phase
 
 CHAMPION = Side(
@@ -27,7 +27,7 @@ CHAMPION = Side(
 )
 CHALLENGER = replace(CHAMPION, deployment="new-1", latency_ms=100.0, first_token_ms=100.0, completion_tokens=14)
 FAILED = Side(outcome=Outcome.ERROR, error="server")
-MIRROR = Mirror(name="m", model="chat", challenger="new")
+MIRROR = MirrorConfig(name="m", model="chat", challenger="new")
 
 
 def values(champion=CHAMPION, challenger=CHALLENGER):
@@ -85,11 +85,11 @@ def test_answers_are_not_in_the_repr():
 @given(st.sampled_from(list(Metric)), st.floats(-1e12, 1e12))
 def test_every_value_is_laid_on_0_to_1_and_read_back(metric, value):
     unit = scale(metric, Bounds())
-    laid = unit.laid(value)
+    laid = unit.normalized(value)
     assert 0 <= laid <= 1
     within = min(max(value, unit.low), unit.high)
     expected = 2**within if unit.ratio else within
-    assert unit.read(laid) == pytest.approx(expected, rel=1e-6, abs=1e-6 * (unit.high - unit.low))
+    assert unit.denormalized(laid) == pytest.approx(expected, rel=1e-6, abs=1e-6 * (unit.high - unit.low))
 
 
 def batch(*pairs):
@@ -118,7 +118,7 @@ def test_batches_add_up_in_any_split():
     assert evidence.quantiles(whole)["champion"]["latency_ms"]["p50"] == pytest.approx(200, rel=0.01)
 
 
-def test_what_is_beyond_the_bounds_counts_as_the_bound_and_is_told():
+def test_what_is_beyond_the_bounds_counts_as_the_bound_and_is_reported():
     mirror = MIRROR.model_copy(update={"bounds": Bounds(latency_ms=1000)})
     grown = evidence.grown(start(), batch((CHAMPION, replace(CHALLENGER, latency_ms=99_000.0))), mirror, 9.0)
     figure = next(f for f in evidence.figures(grown, mirror) if f.metric is Metric.LATENCY_MS)
@@ -134,23 +134,23 @@ def test_a_mirror_is_finished_when_it_has_the_pairs_it_wants():
 
 def test_a_state_survives_the_store():
     grown = evidence.grown(start(), batch((CHAMPION, CHALLENGER), (CHAMPION, FAILED)), MIRROR, 9.0)
-    assert codec.decode(codec.encode(grown)) == grown
+    assert repository.decode(repository.encode(grown)) == grown
 
 
 @pytest.mark.parametrize("raw", [3, {"definition": {}, "phase": "flying"}, {"definition": {}, "counts": [1]}])
 def test_another_state_is_refused(raw):
     with pytest.raises(StoreCorrupt, match="cannot be read"):
-        codec.decode(raw)
+        repository.decode(raw)
 
 
 def test_the_state_does_not_grow_with_the_pairs():
-    """A hundred thousand pairs of any latency take as much room as a thousand."""
+    """Ten thousand pairs of any latency take as much room as a thousand."""
 
     def size(number):
         made = Batch(counts=Counter({"pairs": number}))
         made.values = [{Metric.LATENCY_MS: float(n % 977)} for n in range(number)]
         for n in range(number):
             made.time("champion", "latency_ms", 1.0 + (n * 7919) % 60_000)
-        return len(repr(codec.encode(evidence.grown(start(), made, MIRROR, 9.0))))
+        return len(repr(repository.encode(evidence.grown(start(), made, MIRROR, 9.0))))
 
-    assert size(100_000) < 2.5 * size(1_000) < 8_000
+    assert size(10_000) < 2.5 * size(1_000) < 8_000

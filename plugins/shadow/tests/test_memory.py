@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
 
 import pytest
@@ -11,14 +12,15 @@ from pointsman.testing import Harness, error, never, ok
 from pointsman.testing.drive import Drive
 from pointsman.testing.script import Script
 from pointsman.types import Endpoint, Identity, RequestContext
-from pointsman_shadow.pairs import Pair
+from pointsman_shadow.comparison import Pair
 from pointsman_shadow.plugin import plugin
 
-REQUESTS = 50_000
+REQUESTS = 50_000 if os.environ.get("POINTSMAN_THOROUGH") else 2_500
 ROUND = 250
-WARM = 10_000
-#: A leak of one object of each request would be 40 000 blocks of Python's allocator.
-MOST_GROWTH_BLOCKS = 4_000
+WARM = REQUESTS // 5
+#: A leak of one object of each request would be at least three times as many blocks of Python's allocator; caches grow by some
+#: hundred, however many requests there are.
+MOST_GROWTH_BLOCKS = 500 + (REQUESTS - ROUND - WARM) // 20
 
 
 def context(number: int, at: float) -> RequestContext:
@@ -34,16 +36,17 @@ def context(number: int, at: float) -> RequestContext:
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(600)
-async def test_memory_is_flat_over_50_000_mirrored_requests(kit):
-    """Plain and streamed, answered, failing and dropped ones; results and texts are kept, all figures handed in."""
+async def test_memory_is_flat_over_thousands_of_mirrored_requests(kit):
+    """Plain and streamed, answered, failing and dropped ones; results and texts are kept, all figures flushed."""
     mirror = kit.mirror(
         keep_results=200, keep_texts=True, queue_size=200, time_limit_s=3, budget={"tokens_per_day": 10**9}
     )
     section = {"mirrors": [mirror]}
     sizes = {}
     async with Harness([(plugin, section)], deployments=kit.deployments) as harness:
-        engine = harness.plugin("shadow")._engine
+        dispatcher = harness.plugin("shadow")._dispatcher
         upstream = harness.gateway.upstream
         for start in range(0, REQUESTS, ROUND):
             if start in {WARM, REQUESTS - ROUND}:
@@ -73,10 +76,10 @@ async def test_memory_is_flat_over_50_000_mirrored_requests(kit):
         assert shown["total"] == shown["sampled"] == REQUESTS
         assert shown["pairs"] + shown["dropped"] == REQUESTS
         assert shown["pairs"] > REQUESTS / 2
-        assert shown["dropped"] > 100
+        assert shown["dropped"] > 50
         assert set(shown["reasons"]["challenger_errors"]) == {"server", "timeout"}
         assert shown["worker"] == {"queued": 0, "running": 0, "alive": 0, "lost": 0}
-        assert not engine._pending
+        assert not dispatcher._pending
         rows = [key for key, _ in await harness.store.scan("") if "/result/" in key]
         assert len(rows) == 200
         gc.collect()

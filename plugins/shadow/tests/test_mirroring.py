@@ -10,9 +10,12 @@ import pytest
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.store.memory import MemoryStore
-from pointsman.testing import FakeClock, breaks, disconnect, error, never, ok
+from pointsman.testing import FakeClock, breaks, deployment, disconnect, error, never, ok
+from pointsman.testing.calls import current_exchange
+from pointsman.testing.fakes import DEFAULT_PRICE
 from pointsman.types import (
     Answer,
+    Attempt,
     AttemptKind,
     Denial,
     Endpoint,
@@ -22,13 +25,13 @@ from pointsman.types import (
     Route,
     Settlement,
     UpstreamRequest,
+    Usage,
 )
-from pointsman_shadow.budget import Amount, Held, Purse, day_of
-from pointsman_shadow.comparison import Side
-from pointsman_shadow.config import Mirror
-from pointsman_shadow.engine import _champion
-from pointsman_shadow.pace import PROBE_S
-from pointsman_shadow.pairs import MOST_ANSWERS, Pair
+from pointsman_shadow.budget import Amount, DailyBudget, Reservation, day_of
+from pointsman_shadow.comparison import MOST_ANSWERS, Pair, Side
+from pointsman_shadow.config import MirrorConfig
+from pointsman_shadow.dispatcher import _champion
+from pointsman_shadow.throttle import PROBE_S
 
 ENDPOINTS = [Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES]
 
@@ -53,7 +56,7 @@ async def test_the_challenger_gets_the_same_request_on_the_same_api(shadows, kit
 
 
 async def test_the_settlement_knows_nothing_of_the_mirror(shadows, kit):
-    """One attempt, one price: the mirror is nobody's but its own account's."""
+    """One attempt, one price: the mirror is billed to its own tenant only."""
     worker = await shadows.worker(kit.mirror(tenant="research"))
     result = await worker.request()
     plain = await worker.request(model="new")
@@ -347,7 +350,7 @@ async def test_one_that_waits_too_long_is_dropped(shadows, kit):
 
 @pytest.mark.parametrize("where", ["waiting", "running"])
 async def test_a_pair_whose_client_has_gone_is_not_compared(shadows, kit, where):
-    """One that waits is never sent: nobody pays for what cannot be compared."""
+    """One that waits is never sent: what cannot be compared costs nothing."""
     worker = await shadows.worker(kit.mirror(max_concurrent=1))
     worker.gateway.upstream.answer({"new": ok(latency_s=1.0)})
     if where == "waiting":
@@ -359,6 +362,29 @@ async def test_a_pair_whose_client_has_gone_is_not_compared(shadows, kit, where)
     assert shown["reasons"]["unpaired"] == {"client_gone": 1}
     assert len(kit.mirrors_of(worker)) == 1
     assert shown["pairs"] == (1 if where == "waiting" else 0)
+    assert shown["worker"]["alive"] == 0
+
+
+class _Leaving:
+    """The client goes away while its first attempt is sent; the attempt goes on."""
+
+    def __init__(self, config):
+        pass
+
+    @hookimpl
+    async def before_attempt(self):
+        current_exchange.get().disconnected = True
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS)
+async def test_nothing_is_mirrored_for_a_client_that_has_left(shadows, kit, endpoint):
+    """However long the attempt goes on for which the client does not wait any more."""
+    leaving = PluginInfo(name="leaving", config=PluginConfig, factory=_Leaving)
+    worker = await shadows.worker(kit.mirror(), more=[leaving])
+    await worker.request(endpoint=endpoint, script=ok(latency_s=5.0))
+    shown = await shadows.shown(worker)
+    assert shown["reasons"]["dropped"] == {"client_gone": 1}
+    assert kit.mirrors_of(worker) == []
     assert shown["worker"]["alive"] == 0
 
 
@@ -394,7 +420,7 @@ async def test_what_a_day_may_cost(shadows, kit):
     assert shown["today"]["tokens"] == 75
     assert shown["spent"]["tokens"] == 75
     assert shown["reasons"]["dropped"] == {"token_budget": 7}
-    await shadows.clock.advance(86_400)
+    await shadows.clock.skip(86_400)
     await worker.request(body=body)
     shown = await shadows.shown(worker)
     assert (shown["pairs"], shown["today"]["tokens"]) == (6, 15)
@@ -413,8 +439,43 @@ async def test_what_a_day_may_cost_in_money(shadows, kit):
     assert shown["today"]["usd_micros"] == 20 * shown["pairs"] <= 100
 
 
+async def test_a_budget_in_money_needs_a_price(shadows, kit):
+    """A challenger whose price is unknown is not taken for one that costs nothing, and the status says what to do."""
+    worker = await shadows.worker(kit.mirror(budget={"usd_per_day": "0.000100"}), prices={"old-1": DEFAULT_PRICE})
+    await worker.request()
+    await worker.settled()
+    shown = await shadows.shown(worker)
+    assert (shown["pairs"], shown["reasons"]["dropped"]) == (0, {"unpriced": 1})
+    problems = worker.status("shadow").details["problems"]
+    assert any("the price of" in problem and "'budget.usd_per_day'" in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("given", "amount"),
+    [
+        ({"usage": None}, Amount(None, None)),
+        ({"usage": None, "outcome": Outcome.ERROR}, Amount(0, 0)),
+        ({"usage": Usage(prompt_tokens=3)}, Amount(3, None)),
+        ({"usage": Usage(prompt_tokens=3), "cost_usd_micros": 7}, Amount(3, 7)),
+        ({"usage": Usage()}, Amount(0, 0)),
+    ],
+)
+async def test_what_is_unknown_about_a_call_counts_as_reserved(given, amount):
+    fields = {"id": "a", "request_id": "r", "number": 1, "kind": AttemptKind.MIRROR, "started_at": 0.0}
+    attempt = Attempt(deployment=deployment("new-1", "new"), **{"outcome": Outcome.OK, **fields, **given})
+    assert Amount.of(attempt) == amount
+    store, limits = MemoryStore(), {"tokens_per_day": 100, "usd_per_day": "0.0001"}
+    budget = DailyBudget(MirrorConfig(name="next", model="chat", challenger="new", budget=limits), store, FakeClock())
+    reserved = await budget.reserve(Amount(60, 60))
+    await budget.settle(reserved, amount)
+    rest = (100 - (60 if used is None else used) for used in (amount.tokens, amount.usd_micros))
+    assert isinstance(await budget.reserve(Amount(*rest)), Reservation)
+    assert await budget.reserve(Amount(0, 1)) == "money_budget"
+    await store.close()
+
+
 async def test_without_the_store_a_budget_lets_nothing_through(shadows, kit):
-    """Nobody knows what has been spent; the caller does not notice."""
+    """The spending is unknown; the caller does not notice."""
     worker = await shadows.worker(kit.mirror(budget={"tokens_per_day": 10_000}))
     worker.store.down = True
     result = await worker.request()
@@ -429,7 +490,7 @@ async def test_without_the_store_a_budget_lets_nothing_through(shadows, kit):
 @pytest.mark.parametrize("most_tokens", [30_000, 10**20, 10**400])
 @pytest.mark.parametrize("limit", [{"tokens_per_day": 20_000}, {"usd_per_day": "0.02"}])
 async def test_a_request_that_allows_too_many_tokens_is_dropped_alone(shadows, kit, limit, most_tokens):
-    """However large the number; the requests beside it are mirrored."""
+    """However large the number; other requests are mirrored."""
     worker = await shadows.worker(kit.mirror(budget=limit))
     for max_tokens in (most_tokens, 10, most_tokens, 10):
         await worker.request(body={"messages": [{"role": "user", "content": "hi"}], "max_tokens": max_tokens})
@@ -445,23 +506,25 @@ async def test_a_full_counter_is_not_asked_again_at_once():
     """One that only has too little left is: the next estimate may fit."""
     clock = FakeClock()
     store = MemoryStore(clock=clock.now)
-    purse = Purse(Mirror(name="next", model="chat", challenger="new", budget={"tokens_per_day": 100}), store, clock)
-    assert isinstance(await purse.hold(Amount(tokens=90)), Held)
-    assert await purse.hold(Amount(tokens=20)) == "token_budget"
-    assert purse.empty() is None
-    assert isinstance(await purse.hold(Amount(tokens=10)), Held)
-    assert await purse.hold(Amount(tokens=1)) == "token_budget"
-    assert purse.empty() == "token_budget"
+    budget = DailyBudget(
+        MirrorConfig(name="next", model="chat", challenger="new", budget={"tokens_per_day": 100}), store, clock
+    )
+    assert isinstance(await budget.reserve(Amount(tokens=90)), Reservation)
+    assert await budget.reserve(Amount(tokens=20)) == "token_budget"
+    assert budget.exhausted() is None
+    assert isinstance(await budget.reserve(Amount(tokens=10)), Reservation)
+    assert await budget.reserve(Amount(tokens=1)) == "token_budget"
+    assert budget.exhausted() == "token_budget"
     await clock.advance(5.0)
-    assert purse.empty() is None
+    assert budget.exhausted() is None
     await store.close()
 
 
 async def test_a_mirror_that_cannot_be_sent_for_a_fault_is_counted(shadows, kit, monkeypatch):
-    def broken(line, pair):
+    def broken(mirror, pair):
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr("pointsman_shadow.calls.mirror_request", broken)
+    monkeypatch.setattr("pointsman_shadow.mirror.Mirror.request", broken)
     worker = await shadows.worker(kit.mirror())
     assert (await worker.request()).status == 200
     shown = await shadows.shown(worker)
@@ -477,8 +540,10 @@ async def test_the_mirrors_span_is_linked_and_not_nested(shadows, kit):
     worker = await shadows.worker(kit.mirror(), tracing=True)
     result = await worker.request()
     await shadows.rest(worker)
-    roots = [span for span in worker.spans if span.name == "pointsman chat"]
-    primary, mirrored = sorted(roots, key=lambda span: span.attributes["pointsman.request_id"] != result.request_id)
+    kinds = [(span.attributes.get("pointsman.kind"), span) for span in worker.spans]
+    (primary,) = [span for kind, span in kinds if kind == "request"]
+    (mirrored,) = [span for kind, span in kinds if kind == "mirror"]
+    assert primary.attributes["pointsman.request_id"] == result.request_id
     assert mirrored.parent is None
     assert mirrored.context.trace_id != primary.context.trace_id
     assert [link.context.span_id for link in mirrored.links] == [primary.context.span_id]
@@ -487,6 +552,48 @@ async def test_the_mirrors_span_is_linked_and_not_nested(shadows, kit):
     (hook,) = [s for s in worker.spans if s.name == "before_attempt" and s.context.trace_id == primary.context.trace_id]
     assert hook.attributes["pointsman.shadow.next"] == "mirrored"
     assert "Hello" not in repr([span.to_json() for span in worker.spans])
+
+
+async def test_a_mirror_that_waits_and_its_primary_are_linked_both_ways(shadows, kit):
+    """Each request has ended long before its mirror begins, or is given up; those that are not even queued say why."""
+    worker = await shadows.worker(
+        kit.mirror(max_concurrent=1, queue_size=2, time_limit_s=50, max_wait_s=30), tracing=True
+    )
+    worker.gateway.upstream.answer({"new": ok(latency_s=20.0)})
+    for _ in range(4):
+        await worker.request(moves_clock=False)
+        await shadows.clock.advance(2 * PROBE_S)
+    await shadows.rest(worker, 200.0)
+    requests = [span for span in worker.spans if span.attributes.get("pointsman.kind") == "request"]
+    mirrors = [span for span in worker.spans if span.attributes.get("pointsman.kind") == "mirror"]
+    settlements = {s.context.span_id for s in worker.spans if s.attributes.get("pointsman.kind") == "settlement"}
+    linked = {
+        (request.context.span_id, link.context.span_id)
+        for request in requests
+        for link in request.links
+        if link.context.span_id not in settlements
+    }
+    assert linked == {(mirror.links[0].context.span_id, mirror.context.span_id) for mirror in mirrors}
+    assert len({request for request, _ in linked}) == 3
+    hooks = [
+        span.attributes["pointsman.shadow.next"] for span in worker.spans if "pointsman.shadow.next" in span.attributes
+    ]
+    assert hooks == ["mirrored", "mirrored", "mirrored", "queue_full"]
+    outcomes = [(m.attributes["pointsman.outcome"], m.attributes.get("pointsman.ended_because")) for m in mirrors]
+    assert sorted(outcomes, key=str) == [("cancelled", "waited_too_long"), ("ok", None), ("ok", None)]
+    waits = [event.attributes["pointsman.wait_ms"] for m in mirrors for event in m.events if event.name == "waited"]
+    assert max(waits) > 15_000
+
+
+async def test_a_worker_that_stops_says_which_mirrors_were_not_sent(shadows, kit):
+    worker = await shadows.worker(kit.mirror(max_concurrent=1), tracing=True)
+    worker.gateway.upstream.answer({"new": never()})
+    for _ in range(2):
+        await worker.request(moves_clock=False)
+        await shadows.clock.advance(2 * PROBE_S)
+    await worker.stop()
+    mirrors = [span for span in worker.spans if span.attributes.get("pointsman.kind") == "mirror"]
+    assert "shutdown" in {mirror.attributes.get("pointsman.ended_because") for mirror in mirrors}
 
 
 async def test_a_worker_that_stops_leaves_no_call_behind(shadows, kit):

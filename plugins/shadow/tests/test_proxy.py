@@ -1,4 +1,4 @@
-"""Mirrors beside a real LiteLLM proxy, asked by the providers' own clients on each API, plain and streamed."""
+"""Mirrors in a real LiteLLM proxy, called by the providers' own clients on each API, plain and streamed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 from pointsman.testing import eventually
 from pointsman.testing.otlp import CollectedSpan, Collector
+from pointsman.testing.provider import Behaviour, Delay, ReceivedRequest, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, Delay, ReceivedRequest, UpstreamServer
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 
@@ -113,16 +113,25 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
                         "api_base": upstream.url if provider == "anthropic" else f"{upstream.url}/v1",
                         "api_key": "upstream-key",
                     },
-                    "model_info": {"id": f"{group}-1"},
+                    "model_info": {"id": f"{group}-{number}"},
                 }
                 for group, (model, provider) in GROUPS.items()
+                # LiteLLM puts the only deployment of a group into no cooldown.
+                for number in ((1, 2) if group == "touchy" else (1,))
             ],
             "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "num_retries": 0},
             "router_settings": {"num_retries": 0, "allowed_fails": 0, "cooldown_time": 60},
             "pointsman": {
                 "store": {"backend": "disk", "path": str(directory / "store")},
                 "plugins": [
-                    {"shadow": {"flush_s": 0.1, "mirrors": [{"sample_rate": 1.0, **mirror} for mirror in MIRRORS]}}
+                    {
+                        "shadow": {
+                            "flush_s": 0.1,
+                            # Mirrors are not dropped where the machine is busy with other tests.
+                            "max_lag_ms": 60_000,
+                            "mirrors": [{"sample_rate": 1.0, **mirror} for mirror in MIRRORS],
+                        }
+                    }
                 ],
             },
         }
@@ -247,7 +256,7 @@ def test_a_failing_and_a_hanging_challenger_are_not_noticed(gateway: Gateway, *,
 
 
 def test_a_failing_mirror_does_not_take_a_deployment_from_the_clients(gateway: Gateway) -> None:
-    """One failure is enough for LiteLLM's cooldown here: a client's own puts a deployment away, a mirror's does not."""
+    """One failure is enough for LiteLLM's cooldown here: clients' own put both deployments away, a mirror's puts none."""
     gateway.upstream.behave("gpt-touchy", Behaviour(error_ratios={500: 1.0}))
     for number in range(1, 5):
         assert chat(gateway, "calm", stream=False)
@@ -255,8 +264,9 @@ def test_a_failing_mirror_does_not_take_a_deployment_from_the_clients(gateway: G
     gateway.upstream.behave("gpt-touchy", Behaviour(text="fine"))
     assert [chat(gateway, "touchy", stream=False) for _ in range(4)] == ["fine"] * 4
     gateway.upstream.behave("gpt-touchy", Behaviour(error_ratios={500: 1.0}))
-    with pytest.raises(openai.InternalServerError):
-        chat(gateway, "touchy", stream=False)
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError):
+            chat(gateway, "touchy", stream=False)
     gateway.upstream.behave("gpt-touchy", Behaviour(text="fine"))
     with pytest.raises(openai.RateLimitError):
         chat(gateway, "touchy", stream=False)
@@ -270,15 +280,20 @@ def test_the_mirror_is_linked_to_the_primary_and_not_part_of_it(gateway: Gateway
     assert answer.headers["x-pointsman-attempts"] == "1"
     request_id = answer.headers["x-pointsman-request-id"]
 
+    def is_primary(span: CollectedSpan) -> bool:
+        """Tell the request's span from its settlement's, which has the same id."""
+        said = span.attributes
+        return (said.get("pointsman.kind"), said.get("pointsman.request_id")) == ("request", request_id)
+
     def mirrored(spans: list[CollectedSpan]) -> list[CollectedSpan]:
-        primary = next((s for s in spans if s.attributes.get("pointsman.request_id") == request_id), None)
+        primary = next((s for s in spans if is_primary(s)), None)
         linked = [s for s in spans if primary is not None and (primary.trace_id, primary.span_id) in s.links]
         mirrors = {s.trace_id for s in spans if s.attributes.get("pointsman.attempt.kind") == "mirror"}
         return [s for s in linked if s.trace_id in mirrors]
 
     spans = gateway.collector.wait(lambda spans: bool(mirrored(spans)))
     (mirror,) = mirrored(spans)
-    primary = next(s for s in spans if s.attributes.get("pointsman.request_id") == request_id)
+    primary = next(s for s in spans if is_primary(s))
     assert mirror.parent_id == ""
     assert mirror.trace_id != primary.trace_id
     assert mirror.attributes["pointsman.label.mirror"] == "openai"

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from pointsman.testing import disconnect, error, ok
-from pointsman_shadow import line as lines
+from pointsman_shadow import mirror
 from pointsman_shadow.repository import Repository
 
 DAY_S = 86_400
@@ -54,7 +54,7 @@ async def test_figures_survive_a_restart(shadows, kit):
     assert len(await shadows.results(worker)) == 2
 
 
-async def test_what_was_seen_last_is_handed_in_at_the_shutdown(shadows, kit):
+async def test_the_last_figures_are_flushed_at_the_shutdown(shadows, kit):
     worker = await shadows.worker(kit.mirror(), flush_s=60)
     await worker.request()
     await worker.settled()
@@ -70,7 +70,7 @@ async def test_another_definition_begins_another_run(shadows, kit):
     await shadows.rest(worker)
     newer = await shadows.worker(kit.mirror(challenger="judge"), name="newer")
     shown = await shadows.shown(newer)
-    assert (shown["run"], shown["pairs"], shown["reason"]) == (2, 0, "the configuration defines it differently")
+    assert (shown["run"], shown["pairs"], shown["reason"]) == (2, 0, "the definition has changed")
     assert await shadows.results(newer) == []
     # The worker of the old configuration stops and says so.
     await worker.request()
@@ -108,8 +108,8 @@ async def test_while_the_store_is_down_figures_wait(shadows, kit):
 
 
 async def test_what_waits_for_the_store_is_bounded(shadows, kit, monkeypatch):
-    """Beyond the bound pairs are lost, and that is told."""
-    monkeypatch.setattr(lines, "MOST_WAITING", 3)
+    """Beyond the bound pairs are lost, and the status reports it."""
+    monkeypatch.setattr(mirror, "MAX_UNFLUSHED", 3)
     worker = await shadows.worker(kit.mirror())
     worker.store.down = True
     for _ in range(5):
@@ -202,7 +202,7 @@ async def test_a_shorter_time_holds_for_older_results_too(shadows, kit):
 
 @pytest.mark.parametrize("state", [{"x": 1}, "no state at all"])
 async def test_a_state_that_cannot_be_read_stops_its_own_mirror_only(shadows, kit, state):
-    """Also at the start; it says so, and a reset begins it anew."""
+    """Also at the start; the status reports it, and a reset begins a new run."""
     sections = [kit.mirror(name="aa"), kit.mirror(name="bb")]
     worker = await shadows.worker(*sections)
     await worker.request()
@@ -281,7 +281,7 @@ async def test_an_operators_redactor_that_fails_keeps_nothing(shadows, kit, monk
 
         return redact
 
-    monkeypatch.setattr("pointsman_shadow.redaction.load", load)
+    monkeypatch.setattr("pointsman_shadow.results.load", load)
     worker = await shadows.worker(kit.mirror(keep_texts=True, redact={"hook": "mine"}), script=ok("secret"))
     await worker.request(script=ok("secret"))
     shown = await shadows.shown(worker)

@@ -21,10 +21,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pointsman.types import Attempt, AttemptKind, Candidate, Deployment, Outcome, Signal, SignalStatus, Usage
-from pointsman_signals.book import Book
 from pointsman_signals.config import SignalsConfig
 from pointsman_signals.dialects import DialectTable
-from pointsman_signals.steer import steer
+from pointsman_signals.steering import steer
+from pointsman_signals.tracker import Tracker
 
 NOW = 1_700_000_000.0
 ANSWERS, ROUNDS = 400, 15
@@ -149,28 +149,28 @@ def attempts(provider: str, number: int = ANSWERS) -> list[Attempt]:
 
 
 def best_us(work: Callable[[], object], number: int) -> float:
-    """Return the microseconds of one of so many calls."""
+    """Return the microseconds of one of ``number`` calls."""
     return min(timeit.repeat(work, number=number, repeat=ROUNDS)) / number * 1e6
 
 
 def observing(provider: str) -> tuple[float, float]:
     """Return the microseconds of an attempt's begin and of its end."""
-    book, made = Book(SignalsConfig(), DialectTable()), attempts(provider)
+    tracker, made = Tracker(SignalsConfig(), DialectTable()), attempts(provider)
     turn = cycle(made)
 
     def begin() -> None:
         attempt = next(turn)
-        book.begin(attempt, attempt.started_at)
+        tracker.begin(attempt, attempt.started_at)
 
     def observe() -> None:
         attempt = next(turn)
-        book.observe(attempt, attempt.started_at + 0.5)
+        tracker.observe(attempt, attempt.started_at + 0.5)
 
     return best_us(begin, ANSWERS), best_us(observe, ANSWERS)
 
 
 def steering(ill: int) -> float:
-    """Return the microseconds of ``select`` with 20 deployments, so many of them not available."""
+    """Return the microseconds of ``select`` with 20 deployments, some of them unavailable."""
     candidates = [
         Candidate(deployment=Deployment(id=f"d{n}", group="chat", provider="openai", model="m")) for n in range(20)
     ]
@@ -189,14 +189,14 @@ def steering(ill: int) -> float:
 
 
 def memory() -> list[tuple[str, float]]:
-    """Return the kilobytes held after so many deployments have been seen, with the default bound."""
+    """Return the kilobytes held after a number of deployments were seen, with the default bound."""
     rows = []
-    book, (sample, *_) = Book(SignalsConfig(), DialectTable()), attempts("anthropic", 1)
+    tracker, (sample, *_) = Tracker(SignalsConfig(), DialectTable()), attempts("anthropic", 1)
     gc.collect()
     tracemalloc.start()
     for number in range(1, 10_001):
         one = Deployment(id=f"d{number}", group=f"g{number % 100}", provider="anthropic", model="m")
-        book.observe(replace(sample, deployment=one), NOW + number)
+        tracker.observe(replace(sample, deployment=one), NOW + number)
         if number in {1_000, 2_000, 5_000, 10_000}:
             gc.collect()
             rows.append((f"{number} deployments seen", tracemalloc.get_traced_memory()[0] / 1024))

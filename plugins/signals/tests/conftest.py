@@ -7,9 +7,9 @@ from itertools import count
 import pytest
 
 from pointsman.types import Attempt, AttemptError, AttemptKind, Deployment, ErrorClass, Outcome, Usage
-from pointsman_signals.book import Book
 from pointsman_signals.config import SignalsConfig
 from pointsman_signals.dialects import DialectTable
+from pointsman_signals.tracker import Tracker
 
 NOW = 1_700_000_000.0
 
@@ -51,12 +51,12 @@ def deployment():
 
 
 @pytest.fixture
-def book_of():
+def tracker_of():
     """Return a maker of books."""
 
     def make(**config):
         config = SignalsConfig(**config)
-        return Book(config, DialectTable(chosen=config.dialects))
+        return Tracker(config, DialectTable(chosen=config.dialects))
 
     return make
 

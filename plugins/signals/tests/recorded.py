@@ -42,7 +42,16 @@ def recording():
 
 def exchanges():
     """Return all recorded exchanges."""
-    with recording().open(encoding="utf-8") as lines:
+    return read(recording())
+
+
+def sample():
+    """Return a few exchanges in the shapes that the providers document."""
+    return read(Path(__file__).resolve().parents[3] / "tests" / "recordings" / FILE)
+
+
+def read(file):
+    with file.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
@@ -59,7 +68,7 @@ def seconds_of_duration(text):
 
 
 def expected(host, name, text, headers, now):
-    """Return ``(axis, window_s, part, value)`` for one header, None for one that is no figure of a quota axis."""
+    """Return ``(axis, window_s, part, value)`` for one header, None for one that is not a figure of a quota axis."""
     words = name.split("-")
     if host == "api.cohere.com":
         return "requests", 2_592_000.0 if words[2] == "monthly" else 60.0, words[-1], float(text)

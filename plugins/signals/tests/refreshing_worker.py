@@ -8,12 +8,20 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 
-from pointsman.host.runtime import SystemClock
 from pointsman.testing import Harness
 from pointsman.types import Deployment
 from pointsman_signals.plugin import plugin
+
+
+class SystemClock:
+    """The clock of this machine."""
+
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
+    sleep = staticmethod(asyncio.sleep)
 
 
 async def main(directory, base, name):

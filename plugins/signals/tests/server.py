@@ -11,9 +11,9 @@ import pytest
 from pointsman.types import Deployment
 
 
-def local(base="http://127.0.0.1:1", id_="local", provider="hosted_vllm"):
+def local(base="http://127.0.0.1:1", id_="local", provider="hosted_vllm", group="local"):
     """Return a deployment on a server of one's own."""
-    return Deployment(id=id_, group="local", provider=provider, model="m", api_base=base)
+    return Deployment(id=id_, group=group, provider=provider, model="m", api_base=base)
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Server:
     drop: int = 0
     requests: list[str] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     base: str = ""
 
     async def answer(self, reader, writer):
@@ -35,14 +36,20 @@ class Server:
             self.asked.set()
             if self.drop > 0:
                 self.drop -= 1
-            else:
-                await asyncio.sleep(self.delay_s)
+            elif not await self._waits():
                 writer.write(
                     f"HTTP/1.1 {self.status} X\r\ncontent-length: {len(self.body)}\r\nconnection: close\r\n\r\n".encode()
                 )
                 writer.write(self.body)
                 await writer.drain()
         writer.close()
+
+    async def _waits(self) -> bool:
+        """Wait before an answer; return whether the test is over meanwhile."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.delay_s):
+                await self.over.wait()
+        return self.over.is_set()
 
 
 @pytest.fixture
@@ -52,3 +59,5 @@ async def server():
     made.base = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
     async with listening:
         yield made
+        # From Python 3.12 on, the server waits for its connections.
+        made.over.set()

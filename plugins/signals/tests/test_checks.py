@@ -33,7 +33,7 @@ async def run(checks, one):
     return await checks.run(check, one)
 
 
-# -- who is checked how -----------------------------------------------------------------------------------------------
+# -- which check applies ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,12 @@ from importlib.metadata import EntryPoint
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from pointsman.errors import PluginLoadError
 from pointsman.types import Deployment
 from pointsman_signals.config import SignalsConfig
-from pointsman_signals.dialects import DIALECTS, DialectTable, installed_dialects
+from pointsman_signals.dialects import DIALECTS, Dialect, DialectTable, installed_dialects
 from pointsman_signals.plugin import SignalsPlugin
-from pointsman_signals.reading import Dialect
 
 from .golden import GOLDEN, NOW, lim
 
@@ -74,13 +73,6 @@ def test_a_row_with_a_wrong_expression_is_refused_by_name():
         DialectTable([*DIALECTS, Dialect(name="broken", headers=("(",))])
 
 
-def test_a_row_of_a_distribution_with_a_wrong_expression_stops_the_start(monkeypatch):
-    broken = Dialect(name="broken", headers=("(",))
-    monkeypatch.setattr("pointsman_signals.plugin.installed_dialects", lambda: (*DIALECTS, broken))
-    with pytest.raises(PluginLoadError, match="plugin 'signals': dialect 'broken'"):
-        SignalsPlugin(SignalsConfig())
-
-
 ACME = Dialect(
     name="acme",
     providers=("acme",),
@@ -96,35 +88,51 @@ def entry(name, target):
     return EntryPoint(name=name, value=f"{__name__}:{target}", group="pointsman_signals.dialects")
 
 
+def rows_of(installed):
+    return [row for rows in installed.values() for row in rows]
+
+
 def load_from_here(monkeypatch, value):
     monkeypatch.setattr(EntryPoint, "load", lambda _: value)
 
 
 def test_an_installed_distribution_adds_a_dialect(monkeypatch):
     load_from_here(monkeypatch, (ACME,))
-    table = DialectTable(installed_dialects([entry("acme", "ACME")]))
+    table = DialectTable(rows_of(installed_dialects([entry("acme", "ACME")])))
     reading = table.reader(deployment("acme")).read({"acme-calls-left": "3", "acme-calls-max": "9"}, NOW)
     assert reading.limits == (lim("requests", None, 9, 3),)
     assert table.reader(deployment(api_base="https://eu.acme.example/v1")).dialect.name == "acme"
 
 
-def test_an_installed_dialect_replaces_the_one_of_its_name(monkeypatch):
-    mine = Dialect(name="groq", providers=("groq",), headers=(r"g-(?P<part>remaining)-(?P<axis>requests)",))
-    load_from_here(monkeypatch, mine)
-    table = DialectTable(installed_dialects([entry("groq", "MINE")]))
-    assert table.reader(deployment("groq")).read({"g-remaining-requests": "1"}, NOW).limits[0].remaining == 1
+@pytest.mark.parametrize("name", ["groq", "mine"])
+def test_no_distribution_replaces_a_built_in_dialect(monkeypatch, caplog, name):
+    """Neither with its entry point's name nor with its dialect's."""
+    load_from_here(monkeypatch, Dialect(name="groq", headers=(r"g-(?P<part>remaining)-(?P<axis>requests)",)))
+    assert rows_of(installed_dialects([entry(name, "MINE")])) == list(DIALECTS)
+    assert "is built in" in caplog.text
 
 
-@pytest.mark.parametrize("value", [NOT_A_DIALECT, None, "acme"])
-def test_an_entry_point_that_names_something_else_stops_the_start(monkeypatch, value):
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (NOT_A_DIALECT, "must name a Dialect"),
+        (None, "must name a Dialect"),
+        ("acme", "must name a Dialect"),
+        (Dialect(name="acme", headers=("(",)), "dialect 'acme'"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_until_it_is_named(monkeypatch, value, says):
+    """A broken dialect that the configuration does not name stops nothing; one that it names is an error with its key."""
     load_from_here(monkeypatch, value)
-    with pytest.raises(PluginLoadError, match=r"'signals': entry point 'acme' .* must be a Dialect"):
-        installed_dialects([entry("acme", "X")])
-
-
-def test_an_entry_point_that_cannot_be_imported_stops_the_start():
-    with pytest.raises(PluginLoadError, match=r"entry point 'acme' .* cannot be imported: ModuleNotFoundError"):
-        installed_dialects([EntryPoint("acme", "no_such_module_here:X", "pointsman_signals.dialects")])
+    installed = installed_dialects([entry("acme", "X")])
+    assert rows_of(installed) == list(DIALECTS)
+    assert says in installed.broken["acme"]
+    monkeypatch.setattr("pointsman_signals.plugin.installed_dialects", lambda: installed)
+    monkeypatch.setattr("pointsman_signals.config.installed_dialects", lambda: installed)
+    SignalsPlugin(SignalsConfig())
+    with pytest.raises(ValidationError, match=says) as caught:
+        SignalsConfig(dialects={"openai": "acme"})
+    assert caught.value.errors()[0]["loc"] == ("dialects", "openai")
 
 
 def test_a_flood_of_header_names_is_not_remembered():

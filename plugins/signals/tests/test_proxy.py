@@ -12,8 +12,8 @@ from collections import Counter
 import httpx
 import pytest
 
+from pointsman.testing.provider import PICK_HEADER, ReplayIndex, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import PICK_HEADER, ReplayIndex, UpstreamServer
 
 from .recorded import exchanges, expected, figure, rate_headers, recording
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pointsman.types import Limit
+from pointsman_signals.dialects import Reading
 from pointsman_signals.quota import MAX_ASSUMED_S, MAX_AXES, Quota, QuotaRules
-from pointsman_signals.reading import Reading
 
 NOW = 1_700_000_000.0
 RULES = QuotaRules(reserve_ratio=0.1, assumed_reset_s=60.0, refused_s=30.0)

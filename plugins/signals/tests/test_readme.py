@@ -11,8 +11,7 @@ import yaml
 from pointsman.plugin import PluginConfig
 from pointsman.types import Deployment
 from pointsman_signals.config import SignalsConfig
-from pointsman_signals.dialects import DIALECTS, DialectTable
-from pointsman_signals.reading import Dialect
+from pointsman_signals.dialects import DIALECTS, Dialect, DialectTable
 
 README = Path(__file__).parents[1].joinpath("README.md").read_text(encoding="utf-8")
 

@@ -10,12 +10,13 @@ import pytest
 from pointsman.types import Deployment
 from pointsman_signals.dialects import DialectTable
 
-from .recorded import exchanges, expected, figure, rate_headers
+from .recorded import exchanges, expected, figure, rate_headers, sample
 
 
-def test_every_rate_limit_header_ends_in_the_right_field_with_the_right_unit():
+@pytest.mark.parametrize("source", [sample, exchanges])
+def test_every_rate_limit_header_ends_in_the_right_field_with_the_right_unit(source):
     table, seen = DialectTable(), Counter()
-    for exchange in exchanges():
+    for exchange in source():
         host, headers = exchange["host"], rate_headers(exchange)
         deployment = Deployment(id="d", group="g", provider="openai", model="m", api_base=f"https://{host}/v1")
         date = exchange["headers"].get("date", "Sun, 01 Jun 2025 00:00:00 GMT")

@@ -117,16 +117,98 @@ async def test_a_server_that_hangs_costs_the_deadline_and_no_more(server, harnes
         assert answer["check"]["message"] == "no answer within 0.3 s"
 
 
+async def passes(h, seconds):
+    """Let the time pass, with pauses for the checks that it starts."""
+    for _ in range(seconds):
+        await h.clock.advance(1.0)
+        await asyncio.sleep(0.03)
+
+
 async def test_local_servers_are_checked_by_themselves_each_at_its_own_time(server, harness):
-    deployments = [local(server.base, id_=f"local-{number}") for number in range(5)]
+    deployments = [local(f"{server.base}/{number}", id_=f"local-{number}") for number in range(5)]
     async with harness([(plugin, {"check_interval_s": 10.0})], deployments=deployments) as h:
-        for _ in range(40):
-            await h.clock.advance(1.0)
-            await asyncio.sleep(0.03)
+        await passes(h, 40)
         assert {s.status for s in h.host.signals.all().values()} == {SignalStatus.AVAILABLE}
         assert 5 * 3 <= len(server.requests) <= 5 * 6
         due = h.plugin("signals")._refresher._due_at.values()
         assert len(set(due)) == 5
+
+
+async def test_deployments_of_one_server_are_checked_together(server, harness):
+    """Five models behind one address are one server: one request, whose outcome holds for all of them."""
+    deployments = [local(server.base + path, id_=f"local-{path}") for path in ("", "/", "/v1", "/v1/", "?x=1")]
+    async with harness([(plugin, {"check_interval_s": 10.0})], deployments=deployments) as h:
+        await passes(h, 40)
+        assert 3 <= len(server.requests) <= 6
+        assert {s.status for s in h.host.signals.all().values()} == {SignalStatus.AVAILABLE}
+        server.status = 500
+        await h.admin.post("/signals/local-/refresh")
+        await passes(h, 3)
+        assert {s.status for s in h.host.signals.all().values()} == {SignalStatus.DEGRADED}
+
+
+async def test_a_configured_check_belongs_to_its_deployment_alone(server, harness):
+    deployments = [local(server.base, id_=id_) for id_ in ("own", "other")]
+    async with harness(
+        [(plugin, {"check_local": False, "checks": {"own": {"kind": "models"}}})], deployments=deployments
+    ) as h:
+        await h.admin.post("/signals/own/refresh")
+        assert h.host.signals.get("own").status is SignalStatus.AVAILABLE
+        assert h.host.signals.get("other").status is SignalStatus.UNKNOWN
+
+
+async def test_a_server_that_answers_traffic_is_not_checked(server, harness):
+    """Not at the start either; once the traffic ends, the checks begin."""
+    busy, idle = (local(server.base, id_=id_, group=id_) for id_ in ("busy", "idle"))
+    section = {"check_interval_s": 10.0, "ttl_s": 30}
+    async with harness([(plugin, section)], deployments=[busy, idle]) as h:
+        for _ in range(20):
+            assert (await h.request(model="busy")).status == 200
+            await passes(h, 2)
+        assert server.requests == []
+        # The answer shows as much about the deployment that had no traffic.
+        assert h.host.signals.get("idle").status is SignalStatus.AVAILABLE
+        await passes(h, 15)
+        assert len(server.requests) == 1
+
+
+async def test_traffic_of_the_same_host_spares_other_paths_without_a_word_about_them(server, harness):
+    deployments = [
+        local(server.base, id_="root", group="root"),
+        local(f"{server.base}/other", id_="other", group="other"),
+    ]
+    async with harness([(plugin, {"check_interval_s": 10.0})], deployments=deployments) as h:
+        for _ in range(20):
+            assert (await h.request(model="root")).status == 200
+            await passes(h, 2)
+        assert server.requests == []
+        assert h.host.signals.get("other").status is SignalStatus.UNKNOWN
+
+
+async def test_a_deployment_whose_attempts_fail_is_checked_whatever_its_neighbours_answer(server, harness):
+    deployments = [
+        local(server.base, id_="good", group="good"),
+        local(f"{server.base}/bad", id_="bad", group="bad"),
+    ]
+    async with harness([(plugin, {"check_interval_s": 10.0})], deployments=deployments) as h:
+        for _ in range(15):
+            assert (await h.request(model="good")).status == 200
+            assert (await h.request(model="bad", script=error(500), retries=0)).status == 500
+            await passes(h, 2)
+        assert server.requests
+        assert {request.split()[1] for request in server.requests} == {"/bad/v1/models"}
+
+
+async def test_a_failed_check_is_repeated_until_an_answer_comes_after_it(server, harness):
+    server.status = 500
+    async with harness([(plugin, {"check_interval_s": 10.0})], deployments=[local(server.base)]) as h:
+        assert (await h.request(model="local")).status == 200
+        await h.admin.post("/signals/local/refresh")
+        await passes(h, 14)
+        assert len(server.requests) == 2
+        assert (await h.request(model="local")).status == 200
+        await passes(h, 9)
+        assert len(server.requests) == 2
 
 
 async def test_a_completion_through_the_gateway_is_a_check(harness):
@@ -182,7 +264,7 @@ async def test_what_a_document_calls_exhausted_ends_with_the_reset_of_its_scarce
     async with harness([(plugin, {"checks": {"chat-a": check}, "check_interval_s": 86_400})]) as h:
         answer = (await h.admin.post("/signals/chat-a/refresh")).json()
         assert (answer["status"], answer["until"]) == ("exhausted", pytest.approx(h.clock.now() + length_s))
-        await h.clock.advance(length_s + 1)
+        await h.clock.skip(length_s + 1)
         assert h.host.signals.get("chat-a").status is not SignalStatus.EXHAUSTED
 
 

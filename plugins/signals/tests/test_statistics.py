@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.stats import Sketch
 from pointsman.types import ErrorClass, Usage
-from pointsman_signals.sketch import MAX_BUCKETS, MAX_VALUE, MIN_VALUE, RELATIVE_ERROR, Sketch
-from pointsman_signals.window import SLICES, Sample, Slice, Window, recent_p50
+from pointsman_signals.statistics import BUCKETS, RELATIVE_ERROR, SLICES, Sample, Slice, Window, quantiles, recent_p50
 
-VALUES = st.lists(st.floats(min_value=MIN_VALUE, max_value=MAX_VALUE), min_size=1, max_size=200)
+MAX_BUCKETS = BUCKETS.highest - BUCKETS.lowest + 1
+
+VALUES = st.lists(st.floats(min_value=BUCKETS.least, max_value=BUCKETS.most), min_size=1, max_size=200)
 RANKS = (0.01, 0.5, 0.95, 0.99, 1.0)
 
 
 def sketch_of(values):
-    sketch = Sketch()
+    sketch = Sketch(BUCKETS)
     for value in values:
         sketch.add(value)
     return sketch
@@ -30,12 +32,12 @@ def nearest_rank(values, ratio):
 
 @given(VALUES)
 def test_every_quantile_is_the_exact_one_within_the_relative_error(values):
-    for ratio, found in zip(RANKS, sketch_of(values).at(RANKS), strict=True):
+    for ratio, found in zip(RANKS, sketch_of(values).quantiles(RANKS), strict=True):
         assert found == pytest.approx(nearest_rank(values, ratio), rel=RELATIVE_ERROR * 1.001)
 
 
 def test_one_to_a_hundred_has_the_quantiles_50_95_99():
-    found = sketch_of(range(1, 101)).quantiles()
+    found = quantiles(sketch_of(range(1, 101)))
     assert found.count == 100
     assert (found.p50, found.p95, found.p99) == pytest.approx((50, 95, 99), rel=RELATIVE_ERROR)
 
@@ -48,37 +50,37 @@ def test_merging_gives_the_sketch_of_all_values_in_any_order(one, two, three):
     right.merge(sketch_of(one))
     right.merge(sketch_of(two))
     whole = sketch_of([*one, *two, *three])
-    assert left.buckets == right.buckets == whole.buckets
-    assert left.count == right.count == whole.count
+    assert left.weights() == right.weights() == whole.weights()
+    assert left.weight() == right.weight() == whole.weight()
 
 
 @given(st.lists(st.floats(allow_nan=False), max_size=100))
 def test_no_value_breaks_a_sketch_or_its_bound(values):
     sketch = sketch_of(values)
-    assert sketch.count == len(values)
-    assert len(sketch.buckets) <= MAX_BUCKETS
+    assert sketch.weight() == len(values)
+    assert len(sketch.weights()) <= MAX_BUCKETS
     if values:
-        assert all(math.isfinite(value) and value > 0 for value in sketch.at(RANKS))
+        assert all(math.isfinite(value) and value > 0 for value in sketch.quantiles(RANKS))
 
 
 def test_a_sketch_of_everything_has_no_more_buckets_than_the_bound():
-    sketch = sketch_of(MIN_VALUE * 1.01**step for step in range(10_000))
-    assert len(sketch.buckets) <= MAX_BUCKETS < 600
+    sketch = sketch_of(BUCKETS.least * 1.01**step for step in range(10_000))
+    assert len(sketch.weights()) <= MAX_BUCKETS < 600
 
 
 def test_an_empty_sketch_has_no_quantiles():
-    assert Sketch().quantiles() is None
+    assert quantiles(Sketch(BUCKETS)) is None
 
 
 @given(VALUES)
 def test_a_sketch_survives_json(values):
     sketch = sketch_of(values)
-    again = Sketch.from_json(json.loads(json.dumps(sketch.to_json())))
-    assert (again.buckets, again.count) == (sketch.buckets, sketch.count)
+    again = Sketch.from_json(json.loads(json.dumps(sketch.to_json())), BUCKETS)
+    assert (again.weights(), again.weight()) == (sketch.weights(), sketch.weight())
 
 
 def test_a_sketch_leaves_out_what_it_cannot_have_written():
-    assert Sketch.from_json({"x": 1, "1": -5, "2": "3", "999999": 1, "--3": 1, "4": 2}).buckets == {4: 2}
+    assert Sketch.from_json({"x": 1, "1": -5, "2": "3", "999999": 1, "--3": 1, "4": 2}, BUCKETS).weights() == {4: 2}
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_window_counts_tokens_cost_cache_and_errors():
     assert (total.input_tokens, total.output_tokens, total.cached_tokens) == (110, 25, 60)
     assert total.cost_tokens == 40 + 20 + 10 + 5
     assert (total.cache_hits, total.cache_misses, total.cost_usd_micros) == (1, 1, 14)
-    assert (total.latency_ms.count, total.first_token_ms.count, total.tokens_per_s.count) == (2, 2, 0)
+    assert (total.latency_ms.weight(), total.first_token_ms.weight(), total.tokens_per_s.weight()) == (2, 2, 0)
 
 
 def test_what_is_older_than_the_window_no_longer_counts():

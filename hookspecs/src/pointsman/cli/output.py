@@ -1,4 +1,4 @@
-"""What commands print: tables and verdicts for people, JSON for programs, plain text wherever nobody watches."""
+"""What commands print: tables and verdicts on a terminal, JSON on request, plain text when piped."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..client import PIPED_WIDTH_COLUMNS
+from ..text import printable
 
 
 class Level(StrEnum):
-    """How a check came out."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -26,12 +27,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check found.
+    """What one check finding.
 
     Attributes:
-        level: How it came out.
-        subject: What was looked at, in a word or two.
-        message: What was found and, unless it is fine, what to do.
+        level: The result.
+        subject: What was checked, in a word or two.
+        message: What was finding and, unless it is ok, what to do.
     """
 
     level: Level
@@ -42,31 +43,26 @@ class Finding:
 _STYLES: Final = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "bold red"}
 
 
-def printable(text: str) -> str:
-    """Return text without control sequences; line breaks stay."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
 def show_findings(findings: Iterable[Finding]) -> None:
     """Print findings, one a line."""
     console = Console(highlight=False)
     if console.is_terminal:
         grid = Table.grid(padding=(0, 2))
-        for found in findings:
+        for finding in findings:
             grid.add_row(
-                Text(found.level.value, _STYLES[found.level]),
-                Text(found.subject, "bold"),
-                Text(printable(found.message)),
+                Text(finding.level.value, _STYLES[finding.level]),
+                Text(finding.subject, "bold"),
+                Text(printable(finding.message, keep="\n")),
             )
         console.print(grid)
         return
-    for found in findings:
-        message = " ".join(printable(found.message).splitlines())
-        click.echo(f"{found.level.value:<7}  {found.subject:<13}  {message}")
+    for finding in findings:
+        message = " ".join(printable(finding.message, keep="\n").splitlines())
+        click.echo(f"{finding.level.value:<7}  {finding.subject:<13}  {message}")
 
 
 def show_table(table: Table) -> None:
-    """Print a table, as wide as the terminal; wide enough for everything where there is none."""
+    """Print a table, as wide as the terminal, or wide enough for everything when piped."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=PIPED_WIDTH_COLUMNS)
@@ -80,18 +76,18 @@ def show_json(answer: object) -> None:
 
 def as_json(findings: Iterable[Finding]) -> list[dict[str, str]]:
     """Return findings as JSON."""
-    return [asdict(found) for found in findings]
+    return [asdict(finding) for finding in findings]
 
 
 def verdict(findings: Sequence[Finding]) -> Level:
     """Return the worst level there is."""
-    levels = {found.level for found in findings}
+    levels = {finding.level for finding in findings}
     return next((level for level in (Level.FAILED, Level.WARNING) if level in levels), Level.OK)
 
 
 def count(findings: Sequence[Finding]) -> str:
-    """Return how many there are of each, in words."""
-    failed, warnings = (sum(found.level is level for found in findings) for level in (Level.FAILED, Level.WARNING))
+    """Return the numbers of errors and warnings as text."""
+    failed, warnings = (sum(finding.level is level for finding in findings) for level in (Level.FAILED, Level.WARNING))
     parts = [
         f"{number} {word}{'s' if number > 1 else ''}"
         for number, word in ((failed, "error"), (warnings, "warning"))

@@ -1,4 +1,4 @@
-"""The root command: built-in commands and those of the installed plugins, each imported when it is used."""
+"""The root command: built-in commands and those of installed plugins, each imported when it is used."""
 
 from __future__ import annotations
 
@@ -11,20 +11,27 @@ import click
 
 from .. import __version__
 from ..errors import PluginLoadError, nearest
-from ..host.manager import Available, discover, plugin_info
+from ..host.discovery import Available, discover, plugin_info
 
 #: Name, where its code is, and its line in the help.
 _BUILT_IN: Final = {
     "check": ("pointsman.cli.check:check", "Validate a configuration without starting anything."),
     "doctor": ("pointsman.cli.doctor:doctor", "Check a configuration and the environment it will run in."),
-    "plugins": ("pointsman.cli.plugins:plugins", "Show the installed plugins."),
+    "explain": ("pointsman.cli.explain:explain", "Say why a recent request went where it went."),
+    "hooks": ("pointsman.cli.reference:hooks", "Print the reference of all hooks."),
+    "new-plugin": ("pointsman.cli.scaffold:new_plugin", "Write a new plugin distribution, complete with tests."),
+    "plugins": ("pointsman.cli.reference:plugins", "Show the installed plugins and their settings."),
+    "reload": ("pointsman.cli.reload:reload", "Let a running proxy read its configuration again."),
+    "requests": ("pointsman.cli.explain:requests", "List the last finished requests."),
+    "schema": ("pointsman.cli.reference:schema", "Print a JSON schema of the configuration, for editors."),
     "status": ("pointsman.cli.status:status", "Show how a running proxy and its plugins are doing."),
+    "top": ("pointsman.cli.top:top", "Show what a running proxy does now."),
 }
 _INSTALLED: Final = "pointsman.installed"
 
 
 class Deferred(click.Command):
-    """A command of which only the name and one line are known until it is used.
+    """A command of which only the name and the summary are known until it is used.
 
     Args:
         name: Its name.
@@ -39,11 +46,11 @@ class Deferred(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Import the command and let it take over."""
+        """Import the command and pass control to it."""
         try:
             command = self._load()
         except click.ClickException:
-            # A shell that completes a line wants words, not errors.
+            # Shell completion needs words, not errors.
             if not extra.get("resilient_parsing"):
                 raise
             return super().make_context(info_name, args, parent, **extra)
@@ -69,7 +76,7 @@ class Root(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command that the first argument names; say what there is when it names none."""
+        """Find the command that the first argument names; list the commands when there is none."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             if name in _installed(ctx):
@@ -77,7 +84,7 @@ class Root(click.Group):
             known = self.list_commands(ctx)
             ctx.fail(
                 f"there is no command {name!r}{nearest(name, known)}; there are: {', '.join(known)}. "
-                "A plugin that is installed brings its own."
+                "Installed plugins add their own."
             )
         return super().resolve_command(ctx, args)
 
@@ -90,7 +97,7 @@ def _installed(ctx: click.Context) -> dict[str, Available]:
 
 
 def _of_plugin(name: str, available: Available) -> Deferred | None:
-    """Return a plugin's group, None when it has none; one that cannot be imported says so when it is used."""
+    """Return a plugin's group, or None when it has none; for a plugin that cannot be imported, a command that says so."""
     try:
         info = plugin_info(available)
     except PluginLoadError as err:
@@ -126,4 +133,4 @@ def _import(target: str, plugin: str | None = None) -> click.Command:
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pointsman")
 def main() -> None:
-    """Traffic management for the LiteLLM proxy: look at a configuration, the environment and a running proxy."""
+    """Traffic management for the LiteLLM proxy: check a configuration and its environment, examine a running proxy."""

@@ -1,4 +1,4 @@
-"""The admin surface as one Starlette application, to be mounted under ``/pointsman`` by whoever has checked the key.
+"""The admin surface as one Starlette application, mounted under ``/pointsman`` by the bridge, which checks the admin key first.
 
 Every answer is JSON; every error has the shape ``{"error": {"message", "type", "param", "code"}}``.
 """
@@ -6,19 +6,27 @@ Every answer is JSON; every error has the shape ``{"error": {"message", "type", 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Final, Literal
 
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..errors import AdminError, StoreError
-
-if TYPE_CHECKING:
-    from .host import Host
+from ..admin import Input, read_query
+from ..errors import AdminError, InvalidInput, NotFound, StoreError
+from ..text import one_line
+from .exposition import render
+from .isolation import let_through
+from .measures import as_json
+from .observing import Observed
+from .recent import summary
+from .reloading import Reload
 
 log: Final = logging.getLogger("pointsman")
 
@@ -58,13 +66,99 @@ async def _fault(request: Request, err: Exception) -> Response:
     return JSONResponse(body, status_code=500)
 
 
-def build(host: Host, plugin_routes: Mapping[str, Sequence[BaseRoute]]) -> Starlette:
-    """Build the application: ``/status``, and each plugin's routes under its name; ``console`` also has the root."""
+class _Isolated:
+    """Makes an ``Exception`` of whatever else a route raises: a ``SystemExit`` in a task ends the worker."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(scope, receive, send)
+        except Exception:
+            raise
+        except BaseException as err:
+            let_through(err)
+            raise RuntimeError(f"a route raised {type(err).__name__}") from err
+
+
+class MetricsQuery(Input):
+    """The query of ``GET /metrics``."""
+
+    format: Literal["prometheus", "json"] = "prometheus"
+
+
+class RecentQuery(Input):
+    """The query of ``GET /requests``."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 20
+
+
+def observed_routes(observed: Observed) -> list[BaseRoute]:
+    """Return the routes that show metrics and recent requests."""
+
+    async def metrics(request: Request) -> Response:
+        families = await observed.read_metrics()
+        if read_query(MetricsQuery, request).format == "json":
+            return JSONResponse({"metrics": as_json(families)})
+        content, kind = render(families, request.headers.get("accept", ""))
+        return Response(content, media_type=None, headers={"content-type": kind})
+
+    async def requests(request: Request) -> Response:
+        limit = read_query(RecentQuery, request).limit
+        rows = [summary(record) for record in observed.recent.latest(limit)]
+        return JSONResponse({"worker": observed.worker, "requests": rows})
+
+    async def explain(request: Request) -> Response:
+        request_id = request.path_params["request_id"]
+        found = await observed.explain_anywhere(request_id)
+        if found is None:
+            raise NotFound(
+                f"no worker remembers the request {one_line(request_id, 80)!r}; each keeps the last {observed.recent.capacity} "
+                "finished ones ('recent_requests' in the pointsman section), and none of before its start",
+                param="request_id",
+            )
+        return JSONResponse(found)
+
+    return [
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/requests", requests, methods=["GET"]),
+        Route("/requests/{request_id}", explain, methods=["GET"]),
+    ]
+
+
+def build(
+    describe: Callable[[], Mapping[str, object]],
+    plugin_routes: Mapping[str, Sequence[BaseRoute]],
+    observed: Observed | None = None,
+    reload: Callable[[], Awaitable[Reload]] | None = None,
+) -> Starlette:
+    """Build the application: ``/status``, metrics, recent requests, and each plugin's routes under its name.
+
+    ``console`` also has the root.
+
+    Args:
+        describe: Returns the worker's status as JSON.
+        plugin_routes: Routes by plugin.
+        observed: What has metrics and recent requests.
+        reload: Reads the configuration again.
+    """
 
     async def status(_: Request) -> Response:
-        return JSONResponse(host.describe())
+        return JSONResponse(describe())
+
+    async def reloaded(_: Request) -> Response:
+        assert reload is not None  # noqa: S101  # there is no such route without it
+        result = await reload()
+        if result.error is not None:
+            raise InvalidInput(f"nothing has changed: {result.error}", param="config")
+        return JSONResponse(result.as_json())
 
     routes: list[BaseRoute] = [Route("/status", status, methods=["GET"])]
+    if reload is not None:
+        routes.append(Route("/reload", reloaded, methods=["POST"]))
+    if observed is not None:
+        routes += observed_routes(observed)
     for plugin, own in plugin_routes.items():
         # A plugin's "/" is reached as /pointsman/<plugin> too, without a redirect.
         routes.extend(
@@ -77,6 +171,7 @@ def build(host: Host, plugin_routes: Mapping[str, Sequence[BaseRoute]]) -> Starl
         routes.append(Mount("/", routes=list(plugin_routes["console"])))
     app = Starlette(
         routes=routes,
+        middleware=[Middleware(_Isolated)],
         exception_handlers={
             AdminError: _admin_error,
             StoreError: _store_error,

@@ -3,169 +3,185 @@
 ``Exchange`` is the only mutable object on the request path. The gateway's bridge (or a test) drives it::
 
     exchange = host.open(ctx)
-    denial = await exchange.admit()                      pre_route
+    denial = await exchange.admit()                      pre_route; a plugin may have answered: exchange.reply
     candidates = exchange.select(deployments)            select
     refusal, attempt = await exchange.begin(deployment)  before_attempt
+    refusal, body = await exchange.prepare(attempt, body)  transform_request
     attempt.first_token()                                first_token
     attempt.end(Outcome.OK, usage=...)                   post_response | on_error
+    exchange.answered()                                  answered
     exchange.close(status_code=200)                      settle, in the background
 
-Everything may be called again or out of turn without harm: the second closing of anything changes nothing.
+Every method may be called again or out of order without harm: closing twice changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from opentelemetry.trace import SpanKind
-
+from ..frozen import FrozenDict, frozen
 from ..types import (
-    Answer,
     Attempt,
     AttemptError,
     AttemptKind,
     Candidate,
     Denial,
     Deployment,
+    Endpoint,
     ErrorClass,
     Outcome,
     Refusal,
+    Reply,
     RequestContext,
     Route,
     Settlement,
-    Usage,
 )
-from . import attributes
+from . import exchange_spans, transforms
+from .attempt import WENT_ON, OpenAttempt
+from .attributes import selection_attributes
+from .endings import answering_of, figures, none_left, outcome_of, refusal_denial
+from .hooks import Dropped
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.trace import Span
 
-    from .calls import Dropped
-    from .host import Host
+    from ..plugin import Clock
+    from .hooks import Hooks
+    from .tracing import Tracing
 
 
-def _no_answer() -> None:
-    """Say that there is no text to look at."""
+#: Decisions of one request that are kept.
+MOST_DECISIONS: Final = 64
 
 
-#: Why an attempt ends that nobody has ended when the next one begins.
-WENT_ON: Final = AttemptError(kind=ErrorClass.UNKNOWN, message="the gateway went on to another attempt")
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Something that was decided about a request.
+
+    Attributes:
+        by: The plugin that changed the route, or ``select``.
+        at_ms: Since the request's arrival.
+        route: The route afterwards, for a change of it.
+        attempt: The number of the attempt that candidates were chosen for; 0: none was left.
+        left: The candidates, best first where they have scores.
+        dropped: The deployments that were left out, and why.
+    """
+
+    by: str
+    at_ms: float
+    route: Route | None = None
+    attempt: int = 0
+    left: Sequence[Candidate] = ()
+    dropped: Sequence[Dropped] = ()
 
 
-class OpenAttempt:
-    """An attempt that is running, until ``end``."""
-
-    __slots__ = ("_exchange", "_first_token", "_started", "answered", "attempt", "span")
-
-    def __init__(self, exchange: Exchange, attempt: Attempt, span: Span | None, started: float) -> None:
-        self._exchange = exchange
-        self._started = started
-        self._first_token: float | None = None
-        self.attempt = attempt
-        self.span = span
-        #: What the gateway said about the answer before the attempt could be closed.
-        self.answered: dict[str, object] = {}
+class Worker(Protocol):
+    """What an exchange needs of the worker it runs in."""
 
     @property
-    def closed(self) -> bool:
-        """Whether ``end`` has been called."""
-        return self.attempt.outcome is not None
+    def hooks(self) -> Hooks:
+        """The compiled hooks."""
 
-    def first_token(self) -> None:
-        """Note that the first piece of content has arrived; only the first call counts. Runs ``first_token``."""
-        if self._first_token is not None or self.closed:
-            return
-        host = self._exchange.host
-        self._first_token = host.clock.monotonic()
-        if host.calls.first_token:
-            with host.tracing.current(self.span):
-                host.calls.run_first_token(self._exchange.ctx, self.attempt, (self._first_token - self._started) * 1000)
+    @property
+    def tracing(self) -> Tracing:
+        """Where spans go."""
 
-    def end(
-        self,
-        outcome: Outcome,
-        *,
-        usage: Usage | None = None,
-        cost_usd_micros: int | None = None,
-        status_code: int | None = None,
-        headers: Mapping[str, str] | None = None,
-        model: str | None = None,
-        error: AttemptError | None = None,
-        cached: bool = False,
-        answer: Callable[[], Answer | None] | None = None,
-    ) -> None:
-        """Close the attempt; only the first call counts. Runs ``post_response`` or ``on_error``."""
-        if self.attempt.outcome is not None:
-            return
-        exchange = self._exchange
-        now = exchange.host.clock.monotonic()
-        first = self._first_token
-        self.attempt = attempt = replace(
-            self.attempt,
-            outcome=outcome,
-            duration_ms=(now - self._started) * 1000,
-            first_token_ms=None if first is None else (first - self._started) * 1000,
-            usage=usage,
-            cost_usd_micros=cost_usd_micros,
-            status_code=status_code,
-            headers=headers or {},
-            model=model,
-            error=error,
-            cached=cached,
-        )
-        if first is not None and exchange.first_token_at is None:
-            exchange.first_token_at = first
-        host = exchange.host
-        with host.tracing.current(self.span):
-            if outcome is Outcome.OK:
-                host.calls.run_post_response(exchange.ctx, attempt, answer or _no_answer)
-            else:
-                host.calls.run_on_error(exchange.ctx, attempt)
-        if self.span is not None:
-            host.tracing.end(self.span, attributes.of_attempt(attempt), error=_error_text(attempt))
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+
+    @property
+    def new_id(self) -> Callable[[], str]:
+        """Returns a new unique id."""
+
+    def closed(self, exchange: Exchange, settlement: Settlement) -> None:
+        """Settle a client request that has been closed."""
+
+    def ended(self, exchange: Exchange, settlement: Settlement) -> None:
+        """Count a request, or a call of our own, that has been closed."""
+
+
+def _without(candidates: list[Candidate], out: Mapping[str, str]) -> tuple[list[Candidate], Sequence[Dropped]]:
+    """Return the candidates that are not left out, if there are such, and those that are.
+
+    Args:
+        candidates: All.
+        out: Deployments to leave out, and why.
+    """
+    if not out:
+        return candidates, ()
+    free = [c for c in candidates if c.deployment.id not in out]
+    if not free or len(free) == len(candidates):
+        return candidates, ()
+    gone = (c.deployment.id for c in candidates if c.deployment.id in out)
+    return free, [Dropped(name, "pointsman", out[name]) for name in gone]
 
 
 class Exchange:
-    """One client request, or one call of our own (``detached``: it has attempts but is never settled)."""
+    """One client request, or a plugin's own call (``detached``: it has attempts but is never settled)."""
 
     __slots__ = (
         "_admitted",
+        "_answered",
         "_closed",
+        "_cost_known",
         "_followers",
         "_group",
         "_refused",
         "_selections",
+        "_settlement",
+        "_unanswered",
         "answered_by",
         "attempts",
         "ctx",
         "current",
+        "decisions",
         "denial",
         "detached",
         "disconnected",
         "first_token_at",
+        "hooks",
         "host",
         "opened_at",
+        "reply",
         "route",
         "span",
     )
 
     def __init__(
         self,
-        host: Host,
+        host: Worker,
         ctx: RequestContext,
         *,
-        parent: Span | Context | None = None,
         detached: bool = False,
-        link: Span | None = None,
+        primary: Span | None = None,
+        kind: AttemptKind = AttemptKind.PRIMARY,
+        span: Span | None = None,
     ) -> None:
+        """Open it.
+
+        Args:
+            host: The worker.
+            ctx: The request.
+            detached: Whether it is a plugin's own call.
+            primary: The span of the client's request that an own call is made for: it is linked to, not nested under.
+            kind: The kind of an own call.
+            span: The span, where it was started before the request was known, or when an own call was planned.
+        """
         self.host = host
+        #: Those of the request's beginning: one that runs through a reload ends with the plugins that it began with.
+        self.hooks = host.hooks
         self.ctx = ctx
         self.route = Route(target=ctx.model)
         self.denial: Denial | None = None
+        #: A plugin's own answer: no attempt is made.
+        self.reply: Reply | None = None
         self.attempts: list[OpenAttempt] = []
+        #: What was decided, in order, for the recent requests: texts and values without the client's content.
+        self.decisions: list[Decision] = []
         #: The attempt that the gateway itself is making; attempts of an executor are known to the executor.
         self.current: OpenAttempt | None = None
         #: The attempt that the client's answer is from, where an executor has several that succeeded.
@@ -179,11 +195,14 @@ class Exchange:
         self._selections: dict[object, tuple[Sequence[Candidate], Sequence[Dropped]]] = {}
         self._closed = False
         self._admitted = False
+        self._answered = False
+        self._settlement: Settlement | None = None
+        self._unanswered: Refusal | Sequence[Dropped] | None = None
+        self._cost_known: asyncio.Event | None = None
         self._followers: list[Callable[[], object]] = []
-        self.span: Span | None = None
+        self.span: Span | None = span
         if host.tracing.enabled:
-            name = f"pointsman {ctx.endpoint}"
-            self.span = host.tracing.start(name, parent=parent, attributes=attributes.of_request(ctx), link=link)
+            self.span = exchange_spans.begin(host.tracing, ctx, span, kind if detached else None, primary)
 
     @property
     def closed(self) -> bool:
@@ -195,57 +214,99 @@ class Exchange:
         if self._admitted:
             return self.denial
         self._admitted = True
-        host = self.host
-        if not host.calls.pre_route:
-            return None
-        tracing = host.tracing
-        span = None if self.span is None else tracing.start("pre_route", parent=self.span)
-
-        def seen(plugin: str, route: Route) -> None:
-            # At once, so that what is reserved reaches the settlement even if the chain is cancelled later on.
-            self.route = route
-            if span is not None:
-                tracing.event(span, plugin, attributes.of_route(route))
-
-        try:
-            with tracing.current(span):
-                self.route, self.denial = await host.calls.run_pre_route(self.ctx, self.route, seen)
-        except BaseException:
-            tracing.end(span, error="cancelled")
-            raise
-        if self.span is None:
-            return self.denial
-        if self.denial is not None:
-            denied = attributes.of_denial(self.denial)
-            tracing.set(self.span, denied)
-            tracing.end(span, denied)
-        else:
-            tracing.end(span)
-        tracing.set(self.span, attributes.of_route(self.route))
+        await self._admit()
+        if self.denial is None and self.reply is None and transforms.is_out_of_reach(self.ctx):
+            self.refuse_unfit()
         return self.denial
 
-    def select(self, deployments: Sequence[Deployment], leg: object = None) -> list[Candidate]:
-        """Run ``select``: return who may serve the next attempt, possibly nobody.
+    async def _admit(self) -> None:
+        host = self.host
+        if not self.hooks.pre_route:
+            return
+        trace = None if self.span is None else exchange_spans.Admission(host.tracing, self.span, self.route.target)
+
+        def seen(plugin: str, ctx: RequestContext, route: Route) -> None:
+            # At once, so that reservations reach the settlement even if the chain is cancelled later.
+            self.ctx, self.route = ctx, route
+            self._decided(plugin, route=route)
+            if trace is not None:
+                trace.changed(plugin, route)
+
+        try:
+            with host.tracing.current(None if trace is None else trace.span):
+                self.route, ended = await self.hooks.run_pre_route(self.ctx, self.route, seen)
+            if isinstance(ended, Reply):
+                self.reply = ended
+                self.route = self.route.with_headers(ended.headers)
+            else:
+                self.denial = ended
+        except BaseException:
+            if trace is not None:
+                trace.cancelled()
+            raise
+        if trace is not None:
+            trace.end(self.route, self.denial, self.reply)
+
+    def select(
+        self,
+        deployments: Sequence[Deployment],
+        key: object = None,
+        *,
+        has_fallback: bool = False,
+        withheld: Sequence[Dropped] = (),
+    ) -> list[Candidate]:
+        """Run ``select``: return the candidates for the next attempt, possibly none.
 
         A route whose target is a deployment id keeps to that deployment as long as its group is asked. A deployment that
-        refused an attempt of this request, or is busy with another one, is left out while there are others.
+        refused an attempt of this request, is busy with another one, or is drained, is left out while there are others.
 
         Args:
-            deployments: Who could serve.
-            leg: Tells attempts that are prepared at the same time apart; ``begin`` gets the same.
+            deployments: The deployments that the gateway offers.
+            key: Distinguishes attempts that are prepared concurrently; ``begin`` gets the same value.
+            has_fallback: Whether the gateway goes on elsewhere if no candidate is left.
+            withheld: The deployments that the gateway itself has left out, for the trace.
         """
-        candidates = [Candidate(deployment=d, weight=d.weight) for d in deployments]
-        if any(d.id == self.route.target for d in deployments):
-            candidates = [c for c in candidates if c.deployment.id == self.route.target]
-        # A refusal causes no cooldown, so the gateway would ask the same deployment again while others are free.
-        # And what hedges against a slow deployment must not wait for the same one.
-        out = self._refused.union(o.attempt.deployment.id for o in self.attempts if not o.closed)
-        candidates = [c for c in candidates if c.deployment.id not in out] or candidates
-        left, dropped = self.host.calls.run_select(self.ctx, candidates)
-        self._selections[leg] = (left, dropped)
+        candidates, out = self._offered(deployments, has_fallback)
+        with self.host.tracing.current(self.span):
+            left, dropped = self.hooks.run_select(self.ctx, candidates, self.route)
+        dropped = [*withheld, *out, *dropped]
+        self._selections[key] = (left, dropped)
+        # What LiteLLM itself leaves out, it explains itself.
+        self._unanswered = dropped if candidates and not left else None
+        if not left:
+            self._decided("select", selection=(left, dropped))
         if self.span is not None and not left:
-            self.host.tracing.event(self.span, "nobody can serve", attributes.of_selection(left, dropped))
+            self.host.tracing.event(self.span, "no candidate left", selection_attributes(left, dropped))
         return left
+
+    def nothing_offered(self, withheld: Sequence[Dropped]) -> None:
+        """Note that the gateway has left out every deployment itself, without asking for a selection."""
+        self._decided("select", selection=((), withheld))
+        if self.span is not None:
+            self.host.tracing.event(self.span, "no candidate left", selection_attributes((), withheld))
+
+    def _offered(
+        self, deployments: Sequence[Deployment], has_fallback: bool
+    ) -> tuple[list[Candidate], Sequence[Dropped]]:
+        """Return the candidates among the gateway's deployments, and those that are left out before a plugin is asked."""
+        target = self.route.target
+        if any(d.id == target for d in deployments):
+            deployments = [d for d in deployments if d.id == target]
+        candidates = [Candidate(deployment=d, weight=d.weight, has_fallback=has_fallback) for d in deployments]
+        drained = {d.id: d.drained for d in deployments if d.drained is not None}
+        candidates, left_out = _without(candidates, drained)
+        if not self.attempts:
+            return candidates, left_out
+        # A refusal causes no cooldown, so the gateway would offer the same deployment again while others are free.
+        # And a hedge against a slow deployment must not go to the same one; nor to a drained one instead.
+        out = dict.fromkeys(self._refused, "refused an attempt of this request")
+        out |= {
+            o.attempt.deployment.id: f"busy with attempt {o.attempt.number} of this request"
+            for o in self.attempts
+            if not o.closed
+        }
+        candidates, taken = _without(candidates, out)
+        return candidates, [*left_out, *taken]
 
     async def begin(
         self,
@@ -254,18 +315,18 @@ class Exchange:
         *,
         gateway: bool = False,
         labels: Mapping[str, str] | None = None,
-        leg: object = None,
+        key: object = None,
     ) -> tuple[Refusal | None, OpenAttempt]:
         """Open an attempt and run ``before_attempt``. A refused attempt is closed already, with error ``refused``.
 
-        An attempt of a request that has ended is refused: nobody would wait for its answer or pay for it.
+        An attempt of a request that has ended is refused.
 
         Args:
-            deployment: Who will be called.
-            kind: Why; by default primary, then retry in the same model group, fallback in another.
+            deployment: The deployment to call.
+            kind: The reason for the attempt; by default primary, then retry in the same model group, fallback in another.
             gateway: The gateway itself makes it: it becomes ``current``, and an attempt that was still open ends.
             labels: More labels than the route's.
-            leg: As for ``select``.
+            key: As for ``select``.
         """
         host = self.host
         if gateway and self.current is not None and not self.current.closed:
@@ -280,15 +341,16 @@ class Exchange:
             kind=kind or self._next_kind(deployment),
             deployment=deployment,
             started_at=host.clock.now(),
-            labels={**self.route.labels, **labels} if labels else self.route.labels,
+            labels=FrozenDict({**self.route.labels, **labels}) if labels else self.route.labels,
         )
-        opened = OpenAttempt(self, attempt, self._attempt_span(attempt, leg), host.clock.monotonic())
+        opened = OpenAttempt(self, attempt, self._attempt_span(attempt, key), host.clock.monotonic())
         if self._closed:
             return self._too_late(opened), opened
+        self._unanswered = None
         self.attempts.append(opened)
         if gateway:
             self.current = opened
-        if not host.calls.before_attempt:
+        if not self.hooks.before_attempt:
             return None, opened
         try:
             refusal = await self._ask(opened)
@@ -296,16 +358,96 @@ class Exchange:
             opened.end(Outcome.CANCELLED)
             raise
         if refusal is not None:
-            self._refused.add(deployment.id)
-            error = AttemptError(
-                kind=ErrorClass.REFUSED,
-                message=f"{refusal.plugin}: {refusal.reason}",
-                retry_after_s=refusal.retry_after_s,
-            )
-            opened.end(Outcome.ERROR, error=error)
+            self._refuse(opened, refusal)
         elif self.closed:
             return self._too_late(opened), opened
         return refusal, opened
+
+    def _refuse(self, opened: OpenAttempt, refusal: Refusal) -> None:
+        self._refused.add(opened.attempt.deployment.id)
+        self._unanswered = refusal
+        error = AttemptError(
+            kind=ErrorClass.REFUSED,
+            message=f"{refusal.plugin}: {refusal.reason}",
+            retry_after_s=refusal.retry_after_s,
+        )
+        opened.end(Outcome.ERROR, error=error)
+
+    async def prepare(self, opened: OpenAttempt, body: Mapping[str, Any]) -> tuple[Refusal | None, Mapping[str, Any]]:
+        """Run ``transform_request`` of an attempt that has begun; return what is to be sent.
+
+        Args:
+            opened: The attempt; a refused one is closed, as in ``begin``.
+            body: The request without ``model`` and ``stream``.
+        """
+        host = self.host
+        if not self.hooks.transform_request or transforms.is_out_of_reach(self.ctx):
+            return None, body
+        with host.tracing.current(opened.span):
+            made, refusal = await self.hooks.run_transform_request(self.ctx, opened.attempt, frozen(dict(body)))
+        if refusal is not None:
+            self._refuse(opened, refusal)
+        return refusal, made
+
+    def refuse_unfit(self) -> Denial | None:
+        """Deny an admitted request whose content no plugin can change, where one must; return the denial."""
+        self.denial = self.hooks.unfit("transform_request")
+        return self.denial
+
+    def keep_to(self, route: Route) -> None:
+        """Keep an admitted request to what was decided for the connection that it comes by: its target and labels.
+
+        Nothing else can answer on an open connection, a plugin neither.
+
+        Args:
+            route: The connection's.
+        """
+        self.reply = None
+        self.route = replace(
+            self.route,
+            target=route.target,
+            labels=FrozenDict({**self.route.labels, **route.labels}),
+            fallbacks=(),
+            executor=None,
+        )
+
+    @property
+    def answering(self) -> Attempt | None:
+        """The attempt that the client's answer is from, as known now."""
+        answering = self._answering()
+        return None if answering is None else answering.attempt
+
+    @property
+    def changes_answers(self) -> bool:
+        """Whether a plugin may change the answer of a plain or a streamed request."""
+        hooks = self.hooks
+        return bool((hooks.transform_response or hooks.transform_stream) and self.reply is None)
+
+    async def change_answer(
+        self, attempt: Attempt, answer: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Denial | None]:
+        """Run ``transform_response``; return the answer for the client, or a denial instead of it."""
+        host = self.host
+        with host.tracing.current(self.span):
+            return await self.hooks.run_transform_response(self.ctx, attempt, frozen(dict(answer)))
+
+    def change_stream(
+        self, attempt: Attempt, pieces: AsyncIterator[Mapping[str, Any]]
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Return the pieces for the client, as ``transform_stream`` changes them.
+
+        Raises:
+            StreamDeniedError: while iterating.
+        """
+        return transforms.stream(self.hooks, self.ctx, attempt, pieces, self.span)
+
+    @property
+    def unanswered(self) -> Denial | None:
+        """Why the gateway has no answer, where a plugin is the reason and says it: for the client, instead of an error."""
+        why = self._unanswered
+        if isinstance(why, Refusal):
+            return None if why.status is None else refusal_denial(why)
+        return none_left(self.ctx.model, why) if why else None
 
     def _too_late(self, opened: OpenAttempt) -> Refusal:
         refusal = Refusal(reason="the request has ended", plugin="pointsman")
@@ -314,9 +456,21 @@ class Exchange:
         return refusal
 
     def on_close(self, follow: Callable[[], object]) -> None:
-        """Call ``follow`` when the request ends, to stop what still runs for it. Not when it has ended already."""
+        """Call ``follow`` when the request ends, to stop work that still runs for it; ignored once it has ended."""
         if not self._closed:
             self._followers.append(follow)
+
+    def _decided(
+        self,
+        what: str,
+        *,
+        route: Route | None = None,
+        attempt: int = 0,
+        selection: tuple[Sequence[Candidate], Sequence[Dropped]] = ((), ()),
+    ) -> None:
+        if len(self.decisions) < MOST_DECISIONS:
+            at_ms = (self.host.clock.monotonic() - self.opened_at) * 1000
+            self.decisions.append(Decision(what, at_ms, route, attempt, *selection))
 
     def _next_kind(self, deployment: Deployment) -> AttemptKind:
         if self._group is None:
@@ -324,41 +478,88 @@ class Exchange:
             return AttemptKind.PRIMARY
         return AttemptKind.RETRY if deployment.group == self._group else AttemptKind.FALLBACK
 
-    def _attempt_span(self, attempt: Attempt, leg: object) -> Span | None:
-        selection = self._selections.pop(leg, None)
+    def _attempt_span(self, attempt: Attempt, key: object) -> Span | None:
+        selection = self._selections.pop(key, None)
+        if selection is not None:
+            self._decided("select", attempt=attempt.number, selection=selection)
         if self.span is None:
             return None
-        start = attributes.of_attempt_start(self.ctx, attempt)
-        if selection is not None:
-            start.update(attributes.of_selection(*selection))
-        name = f"attempt {attempt.deployment.id}"
-        return self.host.tracing.start(name, parent=self.span, kind=SpanKind.CLIENT, attributes=start)
+        last = self.attempts[-1] if self.attempts else None
+        return exchange_spans.begin_attempt(self.host, self.span, self.ctx, attempt, last=last, selection=selection)
 
     async def _ask(self, opened: OpenAttempt) -> Refusal | None:
         host = self.host
         if opened.span is None:
-            return await host.calls.run_before_attempt(self.ctx, opened.attempt)
+            return await self.hooks.run_before_attempt(self.ctx, opened.attempt, self.route)
         hook = host.tracing.start("before_attempt", parent=opened.span)
         refusal: Refusal | None = None
         try:
             with host.tracing.current(hook):
-                refusal = await host.calls.run_before_attempt(self.ctx, opened.attempt)
+                refusal = await self.hooks.run_before_attempt(self.ctx, opened.attempt, self.route)
         finally:
             host.tracing.end(hook, {"pointsman.refused_by": refusal.plugin} if refusal else None)
         return refusal
 
     def answer_headers(self) -> dict[str, str]:
         """Return the headers to add to the answer, as known now."""
-        headers = {"x-pointsman-request-id": self.ctx.request_id, **self.route.headers}
+        headers = {**self.route.headers, **self._target_headers(), "x-pointsman-request-id": self.ctx.request_id}
         if self.attempts:
             headers["x-pointsman-attempts"] = str(len(self.attempts))
         return headers
 
-    def close(self, status_code: int) -> Settlement | None:
-        """Close the request; only the first call counts. Ends what is still open and hands over the settlement.
+    @property
+    def awaits_content(self) -> bool:
+        """Whether the headers depend on what answers a chat stream, and the gateway may still fall back."""
+        current = self.current
+        return (
+            bool(self.route.target_headers)
+            and self.ctx.stream
+            and self.ctx.endpoint is Endpoint.CHAT
+            and current is not None
+            and current.first_token_at is None
+            and not current.closed
+        )
+
+    def _target_headers(self) -> Mapping[str, str]:
+        """Return the headers of the target that answers, or of a stream that is about to."""
+        by_target = self.route.target_headers
+        if not by_target or (answering := self._answering()) is None:
+            return {}
+        deployment = answering.attempt.deployment
+        return by_target.get(deployment.id) or by_target.get(deployment.group) or {}
+
+    def _answering(self) -> OpenAttempt | None:
+        current = self.current
+        if self.answered_by is None and current is not None:
+            return current if current.attempt.outcome in {None, Outcome.OK} else None
+        # An executor's stream that ends before its first chunk is from the attempt that the settlement names.
+        return answering_of(self.attempts, self.answered_by)
+
+    def charge(self, model: str, deployment: Deployment | None) -> None:
+        """Note that the request is charged although it only reads: it is the first to see what an answer has used.
 
         Args:
-            status_code: What the client got; 0 when it got nothing.
+            model: The model that the answer's own request asked for.
+            deployment: What has worked for it; None when it is not known.
+        """
+        self.ctx = replace(self.ctx, generates=True, model=model)
+        if deployment is not None and self.current is not None:
+            self.current.attempt = replace(self.current.attempt, deployment=deployment)
+
+    def answered(self) -> None:
+        """Note that the answer is complete, before the client has its end; only the first call counts."""
+        if self._answered or self.detached:
+            return
+        self._answered = True
+        if self.hooks.answered:
+            with self.host.tracing.current(self.span):
+                self.hooks.run_answered(self.ctx)
+
+    def close(self, status_code: int) -> Settlement | None:
+        """Close the request; only the first call counts. Ends open attempts and submits the settlement.
+
+        Args:
+            status_code: The client's HTTP status; 0 when it got no answer.
 
         Returns:
             The settlement, or None for a detached exchange and for a second call.
@@ -366,7 +567,8 @@ class Exchange:
         if self._closed:
             return None
         self._closed = True
-        # First who knows how far its attempt had come, then what nobody looks after.
+        self.answered()
+        # Followers first: they know how far their attempts had come. Then the attempts without one.
         followers, self._followers = self._followers, []
         for follow in followers:
             follow()
@@ -374,11 +576,9 @@ class Exchange:
             if not opened.closed:
                 opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
         attempts = tuple(opened.attempt for opened in self.attempts)
-        outcome = self._outcome(status_code, attempts)
-        good = [a for a in attempts if a.outcome is Outcome.OK]
-        answer = next((a for a in attempts if a.id == self.answered_by), good[-1] if good else None)
-        usage = answer.usage if answer is not None else next((a.usage for a in reversed(attempts) if a.usage), None)
-        first = self.first_token_at
+        answering = answering_of(self.attempts, self.answered_by)
+        # An attempt that lost may have begun its answer before the one that the client got.
+        first = self.first_token_at if answering is None else answering.first_token_at
         settlement = Settlement(
             request_id=self.ctx.request_id,
             call_id=self.ctx.call_id,
@@ -387,43 +587,58 @@ class Exchange:
             stream=self.ctx.stream,
             identity=self.ctx.identity,
             route=self.route,
-            outcome=outcome,
+            outcome=outcome_of(
+                status_code,
+                attempts,
+                self.answered_by,
+                denied=self.denial is not None,
+                disconnected=self.disconnected,
+            ),
             status_code=status_code,
             started_at=self.ctx.received_at,
             finished_at=self.host.clock.now(),
+            duration_ms=(self.host.clock.monotonic() - self.opened_at) * 1000,
             first_token_ms=None if first is None else (first - self.opened_at) * 1000,
-            attempts=attempts,
-            usage=usage,
-            cost_usd_micros=sum(a.cost_usd_micros or 0 for a in attempts),
-            answered_by=answer.id if answer is not None else None,
             denial=self.denial,
+            generates=self.ctx.generates,
+            within=self.ctx.within,
+            replied_by=None if self.reply is None else self.reply.plugin,
+            attempts=attempts,
+            **figures(attempts, None if answering is None else answering.attempt, self.reply),
         )
+        self._settlement = settlement
+        if not self.detached:
+            self.host.closed(self, settlement)
         if self.span is not None:
-            self.host.tracing.end(
-                self.span,
-                attributes.of_settlement(settlement),
-                error=str(outcome) if outcome in {Outcome.ERROR, Outcome.DISCONNECTED} else None,
-            )
-        if self.detached:
-            return None
-        self.host.closed(self, settlement)
-        return settlement
+            exchange_spans.end(self.host.tracing, self.span, self.attempts, settlement)
+        self.host.ended(self, settlement)
+        return None if self.detached else settlement
 
-    def _outcome(self, status_code: int, attempts: Sequence[Attempt]) -> Outcome:
-        if self.denial is not None:
-            return Outcome.DENIED
-        if self.disconnected:
-            return Outcome.DISCONNECTED
-        if status_code == 0:
-            return Outcome.CANCELLED
-        # The client has one answer only: that another attempt has ended well is no help when this one broke.
-        mine = [a for a in attempts if a.id == self.answered_by] or attempts
-        answered = not mine or any(a.outcome is Outcome.OK for a in mine)
-        return Outcome.OK if answered and status_code < 400 else Outcome.ERROR  # noqa: PLR2004  # HTTP's own limit
+    # -- what the gateway logs after the end ----------------------------------------------------------------------------
 
+    @property
+    def awaits_cost(self) -> bool:
+        """Whether the gateway is still going to log the cost of an attempt that has ended."""
+        return True in [opened.awaits_cost for opened in self.attempts]
 
-def _error_text(attempt: Attempt) -> str | None:
-    # Who was cancelled, or left by the client, has not failed: error rates over spans are about providers.
-    if attempt.outcome is not Outcome.ERROR:
-        return None
-    return f"{attempt.outcome}: {attempt.error.message}" if attempt.error else str(attempt.outcome)
+    async def cost_known(self) -> None:
+        """Wait until the gateway has logged all costs that are awaited."""
+        while self.awaits_cost:
+            if self._cost_known is None or self._cost_known.is_set():
+                self._cost_known = asyncio.Event()
+            await self._cost_known.wait()
+
+    def cost_logged(self) -> None:
+        """Take up what the gateway has logged about an attempt that has ended; called by the attempt."""
+        if self._settlement is not None:
+            attempts = tuple(opened.attempt for opened in self.attempts)
+            answering = answering_of(self.attempts, self.answered_by)
+            answer = None if answering is None else answering.attempt
+            self._settlement = replace(self._settlement, attempts=attempts, **figures(attempts, answer, self.reply))
+        if self._cost_known is not None:
+            self._cost_known.set()
+
+    @property
+    def settlement(self) -> Settlement | None:
+        """The settlement of a closed request, with what the gateway has logged so far."""
+        return self._settlement

@@ -3,45 +3,73 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import random
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.applications import Starlette
 
 from .. import __version__
-from ..errors import ConfigError, PluginLoadError, PointsmanError
+from ..errors import ConfigError, Conflict, PluginLoadError
 from ..plugin import Catalog, Clock, Prices, Services, Tokenizer, Upstream
-from ..store import ScopedStore, open_store
-from ..types import Event, RequestContext, Settlement, Status
-from . import admin, manager
-from .calls import Calls, Faults, bounded
-from .config import Settings
+from ..store import ScopedStore
+from ..store.protocol import StartsSlowly
+from ..types import (
+    AttemptKind,
+    Event,
+    Identity,
+    OwnCallEnded,
+    RequestContext,
+    Route,
+    Settlement,
+    Status,
+    StoreEmptied,
+    UpstreamRequest,
+)
+from . import admin, broadcast, discovery
+from .annotating import annotator
+from .attributes import route_attributes
+from .deferred import Deferred
+from .discovery import Loaded, Plugins, unmet
 from .exchange import Exchange
-from .journal import Journal
-from .manager import Loaded, Plugins
+from .hooks import Hooks
+from .instances import Instances
+from .isolation import Faults
+from .journal import COST_WAIT_S, Journal
+from .journal_rows import Counts, owner_keys
+from .lifetime import Lifetime
+from .measuring import hook_families
+from .metrics import Metrics
+from .notices import Notices
+from .observing import Observed, present_families
+from .reloading import Announcement, Instance, Reload, Reloading, changed, check_host, drained, plan, warnings
 from .runtime import EventBus, SignalBoard, SystemClock, TaskGroup, new_id
+from .settings import Policy, Settings, open_store, unmetered
+from .statuses import Statuses
+from .takeovers import REBUILT, Takeovers
 from .tracing import Tracing
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-    from opentelemetry.context import Context
     from opentelemetry.trace import Span
-    from starlette.routing import BaseRoute
 
     from ..plugin import PluginInfo
-    from ..store.base import StateStore
+    from ..store.protocol import StateStore
+    from .measures import Family
 
 log: Final = logging.getLogger("pointsman")
 
-STARTUP_DEADLINE_S: Final = 30.0
-SHUTDOWN_DEADLINE_S: Final = 5.0
+#: How old the plugins' statuses may be in the metrics, in seconds.
+STATUSES_S: Final = 30.0
+#: Workers that start together write to the store together; a start is worth more waiting than a request.
+_START_TIMEOUT_S: Final = 30.0
 
 
 class Gateway(Protocol):
@@ -61,12 +89,12 @@ class Gateway(Protocol):
 
     @property
     def upstream(self) -> Upstream:
-        """Calls of our own."""
+        """Plugins' own calls."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """What a test replaces: time, chance, identity."""
+    """What a test replaces: time, randomness, identity."""
 
     clock: Clock
     random: random.Random
@@ -75,7 +103,7 @@ class Environment:
 
     @classmethod
     def real(cls) -> Environment:
-        """Return the real thing; the worker's name is made of host name, process id and chance."""
+        """Return the real ones; the worker's name consists of host name, process id and random digits."""
         name = re.sub(r"[^A-Za-z0-9.-]", "-", socket.gethostname())
         worker = f"{name}-{os.getpid()}-{os.urandom(3).hex()}"
         return cls(clock=SystemClock(), random=random.Random(), new_id=new_id, worker=worker)  # noqa: S311  # not for secrets
@@ -88,7 +116,8 @@ class Host:
         settings: The validated configuration.
         gateway: The bridge to the gateway.
         tracing: Where spans go.
-        environment: Time, chance and identity; by default the real ones.
+        metrics: What is counted; by default what the configuration says.
+        environment: Time, randomness and identity; by default the real ones.
         available: Installed plugins; by default those found by entry point.
         store: An opened store; by default the one of the configuration.
 
@@ -104,6 +133,7 @@ class Host:
         gateway: Gateway,
         *,
         tracing: Tracing | None = None,
+        metrics: Metrics | None = None,
         environment: Environment | None = None,
         available: Mapping[str, EntryPoint | PluginInfo] | None = None,
         store: StateStore | None = None,
@@ -116,27 +146,63 @@ class Host:
         self.new_id = environment.new_id
         self.worker = environment.worker
         self.random = environment.random
+        self.metrics = metrics or Metrics(enabled=settings.host.metrics.enabled)
+        self.observed = Observed(
+            self.metrics,
+            recent_requests=settings.host.recent_requests,
+            worker=self.worker,
+            clock=self.clock,
+            new_id=self.new_id,
+            present=self._families,
+        )
+        self.notices = Notices(settings.host.notify, clock=self.clock, worker=self.worker, counter=self.metrics.notices)
         self.signals = SignalBoard()
         self.faults = Faults()
-        self.plugins: Plugins = manager.load(settings.entries, available)
-        self.calls: Calls = manager.compile_calls(self.plugins.loaded, self.faults)
+        self._available = available
+        self.plugins: Plugins = discovery.load(settings.entries, available)
+        self.generation = 1
+        self.reloads: Reloading | None = None
+        self._instances = Instances(self.clock, self.faults, lambda: self.gateway.catalog, self.services)
+        self._metering = any(plugin.info.meters for plugin in self.plugins.loaded)
+        self.hooks = self._compiled()
         self.events = EventBus(self._deliver)
         self.admin: Starlette | None = None
         self.started_at = self.clock.now()
+        self._statuses_read: Mapping[str, Status] = {}
+        self._statuses_read_at = float("-inf")
         self.requests = 0
         self._store = store
         self._journal: Journal | None = None
+        self._broadcast: broadcast.Broadcast | None = None
+        self._takeovers: Takeovers | None = None
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
-        self._plugin_tasks: dict[str, TaskGroup] = {}
         self._open: set[Exchange] = set()
-        self._started: set[str] = set()
+        self._announcement: Announcement | None = None
+
+    def _compiled(self) -> Hooks:
+        return Hooks.compile(
+            [
+                {hook: self._instances.measured(impl) for hook, impl in plugin.hooks.items()}
+                for plugin in self.plugins.loaded
+            ],
+            self.faults,
+            labels={label: plugin.name for plugin in self.plugins.loaded for label in plugin.info.labels},
+            replaced={plugin.name: plugin.info.replaces_labels for plugin in self.plugins.loaded},
+            upstream_headers=frozenset(self.settings.host.upstream_headers),
+            monotonic=self.clock.monotonic,
+            generation=self.generation,
+        )
+
+    def unmetered(self, path: str) -> Policy:
+        """Return the policy for a request to this path that is not metered."""
+        return unmetered(self.settings.host.unmetered, path, metering=self._metering)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Open the store, start the plugins in order, collect their routes, take over what dead workers left.
+        """Open the store, start the plugins in order, collect their routes, take over settlements of dead workers.
 
-        A start that fails undoes itself: what had been started is shut down, the store is closed.
+        A failed start is undone: started plugins are shut down and the store is closed.
 
         Raises:
             StoreUnavailable, StoreCorrupt: the store cannot be used.
@@ -153,28 +219,40 @@ class Host:
         if self._store is None:
             try:
                 self._store = await open_store(
-                    config.store.backend,
-                    path=self.settings.base / config.store.path,
-                    url=config.store.url,
-                    prefix=f"{config.store.prefix}:",
-                    timeout_s=config.store.timeout_ms / 1000,
+                    config.store, self.settings.base / config.store.path, start_timeout_s=_START_TIMEOUT_S
                 )
             except ValueError as err:
                 raise ConfigError(f"{self.settings.source}: pointsman.store: {err}") from err
         await self._store.ping()
-        self._tasks.spawn(self.events.run(), name="events")
+        journal_store = ScopedStore(self.observed.measured(self._store, "pointsman"), "host/")
+        self._takeovers = Takeovers(journal_store, shared=config.store.backend == "redis", owner_keys=owner_keys)
+        await self.notices.start(journal_store, self._tasks)
+        self._tasks.forever(self.events.run, name="events")
+        if broadcast.wanted():
+            self._broadcast = broadcast.Broadcast(
+                journal_store, worker=self.worker, clock=self.clock, new_id=self.new_id, hear=self.events.publish
+            )
+            self._tasks.every(broadcast.TICK_S, self._broadcast.tick, name="events of other workers")
         for why in self.plugins.broken.values():
             log.error("%s; it is optional and left out", why)
         for plugin in tuple(self.plugins.loaded):
             await self._start_plugin(plugin)
-        routes = {}
-        for plugin in tuple(self.plugins.loaded):
-            routes.update(self._routes(plugin))
-        self.calls = manager.compile_calls(self.plugins.loaded, self.faults)
-        self.admin = admin.build(self, routes)
+        await self._end_without_needs()
+        for plugin in self.plugins.loaded:
+            self._instances.collect_routes(plugin)
+        self._metering = any(plugin.info.meters for plugin in self.plugins.loaded)
+        self.hooks = self._compiled()
+        self.admin = self._admin_surface()
+        self.deferred = Deferred(ScopedStore(self._store, "deferred/"))
+        lifetime = Lifetime(journal_store, self.new_id, self.clock.now)
         self._journal = Journal(
-            store=ScopedStore(self._store, "host/"),
-            calls=self.calls,
+            store=journal_store,
+            takeovers=self._takeovers,
+            lifetime=lifetime,
+            on_emptied=lambda: self.events.publish(
+                StoreEmptied(source="pointsman", at=self.clock.now(), life=lifetime.name)
+            ),
+            hooks=self.hooks,
             tracing=self.tracing,
             clock=self.clock,
             tasks=self._tasks,
@@ -182,6 +260,13 @@ class Host:
             window_s=config.journal_window_ms / 1000,
         )
         await self._journal.start()
+        shared = config.store.backend != "memory"
+        if shared and self.reloads is not None:
+            self._announcement = Announcement(journal_store, self.reloads, self.new_id)
+            await self._announcement.start(self._tasks)
+        self.observed.start(ScopedStore(self._store, "host/") if shared else None, self._tasks)
+        if isinstance(self._store, StartsSlowly):
+            self._store.started()
         log.info(
             "pointsman %s is ready: plugins %s; store %s; tracing %s",
             __version__,
@@ -190,40 +275,39 @@ class Host:
             "on" if self.tracing.enabled else "off",
         )
 
+    def _admin_surface(self) -> Starlette:
+        return admin.build(self.describe, self._instances.routes, self.observed, self.reload)
+
     async def _start_plugin(self, plugin: Loaded) -> None:
-        impl = next((impl for impl in self.calls.startup if impl.plugin == plugin.name), None)
-        if impl is None:
-            self._started.add(plugin.name)
-            return
+        impl = next((impl for impl in self.hooks.startup if impl.plugin == plugin.name), None)
         try:
-            await bounded(impl.call(self.services(plugin.name)), STARTUP_DEADLINE_S)
-        except Exception as err:  # noqa: BLE001  # isolation: any fault of a plugin is reported with its name
-            what = f"took longer than {STARTUP_DEADLINE_S:.0f} s" if isinstance(err, TimeoutError) else f"{err}"
-            kind = "" if isinstance(err, PointsmanError | TimeoutError) else f"{type(err).__name__}: "
-            await self._give_up(plugin, PluginLoadError(plugin.name, f"its start-up failed: {kind}{what}"), err)
-        else:
-            self._started.add(plugin.name)
+            if (error := unmet(plugin, self.plugins.broken)) is not None:
+                raise error
+            await self._instances.start_up(plugin, impl)
+        except PluginLoadError as err:
+            await self._give_up(plugin, err)
 
-    def _routes(self, plugin: Loaded) -> dict[str, list[BaseRoute]]:
-        impl = next((impl for impl in self.calls.routes if impl.plugin == plugin.name), None)
-        if impl is None:
-            return {}
-        try:
-            return {plugin.name: list(impl.call())}
-        except Exception as err:
-            raise PluginLoadError(plugin.name, f"its routes failed: {type(err).__name__}: {err}") from err
-
-    async def _give_up(self, plugin: Loaded, error: PluginLoadError, cause: Exception) -> None:
+    async def _give_up(self, plugin: Loaded, error: PluginLoadError) -> None:
         if not plugin.config.optional:
-            raise error from cause
+            raise error
         log.error("%s; it is optional and left out", error)
         self.plugins.loaded.remove(plugin)
         self.plugins.broken[plugin.name] = str(error)
-        if (tasks := self._plugin_tasks.pop(plugin.name, None)) is not None:
-            await tasks.cancel()
+        await self._instances.give_up(plugin.name)
+
+    async def _end_without_needs(self) -> None:
+        """End each plugin that has started before one that it needs, which has not."""
+        while found := next(
+            ((plugin, error) for plugin in self.plugins.loaded if (error := unmet(plugin, self.plugins.broken))), None
+        ):
+            plugin, error = found
+            if plugin.config.optional:
+                self._instances.started.discard(plugin.name)
+                await self._instances.end(self._instances.put_aside(plugin))
+            await self._give_up(plugin, error)
 
     async def stop(self) -> None:
-        """Settle what is left within the bound, shut the plugins down in reverse order, close the store.
+        """Settle open requests within ``flush_timeout_s``, shut the plugins down in reverse order, close the store.
 
         Never raises: a shutdown goes on to its end.
         """
@@ -235,83 +319,219 @@ class Host:
             left = await self._journal.flush(max(0.0, deadline - self.clock.monotonic()))
             if left:
                 log.warning("%d settlements are left in the journal; another worker will finish them", left)
-        started, self._started = self._started, set()
-        for impl in reversed(self.calls.shutdown):
-            if impl.plugin not in started:
-                continue
-            try:
-                await bounded(impl.call(), SHUTDOWN_DEADLINE_S)
-            except Exception as err:  # noqa: BLE001  # the others still shut down
-                self.faults.record(impl.plugin, "shutdown", None, err)
+        # While the plugins can still be asked.
+        await self._leave_peers()
+        started, self._instances.started = self._instances.started, set()
+        for instance in tuple(self._instances.leaving):
+            await self._instances.end_leaving(instance)
+        for impl in reversed(self.hooks.shutdown):
+            if impl.plugin in started:
+                await self._instances.shut_down(impl)
         await self.abandon()
+        await self.notices.close()
         if self._journal is not None:
             await self._journal.leave()
         if self._store is not None:
             try:
                 await self._store.close()
-            except Exception as err:  # noqa: BLE001  # nothing can be done about it any more
+            except Exception as err:  # noqa: BLE001  # nothing is left to be done about it
                 self.faults.record("pointsman", "shutdown", None, err)
-        await asyncio.to_thread(self.tracing.shutdown)
+        # At the same time: a collector that hangs takes all the time that either has.
+        await asyncio.gather(asyncio.to_thread(self.tracing.shutdown), self.observed.sent())
+
+    async def _leave_peers(self) -> None:
+        """Leave to the other workers what they are to know."""
+        if self._broadcast is not None:
+            await self._broadcast.leave()
+        await self.observed.close()
 
     async def abandon(self) -> None:
-        """End all background work at once. Alone, without ``stop``, it is what a crash leaves: nothing is flushed."""
-        for tasks in (*self._plugin_tasks.values(), self._tasks):
+        """Cancel all background work at once. Without ``stop`` this simulates a crash: nothing is flushed."""
+        for tasks in (*self._instances.tasks.values(), self._tasks):
             await tasks.cancel()
+        for instance in self._instances.leaving:
+            if instance.tasks is not None:
+                await instance.tasks.cancel()
+
+    # -- reload -------------------------------------------------------------------------------------------------------
+
+    def enable_reload(self, read: Callable[[], Settings], then: Callable[[], None] = lambda: None) -> None:
+        """Make ``reload`` possible; called before ``start``.
+
+        Args:
+            read: Reads the configuration again; raises ``ConfigError``. It is called in a thread.
+            then: Called when another configuration has taken over.
+        """
+
+        async def apply(settings: Settings) -> Reload:
+            result = await self._take_over(settings)
+            then()
+            return result
+
+        self.reloads = Reloading(read, apply, self.clock, lambda: self.generation)
+
+    async def reload(self) -> Reload:
+        """Read the configuration again, let it take over, and tell the workers that share the store.
+
+        Raises:
+            Conflict: there is no file to read.
+        """
+        if self.reloads is None:
+            raise Conflict("this proxy was not started from a configuration file, so there is none to read again")
+        result = await self.reloads.reload()
+        if result.error is None and self._announcement is not None:
+            await self._announcement.announce()
+        return result
+
+    async def _take_over(self, settings: Settings) -> Reload:
+        """Put another configuration in place.
+
+        Raises:
+            PointsmanError: it cannot be used; nothing has changed.
+        """
+        check_host(self.settings.host, settings.host, settings.source)
+        plugins = plan(settings, {plugin.name: plugin for plugin in self.plugins.loaded}, self._available)
+        new, gone = changed(self.plugins.loaded, plugins.loaded)
+        former = {plugin.name: self._instances.put_aside(plugin) for plugin in gone}
+        callbacks = {plugin.name: dict(self.metrics.callbacks.get(plugin.name, {})) for plugin in new}
+        begun: list[Instance] = []
+        try:
+            await self._instances.begin(new, begun, former)
+        except BaseException:
+            for instance in reversed(begun):
+                await self._instances.end(instance)
+            for instance in former.values():
+                self._instances.put_back(instance)
+            for name, asked in callbacks.items():
+                self.metrics.ask(name, asked)
+            raise
+        # From here on nothing waits and nothing fails.
+        self.settings, self.plugins = settings, plugins
+        self.generation += 1
+        self._metering = any(plugin.info.meters for plugin in plugins.loaded)
+        self.hooks = self._compiled()
+        self._instances.started = {plugin.name for plugin in plugins.loaded}
+        self.admin = self._admin_surface()
+        if self._journal is not None:
+            self._journal.use(self.hooks)
+        for instance in former.values():
+            if instance.catalog is not None:
+                instance.catalog.withdraw()
+            if instance.plugin.name not in self._instances.started:
+                self.metrics.ask(instance.plugin.name, {})
+            self._instances.leaving.append(instance)
+            self._tasks.spawn(self._leave(instance, self.generation), name="leave")
+        result = Reload(
+            at=self.clock.now(),
+            generation=self.generation,
+            kept=tuple(plugin.name for plugin in plugins.loaded if plugin not in new),
+            started=tuple(plugin.name for plugin in new),
+            stopped=tuple(plugin.name for plugin in gone),
+            warnings=warnings(plugins.loaded),
+        )
+        log.info(
+            "the configuration was reloaded (generation %d): new %s; gone %s; as before %s",
+            result.generation,
+            *(", ".join(names) or "none" for names in (result.started, result.stopped, result.kept)),
+        )
+        return result
+
+    async def _leave(self, instance: Instance, generation: int) -> None:
+        """End an instance once no request needs it any more."""
+
+        def busy() -> bool:
+            open_ones = any(exchange.hooks.generation < generation for exchange in self._open)
+            return open_ones or (self._journal is not None and self._journal.waits_for(generation))
+
+        if not await drained(busy, self.clock):
+            for exchange in self._open:
+                if exchange.hooks.generation < generation:
+                    exchange.hooks = self.hooks
+        await self._instances.end_leaving(instance)
 
     # -- services -----------------------------------------------------------------------------------------------------
 
     def services(self, plugin: str) -> Services:
-        """Return what one plugin is offered."""
-        if self._store is None:
+        """Return one plugin's services."""
+        if self._store is None or self._takeovers is None:
             raise RuntimeError("the host has not been started")
-        tasks = self._plugin_tasks.setdefault(plugin, TaskGroup(plugin, self.clock, self.faults))
+        built = self._instances.built[plugin]
         return Services(
             plugin=plugin,
-            store=ScopedStore(self._store, f"{plugin}/"),
+            store=ScopedStore(self.observed.measured(self._store, plugin), f"{plugin}/"),
             clock=self.clock,
             tracer=self.tracing.tracer,
-            tasks=tasks,
+            meter=self.metrics.meter(plugin),
+            tasks=self._instances.tasks_of(plugin),
             random=self.random,
             new_id=self.new_id,
             signals=self.signals,
-            catalog=self.gateway.catalog,
+            catalog=self._instances.catalog_of(plugin),
             prices=self.gateway.prices,
             tokenizer=self.gateway.tokenizer,
             upstream=self.gateway.upstream,
-            publish=lambda event: self.events.publish(replace(event, source=plugin)),
+            publish=lambda event: self.publish(replace(event, source=plugin)),
             statuses=self.statuses,
-            worker=self.worker,
+            # Two instances of a plugin that run at the same time are as two workers.
+            worker=self.worker if built <= 1 else f"{self.worker}{REBUILT}{built}",
+            unpriced=self.settings.host.unpriced,
             base=self.settings.base,
+            takeovers=self._takeovers.of(plugin),
+            annotate=annotator(plugin),
         )
+
+    def publish(self, event: Event) -> None:
+        """Announce an event to the plugins of this worker, and of the others where it says so."""
+        self.events.publish(event)
+        if event.everywhere and self._broadcast is not None:
+            self._broadcast.send(event)
 
     async def _deliver(self, event: Event) -> None:
-        await self.calls.run_on_event(event)
+        await self.notices.hear(event)
+        await self.hooks.run_on_event(event)
+        for instance in tuple(self._instances.leaving):
+            if (impl := instance.plugin.hooks.get("on_event")) is not None:
+                await replace(self.hooks, on_event=(self._instances.measured(impl),)).run_on_event(event)
 
-    def statuses(self) -> dict[str, Status]:
-        """Return the status of every configured plugin, those left out included."""
-        statuses = {name: self.calls.run_status(name) for name in self.plugins.names()}
-        statuses.update(
-            (name, Status(ok=False, summary=f"left out: {why}")) for name, why in self.plugins.broken.items()
-        )
-        return statuses
+    def statuses(self) -> Mapping[str, Status]:
+        """Return the status of every configured plugin, including those left out; each is asked when it is looked at."""
+        return Statuses((*self.plugins.names(), *self.plugins.broken), self._status)
+
+    def _status(self, name: str) -> Status:
+        why = self.plugins.broken.get(name)
+        return self.hooks.run_status(name) if why is None else Status(ok=False, summary=f"left out: {why}")
+
+    def problems(self) -> list[str]:
+        """Return what keeps the host itself, apart from its plugins, from doing its work; one sentence each."""
+        problems = [text for tasks in (self._tasks, *self._instances.tasks.values()) for text in tasks.problems()]
+        if self._journal is not None:
+            problems += self._journal.problems()
+        return problems + self.faults.problems()
 
     def describe(self) -> dict[str, object]:
-        """Return what ``GET /pointsman/status`` answers."""
+        """Return the answer of ``GET /pointsman/status``."""
         journal = self._journal
+        problems = self.problems()
         return {
+            "ok": not problems,
+            "problems": problems,
             "version": __version__,
             "worker": self.worker,
             "uptime_s": round(self.clock.now() - self.started_at, 3),
             "requests": self.requests,
             "requests_open": len(self._open),
+            "generation": self.generation,
+            "reload": self.reloads.last.as_json() if self.reloads is not None and self.reloads.last else None,
+            "leaving": sorted(instance.plugin.name for instance in self._instances.leaving),
             "store": {"backend": self.settings.host.store.backend},
-            "tracing": {"enabled": self.tracing.enabled, "failures": self.tracing.failures},
+            "tracing": self._tracing_status(),
             "journal": {
                 "submitted": journal.counts.submitted,
                 "settled": journal.counts.settled,
                 "retried": journal.counts.retried,
                 "recovered": journal.counts.recovered,
                 "unjournaled": journal.counts.unjournaled,
+                "unreadable": journal.counts.unreadable,
                 "waiting": dict(journal.waiting()),
             }
             if journal
@@ -320,26 +540,79 @@ class Host:
                 {"plugin": plugin, "hook": hook, "count": count}
                 for (plugin, hook), count in sorted(self.faults.counts.items())
             ],
+            "hooks": self.hooks.timings(),
             "plugins": [
                 {"name": name, "ok": status.ok, "summary": status.summary, "details": dict(status.details)}
                 for name, status in self.statuses().items()
             ],
         }
 
+    def _tracing_status(self) -> dict[str, object]:
+        status: dict[str, object] = {"enabled": self.tracing.enabled, "failures": self.tracing.failures}
+        if (counts := self.tracing.counts) is not None:
+            status["spans"] = {"exported": counts.exported, "dropped": counts.dropped, "waiting": counts.waiting}
+        return status
+
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def open(self, ctx: RequestContext, *, parent: Span | Context | None = None) -> Exchange:
-        """Open a client request."""
-        exchange = Exchange(self, ctx, parent=parent)
+    def open(self, ctx: RequestContext, *, span: Span | None = None) -> Exchange:
+        """Open a client request.
+
+        Args:
+            ctx: The request.
+            span: Its span, where it was started before the request was known.
+        """
+        exchange = Exchange(self, ctx, span=span)
         self.requests += 1
         self._open.add(exchange)
         return exchange
 
+    def spawn(self, work: Coroutine[object, object, object], *, name: str) -> None:
+        """Run a coroutine in the background, until the host stops; its errors are counted.
+
+        Args:
+            work: The coroutine.
+            name: What it does.
+        """
+        self._tasks.spawn(work, name=name)
+
     def detached(
-        self, ctx: RequestContext, *, parent: Span | Context | None = None, link: Span | None = None
+        self, ctx: RequestContext, kind: AttemptKind, *, primary: Span | None = None, span: Span | None = None
     ) -> Exchange:
-        """Open a call of our own: it has attempts, observers and spans, but is never settled."""
-        return Exchange(self, ctx, parent=parent, link=link, detached=True)
+        """Open a plugin's own call: it has attempts, observers and spans, but is never settled.
+
+        Args:
+            ctx: The call.
+            kind: Its kind.
+            primary: The span of the client's request that it is made for.
+            span: Its own, where it was planned before.
+        """
+        return Exchange(self, ctx, detached=True, kind=kind, primary=primary, span=span)
+
+    def own_call(self, request: UpstreamRequest, primary: Exchange | None, span: Span | None = None) -> Exchange:
+        """Open the exchange of a call that a plugin makes; it has the identity of its parent's caller.
+
+        Args:
+            request: What the plugin asks for.
+            primary: The client's request that it is made for, if it is known here.
+            span: The call's, where it was planned before.
+        """
+        parent = request.parent
+        ctx = RequestContext(
+            request_id=self.new_id(),
+            endpoint=request.endpoint,
+            model=request.target,
+            stream=request.stream,
+            identity=parent.identity if parent is not None else Identity(),
+            payer=request.tenant,
+            parent_id=parent.request_id if parent is not None else None,
+            session_id=parent.session_id if parent is not None else None,
+            body=request.body,
+            received_at=self.clock.now(),
+        )
+        exchange = self.detached(ctx, request.kind, primary=None if primary is None else primary.span, span=span)
+        self.tracing.set(exchange.span, route_attributes(Route(target=request.target, labels=request.labels)))
+        return exchange
 
     async def settled(self) -> None:
         """Wait until every request closed so far has been settled with every plugin."""
@@ -347,11 +620,55 @@ class Host:
             await self._journal.idle()
 
     def waiting(self) -> Mapping[str, int]:
-        """Return how many settlements each plugin still has to hear of."""
+        """Return the number of settlements that each plugin still has to settle."""
         return self._journal.waiting() if self._journal is not None else {}
 
+    def ended(self, exchange: Exchange, settlement: Settlement) -> None:
+        """Count a closed request, once its cost is known; called by the exchange."""
+        if exchange.awaits_cost and self._journal is not None:
+            self._tasks.spawn(self._ended_late(exchange), name="count")
+        else:
+            self._complete(exchange, settlement)
+
+    def _complete(self, exchange: Exchange, settlement: Settlement) -> None:
+        self.observed.count(exchange, settlement)
+        if exchange.detached:
+            self.events.publish(
+                OwnCallEnded(source="pointsman", request_id=settlement.request_id, attempts=settlement.attempts)
+            )
+
+    async def _ended_late(self, exchange: Exchange) -> None:
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(COST_WAIT_S):
+                    await exchange.cost_known()
+        finally:
+            if exchange.settlement is not None:
+                self._complete(exchange, exchange.settlement)
+
+    def _recent_statuses(self) -> Mapping[str, Status]:
+        """Return the plugins' statuses, half a minute old at most: some look at every deployment for theirs."""
+        now = self.clock.monotonic()
+        if now - self._statuses_read_at >= STATUSES_S:
+            self._statuses_read, self._statuses_read_at = dict(self.statuses()), now
+        return self._statuses_read
+
+    def _families(self) -> list[Family]:
+        journal = self._journal
+        families = present_families(
+            open_requests=len(self._open),
+            settlements=journal.counts if journal is not None else Counts(),
+            waiting=self.waiting(),
+            faults=self.faults,
+            statuses=self._recent_statuses(),
+            dropped_events=self.events.dropped,
+            tracing_failures=self.tracing.failures,
+        )
+        return families + hook_families(self._instances.timings.values())
+
     def closed(self, exchange: Exchange, settlement: Settlement) -> None:
-        """Take a closed exchange over into the journal; called by the exchange."""
+        """Submit a closed exchange to the journal; called by the exchange."""
         self._open.discard(exchange)
         if self._journal is not None:
-            self._journal.submit(exchange.ctx, settlement, exchange.span)
+            completing = exchange if exchange.awaits_cost else None
+            self._journal.submit(exchange.ctx, settlement, exchange.span, completing, hooks=exchange.hooks)

@@ -1,27 +1,35 @@
-"""Settlements, written down before they are acted on, so that each one is settled even if this worker dies.
+"""Settlements, written to the store before they are acted on, so that each is settled even if this worker dies.
 
-A finished request is handed to ``submit``. Those that finish within one window share one row in the store; then the
+A finished request is submitted. Settlements that finish within one window share one row in the store; then the
 ``settle`` hooks run; then the row is removed. A row whose worker has died (its heartbeat is gone) is taken over by
-another worker, atomically. A plugin that fails is asked again with growing delays; the row stays until it succeeds.
+another worker, atomically. A plugin that fails is retried with growing delays; the row stays until it succeeds.
+What a plugin keeps in a place of its own is final when its row is gone, see ``takeovers``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
 
-from opentelemetry.trace import Span
-from pydantic import TypeAdapter
+from opentelemetry.trace import Span, StatusCode
 
 from ..errors import StoreError
-from ..store.base import JSON, Put, StateStore, Update
+from ..store.protocol import Put, StateStore, Update
 from ..types import RequestContext, Settlement
-from .calls import Calls
+from .attributes import operation, settlement_attributes
+from .hooks import Hooks
+from .journal_rows import ASIDE, OWNER, ROW, WORKER, Completing, Counts, Entry, Row, dump, restored_context
+from .lifetime import Lifetime
+from .pipeline import REQUEST
+from .recovery import Recovery
 from .runtime import TaskGroup
+from .takeovers import Takeovers
 from .tracing import Tracing
 
 if TYPE_CHECKING:
@@ -34,116 +42,43 @@ HEARTBEAT_TTL_S: Final = 15.0
 RECOVERY_INTERVAL_S: Final = 5.0
 RETRY_FIRST_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
+#: Age of an unsettled settlement from which the status shows a problem, in seconds.
+LATE_S: Final = 30.0
 #: Rows that one plugin settles at the same time; more wait, for this plugin only.
 CONCURRENT_ROWS: Final = 32
-#: Rows that are kept in memory while a plugin fails to settle them; more wait in the store alone.
+#: Settlements of one row that a plugin settles at the same time, if it waits while it does.
+TOGETHER: Final = 64
+#: Rows kept in memory while a plugin fails to settle them; others wait in the store alone.
 RETRIED_ROWS: Final = 500
-
-_ROW: Final = "journal/"
-#: Who has ever written a row that may still be there: so that nobody has to read everybody's rows to find the dead's.
-_OWNER: Final = "owner/"
-_WORKER: Final = "worker/"
-_SETTLEMENT: Final[TypeAdapter[Settlement]] = TypeAdapter(Settlement)
-
-
-@dataclass(slots=True)
-class Entry:
-    """One settlement and who still has to hear of it."""
-
-    ctx: RequestContext
-    settlement: Settlement
-    pending: list[str]
-    span: Span | None = None
-    hook_span: Span | None = None
-
-
-@dataclass(slots=True)
-class Row:
-    """What one write to the journal holds."""
-
-    key: str
-    entries: list[Entry]
-    tries: int = 0
-    written: bool = False
-
-
-@dataclass(slots=True)
-class Counts:
-    """For the status page."""
-
-    submitted: int = 0
-    settled: int = 0
-    retried: int = 0
-    recovered: int = 0
-    unjournaled: int = 0
-
-
-def restored_context(settlement: Settlement) -> RequestContext:
-    """Return the request's context as far as a settlement remembers it: headers and body are never stored."""
-    return RequestContext(
-        request_id=settlement.request_id,
-        call_id=settlement.call_id,
-        endpoint=settlement.endpoint,
-        model=settlement.model,
-        stream=settlement.stream,
-        identity=settlement.identity,
-        received_at=settlement.started_at,
-    )
-
-
-def dump(entries: Sequence[Entry]) -> JSON:
-    """Return a row's value. Provider headers stay out: they are large, and the journal needs none."""
-    return {
-        "v": 1,
-        "entries": [
-            {
-                "pending": list(entry.pending),
-                "settlement": _SETTLEMENT.dump_python(
-                    replace(
-                        entry.settlement, attempts=tuple(replace(a, headers={}) for a in entry.settlement.attempts)
-                    ),
-                    mode="json",
-                    exclude_defaults=True,
-                ),
-            }
-            for entry in entries
-        ],
-    }
-
-
-def parse(value: Any) -> list[Entry]:
-    """Read a row's value.
-
-    Raises:
-        ValueError: it was not written by ``dump``.
-    """
-    if not isinstance(value, dict) or value.get("v") != 1:
-        raise ValueError("not a journal row of version 1")
-    entries = []
-    for item in value["entries"]:
-        settlement = _SETTLEMENT.validate_python(item["settlement"])
-        entries.append(Entry(restored_context(settlement), settlement, list(item["pending"])))
-    return entries
+#: Longest wait for the gateway to log the cost of an answer that is out, in seconds: it does so in the background, at
+#: once unless other callbacks are slow.
+COST_WAIT_S: Final = 2.0
 
 
 class Journal:
-    """Runs the ``settle`` hooks, exactly once where nothing dies, at least once where something does.
+    """Runs the ``settle`` hooks: exactly once, or at least once when a worker dies.
 
     Args:
         store: Where rows are written; keys are prefixed by the caller.
-        calls: The compiled hooks.
+        takeovers: What other machines have taken over.
+        lifetime: Whether the store has lost everything.
+        on_emptied: Called when it has.
+        hooks: The compiled hooks.
         tracing: For the ``settle`` spans.
         clock: Time.
         tasks: Where the background work runs.
         worker: This worker's name.
-        window_s: How long settlements are gathered for one write.
+        window_s: Time over which settlements are collected for one write, in seconds.
     """
 
     def __init__(
         self,
         *,
         store: StateStore,
-        calls: Calls,
+        takeovers: Takeovers,
+        lifetime: Lifetime,
+        on_emptied: Callable[[], None],
+        hooks: Hooks,
         tracing: Tracing,
         clock: Clock,
         tasks: TaskGroup,
@@ -151,48 +86,134 @@ class Journal:
         window_s: float,
     ) -> None:
         self._store = store
-        self._calls = calls
+        self._takeovers = takeovers
+        self._lifetime = lifetime
+        self._on_emptied = on_emptied
+        self.hooks = hooks
         self._tracing = tracing
         self._clock = clock
         self._tasks = tasks
         self._worker = worker
         self._window_s = window_s
-        self._plugins = list(calls.settle)
         self._waiting: list[Entry] = []
         self._wake = asyncio.Event()
         self._rows: dict[str, Row] = {}
-        self._finished: list[str] = []
-        self._slots = {plugin: asyncio.Semaphore(CONCURRENT_ROWS) for plugin in self._plugins}
-        self._forgotten = 0
+        #: Rows to remove, with what is final then.
+        self._finished: dict[str, dict[str, list[str]]] = {}
+        self._slots: dict[str, asyncio.Semaphore] = {}
+        self.use(hooks)
+        #: Rows of this worker that are in the store alone.
+        self.forgotten = 0
         self._parked = False
         self._next = 0
+        #: Why the store cannot be used; empty while it can.
+        self._store_lost = ""
+        self._store_back = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.counts = Counts()
+        self.recovery = Recovery(store, takeovers, worker, self)
+
+    def use(self, hooks: Hooks) -> None:
+        """Settle with these plugins from now on; a request that began with others is still settled with those."""
+        self.hooks = hooks
+        for plugin in hooks.settle:
+            self._slots.setdefault(plugin, asyncio.Semaphore(CONCURRENT_ROWS))
+
+    def waits_for(self, generation: int) -> bool:
+        """Return whether a settlement is still to be made with the plugins of an earlier generation than this."""
+        entries = [*self._waiting, *(entry for row in self._rows.values() for entry in row.entries)]
+        return any(entry.hooks is not None and entry.hooks.generation < generation for entry in entries)
 
     async def start(self) -> None:
         """Announce this worker and start the background work."""
+        if self._takeovers:
+            await self._takeovers.refresh()
         await self._beat()
-        if self._plugins:
-            await self._store.put(f"{_OWNER}{self._worker}", self._clock.now())
-        self._tasks.spawn(self._write_for_ever(), name="journal")
+        self.counts.unreadable = await self.recovery.unreadable()
+        self._tasks.forever(self._write_until_cancelled, name="journal")
         self._tasks.every(HEARTBEAT_INTERVAL_S, self._beat, name="heartbeat")
-        self._tasks.every(RECOVERY_INTERVAL_S, self.recover, name="recovery")
+        self._tasks.every(RECOVERY_INTERVAL_S, self.recovery.recover, name="recovery")
 
-    def submit(self, ctx: RequestContext, settlement: Settlement, span: Span | None) -> None:
-        """Hand over a finished request. Returns at once."""
-        if not self._plugins:
+    def submit(
+        self,
+        ctx: RequestContext,
+        settlement: Settlement,
+        span: Span | None,
+        completing: Completing | None = None,
+        *,
+        hooks: Hooks | None = None,
+    ) -> None:
+        """Submit a finished request; returns at once.
+
+        Args:
+            ctx: The request.
+            settlement: Its settlement as known now. It is written at once, so that a crash does not lose it.
+            span: The request's span.
+            completing: Completes the settlement; it is waited for, at most ``COST_WAIT_S``, before plugins settle.
+            hooks: Those that the request began with; None: the present ones.
+        """
+        hooks = hooks or self.hooks
+        if not hooks.settle:
             return
         self.counts.submitted += 1
-        self._waiting.append(Entry(ctx, settlement, list(self._plugins), span))
+        entry = Entry(ctx, settlement, list(hooks.settle), completing=completing, hooks=hooks)
+        if (recorded := self._tracing.recorded(span)) is not None:
+            entry.request = recorded
+            entry.span = self._start_span(entry)
+            self._tracing.link(span, entry.span, "settlement")
+        self._waiting.append(entry)
         self._idle.clear()
         self._wake.set()
 
     async def _beat(self) -> None:
-        await self._store.ping()
-        await self._store.put(f"{_WORKER}{self._worker}", self._clock.now(), ttl_s=HEARTBEAT_TTL_S)
+        try:
+            await self._store.ping()
+            now = self._clock.now()
+            puts = {f"{WORKER}{self._worker}": Put(now, ttl_s=HEARTBEAT_TTL_S)}
+            if self._slots:
+                # With each beat: a store that has come back empty knows neither.
+                puts[f"{OWNER}{self._worker}"] = Put({"at": now, "places": self._takeovers.names()})
+            await self._store.update(Update(puts=puts))
+            emptied = await self._lifetime.emptied()
+        except StoreError as err:
+            self._store_lost = str(err)
+            raise
+        if emptied:
+            await self._restore()
+        if self._store_lost:
+            self._store_lost = ""
+            # What failed while the store was away waits no longer.
+            back, self._store_back = self._store_back, asyncio.Event()
+            back.set()
 
-    async def _write_for_ever(self) -> None:
+    def problems(self) -> list[str]:
+        """Return what waits for longer than it should, one sentence each."""
+        problems = [f"the store cannot be used: {self._store_lost}"] if self._store_lost else []
+        problems += self._lifetime.problems()
+        if self.counts.unreadable:
+            problems.append(
+                f"{self.counts.unreadable} parts of the journal cannot be read and are put aside, so that their requests are "
+                f"not settled; they are in the store under {ASIDE!r}: look at them, then delete them"
+            )
+        entries = [*self._waiting, *(entry for row in self._rows.values() for entry in row.entries)]
+        if not entries:
+            return problems
+        oldest_s = self._clock.now() - min(entry.settlement.finished_at for entry in entries)
+        if oldest_s < LATE_S:
+            return problems
+        waiting = ", ".join(f"{plugin} {count}" for plugin, count in sorted(self.waiting().items()))
+        return [*problems, f"settlements wait in the journal, the oldest for {oldest_s:.0f} s: {waiting}"]
+
+    async def _restore(self) -> None:
+        """Write again what is only in this worker's memory: its rows that are still to be settled."""
+        log.error("%s", "; ".join(self._lifetime.problems()))
+        for row in list(self._rows.values()):
+            if row.written and row.entries:
+                await self._note_progress(row)
+        self._on_emptied()
+
+    async def _write_until_cancelled(self) -> None:
         while True:
             if not self._waiting:
                 try:
@@ -212,21 +233,39 @@ class Journal:
         entries, self._waiting = self._waiting, []
         if not entries:
             return
-        finished, self._finished = self._finished, []
-        await self._write_row(self._row(entries), finished)
+        finished, self._finished = self._finished, {}
+        for entry in entries:
+            entry.complete(final=False)
+        # A settlement that waits for its cost does not hold up the others.
+        complete = [entry for entry in entries if entry.completing is None]
+        incomplete = [entry for entry in entries if entry.completing is not None]
+        if complete:
+            await self._write_row(self._row(complete), finished)
+            finished = {}
+        if incomplete:
+            await self._write_row(self._row(incomplete), finished)
 
     def _row(self, entries: list[Entry]) -> Row:
-        self._next += 1
-        row = Row(f"{_ROW}{self._worker}/{self._next:012d}", entries)
+        row = Row(self.next_key(), entries)
         self._rows[row.key] = row
         return row
 
-    async def _write_row(self, row: Row, finished: Sequence[str] = ()) -> None:
+    async def _step(self, puts: Mapping[str, Put], finished: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Write rows and remove finished ones, atomically; what was settled in those is final then, or was taken over."""
+        update = Update(puts=puts, deletes=tuple(finished))
+        while not await self._store.update(replace(update, checks=self._takeovers.checks())):
+            await self._takeovers.refresh()
+        for settled in finished.values():
+            self._takeovers.decide(settled)
+
+    async def _write_row(self, row: Row, finished: Mapping[str, dict[str, list[str]]] = MappingProxyType({})) -> None:
         try:
-            await self._store.update(Update(puts={row.key: Put(dump(row.entries))}, deletes=tuple(finished)))
+            await self._step({row.key: Put(dump(row.entries))}, finished)
             row.written = True
         except (StoreError, ValueError) as err:
-            self._finished.extend(finished)
+            self._finished.update(finished)
+            # Another machine might find it.
+            row.doubtful = bool(self._takeovers) and isinstance(err, StoreError)
             if isinstance(err, ValueError) and len(row.entries) > 1:
                 # A value that the store cannot keep, which some plugin has put into a route: the others are kept.
                 parts = [self._row([entry]) for entry in row.entries]
@@ -236,34 +275,64 @@ class Journal:
                 return
             # The hooks still run from memory: only a crash in this moment would lose these settlements.
             self.counts.unjournaled += len(row.entries)
-            self._calls.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
+            self.hooks.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
         self._tasks.spawn(self._settle(row), name="settle")
 
     async def _remove_finished(self) -> None:
-        finished, self._finished = self._finished, []
+        finished, self._finished = self._finished, {}
         try:
-            await self._store.update(Update(deletes=tuple(finished)))
-        except StoreError as err:
-            self._finished.extend(finished)
-            self._calls.faults.record("pointsman", "journal", None, err)
+            await self._step({}, finished)
+        except (StoreError, ValueError) as err:
+            self._finished.update(finished)
+            self.hooks.faults.record("pointsman", "journal", None, err)
+
+    async def _complete(self, row: Row) -> None:
+        """Wait until all settlements are complete, but not for long: a cost that is never logged is unknown."""
+        waiting = [entry for entry in row.entries if entry.completing is not None]
+        if not waiting:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(COST_WAIT_S):
+                for entry in waiting:
+                    if entry.completing is not None:
+                        await entry.completing.cost_known()
+        changed = [entry for entry in waiting if entry.complete(final=True)]
+        if changed and row.written:
+            await self._note_progress(row)
 
     async def _settle(self, row: Row) -> None:
+        await self._complete(row)
         while await self._try(row):
-            await self._clock.sleep(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
+            await self._pause(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
         del self._rows[row.key]
-        if not row.entries and row.written:
-            self._finished.append(row.key)
-            self._wake.set()
+        if not row.entries:
+            if row.written or row.doubtful:
+                self._finished[row.key] = row.settled
+                self._wake.set()
+            else:
+                self._takeovers.decide(row.settled)
         if not self._rows and not self._waiting:
             self._idle.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Wait this long, or until the store is back."""
+        waits = {asyncio.ensure_future(self._clock.sleep(seconds)), asyncio.ensure_future(self._store_back.wait())}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _try(self, row: Row) -> bool:
         """Ask every plugin that has not settled yet, each on its own; say whether to try again later."""
         plugins = sorted({plugin for entry in row.entries for plugin in entry.pending})
-        spans = self._start_spans(row)
+        for entry in row.entries:
+            if entry.span is None and entry.request is not None:
+                entry.span = self._start_span(entry, tries=row.tries + 1)
         await asyncio.gather(*(self._settle_with(plugin, row) for plugin in plugins))
-        for entry in spans:
-            self._tracing.end(entry.hook_span, {"pointsman.waiting": entry.pending} if entry.pending else None)
+        for entry in row.entries:
+            self._end_span(entry)
         self.counts.settled += sum(not entry.pending for entry in row.entries)
         row.entries = [entry for entry in row.entries if entry.pending]
         if not row.entries:
@@ -272,101 +341,130 @@ class Journal:
         self.counts.retried += 1
         await self._note_progress(row)
         for entry in row.entries:
-            # Whoever waits for long keeps neither headers nor body in memory.
-            entry.ctx, entry.span = restored_context(entry.settlement), None
-        if all(plugin not in self._calls.settle for entry in row.entries for plugin in entry.pending):
+            # A settlement that waits for a retry keeps neither headers nor body in memory.
+            entry.ctx = restored_context(entry.settlement)
+            entry.hooks = None
+        if all(plugin not in self.hooks.settle for entry in row.entries for plugin in entry.pending):
             # Only plugins that are not loaded are missing; the row waits for a worker that has them.
             self._parked = True
             return False
         if row.written and len(self._rows) > RETRIED_ROWS:
             # It is safe in the store; ``recover`` takes it up again when there is room.
-            self._forgotten += 1
+            self.forgotten += 1
             return False
         return True
 
-    def _start_spans(self, row: Row) -> list[Entry]:
-        traced = [entry for entry in row.entries if entry.span is not None]
-        for entry in traced:
-            entry.hook_span = self._tracing.start("settle", parent=entry.span)
-        return traced
+    def _start_span(self, entry: Entry, tries: int = 1) -> Span | None:
+        settlement = entry.settlement
+        return self._tracing.start(
+            f"settle {settlement.model}".strip(),
+            attributes={
+                "gen_ai.operation.name": operation(settlement.endpoint),
+                "gen_ai.request.model": settlement.model,
+                "pointsman.kind": "settlement",
+                "pointsman.request_id": settlement.request_id,
+                "pointsman.tries": tries,
+                **({"pointsman.tenant": settlement.identity.tenant} if settlement.identity.tenant else {}),
+            },
+            link=entry.request,
+            linked_as=REQUEST,
+        )
+
+    def _end_span(self, entry: Entry) -> None:
+        """End the settlement's span: failed while a plugin has not settled."""
+        span, entry.span = entry.span, None
+        if span is None:
+            return
+        error = f"not settled yet: {', '.join(entry.pending)}" if entry.pending else None
+        attributes = settlement_attributes(entry.settlement, entry.pending)
+        self._tracing.end(span, attributes, error=error, status=StatusCode.OK)
 
     async def _settle_with(self, plugin: str, row: Row) -> None:
         slots = self._slots.get(plugin)
         if slots is None:
             return
+        placed = self._takeovers.has_place(plugin)
         async with slots:
-            for entry in row.entries:
-                if plugin not in entry.pending:
+            left = [entry for entry in row.entries if plugin in entry.pending]
+            done = 0
+            while done < len(left):
+                if len(left) - done == 1 or not self.hooks.has_waited(plugin):
+                    await self._settle_entry(plugin, row, left[done], placed)
+                    done += 1
                     continue
-                with self._tracing.current(entry.hook_span):
-                    settled = await self._calls.run_settle(plugin, entry.ctx, entry.settlement)
-                if settled:
-                    entry.pending.remove(plugin)
+                # A plugin that waits, for a commit as a rule, gets several at once, so that they share one.
+                some = left[done : done + TOGETHER]
+                await asyncio.gather(*(self._settle_entry(plugin, row, entry, placed) for entry in some))
+                done += len(some)
+
+    async def _settle_entry(self, plugin: str, row: Row, entry: Entry, placed: bool) -> None:
+        if placed and self._takeovers.is_taken(plugin, entry.settlement.request_id):
+            entry.pending.remove(plugin)
+            return
+        hooks = entry.hooks or self.hooks
+        if entry.span is None:
+            settled = await hooks.run_settle(plugin, entry.ctx, entry.settlement)
+        else:
+            with self._tracing.current(entry.span):
+                settled = await hooks.run_settle(plugin, entry.ctx, entry.settlement)
+        if settled:
+            entry.pending.remove(plugin)
+            if placed:
+                row.settled.setdefault(plugin, []).append(entry.settlement.request_id)
 
     async def _note_progress(self, row: Row) -> None:
-        """Write down who has settled already, so that nobody is asked twice after a crash."""
+        """Record which plugins have settled, so that a crash does not repeat them."""
+        settled, row.settled = row.settled, {}
         try:
-            await self._store.put(row.key, dump(row.entries))
+            await self._step({row.key: Put(dump(row.entries))}, {})
             row.written = True
+            self._takeovers.decide(settled)
         except (StoreError, ValueError) as err:
-            self._calls.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
+            row.settled = settled
+            self.hooks.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
 
-    async def recover(self) -> None:
-        """Take over the rows of workers that have died, and our own that did not fit into memory."""
-        # Owners first: a worker that starts in between has a heartbeat before it owns anything.
-        owners = await self._store.scan(_OWNER)
-        alive = {key.removeprefix(_WORKER) for key, _ in await self._store.scan(_WORKER)}
-        for key, _ in owners:
-            owner = key.removeprefix(_OWNER)
-            if owner == self._worker:
-                if self._forgotten and len(self._rows) < RETRIED_ROWS:
-                    await self._adopt_all(owner)
-            elif owner not in alive and not await self._adopt_all(owner):
-                await self._store.delete(key)
+    # -- what recovery takes over ---------------------------------------------------------------------------------------
 
-    async def _adopt_all(self, owner: str) -> int:
-        """Take over a worker's rows; return how many there were."""
-        rows = await self._store.scan(f"{_ROW}{owner}/")
-        for key, value in rows:
-            if len(self._rows) >= RETRIED_ROWS:
-                break
-            if key not in self._rows and key not in self._finished:
-                await self._adopt(key, value, ours=owner == self._worker)
-        return len(rows)
+    @property
+    def has_room(self) -> bool:
+        """Whether another row fits into memory."""
+        return len(self._rows) < RETRIED_ROWS
 
-    async def _adopt(self, key: str, value: JSON, *, ours: bool) -> None:
-        try:
-            entries = parse(value)
-        except (ValueError, KeyError, TypeError) as err:
-            self._calls.faults.record("pointsman", "journal", None, ValueError(f"row {key!r} cannot be read: {err}"))
-            return
-        if all(plugin not in self._calls.settle for entry in entries for plugin in entry.pending):
-            return
+    def holds(self, key: str) -> bool:
+        """Return whether a row of the store is in memory, or about to be removed."""
+        return key in self._rows or key in self._finished
+
+    def next_key(self) -> str:
+        """Return the key of a new row."""
         self._next += 1
-        row = Row(f"{_ROW}{self._worker}/{self._next:012d}", entries, written=True)
-        if await self._store.update(Update(checks={key: value}, deletes=(key,), puts={row.key: Put(value)})):
-            if ours:
-                self._forgotten -= 1
-            else:
-                self.counts.recovered += len(entries)
-            self._rows[row.key] = row
-            self._idle.clear()
-            self._tasks.spawn(self._settle(row), name="settle")
+        return f"{ROW}{self._worker}/{self._next:012d}"
+
+    def adopted(self, row: Row, *, ours: bool) -> None:
+        """Settle a row that has been taken over."""
+        if ours:
+            self.forgotten -= 1
+        else:
+            self.counts.recovered += len(row.entries)
+        self._rows[row.key] = row
+        self._idle.clear()
+        self._tasks.spawn(self._settle(row), name="settle")
+
+    # -- its end --------------------------------------------------------------------------------------------------------
 
     async def idle(self) -> None:
-        """Wait until everything handed over so far has been settled."""
+        """Wait until every settlement submitted so far has been settled."""
         await self._idle.wait()
 
     def waiting(self) -> Counter[str]:
-        """Return how many settlements each plugin still has to hear of."""
+        """Return the number of settlements that each plugin still has to settle."""
         entries = [*self._waiting, *(entry for row in self._rows.values() for entry in row.entries)]
         return Counter(plugin for entry in entries for plugin in entry.pending)
 
     async def flush(self, timeout_s: float) -> int:
-        """Settle everything handed over so far, at most this long.
+        """Settle everything submitted so far, at most this long.
 
         Returns:
-            How many settlements are left in the journal for another worker.
+            The number of settlements left in the journal for another worker.
         """
         if self._waiting:
             self._tasks.spawn(self._write(), name="flush")
@@ -379,13 +477,16 @@ class Journal:
             await self._write()
         if self._finished:
             await self._remove_finished()
+        for row in self._rows.values():
+            for entry in row.entries:
+                self._end_span(entry)
         return sum(len(row.entries) for row in self._rows.values())
 
     async def leave(self) -> None:
         """Withdraw this worker's heartbeat, so that others take over its rows at once."""
         try:
-            if not (self._rows or self._forgotten or self._finished or self._parked):
-                await self._store.delete(f"{_OWNER}{self._worker}")
-            await self._store.delete(f"{_WORKER}{self._worker}")
+            if not (self._rows or self.forgotten or self._finished or self._parked):
+                await self._store.delete(f"{OWNER}{self._worker}")
+            await self._store.delete(f"{WORKER}{self._worker}")
         except StoreError as err:
-            self._calls.faults.record("pointsman", "journal", None, err)
+            self.hooks.faults.record("pointsman", "journal", None, err)

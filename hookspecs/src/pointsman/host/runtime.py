@@ -1,4 +1,4 @@
-"""What the host lends to plugins: time, background tasks, signals, events."""
+"""What the host provides to plugins: time, background tasks, signals, events."""
 
 from __future__ import annotations
 
@@ -8,16 +8,22 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Final
 
 from ..plugin import Clock
 from ..types import Event, Signal
-from .calls import Faults, is_stray
+from .isolation import Faults, is_stray, let_through
 
 log: Final = logging.getLogger("pointsman")
 
 CANCEL_DEADLINE_S: Final = 5.0
+#: First and longest wait before a task that runs for ever is restarted, in seconds.
+RESTART_FIRST_S: Final = 1.0
+RESTART_MOST_S: Final = 60.0
+#: How long a failure of such a task is a problem in the status, in seconds.
+SHOWN_S: Final = 120.0
 
 
 class SystemClock:
@@ -36,9 +42,30 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+#: Random digits that are not used yet. To ask the system for ten bytes at a time costs more than all the rest of an id.
+_DIGITS: Final[list[str]] = []
+_DIGITS_OF_ID: Final = 20
+_IDS_AT_ONCE: Final = 64
+# A process that is forked must not go on with the digits of its parent.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_DIGITS.clear)
+
+
 def new_id() -> str:
     """Return a unique id of 32 hexadecimal digits: 48 bits of Unix milliseconds, 80 random bits (as RFC 9562's v7)."""
-    return f"{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+    try:
+        digits = _DIGITS.pop()
+    except IndexError:
+        fresh = os.urandom(_IDS_AT_ONCE * _DIGITS_OF_ID // 2).hex()
+        digits, *rest = (fresh[at : at + _DIGITS_OF_ID] for at in range(0, len(fresh), _DIGITS_OF_ID))
+        _DIGITS.extend(rest)
+    return f"{time.time_ns() // 1_000_000:012x}{digits}"
+
+
+#: Events in a row that each are published while the one before is delivered.
+MOST_ANSWERS: Final = 100
+#: The place in such a row of the event that is being delivered.
+_place: Final[ContextVar[int]] = ContextVar("place", default=0)
 
 
 class TaskGroup:
@@ -49,6 +76,8 @@ class TaskGroup:
         self._clock = clock
         self._faults = faults
         self._tasks: set[asyncio.Task[object]] = set()
+        #: When a task that runs for ever last failed, on the monotonic clock, and why.
+        self._failed: dict[str, tuple[float, str]] = {}
 
     def spawn(self, work: Coroutine[object, object, object], *, name: str) -> None:
         """Run a coroutine in the background; an error is logged and counted under ``task <name>``."""
@@ -56,8 +85,6 @@ class TaskGroup:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # A task that is cancelled before its first step never touches its coroutine.
-        task.add_done_callback(lambda _: work.close())
-        # A task that is cancelled before its first step never gets to the work it was given.
         task.add_done_callback(lambda _: work.close())
 
     def every(self, interval_s: float, work: Callable[[], Awaitable[object]], *, name: str) -> None:
@@ -70,17 +97,55 @@ class TaskGroup:
         while True:
             try:
                 await work()
-            except (Exception, asyncio.CancelledError) as err:
-                if isinstance(err, asyncio.CancelledError) and not is_stray():
+            except BaseException as err:  # a task that ends with SystemExit ends the process
+                let_through(err)
+                if isinstance(err, GeneratorExit) and not is_stray():
                     raise
                 # The next round may succeed.
                 self._faults.record(self._owner, f"task {name}", None, err)
             await self._clock.sleep(interval_s)
 
+    def forever(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:
+        """Keep ``work``, which does not end by itself, running until ``cancel``."""
+        self.spawn(self._supervise(work, name), name=name)
+
+    async def _supervise(self, work: Callable[[], Awaitable[object]], name: str) -> None:
+        wait_s = RESTART_FIRST_S
+        while True:
+            started = self._clock.monotonic()
+            err: BaseException
+            try:
+                await work()
+                err = RuntimeError("it ended by itself")
+            except BaseException as raised:  # a task that ends with SystemExit ends the process
+                let_through(raised)
+                if isinstance(raised, GeneratorExit) and not is_stray():
+                    raise
+                err = raised
+            self._faults.record(self._owner, f"task {name}", None, err)
+            now = self._clock.monotonic()
+            if now - started >= RESTART_MOST_S:
+                wait_s = RESTART_FIRST_S
+            self._failed[name] = (now, f"{type(err).__name__}: {err}")
+            await self._clock.sleep(wait_s)
+            wait_s = min(2 * wait_s, RESTART_MOST_S)
+
+    def problems(self) -> list[str]:
+        """Return which tasks that run for ever have failed within the last minutes."""
+        now = self._clock.monotonic()
+        return [
+            f"the background task {name!r} of {self._owner} failed {now - at:.0f} s ago and is restarted: {why}"
+            for name, (at, why) in sorted(self._failed.items())
+            if now - at < SHOWN_S
+        ]
+
     async def _guard(self, work: Coroutine[object, object, object], name: str) -> object:
         try:
             return await work
-        except Exception as err:  # noqa: BLE001  # a background task has nobody to raise to
+        except BaseException as err:  # a background task has no caller to raise to
+            let_through(err)
+            if isinstance(err, GeneratorExit) and not is_stray():
+                raise
             self._faults.record(self._owner, f"task {name}", None, err)
             return None
 
@@ -94,14 +159,14 @@ class TaskGroup:
             await asyncio.wait(tuple(self._tasks), timeout=timeout_s)
 
     async def cancel(self) -> None:
-        """End all tasks and wait until they have ended. One that will not end is logged and left behind."""
+        """Cancel all tasks and wait until they have ended. A task that ignores this is logged and abandoned."""
         tasks = tuple(self._tasks)
         for task in tasks:
             task.cancel()
         if tasks:
             _, stuck = await asyncio.wait(tasks, timeout=CANCEL_DEADLINE_S)
             for task in stuck:
-                log.error("background task %s ignores its cancellation and is left behind", task.get_name())
+                log.error("background task %s ignores its cancellation and is abandoned", task.get_name())
 
 
 class SignalBoard:
@@ -128,32 +193,47 @@ class SignalBoard:
 
 
 class EventBus:
-    """Delivers events one after another, in the order they were announced, off the request path."""
+    """Delivers events one after another, in the order of publication, off the request path."""
 
     def __init__(self, deliver: Callable[[Event], Awaitable[None]], capacity: int = 10_000) -> None:
         self._deliver = deliver
-        self._queue: asyncio.Queue[Event] = asyncio.Queue(capacity)
+        #: Each with its place in a chain of events that plugins publish in answer to one another.
+        self._queue: asyncio.Queue[tuple[Event, int]] = asyncio.Queue(capacity)
         self.dropped = 0
 
     def publish(self, event: Event) -> None:
-        """Announce an event. When 10 000 are waiting it is dropped, counted and logged."""
+        """Publish an event. When 10 000 are waiting, or it answers a hundredth answer, it is dropped, counted and logged."""
+        place = _place.get() + 1
+        if place > MOST_ANSWERS:
+            self._drop(
+                event,
+                f"plugins answer one event with another; this one, of {event.source!r}, is number {place} in a row",
+            )
+            return
         try:
-            self._queue.put_nowait(event)
+            self._queue.put_nowait((event, place))
         except asyncio.QueueFull:
-            self.dropped += 1
-            log.warning("event %s was dropped: the queue is full (%d so far)", type(event).__name__, self.dropped)
+            self._drop(event, "the queue is full")
+
+    def _drop(self, event: Event, why: str) -> None:
+        self.dropped += 1
+        log.warning("event %s was dropped: %s (%d so far)", type(event).__name__, why, self.dropped)
 
     async def run(self) -> None:
-        """Deliver for ever."""
+        """Deliver events until cancelled."""
         while True:
-            event = await self._queue.get()
+            event, place = await self._queue.get()
+            token = _place.set(place)
             try:
                 await self._deliver(event)
             finally:
+                _place.reset(token)
                 self._queue.task_done()
+            # Neither the queue nor a plugin may ever wait, and requests are served in between.
+            await asyncio.sleep(0)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until everything announced so far has been delivered, at most this long."""
+        """Wait until every event published so far has been delivered, at most this long."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._queue.join()

@@ -1,7 +1,7 @@
-"""Spans: one per client request, one per attempt, one per async hook.
+"""Spans: one per client request, one per attempt, one per async hook; settlements and own calls have traces of their own.
 
-Sync hooks become attributes and events of the attempt: a recorded span costs 40 to 70 microseconds, a hook call under
-one. Attribute names follow OpenTelemetry's GenAI semantic conventions, and ``pointsman.*`` for decisions.
+Sync hooks become attributes and events of the attempt: a span for each would hide the rest, and takes longer than the call.
+How spans are made is in ``spans``, names and attributes in ``attributes``, the way to the collector in ``pipeline``.
 
 Telemetry never harms a request: every method swallows what the SDK raises, and counts it.
 """
@@ -11,38 +11,105 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Final, Literal
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.trace import Link, NoOpTracer, Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.sampling import Decision
+from opentelemetry.trace import (
+    Link,
+    NonRecordingSpan,
+    NoOpTracer,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    Tracer,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from pydantic import Field
 
-from ..errors import ConfigError
+from .. import __version__
+from ..config import Section
+from .attributes import Value, bounded, finite
+from .exporters import build, disabled, plan
+from .pipeline import LINK, FollowsLink, Pipeline, SpanCounts
+from .spans import SpanProvider
 
 log: Final = logging.getLogger("pointsman")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
-_OTLP_ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_TRACE_HEADERS: Final = (b"traceparent", b"tracestate")
+_SERVICE: Final = "pointsman"
 
-Value = str | bool | int | float | Sequence[str] | Sequence[float]
+#: How far a client's ``traceparent`` is believed.
+Trust = Literal["none", "link", "context", "sampling"]
+
+
+class TracingConfig(Section):
+    """Whether spans are made; the standard ``OTEL_*`` variables decide where they go."""
+
+    enabled: bool = Field(
+        default=True, description="Whether spans are made where OTEL_* variables ask for them; false makes none."
+    )
+    trust_traceparent: Trust = Field(
+        default="context",
+        description="How far a client's traceparent header is believed: 'none' ignores it, 'link' begins a trace that links to "
+        "it, 'context' continues its trace but samples as OTEL_TRACES_SAMPLER says, 'sampling' also takes over its sampling "
+        "decision; the default is 'context', since clients must not decide what is recorded.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a client's request comes from, for its span.
+
+    Attributes:
+        parent: The context of its parent; None begins a trace.
+        local: Whether the parent is a span of this process.
+        link: A span of the client's to link to, or None.
+    """
+
+    parent: Context | None = None
+    local: bool = False
+    link: SpanContext | None = None
 
 
 class Tracing:
     """Makes spans, or does nothing.
 
     Args:
-        tracer: Where spans are made; None: nowhere.
-        provider: A provider of our own to flush at shutdown; None when it is somebody else's.
+        tracer: Makes the spans; None makes none.
+        provider: The tracer's provider, whose sampler is asked about clients' traces; None trusts their decision.
+        pipelines: The host's own ways out, closed at shutdown; empty when the provider is shared.
+        trust: How far a client's ``traceparent`` is believed.
     """
 
-    def __init__(self, tracer: Tracer | None = None, provider: TracerProvider | None = None) -> None:
+    def __init__(
+        self,
+        tracer: Tracer | None = None,
+        provider: TracerProvider | SpanProvider | None = None,
+        *,
+        pipelines: Sequence[Pipeline] = (),
+        trust: Trust = "context",
+    ) -> None:
         self._tracer = tracer
         self._provider = provider
+        # Of our own provider, which bounds whatever a span is given; of another's, ours are bounded here.
+        self._bounded: Callable[[Mapping[str, Value] | None], Mapping[str, Value]] = (
+            _as_given if isinstance(provider, SpanProvider) else bounded
+        )
+        self._pipelines = tuple(pipelines)
+        self._trust: Trust = trust
         self.failures = 0
 
     @property
@@ -55,10 +122,69 @@ class Tracing:
         """The tracer for plugins; one that does nothing when tracing is off."""
         return self._tracer or NoOpTracer()
 
+    @property
+    def counts(self) -> SpanCounts | None:
+        """What became of the spans that have ended; None when they leave by another's pipeline, or there are none."""
+        if not self._pipelines:
+            return None
+        each = [pipeline.counts for pipeline in self._pipelines]
+        return SpanCounts(
+            exported=min(counts.exported for counts in each),
+            dropped=sum(counts.dropped for counts in each),
+            waiting=sum(counts.waiting for counts in each),
+        )
+
     def _failed(self, err: Exception) -> None:
         self.failures += 1
         if self.failures == 1:
             log.warning("tracing failed, requests are not affected: %s: %s", type(err).__name__, err)
+
+    # -- where a request comes from -------------------------------------------------------------------------------------
+
+    def origin(self, headers: Mapping[str, str]) -> Origin:
+        """Return where a client's request comes from: the running span, else its ``traceparent`` as far as it is believed.
+
+        Args:
+            headers: The request's, by lower-case name.
+        """
+        running = trace.get_current_span()
+        if running.get_span_context().is_valid:
+            # Of a server, or of a layer around this one, that is traced itself.
+            return Origin(parent=trace.set_span_in_context(running, Context()), local=True)
+        if self._trust == "none" or (context := remote_parent(headers)) is None:
+            return Origin()
+        theirs = trace.get_current_span(context).get_span_context()
+        if self._trust == "link":
+            return Origin(link=theirs)
+        if self._trust == "sampling" or self._provider is None:
+            return Origin(parent=context)
+        try:
+            decision = self._provider.sampler.should_sample(Context(), theirs.trace_id, "request", SpanKind.SERVER)
+            sampled = decision.decision is Decision.RECORD_AND_SAMPLE
+            flags = TraceFlags(TraceFlags.SAMPLED if sampled else TraceFlags.DEFAULT)
+        except Exception as err:  # noqa: BLE001  # telemetry never harms a request
+            self._failed(err)
+            return Origin()
+        ours = SpanContext(
+            theirs.trace_id, theirs.span_id, is_remote=True, trace_flags=flags, trace_state=theirs.trace_state
+        )
+        return Origin(parent=trace.set_span_in_context(NonRecordingSpan(ours), Context()))
+
+    def trace_id(self, span: Span | None) -> str | None:
+        """Return the id of a span's trace, 32 hexadecimal digits; None when it is not recorded."""
+        context = self.recorded(span)
+        return None if context is None else f"{context.trace_id:032x}"
+
+    def inner_headers(self, headers: Sequence[tuple[bytes, bytes]], span: Span) -> list[tuple[bytes, bytes]]:
+        """Return a request's headers as the application gets them: whatever it traces becomes a child of this span."""
+        try:
+            ours = [(name.encode(), value.encode()) for name, value in outgoing_headers(span).items()]
+        except Exception as err:  # noqa: BLE001  # telemetry never harms a request
+            self._failed(err)
+            return list(headers)
+        return [*((name, value) for name, value in headers if name.lower() not in _TRACE_HEADERS), *ours]
+
+    # -- spans ----------------------------------------------------------------------------------------------------------
 
     def start(
         self,
@@ -67,7 +193,8 @@ class Tracing:
         parent: Span | Context | None = None,
         kind: SpanKind = SpanKind.INTERNAL,
         attributes: Mapping[str, Value] | None = None,
-        link: Span | None = None,
+        link: Span | SpanContext | None = None,
+        linked_as: str = "",
     ) -> Span | None:
         """Start a span; None when tracing is off.
 
@@ -77,23 +204,80 @@ class Tracing:
             kind: As OpenTelemetry defines it.
             attributes: First attributes.
             link: A span to link to instead of nesting under it (a mirror's primary).
+            linked_as: What the other span is to this one.
         """
         if self._tracer is None:
             return None
         try:
             context = trace.set_span_in_context(parent, Context()) if isinstance(parent, Span) else parent or Context()
-            links = [Link(link.get_span_context())] if link is not None else None
-            return self._tracer.start_span(name, context=context, kind=kind, attributes=attributes, links=links)
+            links = None
+            if link is not None:
+                to = link.get_span_context() if isinstance(link, Span) else link
+                links = [Link(to, {LINK: linked_as} if linked_as else None)]
+            return self._tracer.start_span(
+                name, context=context, kind=kind, attributes=self._bounded(attributes), links=links
+            )
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
             return None
+
+    def request(self, name: str, headers: Mapping[str, str], attributes: Mapping[str, Value]) -> Span | None:
+        """Start the span of a client's request, at the place where it enters the process; None when tracing is off."""
+        if self._tracer is None:
+            return None
+        origin = self.origin(headers)
+        return self.start(
+            name,
+            parent=origin.parent,
+            kind=SpanKind.INTERNAL if origin.local else SpanKind.SERVER,
+            attributes=attributes,
+            link=origin.link,
+            linked_as="client",
+        )
+
+    def recorded(self, span: Span | None) -> SpanContext | None:
+        """Return what to link to for a span that is running and sampled; None for any other."""
+        try:
+            if span is None or not span.is_recording():
+                return None
+            context = span.get_span_context()
+        except Exception as err:  # noqa: BLE001  # telemetry never harms a request
+            self._failed(err)
+            return None
+        return context if context.is_valid and context.trace_flags.sampled else None
+
+    def link(self, span: Span | None, to: Span | None, linked_as: str) -> None:
+        """Link a running span to another one.
+
+        Args:
+            span: Nothing happens if it has ended.
+            to: The other span.
+            linked_as: What the other span is to this one.
+        """
+        if span is None or to is None:
+            return
+        try:
+            if not span.is_recording():
+                return
+            span.add_link(to.get_span_context(), {LINK: linked_as})
+        except Exception as err:  # noqa: BLE001  # telemetry never harms a request
+            self._failed(err)
+
+    def rename(self, span: Span | None, name: str) -> None:
+        """Give a span another name."""
+        if span is None:
+            return
+        try:
+            span.update_name(name)
+        except Exception as err:  # noqa: BLE001  # telemetry never harms a request
+            self._failed(err)
 
     def set(self, span: Span | None, attributes: Mapping[str, Value]) -> None:
         """Add attributes."""
         if span is None:
             return
         try:
-            span.set_attributes(attributes)
+            span.set_attributes(self._bounded(attributes))
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
 
@@ -102,43 +286,109 @@ class Tracing:
         if span is None:
             return
         try:
-            span.add_event(name, attributes)
+            span.add_event(name, self._bounded(attributes))
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
 
-    def end(self, span: Span | None, attributes: Mapping[str, Value] | None = None, error: str | None = None) -> None:
-        """End a span, with last attributes; ``error`` marks it as failed."""
+    def end(
+        self,
+        span: Span | None,
+        attributes: Mapping[str, Value] | None = None,
+        error: str | None = None,
+        *,
+        status: StatusCode | None = None,
+        at_ns: int | None = None,
+    ) -> None:
+        """End a span.
+
+        Args:
+            span: The span.
+            attributes: Last attributes.
+            error: The description of a failure, which gives it the status ERROR.
+            status: Its status otherwise.
+            at_ns: When it ended, in nanoseconds of Unix time; now by default.
+        """
         if span is None:
             return
         try:
             if attributes:
-                span.set_attributes(attributes)
+                span.set_attributes(self._bounded(attributes))
+            if isinstance(span, ReadableSpan):
+                # What plugins have set on it.
+                for name, value in (span.attributes or {}).items():
+                    if not finite(value):
+                        span.set_attribute(name, str(value))
             if error is not None:
                 span.set_status(Status(StatusCode.ERROR, error))
-            span.end()
+            elif status is not None:
+                span.set_status(Status(status))
+            span.end(at_ns)
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
 
-    @contextlib.contextmanager
-    def current(self, span: Span | None) -> Iterator[None]:
+    @staticmethod
+    def current(span: Span | None) -> AbstractContextManager[None]:
         """Make a span the current one, so that a plugin's own spans nest under it."""
-        if span is None:
-            yield
-            return
-        token = otel_context.attach(trace.set_span_in_context(span))
+        return _NOTHING if span is None else _Current(span)
+
+    @contextlib.contextmanager
+    def parenting(self, span: Span) -> Iterator[None]:
+        """Let whatever is traced inside become children of a span, without a way to write to it.
+
+        LiteLLM's callback writes to the running span what it has to say about a request.
+        """
+        token = otel_context.attach(_parent_only(span))
         try:
             yield
         finally:
             with contextlib.suppress(Exception):
                 otel_context.detach(token)
 
+    def enter(self, span: Span) -> None:
+        """As ``parenting``, in this context, for as long as the context lives."""
+        otel_context.attach(_parent_only(span))
+
     def shutdown(self) -> None:
-        """Flush and close a provider of our own; at most what ``OTEL_BSP_EXPORT_TIMEOUT`` allows."""
-        if self._provider is not None:
+        """Send what is left and close the host's own pipelines; quick, whatever the collector does."""
+        for pipeline in self._pipelines:
             try:
-                self._provider.shutdown()
+                pipeline.shutdown()
             except Exception as err:  # noqa: BLE001  # telemetry never harms a shutdown
                 self._failed(err)
+
+
+def _as_given(attributes: Mapping[str, Value] | None) -> Mapping[str, Value]:
+    return attributes or {}
+
+
+class _Current:
+    """As ``trace.use_span``, which is a generator and takes four times as long: it surrounds every hook."""
+
+    __slots__ = ("_span", "_token")
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> None:
+        self._token = otel_context.attach(trace.set_span_in_context(self._span))
+
+    def __exit__(self, *_: object) -> None:
+        otel_context.detach(self._token)  # logs what goes wrong, and raises nothing
+
+
+_NOTHING: Final = contextlib.nullcontext()
+
+
+def _parent_only(span: Span) -> Context:
+    try:
+        return trace.set_span_in_context(NonRecordingSpan(span.get_span_context()))
+    except Exception:  # noqa: BLE001  # telemetry never harms a request
+        return otel_context.get_current()
+
+
+def now_ns() -> int:
+    """Return the time as spans tell it, in nanoseconds of Unix time."""
+    return time.time_ns()
 
 
 def remote_parent(headers: Mapping[str, str]) -> Context | None:
@@ -147,6 +397,38 @@ def remote_parent(headers: Mapping[str, str]) -> Context | None:
         return None
     context = _PROPAGATOR.extract(headers, context=Context())
     return context if trace.get_current_span(context).get_span_context().is_valid else None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanIds:
+    """Where a span is found.
+
+    Attributes:
+        trace_id: 32 hexadecimal digits.
+        span_id: 16 hexadecimal digits.
+        sampled: Whether it is exported.
+    """
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+
+
+def ids(span: Span | None) -> SpanIds | None:
+    """Return a span's ids, or None when it has none."""
+    try:
+        context = span.get_span_context() if span is not None else None
+        if context is None or not context.is_valid:
+            return None
+        return SpanIds(f"{context.trace_id:032x}", f"{context.span_id:016x}", bool(context.trace_flags.sampled))
+    except Exception:  # noqa: BLE001  # telemetry never harms a request
+        return None
+
+
+def remote_span(headers: Mapping[str, str]) -> SpanContext | None:
+    """Return the span that a ``traceparent`` header names, or None when there is no valid one."""
+    context = remote_parent(headers)
+    return None if context is None else trace.get_current_span(context).get_span_context()
 
 
 def outgoing_headers(span: Span | None) -> dict[str, str]:
@@ -158,69 +440,49 @@ def outgoing_headers(span: Span | None) -> dict[str, str]:
     return carrier
 
 
-def configure(*, enabled: bool, provider: trace.TracerProvider | None = None) -> Tracing:
-    """Decide where spans go.
+def configure(
+    *, enabled: bool, provider: trace.TracerProvider | None = None, worker: str = "", trust: Trust = "context"
+) -> Tracing:
+    """Return the tracing that configuration and environment ask for.
 
-    An SDK provider that somebody has already set up (LiteLLM's OTel callback, or the global one) is used as it is.
-    Otherwise the standard ``OTEL_*`` variables decide: an OTLP endpoint, or ``OTEL_TRACES_EXPORTER`` with ``otlp``,
-    ``console`` or ``none``. Without any of them no span is made.
+    An SDK provider that exists already (of LiteLLM's OTel callback, or the global one) is used as it is. Otherwise the
+    standard ``OTEL_*`` variables decide: an OTLP endpoint, or ``OTEL_TRACES_EXPORTER`` with ``otlp``, ``console`` or
+    ``none``. Without any of them no span is made.
 
     Args:
         enabled: The configuration's ``tracing.enabled``.
         provider: The gateway's provider, or None.
+        worker: The name of this worker.
+        trust: The configuration's ``tracing.trust_traceparent``.
 
     Raises:
         ConfigError: ``OTEL_TRACES_EXPORTER`` or ``OTEL_EXPORTER_OTLP_PROTOCOL`` names something that is not supported.
     """
-    if not enabled or os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    if disabled(os.environ, enabled=enabled):
         return Tracing()
     for candidate in (provider, trace.get_tracer_provider()):
         if isinstance(candidate, TracerProvider):
-            return Tracing(candidate.get_tracer("pointsman"))
-    exporters = _exporters()
+            return Tracing(candidate.get_tracer(_SERVICE, __version__), candidate, trust=trust)
+    exporters = build(plan(os.environ))
     if not exporters:
         return Tracing()
-    service = os.environ.get("OTEL_SERVICE_NAME") or "pointsman"
-    own = TracerProvider(resource=Resource.create({"service.name": service}))
-    for exporter in exporters:
-        own.add_span_processor(BatchSpanProcessor(exporter))
-    return Tracing(own.get_tracer("pointsman"), own)
+    # Closed by ``shutdown``, which does not wait for a collector that is gone.
+    own = SpanProvider(resource(worker))
+    own.sampler = FollowsLink(own.sampler)
+    pipelines = [Pipeline(exporter) for exporter in exporters]
+    for pipeline in pipelines:
+        own.add_span_processor(pipeline)
+    return Tracing(own.get_tracer(_SERVICE, __version__), own, pipelines=pipelines, trust=trust)
 
 
-def _exporters() -> list[SpanExporter]:
-    default = "otlp" if any(os.environ.get(name) for name in _OTLP_ENDPOINTS) else "none"
-    names = [name.strip() for name in os.environ.get("OTEL_TRACES_EXPORTER", default).split(",")]
-    exporters: list[SpanExporter] = []
-    for name in names:
-        if name == "otlp":
-            exporters.append(_otlp())
-        elif name == "console":
-            exporters.append(ConsoleSpanExporter())
-        elif name not in {"none", ""}:
-            raise ConfigError(f"OTEL_TRACES_EXPORTER: {name!r} is not supported; allowed: otlp, console, none")
-    return exporters
-
-
-def _otlp() -> SpanExporter:
-    protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
-        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-    )
-    if protocol == "http/protobuf":
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415  # slow to import, seldom used
-            OTLPSpanExporter,
-        )
-
-        return OTLPSpanExporter()
-    if protocol == "grpc":
-        try:
-            from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415  # an optional package
-                OTLPSpanExporter as GrpcExporter,
-            )
-        except ImportError as err:
-            raise ConfigError(
-                "OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc' needs the package opentelemetry-exporter-otlp-proto-grpc; "
-                "install it or use http/protobuf"
-            ) from err
-        exporter: SpanExporter = GrpcExporter()
-        return exporter
-    raise ConfigError(f"OTEL_EXPORTER_OTLP_PROTOCOL: {protocol!r} is not supported; allowed: http/protobuf, grpc")
+def resource(worker: str = "") -> Resource:
+    """Return what makes the spans, as ``OTEL_RESOURCE_ATTRIBUTES`` and ``OTEL_SERVICE_NAME`` say, else as is known here."""
+    known: dict[str, str | int] = {
+        SERVICE_NAME: _SERVICE,
+        "service.version": __version__,
+        "host.name": socket.gethostname(),
+        "process.pid": os.getpid(),
+    }
+    if worker:
+        known["service.instance.id"] = worker
+    return Resource.create().merge(Resource(known)).merge(OTELResourceDetector().detect())

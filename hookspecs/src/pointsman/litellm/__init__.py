@@ -10,7 +10,7 @@ and, for tenants without a database::
     general_settings:
       custom_auth: pointsman.litellm.custom_auth
 
-Importing this package does nothing. Asking for ``handler``, as LiteLLM does inside its start-up, reads the ``pointsman:``
+Importing this package does nothing. Access to ``handler``, as LiteLLM does inside its start-up, reads the ``pointsman:``
 section, loads the plugins and installs the bridge into the running proxy.
 """
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .auth import custom_auth
+    from .bridge import custom_auth
     from .callbacks import Callbacks
 
     handler: Callbacks
@@ -29,11 +29,11 @@ __all__ = ["custom_auth", "handler"]
 
 def __getattr__(name: str) -> Any:
     if name == "handler":
-        from .install import install  # noqa: PLC0415  # importing litellm takes seconds; only the proxy needs it
+        from .bridge import install  # noqa: PLC0415  # importing litellm takes seconds; only the proxy needs it
 
         return install()
     if name == "custom_auth":
-        from .auth import custom_auth  # noqa: PLC0415  # as above
+        from .bridge import custom_auth  # noqa: PLC0415  # as above
 
         return custom_auth
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

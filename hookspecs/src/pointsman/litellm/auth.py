@@ -1,28 +1,44 @@
-"""``custom_auth`` for tenants without a database, and the check of admin requests."""
+"""Authentication by plugins, for tenants without a database, and denials in LiteLLM's terms."""
 
 from __future__ import annotations
 
-import math
 import secrets
-from typing import Any, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final
 
-from fastapi import Request
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth, hash_token
 
-from ..host.host import Host
 from ..types import Credential, Denial
-from . import values
-from .bracket import current_call
+from . import denials, values
+from .call import client_call
+
+if TYPE_CHECKING:
+    from fastapi import Request
+
+    from ..host.host import Host
 
 _BEARER: Final = "bearer "
+#: What LiteLLM knows a tenant as that has no user of LiteLLM's: this, and its id.
+_TENANT: Final = "tenant:"
 
 
-async def custom_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
-    """Authenticate a request: the master key is the administrator, everybody else is asked of the plugins.
+async def authenticate(
+    request: Request,
+    api_key: str,
+    running: Callable[[], Awaitable[Host]],
+    allowed: Callable[[tuple[str, ...]], list[str]],
+) -> UserAPIKeyAuth:
+    """Authenticate a request: the master key is the administrator's, any other key is the plugins' to recognise.
+
+    Args:
+        request: The client's request.
+        api_key: As LiteLLM has read it from the headers.
+        running: Returns the started host.
+        allowed: Returns patterns of models in LiteLLM's terms.
 
     Raises:
-        ProxyException: 401 when nobody knows the key, or what a plugin's Denial says.
+        ProxyException: 401 when no plugin knows the key, or the Denial of a plugin.
     """
     key = api_key or ""
     if key.lower().startswith(_BEARER):
@@ -32,15 +48,14 @@ async def custom_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
         return UserAPIKeyAuth(
             api_key=hash_token(key), user_id="default_user_id", user_role=LitellmUserRoles.PROXY_ADMIN
         )
-    from .install import running_host  # noqa: PLC0415  # it needs this module
-
-    host: Host = await running_host()
-    answer = await host.calls.run_authenticate(
+    call = client_call()
+    host = await running()
+    answer = await host.hooks.run_authenticate(
         Credential(
             api_key=key,
             path=request.url.path,
             headers=values.request_headers(request.scope["headers"]),
-            client_host=request.client.host if request.client else None,
+            client_host=None if call is None else call.peer,
         )
     )
     if isinstance(answer, Denial):
@@ -54,41 +69,45 @@ async def custom_auth(request: Request, api_key: str) -> UserAPIKeyAuth:
                 message="Missing or unknown API key. Send 'Authorization: Bearer <key>' with a key of your tenant.",
             )
         )
-    call = current_call.get()
     if call is not None:
-        call.identity = answer
+        call.authenticated(answer)
     return UserAPIKeyAuth(
         api_key=hash_token(key) if key else None,
-        user_id=answer.user_id,
+        # LiteLLM protects what it stores for a request by its user or team.
+        user_id=answer.user_id or (None if answer.tenant is None else f"{_TENANT}{answer.tenant}"),
         team_id=answer.team_id,
         org_id=answer.org_id,
         key_alias=answer.key_alias,
         user_role=LitellmUserRoles.INTERNAL_USER,
+        models=[] if answer.models is None else allowed(answer.models),
+        parent_otel_span=getattr(request.state, "parent_otel_span", None),
     )
 
 
 class DenialError(ProxyException):  # type: ignore[misc]  # LiteLLM is not typed for us
-    """A Denial as LiteLLM understands it, with the denial's own code in the body."""
+    """A Denial as an exception that LiteLLM answers with."""
 
     def __init__(self, denial: Denial) -> None:
-        headers = dict(denial.headers)
-        if denial.retry_after_s is not None or denial.status == 429:  # noqa: PLR2004  # HTTP
-            headers["retry-after"] = str(max(1, math.ceil(denial.retry_after_s or 0.0)))
         super().__init__(
             message=denial.message,
             type=denial.type,
             param=denial.param,
             code=denial.status,
-            headers=headers,
+            headers=denials.headers(denial),
             openai_code=denial.code,
         )
         self.denial_code = denial.code
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the error body: OpenAI's shape, with a code that a program can tell apart."""
+        """Return the error body: OpenAI's shape, with the code of the denial, for programs."""
         return {**super().to_dict(), "code": self.denial_code}
 
 
 def denial_error(denial: Denial) -> DenialError:
-    """Return the exception that makes LiteLLM answer with this denial."""
+    """Return the exception that makes LiteLLM answer with this denial.
+
+    It is noted on the running request as well: some of LiteLLM's routes answer every exception with 500.
+    """
+    if (call := client_call()) is not None:
+        call.refuse(denial)
     return DenialError(denial)

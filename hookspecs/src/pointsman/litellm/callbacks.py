@@ -1,15 +1,13 @@
 """LiteLLM's callbacks, each translated into a step of the exchange.
 
-Every hook is defined here, on the leaf class: LiteLLM skips some of those that are inherited. Which call a hook belongs
-to is told by ``current_call``, never by metadata, which the client can write.
+Every hook is defined here, on the leaf class: LiteLLM skips some of those that are inherited. The call that a hook
+belongs to is the one in ``current_call``.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,33 +15,62 @@ from litellm.exceptions import APIConnectionError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 
-from ..host.exchange import WENT_ON
-from ..host.tracing import outgoing_headers, remote_parent
-from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, ErrorClass, Outcome, RequestContext, Usage
-from . import values
-from .answers import response_answer
+from ..host.endings import refusal_denial
+from ..host.tracing import outgoing_headers
+from ..sessions import end_user_of, session_of
+from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, RequestContext
+from . import bodies, endpoints, stored_answers, values
 from .auth import denial_error
-from .bracket import Call, current_call
+from .call import Call, ClientCall, EndedError, client_call, current_call
+from .client_settings import MOST_SETTING_CHARS, cap_retries, too_long, wrong_timeout
+from .fallbacks import fallback_rule, follow_route, own_fallbacks
 from .stream import StreamReader
 
 if TYPE_CHECKING:
-    from ..host.exchange import Exchange, OpenAttempt
-    from .install import Bridge
-
-_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+    from ..host.attempt import OpenAttempt
+    from ..host.exchange import Exchange
+    from ..host.host import Host
+    from ..types import Refusal
+    from .background import Background
+    from .catalog import RouterCatalog
+    from .closing import Closer
+    from .executor import Executor
+    from .guard import Guard
+    from .selection import Selection
 
 
 class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for us
     """The object that ``litellm_settings.callbacks`` names.
 
     Args:
-        bridge: The gateway and the host.
+        host: The started host, once requests come.
+        catalog: The deployments.
+        executor: Runs the routes that a plugin executes.
+        closer: Closes the attempts.
+        selection: Runs ``select``.
+        guard: Stops attempts of requests that are not metered.
+        background: Looks after background responses.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(
+        self,
+        host: Host,
+        catalog: RouterCatalog,
+        executor: Executor,
+        closer: Closer,
+        *,
+        selection: Selection,
+        guard: Guard,
+        background: Background,
+    ) -> None:
         super().__init__()
-        self._bridge = bridge
-        self._host = bridge.host
+        self._host = host
+        self._catalog = catalog
+        self._executor = executor
+        self._closer = closer
+        self._selection = selection
+        self._guard = guard
+        self._background = background
 
     # -- the request --------------------------------------------------------------------------------------------------
 
@@ -51,52 +78,119 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str
     ) -> dict[str, Any] | None:
         """Open the exchange, admit the request and rewrite its target."""
-        call = current_call.get()
-        if call is None or call.scope is None or call.exchange is not None:
+        call = client_call()
+        if call is None or call.exchange is not None:
             return None
-        model = data.get("model")
-        if isinstance(model, str) and "," in model and not self._bridge.catalog.is_listed(model):
-            # LiteLLM would call each of them at once: one admission, one account, several answers.
-            raise denial_error(
-                Denial(
-                    status=400,
-                    code="model_list_not_supported",
-                    message="This gateway takes one model a request; send a request for each.",
-                    param="model",
-                )
-            )
-        if isinstance(extra := data.get("extra_body"), Mapping) and (said := sorted(_SAID_ONCE & set(extra))):
-            # The SDK underneath writes these over the body that was admitted.
-            raise denial_error(
-                Denial(
-                    status=400,
-                    code="extra_body_not_supported",
-                    message=f"extra_body must not contain {', '.join(said)}: say it at the top of the request.",
-                    param="extra_body",
-                )
-            )
-        ctx = _context(call, user_api_key_dict, data, call_type, self._host.clock.now())
-        parent = getattr(user_api_key_dict, "parent_otel_span", None) or remote_parent(ctx.headers)
-        call.metadata = _caller_metadata(data)
-        exchange = call.exchange = self._host.open(ctx, parent=parent)
-        denial = await exchange.admit()
-        if denial is not None:
-            raise denial_error(denial)
+        if (unfit := _unfit(data, self._catalog, self._host.settings.host.client_retries)) is not None:
+            raise denial_error(unfit)
+        exchange = await self._admit(call, user_api_key_dict, data, call_type)
+        if exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
+            # What is sent to the provider is the client's; and LiteLLM makes one attempt, about which it asks no callback.
+            await self._pass_through(call, exchange, data)
+            return data
+        if endpoints.in_file(call_type):
+            return data
         self._apply(call, exchange, data)
+        if call.socket is not None and (denial := await call.socket.open(exchange)) is not None:
+            raise denial_error(denial)
         return data
 
-    def _apply(self, call: Call, exchange: Exchange, data: dict[str, Any]) -> None:
+    async def _admit(self, call: ClientCall, key: Any, data: dict[str, Any], call_type: str) -> Exchange:
+        """Open the exchange of a request.
+
+        Raises:
+            DenialError: it is not admitted.
+        """
+        ctx = _context(call, key, data, call_type, self._catalog, now=self._host.clock.now())
+        exchange = self._host.open(ctx, span=call.span)
+        call.open(exchange, _caller_metadata(data))
+        denial = await exchange.admit()
+        if exchange.span is not None and ctx.model and not self._catalog.reachable(exchange.route.target):
+            self._host.tracing.set(exchange.span, {"pointsman.unknown_model": True})
+        if denial is None and call.socket is not None:
+            denial = exchange.refuse_unfit()
+        if denial is not None:
+            raise denial_error(denial)
+        if exchange.reply is not None:
+            call.answer(exchange.reply)
+            raise EndedError
+        return exchange
+
+    async def admit_counting(self, key: Any, body: Mapping[str, Any]) -> None:
+        """Admit a request that counts tokens, once it is authenticated: LiteLLM asks no callback before it counts.
+
+        Args:
+            key: LiteLLM's ``UserAPIKeyAuth``.
+            body: The request.
+
+        Raises:
+            DenialError: it is not admitted.
+        """
+        call = client_call()
+        if call is None or call.exchange is not None:
+            return
+        path = endpoints.route_path(call.scope)
+        if endpoints.counts_tokens(path):
+            data = {**body, "model": endpoints.path_model(path) or body.get("model")}
+            await self._admit(call, key, data, "count_tokens")
+
+    async def _pass_through(self, call: ClientCall, exchange: Exchange, data: dict[str, Any]) -> None:
+        ctx = exchange.ctx
+        provider = endpoints.path_provider(endpoints.route_path(call.scope))
+        deployment = Deployment(id=f"pass-through/{provider}", group=ctx.model, provider=provider, model=ctx.model)
+        self._guard.beginning(call, exchange, deployment)
+        await self._begin(call, deployment, data, fallback=False)
+
+    async def _begin(
+        self, call: Call, deployment: Deployment, arguments: dict[str, Any], *, fallback: bool
+    ) -> OpenAttempt:
+        """Open an attempt and let plugins change what it sends.
+
+        Raises:
+            APIConnectionError: a plugin refuses the attempt; LiteLLM retries and falls back.
+            EndedError: a plugin ends the request.
+        """
+        refusal, opened = await call.begin(deployment, fallback=fallback)
+        if refusal is None:
+            refusal = await self._transform(call, opened, arguments)
+        if refusal is not None:
+            raise self._refused(call, refusal, opened, deployment)
+        return opened
+
+    async def _transform(self, call: Call, opened: OpenAttempt, arguments: dict[str, Any]) -> Refusal | None:
+        exchange = call.exchange
+        assert exchange is not None  # noqa: S101  # an attempt has one
+        if not exchange.hooks.transform_request:
+            return None
+        before = bodies.taken(arguments, exchange.ctx)
+        refusal, after = await exchange.prepare(opened, before)
+        if refusal is None and after is not before:
+            bodies.put(arguments, before, after)
+        return refusal
+
+    def _refused(self, call: Call, refusal: Refusal, opened: OpenAttempt, deployment: Deployment) -> BaseException:
+        """Return what ends a refused attempt; a refusal that forbids another attempt ends the request."""
+        if refusal.retryable or not isinstance(call, ClientCall):
+            return _refusal_error(opened.attempt.error, deployment)
+        call.refuse(refusal_denial(refusal))
+        return EndedError()
+
+    def _apply(self, call: ClientCall, exchange: Exchange, data: dict[str, Any]) -> None:
         route = exchange.route
-        if route.executor is not None and self._bridge.executor.prepare(exchange.ctx.endpoint):
-            call.awaited = True
-            call.executed_id = data.get("litellm_call_id")
         if route.target != data.get("model"):
-            found = self._bridge.catalog.deployments(route.target)
+            found = self._catalog.deployments(route.target)
             # A deployment is reached through its group, so that cooldowns, select and fallbacks still apply.
             one = len(found) == 1 and found[0].id == route.target
             data["model"] = found[0].group if one else route.target
-        if route.fallbacks:
-            data["fallbacks"] = list(route.fallbacks)
+        if self._executor.prepare(exchange.ctx.endpoint) and route.executor is not None:
+            call.await_executor(data.get("litellm_call_id"))
+        if route.timeout_s is not None:
+            data["timeout"] = route.timeout_s
+        if route.retries is not None:
+            data["num_retries"] = route.retries
+        call.brings_fallbacks = own_fallbacks(data) is not None
+        follow_route(data, route, asked=exchange.ctx.model, catalog=self._catalog)
+        call.ask(data.get("model"), own_fallbacks(data), disable_fallbacks=data.get("disable_fallbacks"))
 
     # -- the attempts -------------------------------------------------------------------------------------------------
 
@@ -108,131 +202,146 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         request_kwargs: dict[str, Any] | None = None,
         parent_otel_span: Any = None,
     ) -> list[dict[str, Any]]:
-        """Let the plugins narrow the candidates of the next attempt."""
-        call = current_call.get()
-        if call is None or call.exchange is None or not healthy_deployments:
-            return healthy_deployments
-        call.chosen = True
-        found = [self._deployment(entry) for entry in healthy_deployments]
-        left = {candidate.deployment.id for candidate in call.exchange.select(found, leg=call)}
-        return [entry for entry, d in zip(healthy_deployments, found, strict=True) if d.id in left]
-
-    def _deployment(self, entry: Mapping[str, Any]) -> Deployment:
-        found = self._bridge.catalog.by_id(str((entry.get("model_info") or {}).get("id")))
-        return found or values.deployment(entry)
+        """Let the plugins narrow the candidates of the next attempt, unless they do it after LiteLLM's later filters."""
+        return await self._selection.filter(model, healthy_deployments, messages, request_kwargs)
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
         """Open an attempt, unless LiteLLM only calls itself again for the one that is running."""
         call = current_call.get()
-        if call is None or call.exchange is None:
+        if call is None:
+            return None
+        if call.exchange is None:
+            self._guard.check()
+            return None
+        socket = call.socket if isinstance(call, ClientCall) else None
+        if socket is not None and socket.connected:
             return None
         info = kwargs.get("model_info") or (_metadata(kwargs).get("model_info")) or {}
         deployment_id = str(info.get("id") or "")
-        own = call.kind is not None
-        running = call.opened if own else call.exchange.current
-        if (
-            running is not None
-            and not running.closed
-            and not call.chosen
-            and deployment_id in {"", running.attempt.deployment.id}
-        ):
+        if call.continues(deployment_id) or (call.exchange.closed and not call.exchange.ctx.generates):
+            # What a request that reads leaves to the background, such as looking at the results of a batch, is reading too.
             return None
-        call.chosen = False
-        call.provider_headers = None
-        deployment = self._bridge.catalog.by_id(deployment_id) or values.deployment(
+        if (running := call.running) is not None and running.answered:
+            # One request may ask several models, one after another.
+            self._closer.finish(running, call.exchange.ctx)
+        deployment = self._catalog.serving(
             {"model_name": _metadata(kwargs).get("model_group"), "litellm_params": kwargs, "model_info": info}
         )
-        kind = call.kind
-        if kind is None and kwargs.get("fallback_depth"):
-            # Also for a first attempt: LiteLLM skips a group whose deployments are all in cooldown.
-            kind = AttemptKind.FALLBACK
-        if own and running is not None:
-            running.end(Outcome.ERROR, error=WENT_ON)
-        refusal, opened = await call.exchange.begin(deployment, kind, gateway=not own, labels=call.labels, leg=call)
-        if own:
-            call.opened = opened
-        if refusal is not None:
-            raise _refusal_error(opened.attempt.error, deployment)
-        headers = outgoing_headers(opened.span)
-        if headers:
-            kwargs["extra_headers"] = {**(kwargs.get("extra_headers") or {}), **headers}
-        if kind in _WITHOUT_COOLDOWN:
+        if running is not None and call.failure is not None:
+            self._closer.fail_unreported(running, call.failure, call.exchange.ctx, call.provider_headers)
+        if isinstance(call, ClientCall):
+            self._guard.beginning(call, call.exchange, deployment)
+        opened = await self._begin(call, deployment, kwargs, fallback=bool(kwargs.get("fallback_depth")))
+        self._add_headers(call, opened, kwargs)
+        if socket is not None and (denial := await socket.chosen()) is not None:
+            raise denial_error(denial)
+        if not call.cools_down:
             kwargs["model_info"] = {**info, "cooldown_time": 0}
         return kwargs
+
+    def _add_headers(self, call: Call, opened: OpenAttempt, kwargs: dict[str, Any]) -> None:
+        """Add the route's headers, and those that make the provider's spans findable from ours, and LiteLLM's."""
+        assert call.exchange is not None  # noqa: S101  # an attempt has one
+        headers = dict(call.exchange.route.upstream_headers)
+        if opened.span is not None:
+            facts = {"litellm.call_id": str(kwargs.get("litellm_call_id") or "")}
+            if opened.attempt.kind is AttemptKind.FALLBACK and isinstance(call, ClientCall):
+                facts["pointsman.fallback.rule"] = fallback_rule(call, opened.attempt.deployment.group)
+            self._host.tracing.set(opened.span, facts)
+            headers |= outgoing_headers(opened.span)
+        if headers:
+            kwargs["extra_headers"] = {**(kwargs.get("extra_headers") or {}), **headers}
 
     async def async_post_call_success_deployment_hook(
         self, request_data: dict[str, Any], response: Any, call_type: Any
     ) -> None:
-        """Keep what the provider said; the attempt is closed when LiteLLM has priced the answer."""
+        """Keep what the provider reports; the attempt is closed when LiteLLM has priced the answer."""
         call = current_call.get()
-        running = _running(call)
-        if call is None or running is None or running.answered:
-            return
-        running.answered.update(
-            headers=values.provider_headers(
-                _details(request_data).get("response_headers"),
-                values.hidden_params(response).get("additional_headers"),
-                call.provider_headers,
-            ),
-            usage=values.response_usage(response),
-            model=values.response_model(response),
-        )
+        running = None if call is None else call.running
+        if call is not None and call.exchange is not None and running is not None:
+            self._closer.keep(running, response, _headers(call, request_data, response), call.exchange.ctx)
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: Mapping[str, Any], exception: Exception, call_type: Any, fallback_depth: int | None = None
     ) -> None:
         """Close a failed attempt."""
-        running = _running(current_call.get())
+        call = current_call.get()
+        running = None if call is None else call.running
         if running is not None:
-            self.fail(running, exception)
-
-    def fail(self, opened: OpenAttempt, err: BaseException) -> None:
-        """Close an attempt with the error that ended it."""
-        headers = values.provider_headers(
-            getattr(err, "litellm_response_headers", None), getattr(getattr(err, "response", None), "headers", None)
-        )
-        error = values.attempt_error(err, headers, self._host.clock.now())
-        opened.end(Outcome.ERROR, error=error, status_code=error.status, headers=headers)
-
-    def succeed(self, opened: OpenAttempt, response: Any, details: Mapping[str, Any] | None = None) -> None:
-        """Close an attempt with the whole answer.
-
-        Args:
-            opened: The attempt.
-            response: LiteLLM's answer.
-            details: What LiteLLM's logging object says of the call.
-        """
-        hidden = values.hidden_params(response)
-        answered = opened.answered
-        tokens = answered.get("usage") or values.response_usage(response)
-        assert tokens is None or isinstance(tokens, Usage)  # noqa: S101  # written by the hook above
-        cached = bool(hidden.get("cache_hit") or (details or {}).get("cache_hit"))
-        cost = 0 if cached else values.usd_micros(hidden.get("response_cost"))
-        if tokens is not None and not tokens.total_tokens and values.without_usage(details or {}):
-            tokens = cost = None
-        if cost is None or (cost == 0 and tokens is not None and not cached):
-            # LiteLLM also says 0 of a model whose price it does not know.
-            cost = self._bridge.prices.cost_usd_micros(opened.attempt.deployment, tokens)
-        headers = answered.get("headers") or values.provider_headers(hidden.get("additional_headers"))
-        opened.end(
-            Outcome.OK,
-            usage=tokens,
-            cost_usd_micros=cost,
-            status_code=200,
-            headers=headers if isinstance(headers, dict) else _NO_HEADERS,
-            model=str(answered.get("model") or values.response_model(response) or "") or None,
-            cached=cached,
-            answer=partial(response_answer, response),
-        )
+            self._closer.fail(running, exception)
 
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> None:
         """Close the attempt of a plain request."""
+        call = client_call()
+        running = None if call is None else call.running
+        if call is not None and call.exchange is not None and running is not None:
+            later = await self._charged_later(call, running, response, user_api_key_dict)
+            if call.followed:
+                return
+            cached = values.from_cache(data.get("litellm_logging_obj"))
+            self._closer.succeed(running, response, call.exchange.ctx, cached=cached, later=later)
+
+    async def _charged_later(self, call: ClientCall, running: OpenAttempt, response: Any, key: Any) -> bool:
+        """Return whether an answer is charged when its usage is seen; a read that sees it first is charged."""
+        deferred, exchange = self._host.deferred, call.exchange
+        assert exchange is not None  # noqa: S101  # it has an attempt
+        if (pending := stored_answers.later(exchange.ctx, response)) is not None:
+            if exchange.ctx.endpoint is Endpoint.RESPONSES:
+                call.followed = await self._background.follow(exchange, running, response, pending)
+                return call.followed
+            return await self._background.follow_batch(exchange, running, response, pending, key=key)
+        if (shown := stored_answers.complete(exchange.ctx, response)) is not None:
+            origin = await deferred.claim(shown)
+            if origin is not None:
+                exchange.charge(origin.model, self._catalog.by_id(origin.deployment))
+                self._background.charged(shown)
+        return False
+
+    async def async_log_success_event(
+        self, kwargs: Mapping[str, Any], response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        """Note the cost that LiteLLM has logged; it does so in the background, when the answer is out."""
         call = current_call.get()
-        if call is None or call.exchange is None:
+        logged = kwargs.get("standard_logging_object")
+        if call is None or not isinstance(logged, Mapping) or (isinstance(call, ClientCall) and call.followed):
             return
-        running = call.exchange.current
-        if running is not None and not running.closed:
-            self.succeed(running, response, _details(data))
+        opened = call.latest
+        # A guardrail may ask another model on behalf of the same request.
+        if opened is not None and logged.get("model_id") in {opened.attempt.deployment.id, "", None}:
+            self._closer.log(opened, logged, response_obj)
+
+    async def async_log_failure_event(
+        self, kwargs: Mapping[str, Any], response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        """Note why LiteLLM says that a call has failed, in case that no callback of the attempt is told, and what it cost.
+
+        A stream that did not reach its end may have cost something.
+        """
+        call = current_call.get()
+        logged, error = kwargs.get("standard_logging_object"), kwargs.get("exception")
+        if call is None or not isinstance(logged, Mapping):
+            return
+        model_id, running, latest = logged.get("model_id"), call.running, call.latest
+        if (
+            running is not None
+            and isinstance(error, Exception)
+            and model_id in {running.attempt.deployment.id, "", None}
+        ):
+            call.failure = error
+        if latest is not None and model_id == latest.attempt.deployment.id:
+            self._closer.log_failure(latest, logged)
+
+    def finish(self, call: ClientCall) -> None:
+        """Close what is still open when the answer is out."""
+        running, exchange = call.running, call.exchange
+        if exchange is None or running is None:
+            return
+        if call.failure is not None and call.status >= _FIRST_ERROR and not call.gone:
+            self._closer.fail_unreported(running, call.failure, exchange.ctx, call.provider_headers)
+        elif running.answered or (0 < call.status < _FIRST_ERROR and not call.gone):
+            self._closer.finish(running, exchange.ctx)
+        elif exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
+            self._closer.finish_pass_through(running, exchange.ctx, call.status)
 
     # -- streams ------------------------------------------------------------------------------------------------------
 
@@ -240,14 +349,14 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> Any:
         """Pass a stream on untouched, and close its attempt when it ends, however it ends."""
-        call = current_call.get()
+        call = client_call()
         if call is None or call.exchange is None:
             return response
         if call.executed:
             return _executed(call, response)
         return self._watched(call, call.exchange, response, request_data)
 
-    async def _watched(self, call: Call, exchange: Exchange, response: Any, request_data: dict[str, Any]) -> Any:
+    async def _watched(self, call: ClientCall, exchange: Exchange, response: Any, request_data: dict[str, Any]) -> Any:
         reader = StreamReader()
         seen_content = False
         error: BaseException | None = None
@@ -255,93 +364,72 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             async for piece in response:
                 if reader.read(piece) and not seen_content:
                     seen_content = True
-                    if exchange.current is not None:
-                        exchange.current.first_token()
+                    if (running := call.running) is not None:
+                        running.first_token()
                 yield piece
         except (asyncio.CancelledError, GeneratorExit) as err:
-            call.gone = True
+            call.leave()
             error = err
             raise
         except BaseException as err:
             error = err
             raise
         finally:
-            running = exchange.current
-            if running is not None and not running.closed:
-                headers = values.provider_headers(
-                    _details(request_data).get("response_headers"),
-                    values.hidden_params(response).get("additional_headers"),
-                    call.provider_headers,
-                )
-                cached = bool(_details(request_data).get("cache_hit"))
-                self.end_stream(running, reader, headers, error, exchange.ctx, cached=cached)
-
-    def end_stream(
-        self,
-        opened: OpenAttempt,
-        reader: StreamReader,
-        headers: Mapping[str, str],
-        error: BaseException | None,
-        ctx: RequestContext,
-        *,
-        cached: bool = False,
-    ) -> None:
-        """Close an attempt at the end of its stream; what the provider did not count is estimated."""
-        deployment = opened.attempt.deployment
-        tokens = reader.usage
-        if tokens is None and (reader.text or reader.hidden or error is None):
-            tokens = self._estimate(deployment, reader, ctx)
-        facts: dict[str, Any] = {
-            "usage": tokens,
-            "cost_usd_micros": 0 if cached else self._bridge.prices.cost_usd_micros(deployment, tokens),
-            "cached": cached,
-            "headers": headers,
-            "model": reader.model,
-        }
-        left = isinstance(error, asyncio.CancelledError | GeneratorExit)
-        if (error is None or left) and (failed := _told_failure(reader)) is not None:
-            # Also when the client left because of it.
-            opened.end(Outcome.ERROR, status_code=200, error=failed, **facts)
-        elif error is None:
-            opened.end(Outcome.OK, status_code=200, answer=reader.answer, **facts)
-        elif left:
-            opened.end(Outcome.DISCONNECTED, **facts)
-        else:
-            why = values.attempt_error(error, headers, self._host.clock.now())
-            opened.end(Outcome.ERROR, status_code=why.status, error=why, **facts)
-
-    def end_left(
-        self,
-        opened: OpenAttempt,
-        reader: StreamReader,
-        ctx: RequestContext,
-        outcome: Outcome,
-        error: AttemptError | None = None,
-    ) -> None:
-        """Close an attempt of our own that nobody waits for any more. What it has used is estimated: it is paid for."""
-        deployment = opened.attempt.deployment
-        tokens = reader.usage or self._estimate(deployment, reader, ctx)
-        cost = self._bridge.prices.cost_usd_micros(deployment, tokens)
-        if error is None and (error := _told_failure(reader)) is not None:
-            outcome = Outcome.ERROR
-        opened.end(outcome, usage=tokens, cost_usd_micros=cost, model=reader.model, error=error)
-
-    def _estimate(self, deployment: Deployment, reader: StreamReader, ctx: RequestContext) -> Usage:
-        told = reader.partial_usage()
-        tokenizer = self._bridge.tokenizer
-        base = told or Usage()
-        # A translated stream begins with zeros: LiteLLM knows the input only at the end.
-        prompt = base.prompt_tokens or tokenizer.estimate(deployment.model, ctx.body)
-        return replace(
-            base,
-            prompt_tokens=prompt,
-            completion_tokens=tokenizer.count_text(deployment.model, reader.generated),
-            estimated=True,
-        )
+            if error is None:
+                # The client is told of the end by an event that LiteLLM adds, before the last message of the answer.
+                exchange.answered()
+            if (running := call.running) is not None:
+                headers = _headers(call, request_data, response)
+                cached = values.from_cache(request_data.get("litellm_logging_obj"))
+                reader.read_inner(response)
+                self._closer.end_stream(running, reader, headers, error, exchange.ctx, cached=cached)
+            if error is not None and (close := getattr(response, "aclose", None)) is not None:
+                # LiteLLM closes what it reads, which is this generator: the provider would go on until the garbage
+                # collector finds its answer.
+                await close()
 
 
-#: What a request may say in one place only: where it goes, what it asks, and how much it may cost.
-_SAID_ONCE: Final = frozenset(
+#: HTTP's first error status.
+_FIRST_ERROR: Final = 400
+#: Names of models are written by operators; LiteLLM's longest is shorter than a hundred.
+_MOST_MODEL_CHARS: Final = 512
+
+
+def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> Denial | None:
+    """Return why a request is refused before any plugin sees it. Retries are capped.
+
+    Args:
+        data: LiteLLM's request.
+        catalog: The deployments.
+        most_retries: The most retries that the client may ask for.
+    """
+    model, status = data.get("model"), 400
+    if isinstance(model, str) and len(model) > _MOST_MODEL_CHARS:
+        # It would be in spans, in the journal and in every store.
+        message = f"The model's name has {len(model)} characters; at most {_MOST_MODEL_CHARS} are possible."
+        return Denial(status=status, code="model_name_too_long", message=message, param="model")
+    if isinstance(model, str) and "," in model and not catalog.is_listed(model):
+        # LiteLLM would call each of them at once: admitted once, accounted for once, answered several times.
+        message = "This gateway accepts one model per request; send one request for each model."
+        return Denial(status=status, code="model_list_not_supported", message=message, param="model")
+    if isinstance(extra := data.get("extra_body"), Mapping) and (misplaced := sorted(_TOP_LEVEL & set(extra))):
+        # The SDK underneath writes these over the body that was admitted.
+        message = f"extra_body must not contain {', '.join(misplaced)}; set it at the top level of the request."
+        return Denial(status=status, code="extra_body_not_supported", message=message, param="extra_body")
+    if (setting := too_long(data)) is not None:
+        message = f"{setting} has more than {MOST_SETTING_CHARS} characters; send a shorter one."
+        return Denial(status=status, code="setting_too_long", message=message, param=setting)
+    if (wrong := wrong_timeout(data)) is not None:
+        message = f"{wrong} must be a number of seconds that is not negative."
+        return Denial(status=status, code="invalid_timeout", message=message, param=wrong)
+    if (wrong := cap_retries(data, most_retries)) is not None:
+        message = f"{wrong} must be a whole number that is not negative."
+        return Denial(status=status, code="invalid_retries", message=message, param=wrong)
+    return None
+
+
+#: Parameters that decide where a request goes, what it asks and how much it may cost: they are admitted in the body.
+_TOP_LEVEL: Final = frozenset(
     {
         "background",
         "best_of",
@@ -360,35 +448,19 @@ _SAID_ONCE: Final = frozenset(
         "tools",
     }
 )
-#: Nobody waits for these: their failures must not take a deployment from clients who do.
-_WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
 
 
-async def _executed(call: Call, response: Any) -> Any:
-    """Pass on what an executor answers; its attempts are closed by whoever started them."""
+async def _executed(call: ClientCall, response: Any) -> Any:
+    """Pass on what an executor answers; its attempts are closed where they were started."""
     try:
         async for piece in response:
             yield piece
     except (asyncio.CancelledError, GeneratorExit):
-        call.gone = True
+        call.leave()
         raise
     finally:
-        # Nobody else tells the executor that its client has gone.
+        # LiteLLM does not tell the executor that its client has gone.
         await response.aclose()
-
-
-def _told_failure(reader: StreamReader) -> AttemptError | None:
-    """Return why a stream has failed that said so itself."""
-    if reader.failed is None:
-        return None
-    return AttemptError(kind=ErrorClass.SERVER, message=f"the stream ended with {reader.failed}")
-
-
-def _running(call: Call | None) -> OpenAttempt | None:
-    if call is None or call.exchange is None:
-        return None
-    running = call.opened if call.kind is not None else call.exchange.current
-    return None if running is None or running.closed else running
 
 
 def _metadata(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -403,35 +475,56 @@ def _details(request_data: Mapping[str, Any]) -> Mapping[str, Any]:
     return getattr(request_data.get("litellm_logging_obj"), "model_call_details", None) or {}
 
 
+def _headers(call: Call, request_data: Mapping[str, Any], response: Any) -> dict[str, str]:
+    """Return the provider's headers from the first place that has them."""
+    return values.provider_headers(
+        _details(request_data).get("response_headers"),
+        values.hidden_params(response).get("additional_headers"),
+        call.provider_headers,
+    )
+
+
 def _caller_metadata(data: Mapping[str, Any]) -> dict[str, Any]:
     """LiteLLM's own facts about the caller: it puts them there itself, over whatever the client has sent."""
     found = data.get("litellm_metadata") or data.get("metadata") or {}
     return {name: value for name, value in found.items() if name.startswith("user_api_key")}
 
 
-def _context(call: Call, key: Any, data: Mapping[str, Any], call_type: str, now: float) -> RequestContext:
-    assert call.scope is not None  # noqa: S101  # a client request has one
+def _context(
+    call: ClientCall, key: Any, data: Mapping[str, Any], call_type: str, catalog: RouterCatalog, *, now: float
+) -> RequestContext:
+    call_type = str(getattr(call_type, "value", call_type))
     header_name = (proxy_server.general_settings or {}).get("litellm_key_header_name")
     extra = frozenset({str(header_name).lower()}) if header_name else frozenset[str]()
     headers = values.request_headers(call.scope["headers"], extra)
-    body = (data.get("proxy_server_request") or {}).get("body")
-    body = body if isinstance(body, dict) else data
-    user = body.get("user")
-    metadata = body.get("metadata")
-    if not isinstance(user, str):
-        user = (
-            metadata.get("user_id") if isinstance(metadata, dict) and isinstance(metadata.get("user_id"), str) else None
-        )
-    session = headers.get("x-litellm-session-id") or headers.get("x-session-id") or data.get("litellm_session_id")
+    body = bodies.sent(call.sent, data)
+    if call.socket is not None:
+        # What it asks comes in its events.
+        body = {"model": data.get("model")}
+    path = endpoints.route_path(call.scope)
+    endpoint = endpoints.endpoint(call_type, path)
+    model, stream = data.get("model"), data.get("stream") is True or call.socket is not None
+    if endpoint is Endpoint.PASS_THROUGH:
+        model = endpoints.path_model(path) or model
+        stream = stream or "stream" in path.rpartition("/")[2].lower()
+    elif endpoints.in_file(call_type):
+        # Its own model only names an account: those that it asks stand in a file that is not known here.
+        model = None
+    asked = str(model or "")
+    # A provider's own API knows no alias of ours.
+    model = asked if endpoint is Endpoint.PASS_THROUGH else catalog.resolved(asked)
     return RequestContext(
         request_id=call.request_id,
         call_id=data.get("litellm_call_id"),
-        endpoint=values.ENDPOINTS.get(str(getattr(call_type, "value", call_type)), Endpoint.OTHER),
-        model=str(data.get("model") or ""),
-        stream=data.get("stream") is True,
-        identity=values.identity(key, user, call.identity),
-        client_host=client[0] if (client := call.scope.get("client")) else None,
-        session_id=session if isinstance(session, str) else None,
+        endpoint=endpoint,
+        # A connection uses nothing; each response on it is a request of its own.
+        generates=call.socket is None and endpoints.generates(call_type, str(call.scope.get("method", ""))),
+        model=model,
+        alias=asked if model != asked else None,
+        stream=stream,
+        identity=values.identity(key, end_user_of(body), call.identity),
+        client_host=call.peer,
+        session_id=session_of(headers, body),
         headers=headers,
         body=MappingProxyType(body),
         received_at=now,

@@ -1,9 +1,9 @@
-"""Routes that a plugin executes itself.
+"""Routes that a plugin executes.
 
-LiteLLM's proxy hands every request to a method of its router. For a route that names an executor, this call is ours, and
-the plugin's attempts are calls of the same method: each of them is what a plain request would have been, with the
-endpoint's own format, credentials, cooldowns and accounting, and a request with one attempt costs what it costs without
-us. The virtual providers that LiteLLM offers instead speak chat only, and run and account for each request twice.
+LiteLLM's router makes each attempt of a request, also a retry and one in a fallback group, through one method. For a route
+that names an executor, this attempt is ours: the plugin's attempts are calls of the router, one each, with the endpoint's
+own format, credentials, cooldowns and accounting, and when they fail, LiteLLM goes on as after a failed attempt of its own.
+The virtual providers that LiteLLM offers instead speak chat only, and run and account for each request twice.
 """
 
 from __future__ import annotations
@@ -11,92 +11,217 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, Self
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
+from weakref import WeakKeyDictionary
 
+import litellm
 from litellm.exceptions import APIError
 
-from ..errors import UpstreamError
-from ..types import Chunk, Endpoint, Execution
-from .bracket import Call, current_call
+from ..errors import HookError, UpstreamError
+from ..types import AttemptKind, Chunk, Endpoint, ErrorClass, Execution, Route
+from . import native_router, patches
+from .call import ClientCall, client_call
 from .catalog import router
+from .upstream import GatewayError
 
 if TYPE_CHECKING:
-    from .install import Bridge
-    from .upstream import RouteUpstream
+    from ..host.host import Host
+    from .closing import Closer
+    from .upstream import RouterUpstream, RouteUpstream
 
-#: The router's methods that the proxy calls, by endpoint. Requests to other endpoints cannot be executed by a plugin.
-METHODS: Final[Mapping[Endpoint, str]] = {
-    Endpoint.CHAT: "acompletion",
-    Endpoint.MESSAGES: "anthropic_messages",
-    Endpoint.RESPONSES: "aresponses",
-    Endpoint.EMBEDDINGS: "aembedding",
+_BAD_GATEWAY: Final = 502
+#: Instead of an answer: LiteLLM makes the attempt itself.
+_NOT_EXECUTED: Final = object()
+#: LiteLLM's exceptions by class of error: its retries and fallbacks depend on them.
+_EXCEPTIONS: Final = {
+    ErrorClass.RATE_LIMIT: (litellm.RateLimitError, 429),
+    ErrorClass.AUTH: (litellm.AuthenticationError, 401),
+    ErrorClass.CLIENT: (litellm.BadRequestError, 400),
+    ErrorClass.CONTENT_POLICY: (litellm.ContentPolicyViolationError, 400),
+    ErrorClass.CONTEXT_WINDOW: (litellm.ContextWindowExceededError, 400),
+    ErrorClass.NOT_FOUND: (litellm.NotFoundError, 404),
 }
-_OURS: Final = "_pointsman_executes"
 
 
 class Executor:
-    """Runs ``execute`` of the plugin that a route names.
+    """Runs ``execute`` of the plugin that a route names, and closes the gateway's attempts that fail unreported.
 
     Args:
-        bridge: The gateway and the host.
+        host: The started host, once requests come.
+        upstream: Makes the plugin's calls.
+        closer: Closes the gateway's attempts.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
+    def __init__(self, host: Host, upstream: RouterUpstream, closer: Closer) -> None:
+        self._host = host
+        self._upstream = upstream
+        self._closer = closer
+        self._parts = patches.RouterParts(
+            attempt=self._around_attempt,
+            fallbacks=self._before_fallbacks,
+            native_pick=self._around_native_pick,
+            native_attempt=self._around_native_attempt,
+        )
+        #: What became of the attempts that plugins have made for the native router, until it asks for them.
+        self._executed: WeakKeyDictionary[Any, Callable[[Any, Mapping[str, Any]], Mapping[str, Any]]] = (
+            WeakKeyDictionary()
+        )
+        #: Where the fallbacks of a call have led the native router.
+        self._hops: WeakKeyDictionary[Any, native_router.Hop] = WeakKeyDictionary()
+
+    def check(self) -> None:
+        """Report at start what of the router cannot be replaced. Without a router there is nothing to check yet."""
+        if (llm_router := router()) is not None:
+            patches.report(patches.faults(patches.of_router(llm_router, self._parts)))
 
     def prepare(self, endpoint: Endpoint) -> bool:
-        """Make sure that the router's calls pass here; False for an endpoint whose calls do not."""
-        llm_router = router()
-        if endpoint not in METHODS:
-            return False
+        """Make sure that the router's attempts pass here; False for an endpoint whose requests cannot be executed."""
         # LiteLLM makes a new router when its configuration is changed while it runs.
-        if not getattr(llm_router, _OURS, False):
-            for each, name in METHODS.items():
-                setattr(llm_router, name, self._around(each, getattr(llm_router, name)))
-            setattr(llm_router, _OURS, True)
-        return True
+        return patches.apply_to_router(router(), self._parts, endpoint)
 
-    def _around(self, endpoint: Endpoint, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    def _around_attempt(self, method: patches.Method) -> patches.Method:
         async def routed(*args: Any, **kwargs: Any) -> Any:
-            call = current_call.get()
-            # A guardrail may ask a model on behalf of the same request: its call has an id of its own.
-            if call is None or not call.awaited or kwargs.get("litellm_call_id") != call.executed_id:
+            call = client_call()
+            if call is None:
                 return await method(*args, **kwargs)
-            return await self._execute(call, endpoint, method, kwargs)
+            try:
+                answer = await self._execute(call, kwargs, kwargs.get("fallback_depth"))
+                return await method(*args, **kwargs) if answer is _NOT_EXECUTED else answer
+            except Exception as err:
+                self._fail(call, err)
+                raise
 
         return routed
 
-    async def _execute(
-        self, call: Call, endpoint: Endpoint, method: Callable[..., Awaitable[Any]], arguments: dict[str, Any]
-    ) -> Any:
+    def _around_native_pick(self, method: patches.Method) -> patches.Method:
+        async def picking(driver: Any, step: Mapping[str, Any]) -> Any:
+            call = client_call()
+            if call is None:
+                return await method(driver, step)
+            hop = self._hops[driver] = self._hops.get(driver, native_router.Hop()).after(driver, step)
+            arguments = native_router.arguments_of(driver, step, hop, _skipped(call, every=hop.elsewhere))
+            try:
+                answer = await self._execute(call, arguments, step.get("fallback_depth"))
+            except Exception as err:  # noqa: BLE001  # the router gets it as the failure of its attempt
+                self._fail(call, err)
+                self._executed[driver] = partial(_ended, native_router.failed, err)
+            else:
+                if answer is _NOT_EXECUTED:
+                    return await method(driver, step)
+                self._executed[driver] = partial(_ended, native_router.answered, answer)
+            return native_router.executed_pick(step)
+
+        return picking
+
+    def _around_native_attempt(self, method: patches.Method) -> patches.Method:
+        async def attempting(driver: Any, step: Mapping[str, Any]) -> Any:
+            if (executed := self._executed.pop(driver, None)) is not None:
+                return executed(driver, step)
+            outcome = await method(driver, step)
+            error, call = driver.last_error, client_call()
+            if call is not None and isinstance(error, Exception) and not outcome.get("ok"):
+                self._fail(call, error)
+            return outcome
+
+        return attempting
+
+    def _before_fallbacks(self, method: patches.Method) -> patches.Method:
+        async def failing(*args: Any, **kwargs: Any) -> Any:
+            # A stream that fails before its first content is read outside of the attempt.
+            error = next((value for value in (*args, *kwargs.values()) if isinstance(value, Exception)), None)
+            if (call := client_call()) is not None and error is not None:
+                self._fail(call, error)
+            return await method(*args, **kwargs)
+
+        return failing
+
+    def _fail(self, call: ClientCall, err: Exception) -> None:
+        """Close the attempt that the gateway goes on from, unless a callback has closed it."""
+        if (running := call.running) is not None and call.exchange is not None:
+            self._closer.fail_unreported(running, err, call.exchange.ctx, call.provider_headers)
+
+    async def _execute(self, call: ClientCall, arguments: Mapping[str, Any], depth: object) -> Any:
+        """Return the plugin's answer to the attempt that LiteLLM is about to make, or ``_NOT_EXECUTED``.
+
+        Args:
+            call: The client's request.
+            arguments: Those of LiteLLM's method for the endpoint.
+            depth: How many fallbacks LiteLLM has gone on to before; None or 0 for the route itself.
+        """
+        if not call.is_for_executor(arguments.get("litellm_call_id")):
+            return _NOT_EXECUTED
+        route = _route(call, arguments.get("model"), depth)
+        if route is None or route.executor is None:
+            call.gateway_attempts()
+            return _NOT_EXECUTED
         exchange = call.exchange
-        assert exchange is not None  # noqa: S101  # an awaited call has one
-        plugin = exchange.route.executor
-        assert plugin is not None  # noqa: S101  # as above
-        upstream = self._bridge.upstream.of_route(call, endpoint, method, arguments)
+        assert exchange is not None  # noqa: S101  # a call that awaits an executor has one
+        call.executor_starts()
+        again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if exchange.attempts else None
+        upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)
         try:
-            execution = await self._bridge.host.calls.run_execute(plugin, exchange.ctx, exchange.route, upstream)
+            with self._host.tracing.current(exchange.span):
+                execution = await exchange.hooks.run_execute(route.executor, exchange.ctx, route, upstream)
             if execution is None:
                 await upstream.cancel()
-                call.awaited = False
-                return await method(**arguments)
-            call.executed = True
-            answer = await _answer(call, execution, upstream)
+                call.gateway_attempts()
+                return _NOT_EXECUTED
+            try:
+                answer = await _answer(call, execution, upstream)
+            except HookError:
+                # Nothing was sent yet.
+                await upstream.cancel()
+                call.gateway_attempts()
+                return _NOT_EXECUTED
         except UpstreamError as err:
-            call.executed = True
-            if endpoint is Endpoint.MESSAGES and err.retry_after_s is not None:
+            if exchange.ctx.endpoint is Endpoint.MESSAGES and err.retry_after_s is not None:
                 # LiteLLM answers with an exception's headers, but not to messages requests.
-                exchange.route = exchange.route.with_headers({"retry-after": str(math.ceil(err.retry_after_s))})
-            raise final_error(err) from err
-        finally:
-            call.awaited = False
+                call.error_headers = {"retry-after": str(math.ceil(err.retry_after_s))}
+            raise_final(err)
+        call.executor_answered()
         if execution.headers:
             exchange.route = exchange.route.with_headers(execution.headers)
         return answer
 
 
-async def _answer(call: Call, execution: Execution, upstream: RouteUpstream) -> Any:
+def _skipped(call: ClientCall, *, every: bool) -> tuple[str, ...]:
+    """Return the deployments that LiteLLM does not try again for a request while there are others.
+
+    Args:
+        call: The client's request.
+        every: Whether all that have failed, or only those whose error says that a retry would not help.
+    """
+    attempts = () if call.exchange is None else call.exchange.attempts
+    failed = {o.attempt.deployment.id: o.attempt.error.status for o in attempts if o.closed and o.attempt.error}
+    return tuple(
+        id_ for id_, status in failed.items() if every or (status is not None and not litellm.should_retry(status))
+    )
+
+
+def _ended(
+    report: Callable[[Any, Mapping[str, Any], Any], Mapping[str, Any]],
+    result: Any,
+    driver: Any,
+    step: Mapping[str, Any],
+) -> Mapping[str, Any]:
+    return report(driver, step, result)
+
+
+def _route(call: ClientCall, group: object, depth: object) -> Route | None:
+    """Return the route of the attempt that LiteLLM is about to make; None when it makes the attempt itself."""
+    assert call.exchange is not None  # noqa: S101  # a call that awaits an executor has one
+    route = call.exchange.route
+    if not depth or call.is_route(group):
+        return route
+    if not route.executes_fallbacks or not isinstance(group, str):
+        return None
+    return replace(route, target=group, fallback=True)
+
+
+async def _answer(call: ClientCall, execution: Execution, upstream: RouteUpstream) -> Any:
     exchange = call.exchange
     assert exchange is not None  # noqa: S101  # an executed call has one
     if execution.response is not None and not upstream.stream:
@@ -130,10 +255,10 @@ class _Stream:
         call: The client's request.
         chunks: From the executor, without the first.
         first: The first one; None when there is none.
-        source: LiteLLM's own stream object, which tells the deployment, its headers and the like.
+        source: LiteLLM's own stream object, which has the attributes that LiteLLM reads: hidden parameters, headers.
     """
 
-    def __init__(self, call: Call, chunks: AsyncIterator[Chunk], first: Chunk | None, source: Any) -> None:
+    def __init__(self, call: ClientCall, chunks: AsyncIterator[Chunk], first: Chunk | None, source: Any) -> None:
         self._call = call
         self._chunks = chunks
         self._first = first
@@ -153,9 +278,9 @@ class _Stream:
         try:
             chunk = await anext(self._chunks)
         except UpstreamError as err:
-            raise final_error(err) from err
+            raise_final(err)
         except asyncio.CancelledError:
-            self._call.gone = True
+            self._call.leave()
             raise
         return chunk.raw
 
@@ -163,7 +288,7 @@ class _Stream:
         await _close(self._chunks)
 
     def abandon(self) -> None:
-        """Close the chunks, also when nobody has begun to read."""
+        """Close the chunks, also when reading has not begun."""
         self._closing = asyncio.create_task(self.aclose(), name="pointsman:close")
 
 
@@ -174,15 +299,31 @@ async def _close(chunks: AsyncIterator[Chunk]) -> None:
             await close()
 
 
+def raise_final(err: UpstreamError) -> NoReturn:
+    """Raise what a failed execution is for LiteLLM, see ``final_error``."""
+    error = final_error(err)
+    raise error from (error.__cause__ if isinstance(err, GatewayError) else err)
+
+
 def final_error(err: UpstreamError) -> Exception:
-    """Return the provider's own exception where there is one: the client sees what it would have seen without us."""
-    cause = err.__cause__
-    error: Exception
-    if isinstance(cause, Exception) and getattr(cause, "status_code", None) is not None:
-        error = cause
-    else:
-        error = APIError(status_code=err.status or 502, message=str(err), llm_provider="pointsman", model="")
+    """Return the exception that a failed plain attempt would have raised; for an error of the plugin's own, a similar one."""
+    error: Exception = err.original if isinstance(err, GatewayError) else _exception(err)
     if err.retry_after_s is not None and not getattr(error, "headers", None):
         # LiteLLM answers with an exception's headers.
         error.headers = {"retry-after": str(math.ceil(err.retry_after_s))}  # type: ignore[attr-defined]
+    return error
+
+
+def _exception(err: UpstreamError) -> Exception:
+    facts = {"message": str(err), "llm_provider": "pointsman", "model": ""}
+    error: Exception
+    if err.error_class == ErrorClass.TIMEOUT:
+        error = litellm.Timeout(**facts, exception_status_code=err.status)
+        return error
+    for kind, (exception, status) in _EXCEPTIONS.items():
+        if err.error_class == kind and err.status in {None, status}:
+            error = exception(**facts)
+            return error
+    is_error = err.status is not None and 400 <= err.status <= 599  # noqa: PLR2004  # HTTP's error statuses
+    error = APIError(status_code=err.status if is_error else _BAD_GATEWAY, **facts)
     return error

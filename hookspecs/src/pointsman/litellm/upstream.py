@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UpstreamError
-from ..host import attributes
+from ..frozen import thawed
+from ..host.planned import PlannedCall
 from ..host.runtime import new_id
 from ..types import (
     Answer,
@@ -21,25 +22,27 @@ from ..types import (
     Chunk,
     Endpoint,
     ErrorClass,
-    Identity,
     Outcome,
     RequestContext,
-    Route,
     UpstreamRequest,
     UpstreamResponse,
 )
-from . import values
+from . import provider_errors, values
 from .answers import response_answer
-from .bracket import Call, current_call
+from .call import Call, OwnCall, current_call
 from .catalog import router
-from .executor import METHODS
+from .patches import ROUTER_METHODS, Method
 from .stream import StreamReader
 
 if TYPE_CHECKING:
-    from ..host.exchange import Exchange, OpenAttempt
-    from .install import Bridge
+    from opentelemetry.trace import Span
 
-Method = Callable[..., Awaitable[Any]]
+    from .. import plugin
+    from ..host.attempt import OpenAttempt
+    from ..host.exchange import Exchange
+    from ..host.host import Host
+    from .catalog import RouterCatalog
+    from .closing import Closer
 
 _METADATA: Final = {
     Endpoint.CHAT: "metadata",
@@ -59,75 +62,98 @@ class RouterUpstream:
     """Starts calls of our own.
 
     Args:
-        bridge: The gateway and the host.
+        host: Opens exchanges for the calls that are not part of a client's request.
+        catalog: Knows the targets.
+        closer: Closes the attempts.
     """
 
-    def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
+    def __init__(self, host: Host, catalog: RouterCatalog, closer: Closer) -> None:
+        self._host = host
+        self._catalog = catalog
+        self._closer = closer
 
-    def start(self, request: UpstreamRequest) -> RouterCall:
+    def start(self, request: UpstreamRequest, span: Span | None = None) -> RouterCall:
         """Start an attempt at once.
+
+        Args:
+            request: What to call.
+            span: The call's, where it was planned before.
 
         Raises:
             UpstreamError: the target is unknown, or the endpoint cannot be called.
         """
-        if request.endpoint not in METHODS:
+        if request.endpoint not in ROUTER_METHODS:
             raise UpstreamError(f"calls of our own cannot use the endpoint {request.endpoint!s}")
         parent = current_call.get()
         arguments: dict[str, Any] = {
-            **request.body,
+            # LiteLLM writes into it.
+            **thawed(request.body),
             "stream": request.stream,
-            # LiteLLM books a call on the key that it names: not the caller's when somebody else pays.
+            # LiteLLM books a call on the key that it names: not on the caller's when another tenant pays.
             _METADATA[request.endpoint]: dict(parent.metadata) if parent is not None and request.tenant is None else {},
         }
         if request.stream and request.endpoint is Endpoint.CHAT:
             arguments["stream_options"] = {"include_usage": True}
-        return self.begin(request, parent, getattr(router(), METHODS[request.endpoint]), arguments)
+        return self.begin(request, parent, getattr(router(), ROUTER_METHODS[request.endpoint]), arguments, span)
 
-    def of_route(self, call: Call, endpoint: Endpoint, method: Method, arguments: Mapping[str, Any]) -> RouteUpstream:
-        """Return what starts the attempts of a route that a plugin executes."""
-        return RouteUpstream(self, call, endpoint, method, arguments)
+    def plan(
+        self, kind: AttemptKind, target: str, parent: RequestContext, *, about: plugin.PlannedCall | None = None
+    ) -> PlannedCall:
+        """Announce a call that starts later."""
+        call = current_call.get()
+        primary = None if call is None or call.exchange is None else call.exchange
+        if primary is not None and primary.ctx.request_id != parent.request_id:
+            primary = None
+        above = None if primary is None else primary.span
+        return PlannedCall(
+            self._host.tracing,
+            self._host.clock,
+            kind=kind,
+            target=target,
+            parent=parent,
+            primary=above,
+            start=self.start,
+            about=about,
+        )
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the client of the request that the running code works for has gone away."""
+        call = current_call.get()
+        return call is not None and call.exchange is not None and call.exchange.disconnected
+
+    def of_route(
+        self, call: Call, endpoint: Endpoint, arguments: Mapping[str, Any], again: AttemptKind | None
+    ) -> RouteUpstream:
+        """Return what starts the attempts of a route that a plugin executes; see ``RouteUpstream``."""
+        return RouteUpstream(self, call, endpoint, arguments, again)
 
     def begin(
-        self, request: UpstreamRequest, parent: Call | None, method: Method, arguments: dict[str, Any]
+        self,
+        request: UpstreamRequest,
+        parent: Call | None,
+        method: Method,
+        arguments: dict[str, Any],
+        span: Span | None = None,
     ) -> RouterCall:
         """Start an attempt with these arguments for the router's method.
 
         Raises:
             UpstreamError: the target is unknown.
         """
-        if not self._bridge.catalog.deployments(request.target):
+        if not self._catalog.deployments(request.target):
             raise UpstreamError(f"the target {request.target!r} is neither a model group nor a deployment id")
         primary = None if parent is None else parent.exchange
         if primary is not None and request.parent is not None and primary.ctx.request_id != request.parent.request_id:
             primary = None
         mine = primary if request.kind in _PART_OF_REQUEST else None
         work = method(**{**arguments, **_ONCE, "model": request.target})
-        call = RouterCall(self._bridge, request, mine or self._detached(request, primary), parent, work)
+        exchange = mine or self._host.own_call(request, primary, span)
+        call = RouterCall(request, exchange, parent, work, self._closer)
         follows = request.parent is not None and request.kind is not AttemptKind.MIRROR
         if primary is not None and (mine is not None or follows):
             primary.on_close(call.abandon)
         return call
-
-    def _detached(self, request: UpstreamRequest, primary: Exchange | None) -> Exchange:
-        host = self._bridge.host
-        parent = request.parent
-        identity = parent.identity if parent is not None else Identity()
-        if request.tenant is not None:
-            identity = replace(identity, tenant=request.tenant)
-        ctx = RequestContext(
-            request_id=new_id(),
-            endpoint=request.endpoint,
-            model=request.target,
-            stream=request.stream,
-            identity=identity,
-            session_id=parent.session_id if parent is not None else None,
-            body=request.body,
-            received_at=host.clock.now(),
-        )
-        exchange = host.detached(ctx, link=primary.span if primary is not None else None)
-        host.tracing.set(exchange.span, attributes.of_route(Route(target=request.target, labels=request.labels)))
-        return exchange
 
 
 class RouteUpstream:
@@ -137,19 +163,25 @@ class RouteUpstream:
         upstream: Makes the calls.
         call: The client's request.
         endpoint: Its endpoint.
-        method: The router's method that LiteLLM has called.
-        arguments: With these arguments.
+        arguments: The arguments of the attempt that LiteLLM is about to make.
+        again: The kind of the plugin's primary attempts when this is not the request's first attempt; else None.
     """
 
     def __init__(
-        self, upstream: RouterUpstream, call: Call, endpoint: Endpoint, method: Method, arguments: Mapping[str, Any]
+        self,
+        upstream: RouterUpstream,
+        call: Call,
+        endpoint: Endpoint,
+        arguments: Mapping[str, Any],
+        again: AttemptKind | None,
     ) -> None:
         self.stream = arguments.get("stream") is True
         self._upstream = upstream
         self._call = call
         self._endpoint = endpoint
-        self._method = method
+        self._method = getattr(router(), ROUTER_METHODS[endpoint])
         self._arguments = arguments
+        self._again = again
         self._started: list[RouterCall] = []
 
     def start(self, request: UpstreamRequest) -> RouterCall:
@@ -167,10 +199,22 @@ class RouteUpstream:
             # The first attempt is logged as the client's call; LiteLLM's record of a call has room for one.
             arguments.pop("litellm_logging_obj", None)
             arguments["litellm_call_id"] = new_id()
-        request = replace(request, endpoint=self._endpoint, stream=self.stream)
+        kind = self._again if self._again is not None and request.kind is AttemptKind.PRIMARY else request.kind
+        request = replace(request, kind=kind, endpoint=self._endpoint, stream=self.stream)
         call = self._upstream.begin(request, self._call, self._method, arguments)
         self._started.append(call)
         return call
+
+    def plan(
+        self, kind: AttemptKind, target: str, parent: RequestContext, *, about: plugin.PlannedCall | None = None
+    ) -> PlannedCall:
+        """Announce a call that starts later."""
+        return self._upstream.plan(kind, target, parent, about=about)
+
+    @property
+    def client_left(self) -> bool:
+        """Whether the request's client has gone away."""
+        return self._call.gone
 
     def whose(self, first: object) -> RouterCall | None:
         """Return the attempt whose first piece this is, or None."""
@@ -191,24 +235,25 @@ class RouterCall:
     """
 
     def __init__(
-        self, bridge: Bridge, request: UpstreamRequest, exchange: Exchange, parent: Call | None, work: Awaitable[Any]
+        self, request: UpstreamRequest, exchange: Exchange, parent: Call | None, work: Awaitable[Any], closer: Closer
     ) -> None:
         self.source: Any = None
         self.first: Any = None
         self._answer: Callable[[], Answer | None] | None = None
-        self._bridge = bridge
+        self._closer = closer
         self._exchange = exchange
         self._parent = parent
-        self._call = call = Call(exchange.ctx.request_id, kind=request.kind)
-        call.exchange = exchange
-        call.labels = request.labels
-        call.metadata = parent.metadata if parent is not None else {}
+        metadata = parent.metadata if parent is not None else {}
+        self._call = OwnCall(exchange, request.kind, labels=request.labels, metadata=metadata)
         self._reader = StreamReader()
         self._left = False
         self._closing: asyncio.Task[None] | None = None
-        # What LiteLLM does for the attempt, now and piece by piece, it does under the attempt's own call.
-        self._context = copy_context()
-        self._context.run(current_call.set, call)
+        # What LiteLLM does for the attempt, now and piece by piece, it does under the attempt's own call. A call that is no
+        # part of the client's request inherits nothing of it: LiteLLM's spans of it belong to the call's own trace.
+        self._context = Context() if exchange.detached else copy_context()
+        self._context.run(current_call.set, self._call)
+        if exchange.span is not None:
+            self._context.run(exchange.host.tracing.enter, exchange.span)
         loop = asyncio.get_running_loop()
         self._deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
         self._timeout_s = request.timeout_s
@@ -216,7 +261,7 @@ class RouterCall:
 
     def _run(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name, context=self._context)
-        # Nobody may ever ask for the answer; its error is then nobody's business.
+        # The plugin may never ask for the answer; its error is then not reported as unretrieved.
         task.add_done_callback(_retrieve)
         return task
 
@@ -246,7 +291,7 @@ class RouterCall:
         try:
             answer = await self._wait()
             opened = self._opened()
-            self._bridge.callbacks.succeed(opened, answer)
+            self._closer.succeed(opened, answer, self._exchange.ctx)
             self._answer = partial(response_answer, answer)
         except asyncio.CancelledError:
             self.abandon()
@@ -286,13 +331,13 @@ class RouterCall:
             raise
         finally:
             self._close()
-            # Not in the middle of a piece: nobody else reads.
+            # Not in the middle of a piece: there is no other reader.
             await _close_stream(self.source)
 
     async def _wait(self) -> Any:
         """Wait for the current step, but not longer than allowed."""
         try:
-            # Not the step itself: whoever waits may be cancelled without it, and the other way round.
+            # Not the step itself: the waiting task may be cancelled without it, and vice versa.
             if not self._step.done():
                 async with asyncio.timeout_at(self._deadline):
                     await asyncio.wait((self._step,))
@@ -309,14 +354,14 @@ class RouterCall:
         if opened is not None and self.source is not None:
             self._end_stream(err)
         elif opened is not None:
-            self._bridge.callbacks.fail(opened, err)
-        raise _upstream_error(err, self._bridge) from err
+            self._closer.fail(opened, err)
+        raise _upstream_error(err, self._exchange.host.clock.now()) from err
 
     def _too_slow(self) -> UpstreamError:
         text = f"no answer within {self._timeout_s:g} s"
         if self._call.opened is not None:
             why = AttemptError(kind=ErrorClass.TIMEOUT, status=_TIMEOUT_STATUS, message=text)
-            self._bridge.callbacks.end_left(self._call.opened, self._reader, self._exchange.ctx, Outcome.ERROR, why)
+            self._closer.end_abandoned(self._call.opened, self._reader, self._exchange.ctx, Outcome.ERROR, why)
         self.abandon()
         return UpstreamError(text, status=_TIMEOUT_STATUS, error_class=str(ErrorClass.TIMEOUT))
 
@@ -327,7 +372,8 @@ class RouterCall:
         headers = values.provider_headers(
             values.hidden_params(self.source).get("additional_headers"), self._call.provider_headers
         )
-        self._bridge.callbacks.end_stream(opened, self._reader, headers, error, self._exchange.ctx)
+        cached = values.from_cache(getattr(self.source, "logging_obj", None))
+        self._closer.end_stream(opened, self._reader, headers, error, self._exchange.ctx, cached=cached)
 
     def _opened(self) -> OpenAttempt:
         if self._call.opened is None:
@@ -352,7 +398,7 @@ class RouterCall:
         if opened is not None and not opened.closed:
             gone = self._exchange.disconnected or (self._parent is not None and self._parent.gone)
             outcome = Outcome.DISCONNECTED if gone else Outcome.CANCELLED
-            self._bridge.callbacks.end_left(opened, self._reader, self._exchange.ctx, outcome)
+            self._closer.end_abandoned(opened, self._reader, self._exchange.ctx, outcome)
         self._close()
         self._closing = asyncio.create_task(self._shut(), name="pointsman:close")
 
@@ -389,9 +435,19 @@ async def _close_stream(pieces: Any) -> None:
             await close()
 
 
-def _upstream_error(err: Exception, bridge: Bridge) -> UpstreamError:
+class GatewayError(UpstreamError):
+    """An attempt that LiteLLM has failed.
+
+    Attributes:
+        original: What it raised.
+    """
+
+    original: Exception
+
+
+def _upstream_error(err: Exception, now: float) -> UpstreamError:
     headers = values.provider_headers(getattr(err, "litellm_response_headers", None))
-    why = values.attempt_error(err, headers, bridge.host.clock.now())
-    error = UpstreamError(why.message, status=why.status, error_class=str(why.kind), retry_after_s=why.retry_after_s)
-    error.__cause__ = err
+    why = provider_errors.attempt_error(err, headers, now)
+    error = GatewayError(why.message, status=why.status, error_class=str(why.kind), retry_after_s=why.retry_after_s)
+    error.original = err
     return error

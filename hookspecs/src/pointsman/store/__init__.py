@@ -1,4 +1,4 @@
-"""The state store: one protocol (``base``), three backends, and views of parts of them.
+"""The state store: one protocol, three backends, and views of parts of them.
 
 ``open_store`` opens a backend. Its module is imported then and not before: most programs need one of the three.
 """
@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ..errors import StoreCorrupt, StoreError, StoreUnavailable
-from .base import JSON, MAX_COUNTER, MAX_KEY_CHARS, MAX_TTL_S, AtomicOp, Put, StateStore, Update
-from .scoped import ScopedStore
-from .snapshot import Snapshot, revision_key, with_revision
+from .protocol import JSON, MAX_COUNTER, MAX_KEY_CHARS, MAX_TTL_S, AtomicOp, Put, StateStore, Update
+from .views import ScopedStore, Snapshot, modify, revision_key, take, with_revision
 
 if TYPE_CHECKING:
     import os
@@ -27,7 +26,9 @@ async def open_store(
     url: str | None = None,
     prefix: str = "pointsman:",
     timeout_s: float = 5.0,
+    start_timeout_s: float | None = None,
     clock: Callable[[], float] = time.time,
+    lists_older: bool = True,
 ) -> StateStore:
     """Open a store and make sure that it can be used.
 
@@ -37,7 +38,9 @@ async def open_store(
         url: For ``redis``: ``redis://``, ``rediss://`` or ``unix://``.
         prefix: For ``redis``: put before every key.
         timeout_s: For ``disk`` and ``redis``: longest time a call may take, in seconds.
+        start_timeout_s: For ``disk``: instead of it until ``started`` is called, see ``DiskStore``; None: the same.
         clock: For ``memory`` and ``disk``: returns Unix seconds. Redis has its own.
+        lists_older: For ``redis``: whether ``scan`` has to find the keys of earlier releases, which leaves a note of it.
 
     Raises:
         ValueError: an argument that the backend needs is missing or wrong.
@@ -54,14 +57,14 @@ async def open_store(
 
             if path is None:
                 raise ValueError("the disk store needs a path: the directory to keep its file in")
-            return await DiskStore.open(path, timeout_s=timeout_s, clock=clock)
+            return await DiskStore.open(path, timeout_s=timeout_s, start_timeout_s=start_timeout_s, clock=clock)
         case "redis":
             from .redis import RedisStore  # noqa: PLC0415 - see the module's docstring
 
             if url is None:
                 raise ValueError("the redis store needs a url, for example redis://localhost:6379/0")
-            return await RedisStore.open(url, prefix=prefix, timeout_s=timeout_s)
-    raise ValueError(f"there is no store backend {backend!r}; choose memory, disk or redis")
+            return await RedisStore.open(url, prefix=prefix, timeout_s=timeout_s, lists_older=lists_older)
+    raise ValueError(f"{backend!r} is not a store backend; choose memory, disk or redis")
 
 
 __all__ = [
@@ -79,7 +82,9 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "Update",
+    "modify",
     "open_store",
     "revision_key",
+    "take",
     "with_revision",
 ]

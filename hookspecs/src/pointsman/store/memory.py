@@ -7,8 +7,7 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from ..errors import StoreUnavailable
-from .embedded import EmbeddedStore
-from .steps import Row, Step
+from .embedded import EmbeddedStore, Row, Step
 
 T = TypeVar("T")
 

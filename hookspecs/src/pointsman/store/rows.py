@@ -1,15 +1,19 @@
-"""The rows of the disk store: a ``diskcache.Cache`` that holds JSON texts under text keys and nothing else.
+"""The disk store's file: a ``diskcache.Cache`` that holds JSON texts under text keys and nothing else.
 
 diskcache brings the table, its settings, one connection per thread and process, and retries at opening. It would also
 unpickle what it finds, read values from other files, and spend several statements on each value. ``TextDisk`` refuses
 the first two; ``RowCache`` reads and writes many rows with one statement, which matters twice: each statement gives the
 interpreter lock away, and on a busy event loop it takes milliseconds to get it back.
+
+``open_rows`` opens it: private, writable, sound, or one clear error.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +21,9 @@ from typing import Any, Final
 import diskcache
 from diskcache.core import DBNAME, MODE_RAW
 
-from ..errors import StoreCorrupt, StoreUnavailable
-from .steps import Row
+from ..errors import StoreCorrupt, StoreError, StoreUnavailable
+from .embedded import Row
+from .sqlite import alone_in_opening
 
 _SETTINGS: Final = {
     "eviction_policy": "none",
@@ -33,7 +38,7 @@ _SETTINGS: Final = {
 }
 _SELECT: Final = "SELECT key, mode, filename, value, expire_time FROM Cache WHERE raw = 1 AND key IN "
 _ANY: Final = "(SELECT value FROM json_each(?))"
-#: Up to so many keys are named one by one, which is twice as fast. SQLite keeps the statement for each number of them.
+#: Up to this number, keys are named one by one, which is twice as fast. SQLite keeps the statement for each number of them.
 _FEW: Final = 16
 _SCAN: Final = "SELECT key, raw, mode, filename, value, expire_time FROM Cache WHERE key >= ? ORDER BY key"
 _SCAN_WITHIN: Final = (
@@ -51,6 +56,9 @@ _BEFORE_SURROGATES: Final = chr(0xD7FF)
 _AFTER_SURROGATES: Final = chr(0xE000)
 _DELETE: Final = "DELETE FROM Cache WHERE key = ? AND raw = 1"
 _PURGE: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time <= ? LIMIT ?)"
+
+_PRIVATE: Final = 0o700
+_CHOOSE: Final = "Set the store's path to a directory of its own that this user can write."
 
 
 class TextDisk(diskcache.Disk):  # type: ignore[misc]  # diskcache has no types
@@ -109,12 +117,17 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
             raise
 
     def _drop_bookkeeping(self) -> None:
-        """Remove what diskcache counts with at every change: two more rows to write each time, and nobody reads them."""
+        """Remove what diskcache counts with at every change: two more rows to write each time, which are never read."""
         self.begin()
         for (name,) in self._sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             if name.startswith(_BOOKKEEPING):
                 self._sql(f'DROP TRIGGER "{name}"')
         self.commit()
+
+    def wait_for_others(self, busy_timeout_s: float) -> None:
+        """Change how long a statement waits for another process that writes, in seconds."""
+        self._timeout = busy_timeout_s  # of a connection that is opened again
+        self._sql(f"PRAGMA busy_timeout = {round(busy_timeout_s * 1000)}")
 
     def begin(self) -> None:
         """Start a transaction, alone among all processes in being allowed to write."""
@@ -126,8 +139,12 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
 
     def rollback(self) -> None:
         """Undo the transaction, if there still is one."""
-        if self._con.in_transaction:
-            self._sql("ROLLBACK")
+        try:
+            if self._con.in_transaction:
+                self._sql("ROLLBACK")
+        except sqlite3.Error:
+            # The database fails altogether; closing the connection ends the transaction, the next use opens a new one.
+            self.close()
 
     def read(self, keys: Iterable[str]) -> dict[str, Row | StoreCorrupt]:
         """Return the rows that exist, dead ones too; for a row that must not be read, the error that says so."""
@@ -166,11 +183,11 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
             self._con.executemany(_DELETE, [(key,) for key, row in rows.items() if row is None])
 
     def purge(self, now: float, limit: int) -> bool:
-        """Remove up to ``limit`` dead rows; say whether there may be more. Call it in a transaction."""
+        """Remove up to ``limit`` dead rows; return whether there may be more. Call it in a transaction."""
         return bool(self._sql(_PURGE, (now, limit)).rowcount == limit)
 
     def check_place(self) -> None:
-        """Raise ``StoreUnavailable`` when the file is no longer where it was opened: nobody would find what is written."""
+        """Raise ``StoreUnavailable`` when the file is no longer where it was opened: what is written would be lost."""
         try:
             in_place = Path(self._directory, DBNAME).stat().st_ino == self._file_number
         except OSError:
@@ -195,6 +212,92 @@ def _after(prefix: str) -> str | None:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Say whether SQLite found the file itself to be broken, as against out of reach."""
+    """Return whether SQLite found the file itself to be broken, as opposed to out of reach."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK)  # absent from errors that Python itself raises
     return (code & 0xFF) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def open_rows(path: str | os.PathLike[str], busy_timeout_s: float) -> RowCache:
+    """Open the store in a directory, which is made if need be, and check that it can be used.
+
+    Blocks. The result belongs to the calling thread.
+
+    Args:
+        path: The directory; ``~`` and variables are expanded.
+        busy_timeout_s: How long to wait for another process that writes, in seconds.
+
+    Raises:
+        StoreUnavailable: the directory cannot be made, made private or written, or the store stays locked.
+        StoreCorrupt: the file in it is not a sound database.
+    """
+    directory = Path(os.path.abspath(os.path.expandvars(Path(path).expanduser())))  # noqa: PTH100 - must not follow links
+    _make_private(directory)
+    file = directory / DBNAME
+    try:
+        with alone_in_opening(directory, busy_timeout_s):
+            _check_file(file, busy_timeout_s)
+            cache = RowCache(directory, busy_timeout_s)
+    except sqlite3.Error as err:
+        raise store_error(directory, err) from err
+    except TimeoutError as err:
+        raise StoreUnavailable(
+            f"the store in {directory} was being opened by another process for too long; try again"
+        ) from err
+    except OSError as err:
+        raise StoreUnavailable(f"the store in {directory} cannot be opened: {err.strerror or err}. {_CHOOSE}") from err
+    return cache
+
+
+def store_error(directory: str | os.PathLike[str], error: sqlite3.Error) -> StoreError:
+    """Return what SQLite's error means for the store: broken for good, or not available now."""
+    if is_damage(error):
+        return StoreCorrupt(
+            f"the file {Path(directory) / DBNAME} is not a sound database ({error}). Restore it from a backup, or move"
+            " it away together with the files next to it to start with an empty store."
+        )
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    if code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+        return StoreUnavailable(f"the store in {directory} was locked by another process for too long; try again")
+    if code == sqlite3.SQLITE_FULL:
+        return StoreUnavailable(f"the store in {directory} cannot grow ({error}); make room on its disk")
+    return StoreUnavailable(f"the store in {directory} cannot be used ({error}). {_CHOOSE}")
+
+
+def _make_private(directory: Path) -> None:
+    """Make the directory, or make sure that no other user can enter it."""
+    try:
+        if not directory.exists():
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(_PRIVATE, exist_ok=True)
+        if stat.S_IMODE(directory.stat().st_mode) == _PRIVATE:
+            return
+        # Someone else's directory, named by mistake, is not ours to close.
+        if not (directory / DBNAME).exists() and any(directory.iterdir()):
+            raise StoreUnavailable(
+                f"{directory} has other files in it and can be entered by others, so it does not look like a store."
+                f" {_CHOOSE}"
+            )
+        directory.chmod(_PRIVATE)
+    except OSError as err:
+        raise StoreUnavailable(
+            f"the store directory {directory} cannot be made and kept private: {err.strerror or err}. {_CHOOSE}"
+        ) from err
+
+
+def _check_file(file: Path, busy_timeout_s: float) -> None:
+    """Raise ``sqlite3.Error`` for a file that is not a sound, writable database; a missing one is made.
+
+    diskcache would wait a minute for a lock and run into a broken page only when it reads it.
+    """
+    connection = sqlite3.connect(file, timeout=busy_timeout_s, isolation_level=None)
+    try:
+        ((verdict,),) = connection.execute("PRAGMA quick_check(1)").fetchall()
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+    if verdict != "ok":
+        raise StoreCorrupt(
+            f"the file {file} is damaged ({verdict}). Restore it from a backup, or move it away together with the files"
+            " next to it to start with an empty store."
+        )

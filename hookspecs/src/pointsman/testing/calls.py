@@ -7,13 +7,13 @@ probes and judges have an exchange of their own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from ..errors import UpstreamError
-from ..host import attributes
+from ..host.isolation import is_stray
+from ..host.planned import PlannedCall
 from ..types import (
     Answer,
     Attempt,
@@ -24,21 +24,25 @@ from ..types import (
     Deployment,
     Endpoint,
     ErrorClass,
-    Identity,
     Outcome,
     RequestContext,
-    Route,
     UpstreamRequest,
     UpstreamResponse,
 )
 from .clock import let_runs_wait
+from .fakes import FakeCooldowns
 from .play import ClientGone, StepFailed, answer_body, end_failed, end_left, end_ok, piece_body, play, reckon
 from .script import Ending, Script, ScriptSource, Step, error
+from .shapes import sent_body
 
 if TYPE_CHECKING:
-    from ..host.exchange import Exchange, OpenAttempt
+    from opentelemetry.trace import Span
+
+    from .. import plugin
+    from ..host.attempt import OpenAttempt
+    from ..host.exchange import Exchange
     from ..host.host import Host
-    from .gateway import FakeCatalog, FakePrices
+    from .fakes import FakeCatalog, FakePrices
 
 #: The client request that the running code works for. Tasks inherit it.
 current_exchange: Final[ContextVar[Exchange | None]] = ContextVar("pointsman_testing_exchange", default=None)
@@ -49,6 +53,7 @@ request_task: Final[ContextVar[asyncio.Task[object] | None]] = ContextVar("point
 #: Attempts that are part of the client's request: they end with it and belong to its settlement.
 _PART_OF_REQUEST: Final = frozenset({AttemptKind.PRIMARY, AttemptKind.HEDGE, AttemptKind.FALLBACK, AttemptKind.RETRY})
 _LEFT: Final = AttemptError(kind=ErrorClass.UNKNOWN, message="cancelled by the plugin")
+_CANCELLED: Final = "the call was cancelled, or its request has ended"
 _REFUSED_STATUS: Final = 500
 
 
@@ -65,15 +70,23 @@ class FakeUpstream:
         catalog: What can be called.
         prices: What it costs.
         script: What is answered.
+        cooldowns: What is left out after an error; nothing by default.
 
     Attributes:
         calls: Every call that was started, in order.
         script: What is answered, as far as it has not been handed out.
     """
 
-    def __init__(self, catalog: FakeCatalog, prices: FakePrices, script: ScriptSource | None = None) -> None:
+    def __init__(
+        self,
+        catalog: FakeCatalog,
+        prices: FakePrices,
+        script: ScriptSource | None = None,
+        cooldowns: FakeCooldowns | None = None,
+    ) -> None:
         self.catalog = catalog
         self.prices = prices
+        self.cooldowns = cooldowns or FakeCooldowns()
         self.calls: list[FakeCall] = []
         self.script = Script(script)
         self._host: Host | None = None
@@ -91,8 +104,19 @@ class FakeUpstream:
         """The calls that have neither ended nor been cancelled."""
         return [call for call in self.calls if not call.ended]
 
-    def start(self, request: UpstreamRequest, *, script: Script | None = None) -> FakeCall:
+    @property
+    def client_left(self) -> bool:
+        """Whether the client of the request that the running code works for has gone away."""
+        exchange = current_exchange.get()
+        return exchange is not None and exchange.disconnected
+
+    def start(self, request: UpstreamRequest, span: Span | None = None, *, script: Script | None = None) -> FakeCall:
         """Start an attempt at once, answered by a script of its own or by the upstream's.
+
+        Args:
+            request: What to call.
+            span: The call's, where it was planned before.
+            script: What is answered; the upstream's when None.
 
         Raises:
             UpstreamError: the target is unknown.
@@ -105,7 +129,7 @@ class FakeUpstream:
         mine = primary if request.kind in _PART_OF_REQUEST else None
         if mine is not None and request.parent is not None and mine.ctx.request_id != request.parent.request_id:
             mine = None
-        exchange = mine or _detached(self._host, request, primary)
+        exchange = mine or self._host.own_call(request, primary, span)
         call = FakeCall(self, self._host, request, exchange, script or self.script)
         if mine is not None or (_is_parent(primary, request) and request.kind is not AttemptKind.MIRROR):
             assert primary is not None  # noqa: S101  # it is the parent
@@ -113,29 +137,28 @@ class FakeUpstream:
         self.calls.append(call)
         return call
 
+    def plan(
+        self, kind: AttemptKind, target: str, parent: RequestContext, *, about: plugin.PlannedCall | None = None
+    ) -> PlannedCall:
+        """Announce a call that starts later."""
+        if self._host is None:
+            raise RuntimeError("the fake gateway is not attached to a host; call attach(host)")
+        primary = current_exchange.get()
+        above = primary.span if primary is not None and primary.ctx.request_id == parent.request_id else None
+        return PlannedCall(
+            self._host.tracing,
+            self._host.clock,
+            kind=kind,
+            target=target,
+            parent=parent,
+            primary=above,
+            start=self.start,
+            about=about,
+        )
+
 
 def _is_parent(primary: Exchange | None, request: UpstreamRequest) -> bool:
     return primary is not None and request.parent is not None and primary.ctx.request_id == request.parent.request_id
-
-
-def _detached(host: Host, request: UpstreamRequest, primary: Exchange | None) -> Exchange:
-    parent = request.parent
-    identity = parent.identity if parent is not None else Identity()
-    if request.tenant is not None:
-        identity = replace(identity, tenant=request.tenant)
-    ctx = RequestContext(
-        request_id=host.new_id(),
-        endpoint=request.endpoint,
-        model=request.target,
-        stream=request.stream,
-        identity=identity,
-        session_id=parent.session_id if parent is not None else None,
-        body=request.body,
-        received_at=host.clock.now(),
-    )
-    exchange = host.detached(ctx, link=primary.span if primary is not None else None)
-    host.tracing.set(exchange.span, attributes.of_route(Route(target=request.target, labels=request.labels)))
-    return exchange
 
 
 class FakeCall:
@@ -143,6 +166,7 @@ class FakeCall:
 
     Attributes:
         request: What was asked for.
+        sent: What was sent to the provider: the body, as plugins have changed it.
         ended: Whether it is over, however it ended.
         cancelled: Whether it was cancelled before its end.
         first: The first piece of its stream as the gateway's own object; None before it has come.
@@ -152,6 +176,7 @@ class FakeCall:
         self, upstream: FakeUpstream, host: Host, request: UpstreamRequest, exchange: Exchange, script: Script
     ) -> None:
         self.request = request
+        self.sent: Mapping[str, object] = {}
         self.ended = False
         self.cancelled = False
         self.first: object = None
@@ -164,7 +189,7 @@ class FakeCall:
         self._pieces = 0
         self._answer: AsyncGenerator[str, None] | None = None
         self._task = asyncio.create_task(self._open(), name=f"fake-upstream:{request.kind}")
-        # Nobody may ever ask for the answer; its error is then nobody's business.
+        # The answer may never be asked for; its error is then retrieved here.
         self._task.add_done_callback(lambda task: None if task.cancelled() else task.exception() and None)
 
     @property
@@ -186,7 +211,8 @@ class FakeCall:
         request, exchange = self.request, self._exchange
         found = self._upstream.catalog.deployments(request.target)
         if self._upstream.catalog.is_group(request.target):
-            candidates = exchange.select(found, leg=self)
+            offered = self._upstream.cooldowns.offered(found, self._host.clock.monotonic())
+            candidates = exchange.select(offered, key=self) if offered else []
             if not candidates:
                 raise UpstreamError(
                     f"no deployment of {request.target!r} can serve", status=429, error_class="rate_limit"
@@ -194,8 +220,10 @@ class FakeCall:
             chosen = choose(exchange, candidates)
         else:
             chosen = found[0]
-        refusal, opened = await exchange.begin(chosen, request.kind, labels=request.labels, leg=self)
+        refusal, opened = await exchange.begin(chosen, request.kind, labels=request.labels, key=self)
         self._opened, self._step = opened, Step(ending=Ending.NEVER)
+        if refusal is None:
+            refusal, self.sent = await exchange.prepare(opened, sent_body(request.body, request.endpoint))
         if refusal is not None:
             raise UpstreamError(
                 f"attempt on {chosen.id} refused by {refusal.plugin}: {refusal.reason}",
@@ -203,8 +231,9 @@ class FakeCall:
                 error_class="connection",
                 retry_after_s=refusal.retry_after_s,
             )
-        self._step = step = _within(self._script.next(chosen), request.timeout_s)
-        self._answer = play(step, self._host.clock, self._host.clock.monotonic(), stream=request.stream)
+        self._step = step = within(self._script.next(chosen), request.timeout_s)
+        clock, task = self._host.clock, None if exchange.detached else request_task.get()
+        self._answer = play(step, clock, clock.monotonic(), stream=request.stream, task=task)
         return "" if request.stream else "".join([text async for text in self._answer])
 
     @property
@@ -231,6 +260,12 @@ class FakeCall:
         wanted = self.request.body.get("input")
         inputs = len(wanted) if isinstance(wanted, list) else 1
         body = answer_body(self.request.endpoint, opened.attempt.model or "", text, step.usage, inputs)
+        if step.embed is not None and self.request.endpoint is Endpoint.EMBEDDINGS:
+            texts = wanted if isinstance(wanted, list) else [wanted]
+            vectors = [list(step.embed(str(each))) for each in texts]
+            body["data"] = [
+                {"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)
+            ]
         return UpstreamResponse(attempt=opened.attempt, body=body, raw=body)
 
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
@@ -248,7 +283,7 @@ class FakeCall:
             try:
                 async for piece in self._answer:
                     if self.ended:
-                        raise UpstreamError("the call was cancelled, or its request has ended")
+                        raise UpstreamError(_CANCELLED)
                     opened.first_token()
                     self._pieces += 1
                     body = piece_body(step.model or "", piece)
@@ -271,6 +306,8 @@ class FakeCall:
         except asyncio.CancelledError:
             self._task.cancel()
             self._leave(None)
+            if is_stray():
+                raise UpstreamError(_CANCELLED) from None
             raise
         except (StepFailed, ClientGone) as err:
             raise self._failed(err) from err
@@ -279,6 +316,8 @@ class FakeCall:
         opened, step = self._reached()
         why = err.error if isinstance(err, StepFailed) else AttemptError(kind=ErrorClass.CONNECTION)
         end_failed(opened, step, why, self._pieces, self._upstream.prices)
+        attempt = opened.attempt
+        self._upstream.cooldowns.failed(attempt.deployment, attempt.kind, why, self._host.clock.monotonic())
         return UpstreamError(why.message, status=why.status, error_class=str(why.kind), retry_after_s=why.retry_after_s)
 
     def _leave(self, why: AttemptError | None) -> None:
@@ -311,15 +350,15 @@ class FakeCall:
         if not self.ended:
             self._leave(_LEFT)
         self._task.cancel()
-        # Not the task itself: its error would keep this frame, and all that whoever calls us knows.
+        # Not the task itself: its error would keep this frame, and all that its callers refer to.
         await asyncio.wait({self._task})
         if not self._task.cancelled():
             self._task.exception()
         self._close()
 
 
-def _within(step: Step, timeout_s: float | None) -> Step:
-    """Return the step as somebody with this much patience meets it."""
+def within(step: Step, timeout_s: float | None) -> Step:
+    """Return the step as a caller with this time limit sees it."""
     if timeout_s is None or (step.latency_s <= timeout_s and step.ending is not Ending.NEVER):
         return step
     return error(408, message="the fake upstream did not answer in time", latency_s=timeout_s)

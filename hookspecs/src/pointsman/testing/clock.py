@@ -95,6 +95,20 @@ class FakeClock:
         self._elapsed_s = max(self._elapsed_s, target)
         await self.quiet()
 
+    async def skip(self, seconds: float) -> None:
+        """Move the clock at once, as for a machine that slept: what was due meanwhile wakes late, and once.
+
+        A loop that acts every second acts once, not 86 400 times for a day.
+
+        Raises:
+            ValueError: the clock cannot go back.
+        """
+        if seconds < 0:
+            raise ValueError(f"a clock cannot go back; skip was given {seconds} s")
+        await self.quiet()
+        self._elapsed_s += seconds
+        await self.advance(0)
+
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine to its end, moving the clock on whenever it, or a task it has started, sleeps.
 
@@ -141,7 +155,7 @@ class FakeClock:
         return min(waiting, default=None)
 
     async def _wake(self, due: float) -> None:
-        """Move to ``due`` and wake everybody whose time has come, one after another."""
+        """Move to ``due`` and wake what is due, one after another."""
         while self._sleepers and self._sleepers[0].due <= due:
             sleeper = heapq.heappop(self._sleepers)
             self._elapsed_s = max(self._elapsed_s, sleeper.due)

@@ -24,17 +24,21 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 import httpx
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from starlette.types import Receive, Scope, Send
 
-from ..host import config
 from ..host.host import Host
-from ..host.tracing import Tracing, remote_parent
+from ..host.reloading import Reload
+from ..host.settings import Settings, parse
+from ..host.spans import SpanProvider
+from ..host.tracing import Tracing
 from ..plugin import PluginInfo
-from ..store.base import JSON, StateStore
+from ..sessions import end_user_of, session_of
+from ..store.protocol import JSON, StateStore
 from ..types import (
     Credential,
     Denial,
@@ -46,10 +50,12 @@ from ..types import (
     RequestContext,
     Settlement,
     Status,
+    without_credentials,
 )
 from .clock import FakeClock
 from .drive import Drive, Result, denied
-from .gateway import DEFAULT_DEPLOYMENTS, DEFAULT_PRICE, FakeGateway
+from .fakes import DEFAULT_DEPLOYMENTS, DEFAULT_PRICE
+from .gateway import FakeGateway
 from .script import Script, ScriptSource
 from .store import FragileStore
 from .worker import Connector, Ids, RecordingHost, environment
@@ -60,9 +66,6 @@ IDENTITY: Final = Identity(key_hash="0" * 64, key_alias="test", user_id="user-1"
 CLIENT_HOST: Final = "192.0.2.1"
 BODY: Final[Mapping[str, object]] = MappingProxyType({"messages": [{"role": "user", "content": "Hello there"}]})
 
-_CREDENTIALS: Final = frozenset(
-    {"authorization", "proxy-authorization", "x-api-key", "api-key", "x-goog-api-key", "cookie"}
-)
 _UNKNOWN_CALLER: Final = Denial(
     status=401, code="invalid_api_key", type="authentication_error", message="Missing or unknown API key."
 )
@@ -83,7 +86,7 @@ class Harness:
         deployments: What the gateway can serve.
         prices: One price for all, or prices by deployment id or model.
         script: What providers answer by default; see ``pointsman.testing.script``.
-        store: ``memory``, ``disk`` (needs ``path``), or a store that somebody else owns, shared with other workers.
+        store: ``memory``, ``disk`` (needs ``path``), or a store that another owns, shared with other workers.
         path: Directory of the disk store.
         clock: Time, to share it between workers; by default a clock of its own.
         tracing: Whether spans are made and kept.
@@ -121,8 +124,9 @@ class Harness:
         self.gateway = FakeGateway(deployments, prices=prices, upstream=script)
         self.events: list[Event] = []
         self.settlements: list[Settlement] = []
-        self._plugins = [plugin if isinstance(plugin, tuple) else (plugin, {}) for plugin in plugins]
+        self._plugins = _with_sections(plugins)
         self._section = {"store": {"backend": "memory"}, "journal_window_ms": 0, "flush_timeout_s": 1.0, **(host or {})}
+        self._available = {info.name: info for info, _ in self._plugins}
         self._connector = Connector(store, path, self.clock)
         self._base = path or Path()
         self._name = name
@@ -131,9 +135,9 @@ class Harness:
         self._running = False
         self._admin: httpx.AsyncClient | None = None
         self._exporter: InMemorySpanExporter | None = InMemorySpanExporter() if tracing else None
-        self._provider: TracerProvider | None = None
+        self._provider: SpanProvider | None = None
         if self._exporter is not None:
-            self._provider = TracerProvider(shutdown_on_exit=False)
+            self._provider = SpanProvider()
             self._provider.add_span_processor(SimpleSpanProcessor(self._exporter))
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -146,8 +150,6 @@ class Harness:
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
-        if self._provider is not None:
-            self._provider.shutdown()
         await self._connector.close()
 
     async def start(self) -> None:
@@ -157,11 +159,7 @@ class Harness:
             PointsmanError: the configuration or a plugin is wrong.
         """
         worker = f"{self._name}-{next(self._lives)}"
-        settings = config.parse(
-            {**self._section, "plugins": [{info.name: dict(section)} for info, section in self._plugins]},
-            "test",
-            self._base,
-        )
+        settings = self._settings()
         store = await self._connector.connect()
         try:
             host = RecordingHost(
@@ -169,9 +167,11 @@ class Harness:
                 self.settlements,
                 settings=settings,
                 gateway=self.gateway,
-                tracing=Tracing(self._provider.get_tracer("pointsman")) if self._provider else Tracing(),
+                tracing=Tracing(self._provider.get_tracer("pointsman"), self._provider)
+                if self._provider
+                else Tracing(),
                 environment=environment(self.clock, self._new_id, worker),
-                available={info.name: info for info, _ in self._plugins},
+                available=self._available,
                 store=store,
             )
         except BaseException:
@@ -181,14 +181,36 @@ class Harness:
         self.gateway.attach(host)
         if self.before_start is not None:
             self.before_start(host)
+        host.enable_reload(self._settings)
         await host.start()
         self._running = True
         assert host.admin is not None  # noqa: S101  # a started host has one
         self._admin = httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=host.admin, raise_app_exceptions=False),
+            transport=httpx.ASGITransport(app=self._surface, raise_app_exceptions=False),
             base_url="http://pointsman.test",
             headers={"x-pointsman-user": "admin"},
         )
+
+    def _settings(self) -> Settings:
+        plugins = [{info.name: dict(section)} for info, section in self._plugins]
+        return parse({**self._section, "plugins": plugins}, "test", self._base)
+
+    async def reload(self, plugins: Sequence[Plugin] | None = None, *, host: Mapping[str, Any] | None = None) -> Reload:
+        """Change the configuration and reload it as the gateway does; where that fails, it is as before.
+
+        Args:
+            plugins: The plugins from now on; None leaves them.
+            host: More keys for the ``pointsman:`` section.
+        """
+        before = self._plugins, self._section
+        if plugins is not None:
+            self._plugins = _with_sections(plugins)
+            self._available.update({info.name: info for info, _ in self._plugins})
+        self._section = {**self._section, **(host or {})}
+        result = await self.host.reload()
+        if result.error is not None:
+            self._plugins, self._section = before
+        return result
 
     async def stop(self) -> None:
         """Shut the worker down as the gateway does: settle, flush, ``shutdown``. Harmless when it does not run."""
@@ -226,6 +248,7 @@ class Harness:
         model: str = "chat",
         endpoint: Endpoint = Endpoint.CHAT,
         stream: bool = False,
+        generates: bool | None = None,
         identity: Identity = IDENTITY,
         api_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -244,11 +267,13 @@ class Harness:
             model: What the client asks for.
             endpoint: The kind of API.
             stream: Whether it wants a stream.
+            generates: Whether a model works for it; False: it only reads, cancels or counts. By default what is so for a
+                POST to this endpoint.
             identity: Who calls, when ``api_key`` is None.
             api_key: The key it shows: the plugins' ``authenticate`` says who that is.
             headers: Its headers; those that carry credentials never reach a plugin.
             body: Its request.
-            session_id: The session it names.
+            session_id: The session it names; by default the one that headers or body name.
             call_id: LiteLLM's call id.
             script: What providers answer to this request; None: what the harness was made with.
             retries: How often the gateway repeats within a model group.
@@ -256,7 +281,7 @@ class Harness:
             leave_after_pieces: The client goes away after so many pieces of a stream.
             moves_clock: Whether time passes by itself while the request waits; otherwise the test moves the clock.
         """
-        shown = {name: value for name, value in _lower(headers or {}).items() if name not in _CREDENTIALS}
+        shown = without_credentials(_lower(headers or {}))
         if api_key is not None:
             answer = await self.authenticate(api_key, headers=shown)
             if not isinstance(answer, Identity):
@@ -266,10 +291,12 @@ class Harness:
             request_id=self._new_id(),
             call_id=call_id,
             endpoint=endpoint,
-            model=model,
+            model=(asked := self.gateway.catalog.resolved(model)),
+            alias=None if asked == model else model,
             stream=stream,
-            identity=identity,
-            session_id=session_id,
+            generates=endpoint is not Endpoint.COUNT_TOKENS if generates is None else generates,
+            identity=replace(identity, end_user=end_user_of(body) or identity.end_user),
+            session_id=session_id or session_of(shown, body),
             client_host=CLIENT_HOST,
             headers=shown,
             body=MappingProxyType(dict(body)),
@@ -298,7 +325,7 @@ class Harness:
         drive = Drive(
             self.host,
             self.gateway,
-            self.host.open(ctx, parent=remote_parent(ctx.headers)),
+            self.host.open(ctx),
             self.gateway.upstream.script if script is None else Script(script),
             retries=retries,
             fallbacks=fallbacks,
@@ -317,14 +344,14 @@ class Harness:
     async def authenticate(
         self, api_key: str, *, path: str = "/v1/chat/completions", headers: Mapping[str, str] | None = None
     ) -> Identity | Denial | None:
-        """Ask the plugins who shows this key; None when nobody knows."""
-        return await self.host.calls.run_authenticate(
+        """Ask the plugins whose key this is; None when no plugin knows."""
+        return await self.host.hooks.run_authenticate(
             Credential(api_key=api_key, path=path, headers=_lower(headers or {}), client_host=CLIENT_HOST)
         )
 
     def publish(self, event: Event) -> None:
         """Announce an event to the plugins."""
-        self.host.events.publish(event)
+        self.host.publish(event)
 
     # -- what came of it ----------------------------------------------------------------------------------------------
 
@@ -363,7 +390,11 @@ class Harness:
         """The admin routes below ``/pointsman``, as the proxy has them. The key is not checked."""
         if self.host.admin is None:
             raise RuntimeError("the worker does not run; start it first")
-        return Starlette(routes=[Mount("/pointsman", app=self.host.admin)])
+        return Starlette(routes=[Mount("/pointsman", app=self._surface)])
+
+    async def _surface(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert self.host.admin is not None  # noqa: S101  # a started host has one
+        await self.host.admin(scope, receive, send)
 
     @property
     def spans(self) -> list[ReadableSpan]:
@@ -381,12 +412,16 @@ class Harness:
 
     def status(self, name: str) -> Status:
         """Return a plugin's status."""
-        return self.host.calls.run_status(name)
+        return self.host.hooks.run_status(name)
 
     async def stored(self, plugin: str) -> dict[str, JSON]:
         """Return what a plugin has in the store, by its own keys."""
         prefix = f"{plugin}/"
         return {key.removeprefix(prefix): value for key, value in await self.store.scan(prefix)}
+
+
+def _with_sections(plugins: Sequence[Plugin]) -> list[tuple[PluginInfo, Mapping[str, Any]]]:
+    return [plugin if isinstance(plugin, tuple) else (plugin, {}) for plugin in plugins]
 
 
 def _lower(headers: Mapping[str, str]) -> dict[str, str]:

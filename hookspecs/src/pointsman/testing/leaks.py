@@ -48,7 +48,7 @@ class Inventory:
         except RuntimeError:
             tasks = frozenset()
         threads = frozenset(thread for thread in threading.enumerate() if not thread.name.startswith(_POOLS))
-        return cls(tasks, threads, frozenset(_open_files()))
+        return cls(tasks, threads, frozenset(open_files()))
 
     def left_behind(self, before: Inventory) -> list[str]:
         """Return what is here and was not before, in words."""
@@ -61,7 +61,8 @@ class Inventory:
         return sorted(found)
 
 
-def _open_files() -> Iterator[tuple[str, str]]:
+def open_files() -> Iterator[tuple[str, str]]:
+    """Yield open files and sockets, by descriptor; nothing where the system does not show them."""
     if not _FILES.is_dir():
         return
     for entry in _FILES.iterdir():
@@ -69,6 +70,45 @@ def _open_files() -> Iterator[tuple[str, str]]:
             target = str(entry.readlink())
             if not target.startswith(_NOT_OURS):
                 yield entry.name, target
+
+
+@contextlib.contextmanager
+def _older_objects_apart() -> Iterator[None]:
+    """Keep the garbage collector away from what exists already: with LiteLLM loaded, that takes most of its time."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def _found(before: Inventory, deadline: float) -> bool:
+    """Return whether something is still there that may yet end.
+
+    Raises:
+        LeakError: it had long enough.
+    """
+    left = Inventory.take().left_behind(before)
+    if left and time.monotonic() > deadline:
+        # An older object may hold what is left.
+        gc.unfreeze()
+        gc.collect()
+        left = Inventory.take().left_behind(before)
+        if left:
+            raise LeakError(f"left behind: {', '.join(left)}")
+    if left:
+        # An object that is not referenced any more closes what it holds when it is collected.
+        gc.collect()
+    return bool(left)
+
+
+async def at_rest() -> None:
+    """Wait until tasks, threads and open files stay the same for a moment, at most ``PATIENCE_S``."""
+    deadline = time.monotonic() + PATIENCE_S
+    before, found = None, Inventory.take()
+    while found != before and time.monotonic() < deadline:
+        await asyncio.sleep(5 * _POLL_S)
+        before, found = found, Inventory.take()
 
 
 @contextlib.asynccontextmanager
@@ -80,15 +120,12 @@ async def no_leaks() -> AsyncIterator[None]:
     Raises:
         LeakError: something is still there.
     """
-    before = Inventory.take()
-    yield
-    deadline = time.monotonic() + PATIENCE_S
-    while left := Inventory.take().left_behind(before):
-        if time.monotonic() > deadline:
-            raise LeakError(f"left behind: {', '.join(left)}")
-        # An object that is not referenced any more closes what it holds when it is collected.
-        gc.collect()
-        await asyncio.sleep(_POLL_S)
+    with _older_objects_apart():
+        before = Inventory.take()
+        yield
+        deadline = time.monotonic() + PATIENCE_S
+        while _found(before, deadline):  # noqa: ASYNC110  # nothing tells when threads and files end
+            await asyncio.sleep(_POLL_S)
 
 
 @contextlib.contextmanager
@@ -98,11 +135,9 @@ def no_thread_leaks() -> Iterator[None]:
     Raises:
         LeakError: something is still there.
     """
-    before = Inventory.take()
-    yield
-    deadline = time.monotonic() + PATIENCE_S
-    while left := Inventory.take().left_behind(before):
-        if time.monotonic() > deadline:
-            raise LeakError(f"left behind: {', '.join(left)}")
-        gc.collect()
-        time.sleep(_POLL_S)
+    with _older_objects_apart():
+        before = Inventory.take()
+        yield
+        deadline = time.monotonic() + PATIENCE_S
+        while _found(before, deadline):
+            time.sleep(_POLL_S)

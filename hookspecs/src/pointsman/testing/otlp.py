@@ -19,7 +19,11 @@ _FORWARD_TIMEOUT_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class CollectedSpan:
-    """One exported span; ids are hexadecimal text, empty when there is none."""
+    """One exported span; ids are hexadecimal text, empty when there is none.
+
+    ``kind`` and ``status`` are OpenTelemetry's names in lower case: ``server``, ``client``, ``internal``; ``ok``, ``error``,
+    ``unset``.
+    """
 
     name: str
     trace_id: str
@@ -30,7 +34,8 @@ class CollectedSpan:
     attributes: Mapping[str, Any]
     events: tuple[tuple[str, Mapping[str, Any]], ...] = ()
     links: tuple[tuple[str, str], ...] = ()
-    error: bool = False
+    kind: str = "internal"
+    status: str = "unset"
     scope: str = ""
     resource: Mapping[str, Any] = field(default_factory=dict)
 
@@ -60,7 +65,8 @@ def decode(body: bytes) -> list[CollectedSpan]:
             attributes=_attributes(span.attributes),
             events=tuple((event.name, _attributes(event.attributes)) for event in span.events),
             links=tuple((link.trace_id.hex(), link.span_id.hex()) for link in span.links),
-            error=span.status.code == span.status.STATUS_CODE_ERROR,
+            kind=span.SpanKind.Name(span.kind).removeprefix("SPAN_KIND_").lower(),
+            status=span.status.StatusCode.Name(span.status.code).removeprefix("STATUS_CODE_").lower(),
             scope=scope.scope.name,
             resource=_attributes(resource.resource.attributes),
         )
@@ -75,18 +81,25 @@ class Collector:
 
     Args:
         status: The HTTP status of its answers; 503 plays a collector that is broken.
+        hang: Whether it accepts exports and never answers.
+        latency_s: How long it takes for an answer.
         forward: URL for traces of another collector that gets everything too (``http://localhost:4318/v1/traces``).
 
     Attributes:
         not_forwarded: How many exports the other collector did not take.
     """
 
-    def __init__(self, status: int = 200, *, forward: str | None = None) -> None:
+    def __init__(
+        self, status: int = 200, *, forward: str | None = None, hang: bool = False, latency_s: float = 0.0
+    ) -> None:
         self.not_forwarded = 0
+        self._let_go = threading.Event()
         self._forward = forward
         self._spans: list[CollectedSpan] = []
         self._more = threading.Condition()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self._take_in, status))
+        self._server = ThreadingHTTPServer(
+            ("127.0.0.1", 0), _handler(self._take_in, status, self._let_go, None if hang else latency_s)
+        )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     @property
@@ -134,18 +147,24 @@ class Collector:
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._let_go.set()
         self._server.shutdown()
         self._server.server_close()
 
 
-def _handler(take_in: Callable[[bytes, Mapping[str, str]], None], status: int) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    take_in: Callable[[bytes, Mapping[str, str]], None], status: int, let_go: threading.Event, latency_s: float | None
+) -> type[BaseHTTPRequestHandler]:
     """Return the class that answers one export request."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:  # the library's name
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = self.rfile.read(int(headers.get("content-length", 0)))
-            if status < 300:  # noqa: PLR2004  # HTTP's own limit
+            if latency_s != 0:
+                let_go.wait(latency_s)
+            # A collector takes metrics and logs as well; they are not kept.
+            if status < 300 and self.path.endswith("/v1/traces"):  # noqa: PLR2004  # HTTP's own limit
                 take_in(body, headers)
             self.send_response(status)
             self.send_header("content-length", "0")

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from ..types import AttemptError, Endpoint, ErrorClass, Outcome, Usage
+from ..types import AttemptError, Endpoint, ErrorClass, Outcome, Usage, without_credentials
 from .script import Ending, Step
 
 if TYPE_CHECKING:
-    from ..host.exchange import OpenAttempt
+    from ..host.attempt import OpenAttempt
     from ..plugin import Clock
-    from .gateway import FakePrices
+    from .fakes import FakePrices
 
+_FILTERED = "content_filter"
+_EMPTY = AttemptError(kind=ErrorClass.EMPTY, status=200, message="the answer has no content")
 _FAILED = AttemptError(kind=ErrorClass.UNKNOWN, message="the fake upstream fails on purpose")
 
 
@@ -29,7 +31,9 @@ class ClientGone(Exception):
     """The client has gone away."""
 
 
-async def play(step: Step, clock: Clock, started_at: float, *, stream: bool) -> AsyncGenerator[str, None]:
+async def play(
+    step: Step, clock: Clock, started_at: float, *, stream: bool, task: asyncio.Task[object] | None
+) -> AsyncGenerator[str, None]:
     """Yield the pieces of a stream, or the whole text once, when their time has come.
 
     The provider works at its own pace: time counts from ``started_at``, however late somebody reads.
@@ -39,6 +43,7 @@ async def play(step: Step, clock: Clock, started_at: float, *, stream: bool) -> 
         clock: Time.
         started_at: The clock's monotonic time when the call was made.
         stream: Whether it is read as a stream.
+        task: What answers the request, for a step that cancels it; None for a call that is a request of its own.
 
     Raises:
         StepFailed: the step is an error, or breaks off.
@@ -49,7 +54,7 @@ async def play(step: Step, clock: Clock, started_at: float, *, stream: bool) -> 
         await asyncio.Event().wait()
     await _until(clock, started_at + step.latency_s)
     if step.ending is not Ending.OK and (not stream or step.ending is Ending.ERROR):
-        _end(step)
+        await _end(step, task)
     if not stream:
         yield step.text
         return
@@ -58,7 +63,7 @@ async def play(step: Step, clock: Clock, started_at: float, *, stream: bool) -> 
         await _until(clock, started_at + step.latency_s + number * step.piece_s)
         yield piece
     if step.ending is not Ending.OK:
-        _end(step)
+        await _end(step, task)
 
 
 async def _until(clock: Clock, due: float) -> None:
@@ -66,10 +71,14 @@ async def _until(clock: Clock, due: float) -> None:
         await clock.sleep(left)
 
 
-def _end(step: Step) -> None:
+async def _end(step: Step, task: asyncio.Task[object] | None) -> NoReturn:
     if step.ending is Ending.DISCONNECT:
         raise ClientGone
     if step.ending is Ending.CANCEL:
+        if task is not None and not task.done():
+            # From outside, as a gateway does: what waits here is then cancelled with the rest of the request.
+            asyncio.get_running_loop().call_soon(task.cancel)
+            await asyncio.Event().wait()
         raise asyncio.CancelledError
     raise StepFailed(step.error or _FAILED)
 
@@ -85,8 +94,9 @@ def end_ok(opened: OpenAttempt, step: Step, prices: FakePrices) -> None:
         usage=step.usage,
         cost_usd_micros=cost,
         status_code=step.status,
-        headers=step.headers,
+        headers=without_credentials(step.headers),
         model=step.model or deployment.model,
+        error=None if step.text.strip() or step.tool_calls or step.finish_reason == _FILTERED else _EMPTY,
         cached=step.cached,
         answer=lambda: step.answer,
     )
@@ -100,7 +110,7 @@ def end_failed(opened: OpenAttempt, step: Step, error: AttemptError, pieces: int
         usage=usage,
         cost_usd_micros=prices.cost_usd_micros(opened.attempt.deployment, usage),
         status_code=error.status,
-        headers=step.headers,
+        headers=without_credentials(step.headers),
         error=error,
     )
 
@@ -115,13 +125,13 @@ def end_left(
     usage: Usage | None = None,
     error: AttemptError | None = None,
 ) -> None:
-    """Close an attempt that nobody wants any more: its client has gone, or it was cancelled."""
+    """Close an attempt that is not wanted any more: its client has gone, or it was cancelled."""
     usage = usage or estimate(pieces)
     opened.end(
         outcome,
         usage=usage,
         cost_usd_micros=prices.cost_usd_micros(opened.attempt.deployment, usage),
-        headers=step.headers,
+        headers=without_credentials(step.headers),
         error=error,
     )
 

@@ -6,6 +6,11 @@
 ``upstream_server``  a factory of HTTP servers that answer like providers; stopped at the end of the test
 ``proxy``            a factory of real LiteLLM proxies; stopped at the end of the test
 
+With ``pointsman_warm_proxy = true`` in pytest's configuration, proxies are forks of one process of the run that has
+imported LiteLLM once; see ``pointsman.testing.warm``.
+
+A proxy that a fixture gives to several tests, and that ends by itself, fails one of them and skips the rest.
+
 Nothing is imported before a fixture is used, and nothing happens in a run that uses none. ``leak_check`` sees tasks
 where pytest-asyncio is installed, threads and files everywhere.
 """
@@ -14,17 +19,79 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 if TYPE_CHECKING:
     from .clock import FakeClock
     from .harness import Harness
+    from .provider import UpstreamServer
     from .proxy import ProxyServer
-    from .upstream import UpstreamServer
+
+_REPORTED: Final = pytest.StashKey[set[Path]]()
+"""The logs of proxies whose end has failed a test already."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the setting."""
+    parser.addini("pointsman_warm_proxy", "start proxies as forks of a process that has imported LiteLLM", type="bool")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare a warm parent; it starts with the first proxy. Workers of pytest-xdist share the controller's."""
+    if not config.getini("pointsman_warm_proxy") or hasattr(config, "workerinput"):
+        return
+    from . import warm  # noqa: PLC0415  # see the module's docstring
+
+    directory = Path(tempfile.mkdtemp(prefix="pointsman-"))
+    config.add_cleanup(lambda: shutil.rmtree(directory))
+    warm.prepare(directory)
+
+
+def _proxies(item: pytest.Item) -> Iterator[ProxyServer]:
+    """Return the proxies that a test's fixtures have given it, by themselves or as the attribute ``proxy``."""
+    module = sys.modules.get(f"{__package__}.proxy")
+    if module is None or not isinstance(item, pytest.Function):
+        return
+    for value in item.funcargs.values():
+        for found in (value, getattr(value, "proxy", None)):
+            if isinstance(found, module.ProxyServer):
+                yield found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """Let a proxy that ends by itself fail one test, with its output; the others that share it are skipped."""
+    proxies = list(_proxies(item))
+    reported = item.session.stash.setdefault(_REPORTED, set())
+    if any(proxy.log_path in reported for proxy in proxies):
+        pytest.skip("its proxy has ended by itself; the test that failed because of that shows the proxy's output")
+    _report(proxies, reported)
+    try:
+        result = yield
+    except Exception as err:
+        failures = [proxy.failure for proxy in proxies if proxy.failure is not None]
+        reported |= {proxy.log_path for proxy in proxies if proxy.failure is not None}
+        for failure in failures:
+            err.add_note(failure)
+        raise
+    _report(proxies, reported)
+    return result
+
+
+def _report(proxies: list[ProxyServer], reported: set[Path]) -> None:
+    """Fail the test if one of its proxies has ended by itself."""
+    for proxy in proxies:
+        failure = proxy.failure
+        if failure is not None:
+            reported.add(proxy.log_path)
+            pytest.fail(failure, pytrace=False)
 
 
 @pytest.fixture
@@ -50,7 +117,7 @@ def harness(tmp_path: Path) -> Callable[..., Harness]:
 @pytest.fixture
 def upstream_server() -> Iterator[Callable[..., UpstreamServer]]:
     """Give a factory of running ``UpstreamServer``, with the same arguments."""
-    from .upstream import UpstreamServer  # noqa: PLC0415  # see the module's docstring
+    from .provider import UpstreamServer  # noqa: PLC0415  # see the module's docstring
 
     with contextlib.ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(UpstreamServer(*args, **kwargs))

@@ -9,7 +9,7 @@ deployment id, model group or ``"*"`` to either of the two::
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, TypeAlias
@@ -19,16 +19,6 @@ from ..types import Answer, AttemptError, Deployment, ErrorClass, ToolCall, Usag
 ANY: Final = "*"
 TEXT: Final = "This is the answer of a fake upstream."
 USAGE: Final = Usage(prompt_tokens=10, completion_tokens=5)
-
-_KINDS: Final = {
-    401: ErrorClass.AUTH,
-    403: ErrorClass.AUTH,
-    404: ErrorClass.NOT_FOUND,
-    408: ErrorClass.TIMEOUT,
-    429: ErrorClass.RATE_LIMIT,
-    504: ErrorClass.TIMEOUT,
-}
-_FIRST_SERVER_STATUS: Final = 500
 
 
 class Ending(StrEnum):
@@ -61,6 +51,7 @@ class Step:
         cached: Whether the gateway's response cache answers.
         tool_calls: The tools that the answer asks for.
         finish_reason: Why the answer ends; None for ``tool_calls`` or ``stop``.
+        embed: Returns the vector of an input, where the request is for embeddings; None: vectors that say nothing.
     """
 
     ending: Ending
@@ -77,6 +68,7 @@ class Step:
     cached: bool = False
     tool_calls: tuple[ToolCall, ...] = ()
     finish_reason: str | None = None
+    embed: Callable[[str], Sequence[float]] | None = None
 
     @property
     def answer(self) -> Answer:
@@ -106,6 +98,7 @@ def ok(
     cached: bool = False,
     tool_calls: Sequence[ToolCall] = (),
     finish_reason: str | None = None,
+    embed: Callable[[str], Sequence[float]] | None = None,
 ) -> Step:
     """Answer. The arguments are the attributes of ``Step``."""
     return Step(
@@ -120,6 +113,7 @@ def ok(
         cached=cached,
         tool_calls=tuple(tool_calls),
         finish_reason=finish_reason,
+        embed=embed,
     )
 
 
@@ -192,7 +186,7 @@ def kind_of(status: int | None) -> ErrorClass:
     """Return the class of error that an HTTP status stands for."""
     if status is None:
         return ErrorClass.CONNECTION
-    return _KINDS.get(status) or (ErrorClass.SERVER if status >= _FIRST_SERVER_STATUS else ErrorClass.CLIENT)
+    return ErrorClass.of_status(status)
 
 
 def _with_retry_after(headers: Mapping[str, str] | None, retry_after_s: float | None) -> dict[str, str]:

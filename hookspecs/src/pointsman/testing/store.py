@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import StoreUnavailable
-from ..store.base import JSON, AtomicOp, StateStore, Update
+from ..store.protocol import JSON, AtomicOp, StateStore, Update
 
 
 class FragileStore:
     """One worker's connection to a store.
 
     Every call suspends before it reaches the store and again before its answer arrives, as a call over a network does:
-    whoever is cancelled there meets both cases, not carried out and carried out without an answer.
+    what is cancelled there meets both cases, not carried out and carried out without an answer.
 
     Args:
         store: The store itself.

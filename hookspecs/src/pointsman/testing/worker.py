@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..host.host import Environment, Host
 from ..plugin import Services
 from ..store import open_store
-from ..store.base import StateStore
+from ..store.protocol import StateStore
 from ..types import Event, Settlement
 from .store import FragileStore
 
@@ -56,7 +56,7 @@ class Connector:
     """Connects one worker after another to the same store.
 
     Args:
-        store: ``memory``, ``disk``, or a store that somebody else owns.
+        store: ``memory``, ``disk``, or a store that another owns.
         path: Directory for the disk store.
         clock: Time.
     """
@@ -83,7 +83,7 @@ class Connector:
         return FragileStore(self._memory)
 
     async def close(self) -> None:
-        """Let go of the store when it is nobody else's."""
+        """Close the store when it belongs to this worker alone."""
         if self._memory is not None:
             await self._memory.close()
 

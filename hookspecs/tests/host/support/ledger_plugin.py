@@ -1,4 +1,4 @@
-"""Plugins that settle, or fail to, as they are told; and what the journal's tests look at."""
+"""Plugins that settle or fail on request, and readers of the journal for its tests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from pointsman.host.journal import HEARTBEAT_TTL_S
 
 
 class Ledger:
-    """Writes down who was settled when; fails as long as it is told to."""
+    """Records what was settled when; fails as long as ``failing`` is set."""
 
     def __init__(self, config):
         self.failing = False
         self.gate = None
         self.seen = []
+        self.heard = []
 
     @hookimpl
     async def startup(self, services):
@@ -25,6 +26,10 @@ class Ledger:
             await self.gate.wait()
         if self.failing:
             raise RuntimeError("not now")
+
+    @hookimpl
+    async def on_event(self, event):
+        self.heard.append(event)
 
     @property
     def ids(self):
@@ -40,7 +45,7 @@ ONE, TWO = ledger("one"), ledger("two")
 
 async def rows(h):
     """Return the journal's rows in the store."""
-    return {key: value for key, value in await h.store.scan("host/journal/") if isinstance(value, dict)}
+    return {key: value for key, value in await h.store.scan("host/{journal}/") if isinstance(value, dict)}
 
 
 def counts(h):

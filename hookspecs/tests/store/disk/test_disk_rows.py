@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import sqlite3
@@ -280,7 +281,7 @@ async def test_diskcache_does_not_count_at_every_change(tmp_path):
     for _ in range(2):
         store = await DiskStore.open(tmp_path / "store")
         await store.put("a", 1)
-        with sqlite3.connect(tmp_path / "store" / FILE) as connection:
+        with contextlib.closing(sqlite3.connect(tmp_path / "store" / FILE)) as connection:
             assert connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall() == []
         assert await store.get("a") == 1
         await store.close()
@@ -293,7 +294,7 @@ async def test_a_value_that_another_release_spelled_differently_is_still_itself(
     store = await DiskStore.open(tmp_path / "store")
     await store.put("a", {"share": 1e-7})
     await store.close()
-    with sqlite3.connect(tmp_path / "store" / FILE) as connection:
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / FILE)) as connection:
         for spelling in ('{"share":1e-07}', '{"share":0.0000001}'):
             connection.execute("UPDATE Cache SET value = ? WHERE key = 'a'", (spelling,))
             connection.commit()

@@ -10,9 +10,9 @@ import threading
 import pytest
 
 from pointsman.store import AtomicOp, Put, StoreCorrupt, StoreUnavailable, Update, rows
-from pointsman.store.commit import GroupCommit
-from pointsman.store.disk import DiskStore
+from pointsman.store.disk import DiskStore, GroupCommit
 from pointsman.store.rows import RowCache
+from pointsman.store.sqlite import alone_in_opening
 
 # --- locks, stuck disks, full disks
 
@@ -25,6 +25,46 @@ async def test_a_locked_store_is_unavailable_at_open(directory, database):
             await DiskStore.open(directory, timeout_s=0.2)
         other.execute("ROLLBACK")
     assert str(directory) in str(caught.value)
+
+
+async def test_a_start_waits_longer_for_another_process_than_a_request(directory, opened, database):
+    """Opening and what is asked for before ``started`` wait for the lock; afterwards a call fails in time."""
+    await (await DiskStore.open(directory)).close()
+    loop = asyncio.get_running_loop()
+    with database(directory) as other:
+        other.execute("BEGIN IMMEDIATE")
+        loop.call_later(0.5, other.execute, "ROLLBACK")
+        store = await opened(DiskStore.open(directory, timeout_s=0.1, start_timeout_s=60))
+        other.execute("BEGIN IMMEDIATE")
+        loop.call_later(0.5, other.execute, "ROLLBACK")
+        await store.put("a", 1)
+        store.started()
+        await store.ping()
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreUnavailable):
+            await store.put("a", 2)
+        other.execute("ROLLBACK")
+    await until_it_answers(store)
+
+
+async def test_a_call_of_the_start_that_still_waits_is_a_request_afterwards(directory, opened):
+    store = await opened(DiskStore.open(directory, timeout_s=0.1, start_timeout_s=60))
+    gate = threading.Event()
+    stuck = asyncio.create_task(store.run(holding(gate), ["key"], None))
+    await asyncio.sleep(0)
+    store.started()
+    with pytest.raises(StoreUnavailable, match="did not answer within"):
+        await stuck
+    gate.set()
+    await until_it_answers(store)
+
+
+async def test_one_process_at_a_time_opens_a_store(directory):
+    """SQLite fails at once, whatever its timeout, where two turn a new file to WAL at the same time."""
+    directory.mkdir(mode=0o700)
+    with alone_in_opening(directory, 1), pytest.raises(StoreUnavailable, match="being opened by another process"):
+        await DiskStore.open(directory, timeout_s=0.1)
+    await (await DiskStore.open(directory)).close()
 
 
 async def test_a_locked_store_is_unavailable_in_traffic_and_recovers(directory, opened, database):
@@ -208,7 +248,7 @@ async def test_one_failing_operation_does_not_disturb_its_group(store, plant):
 
 
 async def test_a_failing_transaction_fails_for_all_of_its_group(store, monkeypatch):
-    """When the database itself fails nobody is told that something was written, and nothing was."""
+    """When the database itself fails, every caller gets an error and nothing is written."""
     write = RowCache.write
 
     def fail_late(self, changes, now):

@@ -12,17 +12,9 @@ from starlette.routing import Mount, Route
 
 from pointsman import PluginConfig, hookimpl
 from pointsman.errors import InvalidInput, NotFound
+from pointsman.events import BudgetSpent
 from pointsman.store import Put, Update
-from pointsman.types import (
-    AttemptKind,
-    BudgetSpent,
-    Execution,
-    Identity,
-    Refusal,
-    Reservation,
-    Status,
-    UpstreamRequest,
-)
+from pointsman.types import AttemptKind, Execution, Identity, Refusal, Reservation, Status, UpstreamRequest
 
 SLOTS = 3
 

@@ -6,13 +6,20 @@ import asyncio
 import hashlib
 import json
 import logging
+import threading
+import time
+from collections import deque
+from functools import lru_cache
+from typing import ClassVar
 
 from budget_plugin import Budget
+from cachetools import FIFOCache
 from pydantic import ConfigDict
 from starlette.responses import JSONResponse
 
 from pointsman import PluginConfig, hookimpl
-from pointsman.types import AttemptKind, BudgetSpent, Refusal, Status, UpstreamRequest
+from pointsman.events import BudgetSpent
+from pointsman.types import AttemptKind, Refusal, Reservation, Status, UpstreamRequest
 
 log = logging.getLogger("budget")
 
@@ -184,6 +191,190 @@ class KeepsManyKeys(Budget):
     async def pre_route(self, ctx, route):
         for number in range(9):
             await self.services.store.put(f"request/{ctx.request_id}/{number}", 1)
+
+
+class LabelIsNoText(Budget):
+    @hookimpl
+    async def pre_route(self, route):
+        return route.with_labels(arm=5)
+
+
+class ForgesTheTenant(Budget):
+    @hookimpl
+    async def pre_route(self, route):
+        return route.with_labels(tenant="somebody else")
+
+
+class ReservesForAnother(Budget):
+    @hookimpl
+    async def pre_route(self, route):
+        return route.with_reservation(Reservation(plugin="quota", id="1", expires_at=4e9))
+
+
+class SplitsTheAnswer(Budget):
+    @hookimpl
+    async def pre_route(self, route):
+        return route.with_headers({"x-budget": "1\r\nset-cookie: a=b"})
+
+
+class ReplacesTheBody(Budget):
+    @hookimpl
+    async def transform_request(self, body):
+        body["messages"] = []
+
+
+class BlocksTheLoop(Budget):
+    @hookimpl
+    async def pre_route(self, ctx, route):
+        time.sleep(0.12)  # noqa: ASYNC251  # what it does wrong
+
+
+class NeverReturns(Budget):
+    @hookimpl
+    def post_response(self, attempt):
+        while True:
+            pass
+
+
+class WaitsForALock(Budget):
+    @hookimpl
+    def post_response(self, attempt):
+        lock = threading.Lock()
+        lock.acquire()
+        lock.acquire()
+
+
+class KeepsEveryRequest(Budget):
+    @hookimpl
+    async def pre_route(self, ctx, route):
+        self.__dict__.setdefault("all", []).append(ctx.request_id)
+
+
+class KeepsEveryKey(Budget):
+    @hookimpl
+    async def pre_route(self, ctx, route):
+        self.__dict__.setdefault("all", {})[ctx.request_id] = True
+
+
+class KeepsWhatFails(Budget):
+    @hookimpl
+    async def pre_route(self, ctx, route):
+        self.__dict__.setdefault("all", {})[ctx.request_id] = True
+
+    @hookimpl
+    def post_response(self, ctx):
+        del self.__dict__["all"][ctx.request_id]
+
+
+class CancelsItsTask(Budget):
+    @hookimpl
+    async def pre_route(self, ctx, route):
+        asyncio.current_task().cancel()
+
+
+class Hoarder(Budget):
+    """Keeps something for each request where ``HOARDS`` says."""
+
+
+KEPT = []
+
+
+class Slots:
+    __slots__ = ("kept",)
+
+    def __init__(self):
+        self.kept = deque()
+
+
+class Shared:
+    kept: ClassVar = set()
+
+
+def in_keys(plugin):
+    plugin.kept = {}
+    return lambda one: plugin.kept.setdefault(one, True)
+
+
+def in_slots(plugin):
+    plugin.kept = Slots()
+    return plugin.kept.kept.append
+
+
+def in_the_class(plugin):
+    plugin.kept = None
+    return Shared.kept.add
+
+
+def in_the_module(plugin):
+    plugin.kept = None
+    return KEPT.append
+
+
+def in_a_cache(plugin):
+    plugin.kept = FIFOCache(10_000)
+    return lambda one: plugin.kept.setdefault(one, 1)
+
+
+def in_a_cached_function(plugin):
+    plugin.kept = lru_cache(maxsize=None)(str.upper)
+    return plugin.kept
+
+
+def in_a_queue(plugin):
+    plugin.kept = asyncio.Queue()
+    return plugin.kept.put_nowait
+
+
+def in_a_closure(plugin):
+    kept = []
+    plugin.kept = lambda: kept
+    return kept.append
+
+
+def in_a_text(plugin):
+    plugin.kept = ""
+
+    def keep(one):
+        plugin.kept += f"{one} was here\n"
+
+    return keep
+
+
+def the_same_again_and_again(plugin):
+    plugin.kept = []
+    return lambda _: plugin.kept.append(True)
+
+
+def in_timers(plugin):
+    plugin.kept = None
+    return lambda _: asyncio.get_running_loop().call_later(3600, int)
+
+
+def in_tasks(plugin):
+    plugin.kept = None
+    return lambda _: plugin.services.tasks.spawn(asyncio.sleep(3600), name="kept")
+
+
+HOARDS = (
+    in_keys,
+    in_slots,
+    in_the_class,
+    in_the_module,
+    in_a_cache,
+    in_a_cached_function,
+    in_a_queue,
+    in_a_closure,
+    in_a_text,
+    the_same_again_and_again,
+    in_timers,
+    in_tasks,
+)
+
+
+def throw_away():
+    """Forget what modules and classes keep."""
+    KEPT.clear()
+    Shared.kept.clear()
 
 
 class StatusIsNotJson(Budget):

@@ -1,4 +1,4 @@
-"""``pointsman balance ...``: who is healthy and how it is chosen, on the command line."""
+"""``pointsman balance ...``: health of the deployments, tactics and live settings on the command line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointsman.client import AdminClient, admin_options, segment, table, when
-from pointsman.errors import PluginLoadError
+from pointsman.client import AdminClient, admin_options, segment, table, watchable, when
 
-from .registry import installed
+from .tactics import installed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +22,7 @@ def balance() -> None:
 
 @balance.command("list")
 @click.option("--group", help="Only this model group.")
+@watchable
 @admin_options
 def list_groups(admin: AdminClient, group: str | None) -> None:
     """Show all model groups with their deployments and breakers."""
@@ -35,6 +35,7 @@ def list_groups(admin: AdminClient, group: str | None) -> None:
 
 @balance.command("show")
 @click.argument("group")
+@watchable
 @admin_options
 def show(admin: AdminClient, group: str) -> None:
     """Show one model GROUP with all its settings."""
@@ -45,12 +46,12 @@ def show(admin: AdminClient, group: str) -> None:
 @balance.command("tactics")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def tactics(as_json: bool) -> None:
-    """Show the tactics that are installed here; no proxy is asked."""
-    try:
-        answer = {name: kind.summary for name, kind in sorted(installed().items())}
-    except PluginLoadError as err:
-        raise click.ClickException(str(err)) from err
-    # For the look of its output only.
+    """Show the tactics that are installed here; needs no proxy."""
+    found = installed()
+    for problem in found.broken.values():
+        click.echo(f"Left out: {problem}", err=True)
+    answer = {name: kind.summary for name, kind in sorted(found.items())}
+    # Only for the format of its output.
     with AdminClient(as_json=as_json) as admin:
         admin.show(answer, lambda: table(["tactic", "chooses"], answer.items()))
 
@@ -64,12 +65,12 @@ def tactics(as_json: bool) -> None:
 def set_group(
     admin: AdminClient, group: str, tactic: str | None, settings: tuple[str, ...], breaker: tuple[str, ...]
 ) -> None:
-    """Change the settings of a model GROUP in all workers, until they are unset. Replaces what was set before."""
+    """Override the settings of a model GROUP in all workers until they are unset; replaces earlier overrides."""
     body: dict[str, object] = {}
     if tactic is not None:
         body["tactic"] = {"name": tactic, **_pairs(settings, "--setting")}
     elif settings:
-        raise click.UsageError("--setting is a tactic's: give --tactic too")
+        raise click.UsageError("--setting belongs to a tactic; give --tactic as well")
     if breaker:
         body["breaker"] = _pairs(breaker, "--breaker")
     if not body:
@@ -82,7 +83,7 @@ def set_group(
 @click.argument("group")
 @admin_options
 def unset_group(admin: AdminClient, group: str) -> None:
-    """Go back to the configuration's settings of a model GROUP."""
+    """Restore the configured settings of a model GROUP."""
     answer = admin.delete(f"/balance/groups/{segment(group)}")
     admin.show(answer, lambda: table(["group", "changed"], [(answer["group"], answer["changed"])]))
 
@@ -102,7 +103,7 @@ def reset(admin: AdminClient, deployment: str, group: str | None) -> None:
 @click.option("--group", help="Only in this model group.")
 @admin_options
 def probe(admin: AdminClient, deployment: str, group: str | None) -> None:
-    """Call a DEPLOYMENT now, with one token, and show what comes of it."""
+    """Call a DEPLOYMENT now with one token, and show the outcome."""
     answer = admin.post(f"/balance/{segment(deployment)}/probe", group=group)
     admin.show(answer, lambda: _deployments([{"deployments": [answer]}]))
     if not admin.as_json:
@@ -110,16 +111,16 @@ def probe(admin: AdminClient, deployment: str, group: str | None) -> None:
 
 
 def _pairs(given: tuple[str, ...], option: str) -> dict[str, object]:
-    found: dict[str, object] = {}
+    pairs: dict[str, object] = {}
     for pair in given:
         name, equals, text = pair.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{pair!r} is not NAME=VALUE", param_hint=option)
         try:
-            found[name] = json.loads(text)
+            pairs[name] = json.loads(text)
         except ValueError:
-            found[name] = text
-    return found
+            pairs[name] = text
+    return pairs
 
 
 def _groups(rows: list[dict[str, Any]]) -> Table:
@@ -130,7 +131,7 @@ def _groups(rows: list[dict[str, Any]]) -> Table:
                 row["group"],
                 row["tactic"]["name"],
                 len(row["deployments"]),
-                sum(one["breaker"]["state"] == "closed" for one in row["deployments"]),
+                sum(deployment["breaker"]["state"] == "closed" for deployment in row["deployments"]),
                 row["breaker"]["preset"] if row["breaker"]["enabled"] else "off",
                 row["changed"],
             )
@@ -149,7 +150,7 @@ def _deployments(groups: list[dict[str, Any]]) -> Table:
             "share",
             "in flight",
             "wait ms",
-            "believed ms",
+            "expected ms",
             "tokens/s",
             "errors",
             "attempts",

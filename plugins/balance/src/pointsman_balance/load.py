@@ -1,76 +1,69 @@
-"""What a worker itself sees of a deployment: what runs on it, how long it takes, how often it fails. Pure.
+"""A deployment as one worker sees it: what runs on it, how long it takes, how often it fails. Pure.
 
-The averages are exponentially weighted by time. That of the waiting time is a *peak* average: it goes up at once and down
-slowly, as in Twitter Finagle's ``PeakEwma`` load balancer, and what is still waiting counts as having waited so long already.
+The averages are exponentially weighted by time. The one of the waiting time is a *peak* average: it rises at once and falls
+slowly, as in Twitter Finagle's ``PeakEwma`` load balancer, and a request that still waits counts with its wait so far.
 """
 
 from __future__ import annotations
 
-from math import exp
+from math import exp, log
 from typing import Final
 
-#: An attempt that has been running for so long has been lost, in seconds.
+from pointsman.stats import DecayingCount, Ewma
+
+#: Seconds after which a running attempt counts as lost.
 LOST_AFTER_S: Final = 6 * 3_600.0
-#: A choice that no attempt has followed within this time will have none, in seconds.
+#: Seconds after which a choice without an attempt is given up.
 PICK_S: Final = 5.0
-#: A value counts for this much at least, however short the time since the one before.
+#: Least weight of a value, however short the time since the previous one.
 MIN_GAIN: Final = 0.1
-#: How far a longer wait moves the average up at once.
+#: Share of the way that a longer wait moves the average up at once.
 PEAK_GAIN: Final = 0.5
-#: Weight of the latest value in what is usual, once there are more values than its inverse.
+#: Weight of the latest value in the usual value, once there are more values than its inverse.
 USUAL_GAIN: Final = 0.02
-#: Up to this part of ``stale_s`` an average is as good as new.
+#: Share of ``stale_s`` up to which an average counts as fresh.
 FRESH: Final = 0.2
-#: Fewer values than this are no habit: one slow answer at the start must not be held against it.
+#: Fewer values than this make no usual value: one slow answer at the start must not count against a deployment.
 HABIT: Final = 5
-#: A deployment that is slow as usual is tried again after so many times ``stale_s``.
+#: Multiple of ``stale_s`` after which a usually slow deployment is tried again.
 LONG_STALE: Final = 6.0
-#: So many attempts without an answer, and it is not believed any more that the next one will be quick.
-PATIENCE: Final = 5
-#: So often the time after which it is believed again doubles.
+#: Consecutive attempts without an answer after which a deployment counts as unknown.
+MAX_UNANSWERED: Final = 5
+#: How often the time until such a deployment is tried again doubles at most.
 DOUBLINGS: Final = 7
 #: Weight of the latest attempt in the error average.
 ERROR_GAIN: Final = 0.15
-#: A belief that fades ends here, in milliseconds: quicker than anybody is. Further down the product of a tactic would no
-#: longer see the requests in flight, and the trace would show numbers that nobody can read.
+#: A wait fades down to this, in milliseconds: less than any real one. Below it the product of a tactic would no longer
+#: reflect the requests in flight, and the trace would show unreadable numbers.
 MIN_WAIT_MS: Final = 0.01
-#: A single token says nothing about speed.
+#: A single token gives no speed.
 MIN_SPEED_TOKENS: Final = 2
 
 
-class Ewma:
-    """A moving average, weighted by time.
+class Average(Ewma):
+    """A moving average that also knows the usual value, can be forgotten, and can be restored.
 
-    Args:
-        peak_gain: Part of the way that a value above the average moves it up, at least; 0 treats up and down alike.
+    Attributes:
+        usual: Average over a much longer time; 0 before the first value.
     """
 
-    __slots__ = ("at", "count", "peak_gain", "usual", "value")
+    __slots__ = ("usual",)
 
-    def __init__(self, peak_gain: float = 0.0) -> None:
-        self.peak_gain = peak_gain
-        self.value = 0.0
-        #: The same over a much longer time: what is usual here.
+    def __init__(self, tau_s: float, peak_gain: float = 0.0) -> None:
+        # At a high rate the time between two values is short; each of them still needs some weight.
+        super().__init__(tau_s, min_gain=MIN_GAIN, peak_gain=peak_gain)
         self.usual = 0.0
-        self.at = 0.0
-        self.count = 0
 
-    def add(self, value: float, now: float, tau_s: float) -> None:
-        """Take in a value at ``now`` (seconds)."""
+    def add(self, value: float, at: float) -> None:
+        """Take in a value seen at a moment, in seconds."""
         if self.count == 0:
-            self.value = value
             self.usual = self.usual or value
         else:
-            gain = 1.0 - exp(-max(0.0, now - self.at) / tau_s)
-            # At a high rate the time between two values is short; each counts for something all the same.
-            gain = max(gain, MIN_GAIN, self.peak_gain if value > self.value else 0.0)
-            self.value += gain * (value - self.value)
             self.usual += max(USUAL_GAIN, 1.0 / (self.count + 1)) * (value - self.usual)
-        self.at = now
-        self.count += 1
+        super().add(value, at)
 
     def forget(self) -> None:
-        """Begin anew with the next value."""
+        """Start again with the next value; the usual value is kept."""
         self.count = 0
 
     def saved(self) -> tuple[float, float, float, int]:
@@ -78,7 +71,7 @@ class Ewma:
         return self.value, self.usual, self.at, self.count
 
     def restore(self, saved: tuple[float, float, float, int]) -> None:
-        """Go back to what was saved."""
+        """Restore what was saved."""
         self.value, self.usual, self.at, self.count = saved
 
 
@@ -87,7 +80,7 @@ class Load:
 
     Args:
         tau_s: Time constant of the averages in seconds.
-        stale_s: Time in which the belief that an unused deployment is slow fades, in seconds.
+        stale_s: Time constant, in seconds, with which the measured wait of an unused deployment fades.
     """
 
     __slots__ = (
@@ -97,13 +90,12 @@ class Load:
         "failed",
         "first_ms",
         "latency_ms",
+        "let_through",
         "picks",
         "running",
         "spent",
         "stale_s",
-        "tau_s",
         "tokens",
-        "tokens_at",
         "tokens_per_s",
         "tried",
         "unanswered",
@@ -112,48 +104,58 @@ class Load:
     )
 
     def __init__(self, tau_s: float, stale_s: float) -> None:
-        self.tau_s = tau_s
         self.stale_s = stale_s
         #: Attempt id to its start, Unix seconds; the oldest first.
         self.running: dict[str, float] = {}
-        #: The part of ``running`` that are streams without a first token.
+        #: Those of ``running`` that are streams without a first token.
         self.waiting: dict[str, float] = {}
-        #: Of streams that have begun to answer: what was known of the waiting time before.
+        #: Attempt id of each stream that has begun to answer to the average before its first token.
         self.begun: dict[str, tuple[float, float, float, int]] = {}
-        #: Requests that were sent here but whose attempt has not begun: request id to the time of the choice.
+        #: Requests that were sent here but whose attempt has not started: request id to the time of the choice.
         self.picks: dict[str, float] = {}
-        self.first_ms = Ewma(PEAK_GAIN)
-        self.latency_ms = Ewma(PEAK_GAIN)
-        self.tokens_per_s = Ewma()
-        #: Part of the attempts that fail, 0 to 1: an average over the latest few.
+        #: Requests that were sent here although the breaker is open, for want of a better deployment.
+        self.let_through: set[str] = set()
+        self.first_ms = Average(tau_s, PEAK_GAIN)
+        self.latency_ms = Average(tau_s, PEAK_GAIN)
+        self.tokens_per_s = Average(tau_s)
+        #: Share of failed attempts, 0 to 1: an average over the latest few.
         self.errors = 0.0
         #: Attempts and failures so far.
         self.tried = 0
         self.failed = 0
         self.used_at = 0.0
-        #: Attempts since nothing is known of it: since the start, or the end of an outage.
+        #: Attempts since the start or the end of the latest outage.
         self.asked = 0
-        #: Attempts in a row that ended with an error, whosever fault it was.
+        #: Consecutive attempts that ended with an error, no matter whose fault.
         self.unanswered = 0
         #: Tokens so far.
         self.spent = 0
-        #: Tokens of the recent past: they fade with the time constant.
-        self.tokens = 0.0
-        self.tokens_at = 0.0
+        #: Recent tokens: they fade with the time constant.
+        self.tokens = DecayingCount(half_life_s=tau_s * log(2))
+
+    def apply(self, tau_s: float, stale_s: float) -> None:
+        """Apply other time constants to what comes from now on, in seconds."""
+        self.stale_s = stale_s
+        self.first_ms.tau_s = self.latency_ms.tau_s = self.tokens_per_s.tau_s = tau_s
+        self.tokens.half_life_s = tau_s * log(2)
 
     @property
     def in_flight(self) -> int:
-        """Attempts that run here, and those about to begin."""
+        """Attempts that run here or are about to start."""
         return len(self.running) + len(self.picks)
 
     # -- following attempts -------------------------------------------------------------------------------------------
 
-    def pick(self, request_id: str, now: float) -> None:
-        """Note that a request is sent here."""
+    def pick(self, request_id: str, now: float, *, let_through: bool = False) -> None:
+        """Record that a request is sent here; ``let_through`` if only for want of a better deployment."""
         self.picks[request_id] = now
+        if let_through:
+            self.let_through.add(request_id)
+        elif self.let_through:
+            self.let_through.discard(request_id)
 
     def begin(self, attempt_id: str, request_id: str, started_at: float, *, stream: bool) -> None:
-        """Note that an attempt begins."""
+        """Record that an attempt starts."""
         self.picks.pop(request_id, None)
         self.running[attempt_id] = started_at
         if stream:
@@ -163,25 +165,27 @@ class Load:
         self.used_at = started_at
 
     def first_token(self, attempt_id: str, first_ms: float, now: float) -> None:
-        """Note the first token of a stream."""
+        """Record the first token of a stream."""
         if self.waiting.pop(attempt_id, None) is not None:
             self.begun[attempt_id] = self.first_ms.saved()
-            self.first_ms.add(first_ms, now, self.tau_s)
+            self.first_ms.add(first_ms, now)
 
-    def end(self, attempt_id: str, request_id: str, *, cached: bool = False) -> None:
-        """Note that an attempt has ended, or that it was refused before it began.
+    def end(self, attempt_id: str, request_id: str, *, silent: bool = False) -> None:
+        """Record that an attempt ended, or was refused before it started.
 
         Args:
-            attempt_id: It.
+            attempt_id: The attempt's id.
             request_id: The request's id.
-            cached: Whether the gateway's own cache answered: how quickly it did says nothing about the deployment.
+            silent: Whether it says nothing about the deployment: the gateway's own cache answered, the client caused its
+                end, or there was no content.
         """
         begun = self.begun.pop(attempt_id, None)
-        if cached:
+        if silent:
             self.asked -= 1
             if begun is not None:
                 self.first_ms.restore(begun)
         self.picks.pop(request_id, None)
+        self.let_through.discard(request_id)
         self.running.pop(attempt_id, None)
         self.waiting.pop(attempt_id, None)
 
@@ -189,58 +193,54 @@ class Load:
         """Learn from an answer.
 
         Args:
-            duration_ms: Of a plain call; None for a stream, whose length says nothing about waiting.
-            tokens: That came out.
-            speed_ms: Time in which they came, without the wait for the first one of a stream; or None.
+            duration_ms: Duration of a plain call; None for a stream, whose length is not a wait.
+            tokens: Completion tokens.
+            speed_ms: Time in which they arrived, without the wait for the first one of a stream; or None.
             now: Unix seconds.
         """
         self.errors -= ERROR_GAIN * self.errors
         self.unanswered = 0
         if duration_ms is not None:
-            self.latency_ms.add(duration_ms, now, self.tau_s)
+            self.latency_ms.add(duration_ms, now)
         if speed_ms and tokens >= MIN_SPEED_TOKENS:
-            self.tokens_per_s.add(tokens / speed_ms * 1e3, now, self.tau_s)
+            self.tokens_per_s.add(tokens / speed_ms * 1e3, now)
 
     def failed_after(self, ms: float | None, now: float, *, timed_out: bool, stream: bool) -> None:
-        """Learn from a failure by the deployment's own fault; a timeout is also a long wait."""
+        """Learn from a failure that the deployment caused; a timeout is also a long wait."""
         self.failed += 1
         self.errors += ERROR_GAIN * (1.0 - self.errors)
         if timed_out and ms is not None:
-            (self.first_ms if stream else self.latency_ms).add(ms, now, self.tau_s)
+            (self.first_ms if stream else self.latency_ms).add(ms, now)
 
     def spend(self, tokens: int, now: float) -> None:
         """Count the tokens of an attempt."""
         self.spent += tokens
-        self.tokens = self.tokens_now(now) + tokens
-        self.tokens_at = now
-
-    def tokens_now(self, now: float) -> float:
-        """Return the tokens of the recent past."""
-        return self.tokens * exp(-max(0.0, now - self.tokens_at) / self.tau_s) if self.tokens else 0.0
+        self.tokens.add(now, tokens)
 
     def recover(self) -> None:
-        """Forget how slow it was and how often it failed: an outage is over."""
+        """Forget waits and failures: an outage is over."""
         self.first_ms.forget()
         self.latency_ms.forget()
         self.errors = 0.0
         self.asked = self.unanswered = 0
 
     def sweep(self, now: float) -> list[str]:
-        """Give up attempts and choices that have been lost; return the requests of lost choices."""
+        """Drop lost attempts and choices; return the requests of lost choices."""
         for attempt_id in [one for one, at in self.running.items() if at < now - LOST_AFTER_S]:
             self.end(attempt_id, "")
         lost = [request_id for request_id, at in self.picks.items() if at < now - PICK_S]
         for request_id in lost:
             del self.picks[request_id]
+            self.let_through.discard(request_id)
         return lost
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _believed(average: Ewma, idle: float) -> float:
-        """Return what is believed of an average that nothing has been added to: it goes back to what is usual.
+    def _believed(average: Average, idle: float) -> float:
+        """Return an average as it counts after ``idle`` times ``stale_s`` without new values: it fades to the usual value.
 
-        An outage that nobody looks at may be over. What is usual is doubted too, only later.
+        An unobserved outage may be over. The usual value fades too, only later.
         """
         value = average.value
         if average.count < HABIT:
@@ -249,31 +249,31 @@ class Load:
         known = usual + (value - usual) * exp(-idle) if value > usual else value
         return known if idle < LONG_STALE else known * exp(1.0 - idle / LONG_STALE)
 
-    def explores(self, now: float, patience: int = PATIENCE) -> bool:
-        """Return whether a request may find out what is not known of it.
+    def explores(self, now: float, unanswered: int = MAX_UNANSWERED) -> bool:
+        """Return whether a request may be sent here to measure the deployment.
 
-        One at a time; and after so many in vain only when nobody has looked for long, each time for twice as long.
+        One at a time; after ``unanswered`` attempts without an answer only after a pause, which doubles each time.
         """
         if self.running or self.picks:
             return False
-        return not self._in_vain(max(self.asked, self.unanswered), patience, now)
+        return not self._paused(max(self.asked, self.unanswered), unanswered, now)
 
-    def _in_vain(self, attempts: int, patience: int, now: float) -> bool:
-        if attempts < patience:
+    def _paused(self, attempts: int, unanswered: int, now: float) -> bool:
+        if attempts < unanswered:
             return False
-        return now < self.used_at + LONG_STALE * self.stale_s * (1 << min(attempts - patience, DOUBLINGS))
+        return now < self.used_at + LONG_STALE * self.stale_s * (1 << min(attempts - unanswered, DOUBLINGS))
 
     def error_ratio(self, now: float) -> float:
-        """Return the part of the attempts that fail, as far as it is believed: it fades when nobody looks."""
+        """Return the share of failed attempts; it fades while the deployment is unused."""
         if not self.errors or self.running:
             return self.errors
         idle = (now - self.used_at) / self.stale_s
         return self.errors * exp(-idle) if idle > FRESH else self.errors
 
     def measured_ms(self, *, stream: bool) -> float | None:
-        """Return how long requests have waited here when it was last used, however long ago; None when not known.
+        """Return how long requests waited here when it was last used, however long ago; None when unknown.
 
-        For people: ``wait_ms`` is what is believed of it, and fades while nobody looks.
+        For display: ``wait_ms``, which the tactics use, fades while the deployment is unused.
         """
         average = self.first_ms if stream else self.latency_ms
         if average.count == 0:
@@ -281,11 +281,11 @@ class Load:
         return average.value if average.count else None
 
     def wait_ms(self, now: float, *, stream: bool) -> float | None:
-        """Return how long a request is believed to wait here: for its first token, a plain one for its end; None when not known.
+        """Return the expected wait of a request: for a stream's first token, or a plain call's end; None when unknown.
 
-        Who has answered nothing lately is not known any more: it was quick once, and its quick errors are no answers.
+        A deployment without recent successes counts as unknown: old latencies are stale, and fast errors are not answers.
         """
-        if self.unanswered >= PATIENCE and self._in_vain(self.unanswered, PATIENCE, now):
+        if self.unanswered >= MAX_UNANSWERED and self._paused(self.unanswered, MAX_UNANSWERED, now):
             return None
         average = self.first_ms if stream else self.latency_ms
         if average.count == 0:
@@ -302,7 +302,7 @@ class Load:
                 elif known > MIN_WAIT_MS:
                     known = MIN_WAIT_MS
         if stream and self.waiting:
-            # What has been waiting for longer than usual says so before it is answered.
+            # A request that already waits longer than usual counts before it is answered.
             waited_ms = (now - next(iter(self.waiting.values()))) * 1e3
             if known is None or waited_ms > known:
                 return waited_ms if waited_ms > 0.0 else known

@@ -1,4 +1,4 @@
-"""Wires the plugin: hooks in, one candidate out."""
+"""Wires the plugin to the hooks."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from opentelemetry import trace
 
 from pointsman import PluginInfo, hookimpl
 from pointsman.errors import nearest
-from pointsman.types import BreakerChanged, Status
+from pointsman.events import BreakerChanged
+from pointsman.types import Status
 
-from .choose import Chooser
+from .attempts import Observer, TriedDeployments
 from .config import BalanceConfig
+from .instruments import instrument
 from .members import Members
-from .observe import Observer
 from .policies import Policies
 from .probe import Prober
-from .registry import installed
-from .shared import Shared
-from .surface import Surface
-from .tries import Tries
-from .view import span_attributes
+from .repository import Repository
+from .routes import AdminRoutes
+from .selection import Chooser
+from .tactics import installed
+from .views import span_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,42 +53,55 @@ class BalancePlugin:
     def __init__(self, config: BalanceConfig) -> None:
         self._config = config
         self._policies = Policies(config, installed())
-        self._members = Members(config, self._policies, introduced=self._introduced)
-        self._tries = Tries()
-        self._shared: Shared | None = None
+        self._members = Members(
+            self._policies.breaker,
+            max_deployments=config.max_deployments,
+            tau_s=config.tau_s,
+            stale_s=config.stale_s,
+            introduced=self._introduced,
+        )
+        self._tried = TriedDeployments()
+        self._repository: Repository | None = None
         self._swept_at = float("-inf")
 
     @hookimpl
     async def startup(self, services: Services) -> None:
-        """Learn what the other workers know, and keep up with them."""
+        """Read the shared state, and keep up with it."""
         self._services = services
         signal_of = services.signals.get
         self._chooser = Chooser(
             self._config,
             self._policies,
             self._members,
-            self._tries,
+            self._tried,
             signal_of=signal_of,
             prices=services.prices,
             random=services.random,
         )
-        self._observer = Observer(self._members, self._tries, signal_of=signal_of, changed=self._changed)
+        self._observer = Observer(self._members, self._tried, signal_of=signal_of, changed=self._changed)
         self._prober = Prober(self._members, services)
-        self._shared = Shared(services, self._policies, adopt=self._adopt, settled=self._members.apply)
-        await self._shared.sync()
+        self._repository = Repository(services, self._policies, adopt=self._adopt, settled=self._members.apply)
+        await self._repository.sync()
         for problem in self._unknown_groups():
             log.warning(problem)
+        instrument(services.meter, self._members)
         services.tasks.every(self._config.sync_s, self._tick, name="keep up")
 
     @hookimpl
+    async def inherit(self, previous: BalancePlugin) -> None:
+        """Go on with loads, breakers and tactics."""
+        self._policies.inherit(previous._policies)
+        self._members.inherit(previous._members)
+
+    @hookimpl
     async def shutdown(self) -> None:
-        """Write what is not written yet."""
-        if self._shared is not None:
-            await self._shared.finish()
+        """Write pending changes."""
+        if self._repository is not None:
+            await self._repository.finish()
 
     @hookimpl
     def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate]:
-        """Choose one."""
+        """Choose one candidate."""
         return self._chooser.choose(ctx, candidates, self._services.clock.now())
 
     @hookimpl
@@ -97,7 +111,7 @@ class BalancePlugin:
 
     @hookimpl
     def first_token(self, attempt: Attempt, first_token_ms: float) -> None:
-        """Learn how long a stream has waited."""
+        """Learn a stream's wait for its first token."""
         self._observer.first_token(attempt, first_token_ms, self._services.clock.now())
 
     @hookimpl
@@ -112,25 +126,27 @@ class BalancePlugin:
 
     @hookimpl
     def status(self) -> Status:
-        """Say how many deployments are healthy."""
-        ill = [member for member in self._members if not member.breaker.healthy]
+        """Report how many deployments are healthy."""
+        unhealthy = [member for member in self._members if not member.breaker.healthy]
         total = len(self._members)
-        told = f"{total - len(ill)} of {total} deployments healthy" if total else "no deployments yet"
-        shared, chooser = self._shared, getattr(self, "_chooser", None)
-        failures = shared.failures if shared is not None else 0
+        summary = f"{total - len(unhealthy)} of {total} deployments healthy" if total else "no deployments yet"
+        repository, chooser = self._repository, getattr(self, "_chooser", None)
+        failures = repository.failures if repository is not None else 0
         problems = self._problems()
         if failures:
-            told += "; breakers are not shared: the store fails"
+            summary += "; breakers are not shared because the store fails"
         elif problems:
-            told += f"; {problems[0]}"
+            summary += f"; {problems[0]}"
         return Status(
             ok=not failures and not problems,
-            summary=told,
+            summary=summary,
             details={
-                # Whoever narrows the candidates by chance leaves it to the one that chooses.
+                # Tells plugins that thin out candidates at random to leave the choice to this one.
                 "chooses": True,
                 "tactic": self._config.tactic.name,
-                "open": [{"group": m.key[0], "deployment": m.key[1], "reason": m.breaker.reason} for m in ill[:100]],
+                "open": [
+                    {"group": m.key[0], "deployment": m.key[1], "reason": m.breaker.reason} for m in unhealthy[:100]
+                ],
                 "deployments": total,
                 "forgotten": self._members.forgotten,
                 "choices": chooser.chosen if chooser is not None else 0,
@@ -138,7 +154,8 @@ class BalancePlugin:
                     "requests": chooser.probed if chooser is not None else 0,
                     "calls": self._prober.sent if chooser is not None else 0,
                 },
-                "nobody_healthy": chooser.nobody_healthy if chooser is not None else 0,
+                "nobody_healthy": chooser.none_healthy if chooser is not None else 0,
+                "left_to_fallback": chooser.left_to_fallback if chooser is not None else 0,
                 "store": {"failures_in_a_row": failures},
                 "problems": problems,
             },
@@ -147,11 +164,11 @@ class BalancePlugin:
     @hookimpl
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
-        assert self._shared is not None  # noqa: S101  # the host asks after startup
-        return Surface(
+        assert self._repository is not None  # noqa: S101  # the host asks after startup
+        return AdminRoutes(
             self._members,
             self._policies,
-            self._shared,
+            self._repository,
             self._prober,
             self._services,
             problems=self._problems,
@@ -159,11 +176,11 @@ class BalancePlugin:
         ).routes()
 
     def _problems(self) -> list[str]:
-        """Return what an operator should look at."""
-        return [] if self._shared is None else [*self._unknown_groups(), *self._shared.problems]
+        """Return the problems for an operator."""
+        return [] if self._repository is None else [*self._unknown_groups(), *self._repository.problems]
 
     def _unknown_groups(self) -> list[str]:
-        """Return which of the configuration's groups the gateway does not have: settings that nothing is chosen by."""
+        """Return the configured groups that the gateway does not have, whose settings have no effect."""
         catalog = self._services.catalog
         known = {deployment.group for deployment in catalog.deployments()}
         # A gateway may learn its deployments only after the plugins have started.
@@ -183,10 +200,10 @@ class BalancePlugin:
             span.set_attributes(span_attributes(member, stream=ctx.stream))
 
     def _changed(self, member: Member) -> None:
-        """Tell the other workers and the other plugins of a breaker that has changed here."""
+        """Announce a breaker that changed here to other plugins and other workers."""
         self._announce(member)
-        if self._shared is not None:
-            self._shared.note(member)
+        if self._repository is not None:
+            self._repository.share(member)
 
     def _announce(self, member: Member) -> None:
         breaker = member.breaker
@@ -196,13 +213,13 @@ class BalancePlugin:
                 deployment_id=member.key[1],
                 state=str(breaker.state),
                 reason=breaker.reason,
-                until=breaker.until or None,
+                until=breaker.open_until,
             )
         )
 
     def _introduced(self, member: Member) -> None:
-        """Tell a new member what the other workers know of it."""
-        if self._shared is not None and (change := self._shared.changes.get(member.key)) is not None:
+        """Apply the shared state to a new member."""
+        if self._repository is not None and (change := self._repository.changes.get(member.key)) is not None:
             self._take_over(member, change)
 
     def _adopt(self, key: tuple[str, str], change: Change) -> None:
@@ -211,19 +228,22 @@ class BalancePlugin:
             self._take_over(member, change)
 
     def _take_over(self, member: Member, change: Change) -> None:
-        if member.breaker.adopt(change, self._services.clock.now()):
+        now = self._services.clock.now()
+        if member.breaker.adopt(change, now):
+            # What was learnt after its end, as at a start, is not announced as open.
+            member.breaker.elapse(now)
             if member.breaker.healthy:
                 member.load.recover()
             self._announce(member)
 
     async def _reset(self, member: Member) -> None:
-        """Close a breaker for all workers; they have heard of it within ``sync_s``."""
+        """Close a breaker for all workers; they follow within ``sync_s``."""
         member.breaker.reset(self._services.clock.now())
         member.load.recover()
         self._announce(member)
-        if self._shared is not None:
-            self._shared.note(member)
-            await self._shared.flush()
+        if self._repository is not None:
+            self._repository.share(member)
+            await self._repository.flush()
 
     async def _tick(self) -> None:
         now = self._services.clock.now()
@@ -233,13 +253,13 @@ class BalancePlugin:
         self._prober.start_due(now)
         if now - self._swept_at >= SWEEP_S:
             self._swept_at = now
-            self._tries.sweep(now)
+            self._tried.sweep(now)
             for member in self._members:
                 if member.load.sweep(now):
-                    # A request that never came to its attempt may have been the probe.
-                    member.breaker.give_back(now)
-        if self._shared is not None:
-            await self._shared.sync()
+                    # A request that never reached its attempt may have been the probe.
+                    member.breaker.release_probe(now)
+        if self._repository is not None:
+            await self._repository.sync()
 
 
 plugin = PluginInfo(
@@ -248,4 +268,5 @@ plugin = PluginInfo(
     factory=BalancePlugin,
     summary="Which deployment serves each attempt: tactics and circuit breakers.",
     commands="pointsman_balance.commands:balance",
+    requires=">=0.1,<0.2",
 )

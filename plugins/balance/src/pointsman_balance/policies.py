@@ -1,4 +1,4 @@
-"""The settings of each model group: the configuration's, and what an administrator has changed since. Pure."""
+"""The settings of each model group: the configured ones, overridden by an administrator's live changes. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 from pointsman.errors import ConfigError
 
-from .config import BalanceConfig, BreakerConfig, GroupPolicy
-from .registry import make
+from .tactics import make
 
 if TYPE_CHECKING:
-    from .config import TacticChoice
+    from .breaker import BreakerConfig
+    from .config import BalanceConfig, GroupPolicy
     from .tactic import Tactic
+    from .tactics import TacticChoice
 
 
 class Policies:
@@ -20,7 +21,7 @@ class Policies:
 
     Args:
         config: The plugin's configuration.
-        kinds: The tactics that there are.
+        kinds: The available tactics by name.
     """
 
     def __init__(self, config: BalanceConfig, kinds: Mapping[str, type[Tactic]]) -> None:
@@ -32,7 +33,7 @@ class Policies:
 
     @property
     def changed(self) -> Mapping[str, GroupPolicy]:
-        """What has been changed since the start, by model group."""
+        """The live changes by model group."""
         return self._changed
 
     def choice(self, group: str) -> TacticChoice:
@@ -43,37 +44,43 @@ class Policies:
         return self._config.tactic
 
     def tactic(self, group: str) -> tuple[str, Tactic]:
-        """Return the name of a group's tactic and the tactic, always the same object until it is changed."""
-        found = self._tactics.get(group)
-        if found is None:
+        """Return the name of a group's tactic and the tactic, the same object until it is changed."""
+        known = self._tactics.get(group)
+        if known is None:
             if len(self._tactics) > self._config.max_deployments:
                 self._tactics.clear()
             choice = self.choice(group)
-            found = self._tactics[group] = (choice, make(choice, self.kinds))
-        return found[0].name, found[1]
+            known = self._tactics[group] = (choice, make(choice, self.kinds))
+        return known[0].name, known[1]
+
+    def inherit(self, previous: Policies) -> None:
+        """Go on with the tactics of another one whose settings are the same here, and so with what they remember."""
+        for group, (choice, tactic) in previous._tactics.items():
+            if self.choice(group) == choice:
+                self._tactics[group] = (choice, tactic)
 
     def breaker(self, group: str) -> BreakerConfig:
         """Return a group's breaker settings."""
-        found = self._breakers.get(group)
-        if found is None:
-            found = self._breaker(group, self._changed.get(group))
+        settings = self._breakers.get(group)
+        if settings is None:
+            settings = self._breaker(group, self._changed.get(group))
             if len(self._breakers) > self._config.max_deployments:
                 self._breakers.clear()
-            self._breakers[group] = found
-        return found
+            self._breakers[group] = settings
+        return settings
 
     def _breaker(self, group: str, changed: GroupPolicy | None) -> BreakerConfig:
-        found = self._config.breaker
+        settings = self._config.breaker
         for policy in (self._config.groups.get(group), changed):
             if policy is not None:
-                found = policy.breaker_over(found)
-        return found
+                settings = policy.breaker_over(settings)
+        return settings
 
     def check(self, group: str, policy: GroupPolicy) -> None:
-        """Refuse settings of a group that cannot be used.
+        """Reject settings of a group that cannot be used.
 
         Raises:
-            ConfigError: the tactic is not there, its settings are wrong, or the breaker's contradict those for all.
+            ConfigError: the tactic is unknown, its settings are wrong, or the breaker's contradict the plugin's.
         """
         key = "breaker"
         try:
@@ -85,7 +92,7 @@ class Policies:
             raise ConfigError(f"{key}: {err}") from None
 
     def replace(self, changed: Mapping[str, GroupPolicy]) -> bool:
-        """Take over what an administrator has changed, for all groups; say whether anything is different."""
+        """Replace the live changes of all groups; return whether anything is different."""
         if dict(changed) == self._changed:
             return False
         touched = self._changed.keys() | changed.keys()

@@ -1,4 +1,4 @@
-"""Calls of our own that try a half-open breaker, so that no client has to."""
+"""Probes half-open breakers with calls of the plugin's own instead of clients' requests."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Prober:
     """Sends probes.
 
     Args:
-        members: What is known of the deployments.
-        services: For calls of our own.
+        members: The known deployments.
+        services: Upstream calls and background tasks.
     """
 
     def __init__(self, members: Members, services: Services) -> None:
@@ -37,13 +37,13 @@ class Prober:
         self.sent = 0
 
     def start_due(self, now: float) -> None:
-        """Start the probes that are due, as far as not too many run."""
+        """Start the probes that are due, at most ``AT_ONCE`` at a time."""
         for member in self._members:
             if self._running >= AT_ONCE:
                 return
             breaker = member.breaker
             if not breaker.healthy and breaker.rules.probe == "call" and breaker.admits(now) == PROBE:
-                breaker.lend(now)
+                breaker.start_probe(now)
                 self._running += 1
                 self._services.tasks.spawn(self._probe_behind(member), name="probe")
 
@@ -54,10 +54,10 @@ class Prober:
             self._running -= 1
 
     async def probe(self, member: Member) -> str | None:
-        """Make one call of at most one token; what comes of it reaches the breaker as any attempt does.
+        """Make a call of at most one token; its outcome reaches the breaker like that of any attempt.
 
         Returns:
-            None when it was answered, else why not.
+            None when it was answered, else the reason.
         """
         deployment = member.deployment
         endpoint = endpoint_of(deployment)
@@ -73,11 +73,11 @@ class Prober:
         try:
             await self._services.upstream.start(request).response()
         except UpstreamError as err:
-            # Without an attempt there is no verdict: the lease runs out, and it is tried again then.
+            # Without an attempt the probe is inconclusive: it expires, and another one is sent then.
             return f"{err.error_class.replace('_', ' ')}: {err}" if err.status else str(err)
         return None
 
 
 def endpoint_of(deployment: Deployment) -> Endpoint:
-    """Return the API that a deployment speaks, as ``model_info.mode`` says."""
+    """Return the API of a deployment, from ``model_info.mode``."""
     return Endpoint.EMBEDDINGS if deployment.info.get("mode") == "embedding" else Endpoint.CHAT

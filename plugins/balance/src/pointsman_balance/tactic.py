@@ -1,4 +1,4 @@
-"""What a tactic is: the candidates it sees, and what it answers.
+"""What a tactic is: the candidates it sees, and the choice it returns.
 
 A tactic of your own is a class in an installed distribution, named by an entry point::
 
@@ -13,7 +13,7 @@ A tactic of your own is a class in an installed distribution, named by an entry 
         def choose(self, ask):
             return ask.best([-(option.price_usd or 1.0) for option in ask.options])
 
-and then ``tactic: cheapest``. One object is made for each model group.
+and then ``tactic: cheapest``. Each model group has its own object.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
+
+from pointsman.config import Section
 
 from .members import price_of
 
@@ -34,17 +36,17 @@ if TYPE_CHECKING:
 
     from .members import Member
 
-#: Two scores are a tie when they differ by no more than this part.
+#: Relative difference up to which two scores are a tie.
 TIE_RATIO: Final = 1e-9
 
 
 class Option:
-    """A healthy candidate as a tactic sees it; everything is looked up when it is asked for.
+    """A healthy candidate as a tactic sees it; every property is looked up when it is read.
 
     Attributes:
-        candidate: The host's candidate, with its weight and what other plugins have noted.
-        signal: The latest signal of the deployment, or None when no plugin has put one.
-        member: What this worker knows.
+        candidate: The host's candidate, with its weight and the notes of other plugins.
+        signal: The latest signal of the deployment, or None when no plugin publishes one.
+        member: What this worker knows of the deployment.
     """
 
     __slots__ = ("_ask", "candidate", "member", "signal")
@@ -67,92 +69,97 @@ class Option:
 
     @property
     def weight(self) -> float:
-        """Its configured weight, or what a plugin before has made of it."""
+        """Its configured weight, or the one that an earlier plugin set."""
         return self.candidate.weight
 
     @property
     def capacity(self) -> float | None:
-        """What it can take (``model_info.capacity``, else rpm, else tpm), or None."""
+        """Its capacity (``model_info.capacity``, else rpm, else tpm), or None."""
         return self.member.capacity
 
     @property
     def in_flight(self) -> int:
-        """Attempts of this worker that run on it now."""
+        """Attempts of this worker that are running on it."""
         return self.member.load.in_flight
 
     @property
     def explores(self) -> bool:
-        """Whether a request may find out what is not known of it: nothing runs there, and it has not been tried in vain."""
+        """Whether a request may be sent to measure it: none is running there, and earlier ones were answered."""
         return self.member.load.explores(self._ask.now)
 
     @property
     def wait_ms(self) -> float | None:
-        """How long this request would wait by experience: a stream for its first token, a plain one for its answer."""
-        return self.member.load.wait_ms(self._ask.now, stream=self._ask.stream)
+        """Expected wait of this request, in milliseconds: a stream's for its first token, a plain call's for its answer.
+
+        With the delay before the deployment begins its work, such as a model's load, where another plugin has named one.
+        """
+        wait_ms = self.member.load.wait_ms(self._ask.now, stream=self._ask.stream)
+        delay_s = self.candidate.delay_s
+        return (wait_ms or 0.0) + delay_s * 1e3 if delay_s else wait_ms
 
     @property
     def first_token_ms(self) -> float | None:
-        """Time to the first token of a stream, or None when none has been seen."""
+        """Time to the first token of a stream in milliseconds, or None when unknown."""
         average = self.member.load.first_ms
         return average.value if average.count else None
 
     @property
     def latency_ms(self) -> float | None:
-        """Time of a plain call: this worker's average, else the median that a signal tells, else None."""
+        """Duration of a plain call in milliseconds: this worker's average, else the signal's median, else None."""
         average = self.member.load.latency_ms
         if average.count:
             return average.value
-        told = self.signal.latency_ms if self.signal is not None else None
-        return told.p50 if told is not None else None
+        quantiles = self.signal.latency_ms if self.signal is not None else None
+        return quantiles.p50 if quantiles is not None else None
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Speed of its answers: this worker's average, else the median that a signal tells, else None."""
+        """Speed of its answers: this worker's average, else the signal's median, else None."""
         average = self.member.load.tokens_per_s
         if average.count:
             return average.value
-        told = self.signal.tokens_per_s if self.signal is not None else None
-        return told.p50 if told is not None else None
+        quantiles = self.signal.tokens_per_s if self.signal is not None else None
+        return quantiles.p50 if quantiles is not None else None
 
     @property
     def speed_samples(self) -> int:
-        """Of how many answers the speed is known."""
-        told = self.signal.tokens_per_s if self.signal is not None else None
-        return max(self.member.load.tokens_per_s.count, told.count if told is not None else 0)
+        """Number of answers from which the speed is known."""
+        quantiles = self.signal.tokens_per_s if self.signal is not None else None
+        return max(self.member.load.tokens_per_s.count, quantiles.count if quantiles is not None else 0)
 
     @property
     def recent_tokens(self) -> float:
-        """Tokens that this worker has sent through it in the recent past."""
-        return self.member.load.tokens_now(self._ask.now)
+        """Recent tokens of this worker's attempts; they fade with ``tau_s``."""
+        return self.member.load.tokens.value(self._ask.now)
 
     @property
     def error_ratio(self) -> float:
-        """Part of the latest attempts that failed by its own fault, 0 to 1; fades while it is not used."""
+        """Share of recent attempts that failed by its own fault, 0 to 1; fades while it is unused."""
         return self.member.load.error_ratio(self._ask.now)
 
     @property
     def price_usd(self) -> float | None:
-        """Price of a token, input and output blended 3 to 1, in US dollars; None when the cost map does not know it."""
+        """Price per token in US dollars, input and output blended 3 to 1; None when the cost map has none."""
         return price_of(self.member, self._ask.prices, self._ask.now)
 
     @property
     def limits(self) -> Sequence[Limit]:
-        """The quota axes that a signal tells."""
+        """The quota axes of its signal."""
         return self.signal.limits if self.signal is not None else ()
 
     @property
     def headroom_ratio(self) -> float | None:
-        """What is left of the scarcest quota, 0 to 1; None when nobody says."""
+        """Remaining share of the scarcest quota, 0 to 1; None when unknown."""
         return None if self.signal is None else self.member.headroom_ratio(self.signal, self._ask.now)
 
 
 class Choice(NamedTuple):
-    """A tactic's answer.
+    """A tactic's choice.
 
     Attributes:
-        chosen: Index of the option.
-        scores: What it thinks of each, higher is better; None for those it did not look at. For the trace.
-        note: More for the trace: why, in one phrase.
+        chosen: Index of the chosen option.
+        scores: Score of each option, for the trace; higher is better, None for those that were not scored.
+        note: The reason in one phrase, for the trace.
     """
 
     chosen: int
@@ -167,9 +174,9 @@ class Ask:
         ctx: The request.
         now: Unix seconds.
         stream: Whether it is a stream.
-        random: For chance.
+        random: Source of random numbers.
         prices: Unit prices.
-        options: Who can be chosen; at least one, all of them healthy.
+        options: The deployments that can be chosen; at least one, all of them healthy.
     """
 
     __slots__ = ("_candidates", "ctx", "now", "options", "prices", "random", "stream")
@@ -187,7 +194,7 @@ class Ask:
 
     @property
     def known(self) -> tuple[str, ...]:
-        """Ids of all deployments of the group that were candidates, the unhealthy ones included, in order."""
+        """Ids of all candidates, including the unhealthy ones, in order."""
         return tuple([candidate.deployment.id for candidate in self._candidates])
 
     def best(self, scores: Sequence[float], note: str = "") -> Choice:
@@ -214,18 +221,16 @@ class Ask:
         return Choice(chosen, [weight / total if weight > 0.0 else 0.0 for weight in weights], note)
 
 
-class NoSettings(BaseModel):
+class NoSettings(Section):
     """A tactic without settings."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Tactic(ABC):
     """Chooses among healthy deployments. Derive from it; one object serves one model group in one worker.
 
     Attributes:
-        Settings: A pydantic model for the keys beside ``name`` in the configuration.
-        summary: One line for people.
+        Settings: A pydantic model for the keys other than ``name`` in the configuration.
+        summary: One line that describes the tactic.
     """
 
     Settings: ClassVar[type[BaseModel]] = NoSettings
@@ -236,4 +241,4 @@ class Tactic(ABC):
 
     @abstractmethod
     def choose(self, ask: Ask) -> Choice:
-        """Choose one of ``ask.options``. Runs for every attempt: no waiting, no I/O, some microseconds."""
+        """Choose one of ``ask.options``. Runs for every attempt: no waiting, no I/O, a few microseconds."""

@@ -1,22 +1,26 @@
-"""From what became of a request to what is owed for it. Pure functions.
+"""From a settlement to a bill: what is owed for a request. Pure functions.
 
-An attempt is billed when tokens are known for it, or when it succeeded without a word about them: then nobody can say
-what it cost, and that is on record too. What failed without using anything, and what the gateway's own cache answered,
-is not billed.
+An attempt is billed when its tokens are known, or when its provider answered without reporting them: then its cost is
+unknown, which is recorded too, also where the gateway could not read the answer. Attempts that the provider refused, and
+answers from the gateway's own cache, are not billed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import Final
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
 
-from pointsman.types import Attempt, Outcome, Price, RequestContext, Settlement, Usage
+from pointsman.types import Attempt, Outcome, RequestContext, Settlement, Usage
 
-from . import events, money
-from .events import BillEvent
-from .words import clean
+from . import events, pricing, reconciliation
+from .events import BillEvent, storable
+from .pricing import Quote
+
+if TYPE_CHECKING:
+    from pointsman.types import Price
 
 BILLED: Final = "billed"
 UNPRICED: Final = "unpriced"
@@ -26,23 +30,7 @@ FREE: Final = "free"
 MOST_TOKENS: Final = 10**10
 
 _FAILED: Final = 400
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Quote:
-    """What an attempt is charged by.
-
-    Attributes:
-        price: Unit prices; the one for the size of its prompt is taken.
-        source: Where they are from: ``gateway`` or ``config``.
-        margin_ratio: What is added for the tenant: 0.2 is a fifth more, -1 is for nothing.
-        trust_gateway: Take the gateway's own figure for the cost, where there is one.
-    """
-
-    price: Price
-    source: str = "gateway"
-    margin_ratio: Decimal = Decimal(0)
-    trust_gateway: bool = False
+_counts = attrgetter(*(field.name for field in fields(Usage) if field.type in {"int", "int | None"}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,196 +39,264 @@ class Line:
 
     Attributes:
         at_ms: Unix milliseconds: when it ended.
-        kind: Why it was made.
-        usage: Its tokens, None when unknown.
-        gateway_usd_micros: The gateway's own figure for its cost, or None.
-        cost_usd_micros: What it cost, None when no price is known or what it gives cannot be true.
-        amount_usd_micros: What the tenant pays, None as above.
-        refused: Whether it has a price, which gives something that cannot be true.
-        difference_usd_micros: By how much the cost at the gateway's prices exceeds the gateway's own figure; 0 where the
-            two cannot be compared.
+        kind: The kind of attempt.
+        usage: What it used, None when unknown.
+        model_served: The model that answered.
+        deployment: The deployment's id.
+        provider: The provider.
+        version: The registry's version, empty without one.
+        experiment: The experiment, empty without one.
+        arm: Its arm, empty without one.
+        priced_usd: Our own figure, by prices or by the provider's own, None when unknown.
+        gateway_usd: What the gateway has computed and logged itself, or None.
+        cost_usd: What it cost, exactly; None when no figure is known or the result cannot be true.
+        amount_usd: What the tenant pays, exactly; None as above.
+        refused: Whether it has a price that results in an impossible amount.
+        finding: What comparing our figure with the gateway's shows, see ``reconciliation``.
     """
 
     at_ms: int
     kind: str
     usage: Usage | None
-    gateway_usd_micros: int | None
-    cost_usd_micros: int | None
-    amount_usd_micros: int | None
+    model_served: str
+    deployment: str
+    provider: str
+    version: str
+    experiment: str
+    arm: str
+    priced_usd: Decimal | None
+    gateway_usd: Decimal | None
+    cost_usd: Decimal | None
+    amount_usd: Decimal | None
     refused: bool = False
-    difference_usd_micros: int = 0
+    finding: str = reconciliation.AGREES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bill:
-    """What is owed for one client request, or for one call of our own.
+    """What is owed for one client request, or for one own call.
 
     Attributes:
-        request_id: Which.
-        own: Whether it is a call of our own.
-        tenant: Who pays.
-        model: The model asked for.
+        request_id: The request.
+        own: Whether it is an own call of the gateway.
+        tenant: The paying tenant.
+        key: A name of the caller's API key, empty when it is unknown.
+        model: The requested model.
+        endpoint: The kind of API.
         at_ms: Unix milliseconds: when it ended.
-        state: ``billed``, ``unpriced`` (nobody can say what something in it costs) or ``free`` (nothing is owed).
+        state: ``billed``, ``unpriced`` (the cost of an attempt in it is unknown) or ``free`` (nothing is owed).
         lines: The attempts in it.
-        events: What is delivered.
+        events: The events to deliver.
     """
 
     request_id: str
     own: bool
     tenant: str
+    key: str
     model: str
+    endpoint: str
     at_ms: int
     state: str
     lines: tuple[Line, ...] = ()
     events: tuple[BillEvent, ...] = ()
 
     @property
+    def cost_usd(self) -> Decimal:
+        """The sum of the known amounts."""
+        return pricing.total(line.cost_usd for line in self.lines)
+
+    @property
+    def amount_usd(self) -> Decimal:
+        """The sum of the known amounts."""
+        return pricing.total(line.amount_usd for line in self.lines)
+
+    @property
     def cost_usd_micros(self) -> int:
-        """The sum of what is known."""
-        return sum(line.cost_usd_micros or 0 for line in self.lines)
+        """The sum, rounded once."""
+        return pricing.micros(self.cost_usd)
 
     @property
     def amount_usd_micros(self) -> int:
-        """The sum of what is known."""
-        return sum(line.amount_usd_micros or 0 for line in self.lines)
+        """The sum, rounded once."""
+        return pricing.micros(self.amount_usd)
 
     @property
-    def gateway_usd_micros(self) -> int:
-        """The sum of what is known."""
-        return sum(line.gateway_usd_micros or 0 for line in self.lines)
+    def gateway_usd(self) -> Decimal:
+        """The sum of the known amounts."""
+        return pricing.total(line.gateway_usd for line in self.lines)
+
+    @property
+    def difference_usd(self) -> Decimal:
+        """By how much our own figures exceed the gateway's, over the attempts where both are known."""
+        return pricing.total(
+            line.priced_usd - line.gateway_usd
+            for line in self.lines
+            if line.priced_usd is not None and line.gateway_usd is not None
+        )
 
     @property
     def refused(self) -> int:
-        """How many of its attempts have a price that gives something that cannot be true."""
+        """How many of its attempts have a price that results in an impossible amount."""
         return sum(line.refused for line in self.lines)
-
-    @property
-    def difference_usd_micros(self) -> int:
-        """The sum over all that can be compared."""
-        return sum(line.difference_usd_micros for line in self.lines)
 
 
 QuoteOf = Callable[[Attempt], Quote]
 
 
-def of_settlement(settlement: Settlement, tenant: str, quote_of: QuoteOf) -> Bill:
+def of_settlement(settlement: Settlement, tenant: str, quote_of: QuoteOf, key: str = "") -> Bill:
     """Return the bill of a client request.
 
     Args:
-        settlement: What became of it.
-        tenant: Who pays.
-        quote_of: What each attempt is charged by.
+        settlement: The settlement of the request.
+        tenant: The paying tenant.
+        quote_of: Returns the prices and the margin of an attempt.
+        key: A name of the caller's API key.
     """
     about = _About(
         request_id=settlement.request_id,
         tenant=tenant,
-        model=clean(settlement.model),
+        key=key,
+        model=storable(settlement.model),
         endpoint=str(settlement.endpoint),
         stream=settlement.stream,
+        on_connection=settlement.within is not None,
     )
-    billed = [_attempt(about, attempt, quote_of(attempt)) for attempt in settlement.attempts if is_billable(attempt)]
+    billed = [
+        _attempt(about, attempt, quote_of(attempt))
+        for attempt in settlement.attempts
+        # What only reads, cancels or counts is not charged, unless a provider says that it used something.
+        if is_billable(attempt) and (settlement.generates or attempt.usage is not None)
+    ]
     at_ms = _ms(settlement.finished_at)
     return Bill(
         request_id=settlement.request_id,
         own=False,
         tenant=tenant,
+        key=key,
         model=about.model,
+        endpoint=about.endpoint,
         at_ms=at_ms,
         state=_state(billed),
-        lines=tuple(made.line for made in billed),
-        events=(*(made.event for made in billed), *([_request(about, settlement, billed, at_ms)] if billed else [])),
+        lines=tuple(entry.line for entry in billed),
+        events=(*(entry.event for entry in billed), *([_request(about, settlement, billed, at_ms)] if billed else [])),
     )
 
 
-def of_own_call(ctx: RequestContext, attempt: Attempt, tenant: str, quote: Quote) -> Bill | None:
-    """Return the bill of a call of our own, or None when there is nothing to bill."""
+def of_own_call(ctx: RequestContext, attempt: Attempt, tenant: str, quote: Quote, key: str = "") -> Bill | None:
+    """Return the bill of an own call, or None when there is nothing to bill."""
     if not is_billable(attempt):
         return None
     about = _About(
         request_id=ctx.request_id,
         tenant=tenant,
-        model=clean(ctx.model),
+        key=key,
+        model=storable(ctx.model),
         endpoint=str(ctx.endpoint),
         stream=ctx.stream,
     )
-    made = _attempt(about, attempt, quote)
+    entry = _attempt(about, attempt, quote)
     return Bill(
         request_id=ctx.request_id,
         own=True,
         tenant=tenant,
+        key=key,
         model=about.model,
-        at_ms=made.line.at_ms,
-        state=_state([made]),
-        lines=(made.line,),
-        events=(made.event,),
+        endpoint=about.endpoint,
+        at_ms=entry.line.at_ms,
+        state=_state([entry]),
+        lines=(entry.line,),
+        events=(entry.event,),
     )
 
 
 def is_billable(attempt: Attempt) -> bool:
-    """Say whether an attempt is written down."""
+    """Return whether an attempt is recorded."""
     if attempt.cached:
         return False
-    cost, usage = attempt.cost_usd_micros, attempt.usage
-    if attempt.outcome is Outcome.OK:
-        return usage is None or usage.total_tokens > 0 or bool(cost)
-    if attempt.first_token_ms is None and (attempt.status_code or 0) >= _FAILED:
-        # The provider answered with an error instead of an answer: whatever it counted is not charged.
-        return False
-    return usage is not None and usage.total_tokens > 0
+    used = attempt.usage is not None and not attempt.usage.is_empty
+    if attempt.outcome is Outcome.OK or attempt.unread:
+        return attempt.usage is None or used or bool(attempt.gateway_cost_usd)
+    if attempt.first_token_ms is None and (attempt.status_code or 0) >= _FAILED and not attempt.cut:
+        # An error instead of an answer, of which an estimate is not charged. What the provider has counted itself is.
+        return used and attempt.usage is not None and attempt.usage.raw is not None
+    return used
 
 
-def believable(usage: Usage | None) -> Usage | None:
-    """Return the usage, or None for one that cannot be true."""
-    if usage is None or any(not 0 <= getattr(usage, name) <= MOST_TOKENS for name in events.USAGE_FIELDS):
+def plausible_usage(usage: Usage | None) -> Usage | None:
+    """Return the usage, or None if it cannot be true."""
+    if usage is None:
         return None
-    return usage
+    counts = list(filter(None, _counts(usage)))
+    if counts and not (min(counts) >= 0 and max(counts) <= MOST_TOKENS):
+        return None
+    return None if any(plausible_usage(part) is None for part in usage.parts) else usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _About:
-    """What all events of a request say."""
+    """The fields that all events of a request share."""
 
     request_id: str
     tenant: str
+    key: str
     model: str
     endpoint: str
     stream: bool
+    on_connection: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Made:
-    """A billed attempt: its figures, its exact amount, its event."""
+class _Billed:
+    """A billed attempt: its figures and its event."""
 
     line: Line
-    cost_usd: Decimal | None
-    amount_usd: Decimal | None
     event: BillEvent
 
 
-def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Made:
-    usage = believable(attempt.usage)
-    gateway_cost = attempt.cost_usd_micros
-    if gateway_cost is not None and not 0 <= gateway_cost <= money.MOST_USD_MICROS:
-        gateway_cost = None
-    price = quote.price.at(usage.prompt_tokens if usage is not None else 0)
-    by_prices = usage is not None and usage.total_tokens > 0 and money.cost_usd(usage, price) is not None
-    from_gateway = gateway_cost is not None and (quote.trust_gateway or not by_prices)
-    amount, costs = events.cost_fields(
+def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
+    usage = plausible_usage(attempt.usage)
+    gateway_cost = pricing.plausible_usd(attempt.gateway_cost_usd)
+    price = pricing.in_force(quote.price, usage)
+    parts: tuple[Price, ...] = ()
+    if usage is not None and quote.parts:
+        parts = tuple(map(pricing.in_force, quote.parts, usage.parts))
+    by_prices = pricing.cost_usd(usage, price, parts)
+    # No usage and a cost: the provider has not said what it charged for.
+    priced = None if usage is not None and usage.is_empty else by_prices
+    by_provider = _by_provider(usage, quote)
+    ours = pricing.plausible_usd(usage.provider_cost_usd if by_provider and usage is not None else priced)
+    finding = reconciliation.finding(
+        usage,
+        quote,
+        ours,
+        gateway_cost,
+        plausible_usage(attempt.gateway_usage),
+        finished=attempt.outcome is Outcome.OK,
+        cut=attempt.cut,
+        on_connection=about.on_connection,
+        left=attempt.outcome is Outcome.DISCONNECTED and attempt.first_token_ms is None,
+    )
+    trusted = quote.trust_gateway and not reconciliation.ignorant(finding, usage)
+    # Where a part of what was used has no price, the gateway's figure leaves that part out.
+    partly = priced is None and usage is not None and not usage.is_empty and pricing.has_token_price(quote.price)
+    basis = _basis(priced, None if partly else gateway_cost, trusted=trusted, by_provider=by_provider)
+    cost, amount, costs = events.cost_fields(
         usage=usage,
-        price=price,
-        basis=events.BY_GATEWAY if from_gateway else events.BY_PRICES,
-        gateway_cost_usd_micros=gateway_cost,
+        by_prices=by_prices,
+        basis=basis,
+        gateway_cost_usd=gateway_cost,
         margin_ratio=quote.margin_ratio,
     )
     kind, at_ms = str(attempt.kind), _ms(attempt.started_at + (attempt.duration_ms or 0.0) / 1000)
-    made_id = events.event_id(about.tenant, about.request_id, attempt.number, kind)
+    id_ = events.event_id(about.tenant, about.request_id, attempt.number, kind)
     deployment, labels = attempt.deployment, attempt.labels
+    model_served = storable(attempt.model or deployment.model)
     fields: dict[str, object] = {
-        "id": made_id,
+        "id": id_,
         "schema": events.SCHEMA,
         "type": events.ATTEMPT,
         "tenant_id": about.tenant,
+        "key": about.key or None,
         "request_id": about.request_id,
         "attempt": attempt.number,
         "kind": kind,
@@ -248,10 +304,10 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Made:
         "endpoint": about.endpoint,
         "stream": about.stream,
         "model": about.model,
-        "model_served": clean(attempt.model or deployment.model),
-        "group": clean(deployment.group),
-        "deployment": clean(deployment.id),
-        "provider": clean(deployment.provider),
+        "model_served": model_served,
+        "group": storable(deployment.group),
+        "deployment": storable(deployment.id),
+        "provider": storable(deployment.provider),
         "version": _label(labels.get("version")),
         "version_id": _label(labels.get("version_id")),
         "experiment": _label(labels.get("experiment")),
@@ -259,44 +315,71 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Made:
         "status": str(attempt.outcome),
         "status_code": attempt.status_code,
         **events.usage_fields(usage),
-        "metering": _metering(usage),
+        "metering": events.metering_of(usage),
         "started_at_ms": _ms(attempt.started_at),
         "finished_at_ms": at_ms,
         "timestamp": at_ms // 1000,
         "price_source": quote.source,
-        "prices": events.price_fields(price),
+        "prices": events.price_fields(price, parts),
         **costs,
     }
-    cost, cost_micros = costs["cost_usd"], _int(costs["cost_usd_micros"])
-    comparable = quote.source == "gateway" and gateway_cost is not None and cost_micros is not None
     line = Line(
         at_ms=at_ms,
         kind=kind,
         usage=usage,
-        gateway_usd_micros=gateway_cost,
-        cost_usd_micros=cost_micros,
-        amount_usd_micros=_int(costs["amount_usd_micros"]),
-        refused=amount is None and (from_gateway or by_prices),
-        difference_usd_micros=(cost_micros or 0) - (gateway_cost or 0) if comparable else 0,
+        model_served=model_served,
+        deployment=storable(deployment.id),
+        provider=storable(deployment.provider),
+        version=storable(labels.get("version") or ""),
+        experiment=storable(labels.get("experiment") or ""),
+        arm=storable(labels.get("arm") or ""),
+        priced_usd=ours,
+        gateway_usd=gateway_cost,
+        cost_usd=cost,
+        amount_usd=amount,
+        refused=amount is None and (basis != events.BY_PRICES or priced is not None),
+        finding=finding,
     )
-    event = BillEvent(id=made_id, type=events.ATTEMPT, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
-    return _Made(line=line, cost_usd=None if cost is None else Decimal(str(cost)), amount_usd=amount, event=event)
+    event = BillEvent(id=id_, type=events.ATTEMPT, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
+    return _Billed(line=line, event=event)
 
 
-def _request(about: _About, settlement: Settlement, billed: Sequence[_Made], at_ms: int) -> BillEvent:
+def _by_provider(usage: Usage | None, quote: Quote) -> bool:
+    """Return whether what the provider itself says that it charges is our figure."""
+    may_replace = quote.source == "gateway" and not quote.price.configured
+    return may_replace and usage is not None and usage.provider_cost_usd is not None
+
+
+def _basis(priced: Decimal | None, gateway_cost: Decimal | None, *, trusted: bool, by_provider: bool) -> str:
+    """Return which figure is the cost of an attempt.
+
+    The gateway's zero counts only where our own prices result in zero, too: it logs zero for a model that it does not
+    know.
+    """
+    by_gateway = gateway_cost is not None and (gateway_cost > 0 or priced == 0)
+    if trusted and by_gateway:
+        return events.BY_GATEWAY
+    if by_provider:
+        return events.BY_PROVIDER
+    return events.BY_GATEWAY if priced is None and by_gateway else events.BY_PRICES
+
+
+def _request(about: _About, settlement: Settlement, billed: Sequence[_Billed], at_ms: int) -> BillEvent:
     """Return the event of the request as a whole: the tokens of the answer that the client got, and all that it cost."""
     answer = next((a for a in reversed(settlement.attempts) if a.outcome is Outcome.OK), None)
-    usage = believable(settlement.usage)
+    usage = plausible_usage(settlement.usage)
     labels = settlement.labels
-    costs, amounts = _sum([m.cost_usd for m in billed]), _sum([m.amount_usd for m in billed])
+    lines = [entry.line for entry in billed]
+    cost, amount = _sum([line.cost_usd for line in lines]), _sum([line.amount_usd for line in lines])
+    gateway = _sum([line.gateway_usd for line in lines])
     kind = events.REQUEST
-    made_id = events.event_id(about.tenant, about.request_id, 0, kind)
-    gateway = [m.line.gateway_usd_micros for m in billed]
+    id_ = events.event_id(about.tenant, about.request_id, 0, kind)
     fields: dict[str, object] = {
-        "id": made_id,
+        "id": id_,
         "schema": events.SCHEMA,
         "type": events.REQUEST,
         "tenant_id": about.tenant,
+        "key": about.key or None,
         "request_id": about.request_id,
         "attempt": 0,
         "kind": kind,
@@ -304,10 +387,10 @@ def _request(about: _About, settlement: Settlement, billed: Sequence[_Made], at_
         "endpoint": about.endpoint,
         "stream": about.stream,
         "model": about.model,
-        "model_served": None if answer is None else clean(answer.model or answer.deployment.model),
-        "group": None if answer is None else clean(answer.deployment.group),
-        "deployment": None if answer is None else clean(answer.deployment.id),
-        "provider": None if answer is None else clean(answer.deployment.provider),
+        "model_served": None if answer is None else storable(answer.model or answer.deployment.model),
+        "group": None if answer is None else storable(answer.deployment.group),
+        "deployment": None if answer is None else storable(answer.deployment.id),
+        "provider": None if answer is None else storable(answer.deployment.provider),
         "version": _label(labels.get("version")),
         "version_id": _label(labels.get("version_id")),
         "experiment": _label(labels.get("experiment")),
@@ -315,51 +398,33 @@ def _request(about: _About, settlement: Settlement, billed: Sequence[_Made], at_
         "status": str(settlement.outcome),
         "status_code": settlement.status_code,
         **events.usage_fields(usage),
-        "metering": _metering(usage),
+        "metering": events.metering_of(usage),
         "started_at_ms": _ms(settlement.started_at),
         "finished_at_ms": at_ms,
         "timestamp": at_ms // 1000,
         "price_source": None,
         "prices": None,
-        "cost_basis": None if costs is None else events.BY_SUM,
-        "gateway_cost_usd_micros": None if None in gateway else sum(cost or 0 for cost in gateway),
-        "cost_usd": None if costs is None else money.text(costs),
-        # Sums of the attempts' own integers, so that the parts add up to the whole.
-        "cost_usd_micros": None if costs is None else sum(m.line.cost_usd_micros or 0 for m in billed),
+        "cost_basis": None if cost is None else events.BY_SUM,
+        **events.money_fields("gateway_cost_usd", gateway),
+        **events.money_fields("cost_usd", cost),
         "margin_ratio": None,
-        "amount_usd": None if amounts is None else money.text(amounts),
-        "amount_usd_micros": None if amounts is None else sum(m.line.amount_usd_micros or 0 for m in billed),
+        **events.money_fields("amount_usd", amount),
     }
-    return BillEvent(id=made_id, type=kind, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
+    return BillEvent(id=id_, type=kind, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
 
 
 def _sum(parts: Sequence[Decimal | None]) -> Decimal | None:
-    total = Decimal(0)
-    for part in parts:
-        if part is None:
-            return None
-        total = money.CONTEXT.add(total, part)
-    return total
+    return None if None in parts else pricing.total(parts)
 
 
-def _state(billed: Sequence[_Made]) -> str:
-    if any(made.amount_usd is None for made in billed):
+def _state(billed: Sequence[_Billed]) -> str:
+    if any(entry.line.amount_usd is None for entry in billed):
         return UNPRICED
-    return BILLED if any(made.amount_usd for made in billed) else FREE
-
-
-def _metering(usage: Usage | None) -> str:
-    if usage is None:
-        return events.MISSING
-    return events.ESTIMATED if usage.estimated else events.EXACT
+    return BILLED if any(entry.line.amount_usd for entry in billed) else FREE
 
 
 def _label(text: str | None) -> str | None:
-    return None if text is None else clean(text)
-
-
-def _int(value: object) -> int | None:
-    return value if isinstance(value, int) else None
+    return None if text is None else storable(text)
 
 
 def _ms(seconds: float) -> int:

@@ -2,65 +2,20 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from collections.abc import Iterable
 from os.path import normpath
-from typing import Annotated, Literal
-from zoneinfo import ZoneInfo
+from pathlib import Path
+from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
+from pointsman.config import Section, Zone
 from pointsman.plugin import PluginConfig
-from pointsman.types import AttemptKind
 
-from .section import Section
+from .pricing import MarginRule, Pattern, PriceRule, prices_for
+from .schema import problem_of
 from .sinks import Chosen, choose
 from .sinks.ndjson import NdjsonConfig
-
-Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-UsdPerMillion = Annotated[Decimal, Field(ge=0, le=10**6)]
-
-
-class Scope(Section):
-    """What a rule applies to. What is left out applies to all."""
-
-    tenants: tuple[Pattern, ...] = Field(default=(), description="Tenants, with * ? and [...]; empty: all.")
-    models: tuple[Pattern, ...] = Field(
-        default=(),
-        description="Models, with * ? and [...]: the one asked for, the model group or the provider's; empty: all.",
-    )
-    kinds: tuple[AttemptKind, ...] = Field(
-        default=(), description="Kinds of attempts, for example hedge or mirror; empty: all."
-    )
-
-
-class PriceRule(Scope):
-    """Prices of our own, in US dollars a million tokens. The first rule that applies replaces the gateway's prices."""
-
-    input_usd_per_million: UsdPerMillion = Field(description="Tokens of the prompt.")
-    output_usd_per_million: UsdPerMillion = Field(description="Tokens of the answer.")
-    cache_read_usd_per_million: UsdPerMillion | None = Field(
-        default=None, description="Tokens read from the provider's prompt cache; left out: as other prompt tokens."
-    )
-    cache_write_usd_per_million: UsdPerMillion | None = Field(
-        default=None, description="Tokens written to it; left out: as other prompt tokens."
-    )
-    audio_input_usd_per_million: UsdPerMillion | None = Field(
-        default=None, description="Audio tokens of the prompt; left out: as other prompt tokens."
-    )
-    audio_output_usd_per_million: UsdPerMillion | None = Field(
-        default=None, description="Audio tokens of the answer; left out: as other tokens of it."
-    )
-    reasoning_usd_per_million: UsdPerMillion | None = Field(
-        default=None, description="Reasoning tokens; left out: as other tokens of the answer."
-    )
-
-
-class MarginRule(Scope):
-    """What a tenant pays beyond the cost. The first rule that applies counts."""
-
-    margin_ratio: Decimal = Field(
-        ge=-1, le=1000, decimal_places=6, description="0.2 is a fifth more, 0 is the cost, -1 is for nothing."
-    )
 
 
 class OutboxConfig(Section):
@@ -70,62 +25,86 @@ class OutboxConfig(Section):
         default=".pointsman-billing",
         min_length=1,
         max_length=4000,
-        description="Directory, on a local disk, shared by all workers of the machine; relative to the config file.",
+        description="Directory, on a local disk that outlives the process, shared by all workers of the machine; relative to the "
+        "config file.",
     )
     fsync: bool = Field(
-        default=True, description="true survives a power failure, false only the end of the process, kill -9 included."
+        default=True,
+        description="true: commits survive a power failure; false: only the end of the process, kill -9 included.",
     )
     retention_days: int = Field(
-        default=35, ge=1, le=3660, description="How long delivered events and the record of each request are kept."
+        default=35,
+        ge=1,
+        le=3660,
+        description="Days for which delivered events and the record of each request are kept.",
     )
     usage_retention_days: int = Field(
-        default=800, ge=1, le=3660, description="How long the hourly sums behind the usage report are kept, in days."
+        default=800,
+        ge=1,
+        le=3660,
+        description="Days for which the sums of the usage report are kept; two years and a bit, to compare years.",
     )
     max_size_mb: int = Field(
         default=4096,
         ge=16,
         le=1_000_000,
-        description="When it is full, delivered events go before their time; when only undelivered ones are left, "
-        "settlements wait in the host's journal.",
+        description="Size limit in megabytes. When it is reached, delivered events are removed early; when only undelivered "
+        "ones are left, settlements wait in the host's journal.",
     )
     timeout_s: float = Field(default=5.0, ge=0.1, le=9.0, description="Longest wait for one write, in seconds.")
+
+
+#: For editors: the name of a sink, or its name with its settings.
+SINK_SCHEMA: Final = {
+    "anyOf": [{"type": "string"}, {"type": "object", "minProperties": 1, "maxProperties": 1}],
+    "examples": ["stdout", {"ndjson": {"path": "bills.ndjson"}}],
+}
 
 
 class BillingConfig(PluginConfig):
     """The section of plugin ``billing``."""
 
     outbox: OutboxConfig = OutboxConfig()
-    sinks: tuple[Annotated[Chosen, BeforeValidator(choose)], ...] = Field(
-        default=(), max_length=20, description="Where events go; without any they stay in the outbox."
+    sinks: tuple[Annotated[Chosen, BeforeValidator(choose), WithJsonSchema(SINK_SCHEMA)], ...] = Field(
+        default=(), max_length=20, description="Where events are delivered; without sinks they stay in the outbox."
     )
-    prices: tuple[PriceRule, ...] = Field(default=(), max_length=10_000, description="Prices instead of the gateway's.")
-    margins: tuple[MarginRule, ...] = Field(default=(), max_length=10_000, description="What tenants pay on top.")
+    prices: tuple[PriceRule, ...] = Field(
+        default=(), max_length=10_000, description="Price rules that replace the gateway's prices."
+    )
+    margins: tuple[MarginRule, ...] = Field(
+        default=(), max_length=10_000, description="Margin rules: what tenants pay in addition to the cost."
+    )
     cost_from: Literal["prices", "gateway"] = Field(
         default="prices",
-        description="'prices': tokens times unit prices. 'gateway': the gateway's own figure for each attempt where no "
-        "price rule applies, which also knows service tiers and tools.",
+        description="'prices': what was used times unit prices, or what the provider itself says that it charges; the "
+        "gateway's own figure only where these are unknown. 'gateway': the gateway's own logged figure for each attempt to which "
+        "no price rule applies; where it has none, or leaves out what the provider has said, as 'prices'.",
     )
-    default_tenant: Pattern = Field(default="default", description="Who pays when nobody knows the caller.")
+    default_tenant: Pattern = Field(default="default", description="Tenant that pays for requests of unknown callers.")
     own_tenant: Pattern = Field(
-        default="pointsman", description="Who pays for mirrors, probes and judges that name no tenant."
+        default="pointsman",
+        description="Tenant that pays for mirrors, probes and judges without a tenant of their own.",
     )
-    announce: bool = Field(default=True, description="Announce what was spent, for plugins that keep budgets.")
-    timezone: str = Field(default="UTC", description="IANA time zone of the days and months in reports.")
+    announce: bool = Field(default=True, description="Announce what was spent to plugins that keep budgets.")
+    timezone: Zone = Field(
+        default="UTC", description="IANA time zone of the hours, days and months in reports, and of dates in queries."
+    )
     share_s: float = Field(
         default=10.0,
         ge=1,
         le=3600,
-        description="How often this machine's sums are written to the state store, for the reports of the others.",
+        description="Interval at which this machine's sums are written to the state store for the reports of other machines, in "
+        "seconds.",
     )
 
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (LookupError, ValueError, OSError) as err:
-            raise ValueError("not an IANA time zone, or the system has no zone data (install tzdata)") from err
-        return name
+    def check_files(self, base: Path) -> Iterable[str]:
+        """See ``PluginConfig.check_files``."""
+        problem = problem_of(base / self.outbox.path)
+        return () if problem is None else (problem,)
+
+    def has_price(self, models: tuple[str, ...], tenant: str) -> bool:
+        """See ``PluginConfig.has_price``."""
+        return prices_for(self.prices, models, tenant)
 
     @model_validator(mode="after")
     def _consistent(self) -> BillingConfig:

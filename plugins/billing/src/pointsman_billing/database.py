@@ -1,6 +1,7 @@
 """The outbox's database: one SQLite file in WAL mode for all workers of a machine.
 
 Blocking; the object belongs to one thread. Every method is one part of a transaction that the caller begins and commits.
+``schema`` has its tables.
 """
 
 from __future__ import annotations
@@ -8,39 +9,57 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from . import sums
+from pointsman.pricing import CONTEXT
+from pointsman.store.sqlite import alone_in_opening
+
+from . import pricing
+from .aggregates import COUNTS, DIMENSIONS, MONEY, QUARTER_S, Key, add, empty, of_bills, of_first_version
 from .bill import Bill
 from .errors import OutboxFull, OutboxUnavailable
 from .events import BillEvent
-from .lock import opening
-from .tables import ADD_TO_HOUR, SCHEMA, VERSION
+from .schema import FILE, FIRST_VERSION, MAGIC, SCHEMA, STEPS_S, VERSION, WAY_OUT, damage_of
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 T = TypeVar("T")
 
-FILE: Final = "outbox.sqlite3"
 _PRIVATE: Final = 0o700
+_PRIVATE_FILE: Final = 0o600
+#: How long opening waits for workers that start at the same time; each does little, but on a busy machine that takes time.
+_OPEN_S: Final = 30.0
 _MEGABYTE: Final = 1_000_000
 _WAL_BYTES: Final = 64 * _MEGABYTE
-#: Rows that one step of clearing away removes, so that it never holds the lock for long.
+#: Rows that one pruning step removes, so that it never holds the lock for long.
 _PRUNED_ROWS: Final = 2000
 #: Most rows that one statement inserts.
 _MOST_ROWS: Final = 64
 _DAY_MS: Final = 86_400_000
+_HOUR_S: Final = 3600
+_KEY_COLUMNS: Final = 1 + len(DIMENSIONS)
+
+#: Amounts are text, and added by ``_exact_sum``: SQLite's own numbers are binary.
+_ADD: Final = (
+    f"ON CONFLICT (start, {', '.join(DIMENSIONS)}) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTS)
+    + "".join(f", {name} = exact_sum({name}, excluded.{name})" for name in MONEY)
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What a sink gets next.
+    """The next events of a sink.
 
     Attributes:
         events: With their sequence numbers.
         upto: The sink's cursor once they are confirmed.
-        again: Whether they are dead letters that are tried once more; they do not move the cursor.
+        again: Whether they are dead letters that are delivered again; they do not move the cursor.
     """
 
     events: tuple[tuple[int, BillEvent], ...]
@@ -52,14 +71,14 @@ class Database:
     """The open file.
 
     Args:
-        directory: Where it is; made if need be, with mode 0700.
+        directory: Its directory; created if need be, with mode 0700.
         sinks: The names of the sinks that have to confirm events.
         fsync: Whether a commit survives a power failure.
         timeout_s: How long to wait for other workers that write.
         max_bytes: How large it may grow.
 
     Raises:
-        OutboxUnavailable: it cannot be opened, or is not ours.
+        OutboxUnavailable: it cannot be opened, or is not an outbox of this version.
     """
 
     def __init__(
@@ -72,10 +91,18 @@ class Database:
             if not directory.exists():
                 directory.parent.mkdir(parents=True, exist_ok=True)
                 directory.mkdir(_PRIVATE, exist_ok=True)
-            with opening(directory):
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-                self._connection = sqlite3.connect(self.path, timeout=timeout_s, isolation_level=None)
-                self._prepare(fsync=fsync)
+            with alone_in_opening(directory, _OPEN_S):
+                # Open for as long as the connection is: to close any descriptor of the file takes SQLite's locks on it away
+                # from the whole process (https://www.sqlite.org/howtocorrupt.html, 2.2).
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
+                try:
+                    self._file_number = os.fstat(self._descriptor).st_ino
+                    self._connection = sqlite3.connect(self.path, timeout=_OPEN_S, isolation_level=None)
+                    self._prepare(fsync=fsync)
+                    self._connection.execute(f"PRAGMA busy_timeout = {round(timeout_s * 1000)}")
+                except BaseException:
+                    os.close(self._descriptor)
+                    raise
         except (OSError, sqlite3.Error) as err:
             raise OutboxUnavailable(
                 f"the outbox in {directory} cannot be opened: {err}; set billing's outbox.path to a directory on a local "
@@ -94,18 +121,51 @@ class Database:
 
     def _set_up(self, *, fsync: bool) -> None:
         run = self._connection.execute
+        if (damage := damage_of(self._connection, self.path)) is not None:
+            raise OutboxUnavailable(damage)
         run("PRAGMA journal_mode = WAL")
         run(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
         run(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         run("PRAGMA cache_size = -16000")
+        self._connection.create_function("exact_sum", 2, _exact_sum, deterministic=True)
         # One transaction, so that workers that start together see all tables or none.
         self._connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
-        run("INSERT OR IGNORE INTO meta VALUES ('version', ?)", (VERSION,))
-        ((version,),) = run("SELECT value FROM meta WHERE name = 'version'").fetchall()
+        run("BEGIN IMMEDIATE")
+        version = self.meta("version", VERSION)
+        if version == FIRST_VERSION:
+            self._migrate()
+            version = VERSION
+        run("COMMIT")
         if version != VERSION:
             raise OutboxUnavailable(
                 f"the file {self.path} is an outbox of version {version}; this is version {VERSION}"
             )
+
+    def _migrate(self) -> None:
+        """Turn a file of the first version into one of this version; it kept sums by hour, in micro-dollars."""
+        run = self._connection.execute
+        rows = run("SELECT * FROM hours").fetchall()
+        self._insert_rows("INSERT INTO quarters", [(row[0], *of_first_version(row[1:])) for row in rows])
+        self._note_seconds_since(max((row[0] + _HOUR_S for row in rows), default=0))
+        run("DROP TABLE hours")
+        run("UPDATE meta SET value = ? WHERE name = 'version'", (VERSION,))
+
+    def check_place(self) -> None:
+        """Raise ``OutboxUnavailable`` when the file is no longer where it was opened, or is no database any more.
+
+        What is written would be lost.
+        """
+        try:
+            in_place = self.path.stat().st_ino == self._file_number
+        except OSError:
+            in_place = False
+        if not in_place:
+            raise OutboxUnavailable(
+                f"the outbox {self.path} was removed or replaced while it was in use: restart the gateway to open the new "
+                "one, or put the old one back"
+            )
+        if os.pread(self._descriptor, len(MAGIC), 0) != MAGIC:
+            raise OutboxUnavailable(f"the outbox {self.path} was overwritten while it was in use; {WAY_OUT}")
 
     # -- transactions -------------------------------------------------------------------------------------------------
 
@@ -114,7 +174,7 @@ class Database:
         self._connection.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
-        """Make everything since ``begin`` last."""
+        """Commit everything since ``begin``."""
         self._connection.execute("COMMIT")
 
     def begin_part(self) -> None:
@@ -135,24 +195,29 @@ class Database:
             self._connection.execute("ROLLBACK")
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
+        os.close(self._descriptor)
 
     # -- bills --------------------------------------------------------------------------------------------------------
 
-    def append(self, bills: Sequence[Bill]) -> list[bool]:
-        """Write bills down, each once; say for each whether it still has to be announced.
+    def append(self, bills: Sequence[Bill], *, holder: str | None = None) -> list[bool]:
+        """Write bills down, each once; return for each whether it still has to be announced.
+
+        Args:
+            bills: The bills.
+            holder: The worker that releases them later; None: they count at once.
 
         Raises:
             OutboxFull: there is no room.
         """
         if self.used_bytes() >= self._max_bytes:
-            self.prune(before_ms=0, hours_before_s=0)
-        if self.used_bytes() >= self._max_bytes:
-            raise OutboxFull(
-                f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be delivered; "
-                "see which sink is failing, or raise the limit"
-            )
+            self.prune(before_ms=0, usage_before_s=0)
+            if self.used_bytes() >= self._max_bytes:
+                raise OutboxFull(
+                    f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be "
+                    "delivered; see which sink is failing, or raise the limit"
+                )
         ids = [bill.request_id for bill in bills]
         known: dict[str, int] = {}
         for some in _in_parts(ids):
@@ -165,16 +230,21 @@ class Database:
             if bill.request_id not in known:
                 new.setdefault(bill.request_id, bill)
         if new:
-            self._insert(new.values())
+            self._insert(new.values(), holder)
+        if holder is not None and known:
+            self._hand_over(list(known), holder)
         return [not known.get(id_) for id_ in ids]
 
-    def _insert(self, bills: Collection[Bill]) -> None:
-        # What AUTOINCREMENT would hand out: nobody else writes during our transaction.
+    def _insert(self, bills: Collection[Bill], holder: str | None) -> None:
+        # The value that AUTOINCREMENT would give: there is no other writer during this transaction.
         last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
         seq = last[0] if last is not None else 0
         events: list[tuple[object, ...]] = []
         requests: list[tuple[object, ...]] = []
+        held: list[tuple[object, ...]] = []
         for bill in bills:
+            if holder is not None:
+                held.append((bill.request_id, holder, seq + 1 if bill.events else 0, _sums_text([bill])))
             different: dict[str, BillEvent] = {}
             for event in bill.events:
                 different.setdefault(event.id, event)
@@ -190,23 +260,29 @@ class Database:
                     bill.at_ms,
                     bill.state,
                     seq if different else 0,
-                    bill.gateway_usd_micros,
+                    pricing.micros(bill.gateway_usd),
                     bill.cost_usd_micros,
                     bill.amount_usd_micros,
-                    bill.difference_usd_micros,
+                    pricing.micros(bill.difference_usd),
                     0,
                 )
             )
         self._insert_rows("INSERT OR IGNORE INTO events", events)
         self._insert_rows("INSERT INTO requests", requests)
-        self._insert_rows(
-            "INSERT INTO hours", [(*key, *row) for key, row in sorted(sums.of_bills(bills).items())], ADD_TO_HOUR
-        )
+        if holder is None:
+            for table, step_s in STEPS_S.items():
+                self._add_sums(table, of_bills(bills, step_s))
+        else:
+            self._insert_rows("INSERT INTO held", held)
+
+    def _add_sums(self, table: str, sums: Mapping[Key, Sequence[int | Decimal]]) -> None:
+        rows = [(*key, *_columns(row)) for key, row in sorted(sums.items())]
+        self._insert_rows(f"INSERT INTO {table}", rows, _ADD)
 
     def _insert_rows(self, into: str, rows: Sequence[tuple[object, ...]], on_conflict: str = "") -> None:
         """Insert rows, many to a statement.
 
-        Each statement lets go of the interpreter and gets it back only when the event loop gives it away, which takes
+        Each statement releases the interpreter lock and gets it back only when the event loop releases it, which takes
         longer than the rows do.
         """
         for some in _in_parts(rows):
@@ -221,15 +297,87 @@ class Database:
                 some,
             )
 
+    # -- held bills ---------------------------------------------------------------------------------------------------
+
+    def _hand_over(self, request_ids: Sequence[str], holder: str) -> None:
+        for some in _in_parts(request_ids):
+            self._connection.execute(
+                f"UPDATE held SET worker = ? WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
+                (holder, *some),
+            )
+
+    def release(self, request_ids: Sequence[str]) -> None:
+        """Count and deliver held bills from now on; ids that are not held are left alone."""
+        found: list[tuple[str, str]] = []
+        for some in _in_parts(request_ids):
+            found += self._connection.execute(
+                f"SELECT request_id, sums FROM held WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
+                some,
+            ).fetchall()
+        for table in STEPS_S:
+            sums: dict[Key, list[int | Decimal]] = {}
+            for _, text in found:
+                for row in json.loads(text)[table]:
+                    add(sums.setdefault(tuple(row[:_KEY_COLUMNS]), empty()), row[_KEY_COLUMNS:])
+            self._add_sums(table, sums)
+        self._drop_held([id_ for id_, _ in found])
+
+    def discard(self, request_ids: Sequence[str]) -> int:
+        """Remove held bills, which another machine bills; return how many. Ids that are not held are left alone."""
+        gone = 0
+        for id_ in request_ids:
+            if self._connection.execute("DELETE FROM held WHERE request_id = ?", (id_,)).rowcount:
+                gone += 1
+                self._connection.execute("DELETE FROM events WHERE request_id = ?", (id_,))
+                self._connection.execute("DELETE FROM requests WHERE request_id = ?", (id_,))
+        return gone
+
+    def _drop_held(self, request_ids: Sequence[str]) -> None:
+        for some in _in_parts(request_ids):
+            self._connection.execute(
+                f"DELETE FROM held WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
+                some,
+            )
+
+    def held_by(self, worker: str, request_ids: Sequence[str]) -> list[str]:
+        """Return which of these requests a worker holds."""
+        found: list[str] = []
+        for some in _in_parts(request_ids):
+            marks = _marks(len(some))
+            held = self._connection.execute(
+                f"SELECT request_id FROM held WHERE worker = ? AND request_id IN ({marks})",  # noqa: S608 - marks
+                (worker, *some),
+            )
+            found += [id_ for (id_,) in held.fetchall()]
+        return found
+
+    def held_by_others(self, worker: str) -> dict[str, list[str]]:
+        """Return the held requests of other workers, by worker."""
+        found: dict[str, list[str]] = {}
+        for holder, id_ in self._connection.execute(
+            "SELECT worker, request_id FROM held WHERE worker <> ?", (worker,)
+        ).fetchall():
+            found.setdefault(holder, []).append(id_)
+        return found
+
     # -- sinks --------------------------------------------------------------------------------------------------------
 
-    def join(self, sink: str, *, from_now: bool) -> None:
-        """Give a new sink its place; one that has a place keeps it."""
-        self._connection.execute(
+    def join(self, sink: str, *, from_now: bool, now_ms: int = 0) -> int | None:
+        """Give a new sink its place, and return since when it gets events (Unix milliseconds).
+
+        One that has a place keeps it; then return None.
+        """
+        joined = self._connection.execute(
             "INSERT OR IGNORE INTO sinks SELECT ?, CASE WHEN ? THEN coalesce(max(seq), 0) ELSE 0 END, 0, 0, '', '', 0 "
             "FROM events",
             (sink, from_now),
-        )
+        ).rowcount
+        if not joined:
+            return None
+        ((oldest_ms,),) = self._connection.execute("SELECT min(at_ms) FROM events").fetchall()
+        since_ms = now_ms if from_now or oldest_ms is None else int(oldest_ms)
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"since {sink}", str(since_ms)))
+        return since_ms
 
     def next_batch(self, sink: str, most: int) -> Batch:
         """Return what the sink gets next: dead letters that are to be tried again, else what is behind its cursor."""
@@ -240,13 +388,17 @@ class Database:
         if again:
             return Batch(again, 0, again=True)
         ((cursor,),) = self._connection.execute("SELECT cursor FROM sinks WHERE name = ?", (sink,)).fetchall()
-        events = self._events("SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (cursor, most))
+        events = self._events(
+            "SELECT * FROM events WHERE seq > ? "
+            "AND seq < coalesce((SELECT min(first_seq) FROM held WHERE first_seq > 0), 1 << 62) ORDER BY seq LIMIT ?",
+            (cursor, most),
+        )
         return Batch(events, events[-1][0] if events else cursor)
 
     def _events(self, select: str, arguments: tuple[object, ...]) -> tuple[tuple[int, BillEvent], ...]:
         """Return events in their order.
 
-        As one row: fetching each lets go of the interpreter and waits for it again. A body is JSON on one line.
+        As one row: fetching a row releases the interpreter lock and waits for it again. A body is JSON on one line.
         """
         ((heads, bodies),) = self._connection.execute(
             "SELECT json_group_array(json_array(seq, id, type, tenant, at_ms)), group_concat(body, char(10)) "  # noqa: S608 - our own
@@ -290,9 +442,9 @@ class Database:
             self._connection.execute("UPDATE sinks SET cursor = max(cursor, ?) WHERE name = ?", (batch.upto, sink))
 
     def redrive(self, sink: str | None, ids: Sequence[str]) -> int:
-        """Have dead letters delivered again: of one sink or of all, all of them or those with these event ids.
+        """Mark dead letters for delivery: of one sink or of all, all of them or those with these event ids.
 
-        Those of a sink that is not in the configuration stay as they are: nobody would deliver them.
+        Those of a sink that is not in the configuration stay as they are, because nothing would deliver them.
         """
         arguments = [name for name in self._sinks if sink in {None, name}]
         where = f"NOT again AND sink IN ({', '.join('?' * len(arguments))})"
@@ -311,49 +463,65 @@ class Database:
         ).fetchall()
         return int(used)
 
-    def prune(self, *, before_ms: int, hours_before_s: int) -> bool:
-        """Remove what is delivered to all sinks and older than this; say whether there may be more.
+    def prune(self, *, before_ms: int, usage_before_s: int) -> bool:
+        """Remove what is delivered to all sinks and older than this; return whether there may be more.
 
-        A dead letter stays, unless its sink has been taken out of the configuration. When the file is nearly full, what
-        is delivered goes before its time, the oldest first.
+        A dead letter stays, unless its sink has been taken out of the configuration. When the file is nearly full,
+        delivered events are removed early, the oldest first. Gateways with different sinks may share the outbox by
+        mistake: a sink that another one delivers to counts, too.
         """
         run = self._connection.execute
-        done = self._done()
+        sinks = self._served_sinks()
+        done = self._done(sinks)
         if self.used_bytes() > self._max_bytes * 9 // 10:
             before_ms = 1 << 62
         removed = run(
             "DELETE FROM events WHERE seq IN (SELECT seq FROM events WHERE seq <= ? AND at_ms < ? "  # noqa: S608 - marks
-            f"AND seq NOT IN (SELECT seq FROM dead WHERE sink IN ({self._marks})) ORDER BY seq LIMIT ?)",
-            (done, before_ms, *self._sinks, _PRUNED_ROWS),
+            f"AND seq NOT IN (SELECT seq FROM dead WHERE sink IN ({_marks(len(sinks))})) ORDER BY seq LIMIT ?)",
+            (done, before_ms, *sinks, _PRUNED_ROWS),
         ).rowcount
         run("DELETE FROM dead WHERE NOT EXISTS (SELECT 1 FROM events e WHERE e.seq = dead.seq)")
+        requests_before_ms = min(before_ms, self._newest_ms() - _DAY_MS)
         removed_requests = run(
             "DELETE FROM requests WHERE request_id IN (SELECT request_id FROM requests r WHERE at_ms < ? "
             "AND NOT EXISTS (SELECT 1 FROM events e WHERE e.request_id = r.request_id) ORDER BY at_ms LIMIT ?)",
-            (min(before_ms, self._newest_ms() - _DAY_MS), _PRUNED_ROWS),
+            (requests_before_ms, _PRUNED_ROWS),
         ).rowcount
-        run("DELETE FROM hours WHERE hour < ?", (hours_before_s,))
+        run("DELETE FROM quarters WHERE start < ?", (usage_before_s,))
+        seconds_before = requests_before_ms // 1000 // QUARTER_S * QUARTER_S
+        if run("DELETE FROM seconds WHERE start < ?", (seconds_before,)).rowcount:
+            self._note_seconds_since(seconds_before)
         return _PRUNED_ROWS in {removed, removed_requests}
+
+    def _note_seconds_since(self, at_s: int) -> None:
+        """Note since when the sums by second are whole."""
+        self._connection.execute(
+            "INSERT INTO meta VALUES ('seconds_since', ?) ON CONFLICT (name) DO UPDATE "
+            "SET value = max(CAST(value AS INTEGER), CAST(excluded.value AS INTEGER))",
+            (str(at_s),),
+        )
 
     def _newest_ms(self) -> int:
         """Return when the newest request ended: the record of the last day is what makes writing idempotent."""
         ((newest,),) = self._connection.execute("SELECT coalesce(max(at_ms), 0) FROM requests").fetchall()
         return int(newest)
 
-    def _done(self) -> int:
-        """Return the last event that all sinks are done with."""
-        if not self._sinks:
+    def _served_sinks(self) -> list[str]:
+        """Return the sinks of this gateway, and those that another gateway on this outbox delivers to at present."""
+        known = [name for (name,) in self._connection.execute("SELECT name FROM sinks").fetchall()]
+        others = (name for name in known if name not in self._sinks)
+        return [*self._sinks, *(name for name in others if _is_held(sink_lock(self.path.parent, name)))]
+
+    def _done(self, sinks: Sequence[str]) -> int:
+        """Return the last event that these sinks are done with."""
+        if not sinks:
             ((last,),) = self._connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchall()
             return int(last)
         rows = self._connection.execute(
-            f"SELECT coalesce(min(cursor), 0) FROM sinks WHERE name IN ({self._marks})",  # noqa: S608 - marks
-            self._sinks,
+            f"SELECT coalesce(min(cursor), 0) FROM sinks WHERE name IN ({_marks(len(sinks))})",  # noqa: S608 - marks
+            sinks,
         ).fetchall()
         return int(rows[0][0])
-
-    @property
-    def _marks(self) -> str:
-        return _marks(len(self._sinks))
 
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""
@@ -362,12 +530,53 @@ class Database:
         return str(found)
 
 
+def sink_lock(directory: Path, sink: str) -> BaseFileLock:
+    """Return the lock that the worker which delivers to a sink holds.
+
+    The kernel releases it when its holder dies, however it dies. It needs a local disk.
+    """
+    from filelock import FileLock  # noqa: PLC0415  # its import writes files, to try out the file system
+
+    return FileLock(directory / f"sink-{sink}.lock", mode=_PRIVATE_FILE, thread_local=False)
+
+
+def _is_held(lock: BaseFileLock) -> bool:
+    """Return whether another holds a lock."""
+    try:
+        with lock.acquire(blocking=False):
+            return False
+    except TimeoutError:
+        return True
+
+
+def _exact_sum(one_usd: str, other_usd: str) -> str:
+    if other_usd == "0":
+        return one_usd
+    return pricing.decimal_text(CONTEXT.add(Decimal(one_usd), Decimal(other_usd)))
+
+
+def _sums_text(bills: Collection[Bill]) -> str:
+    """Return the sums of bills as JSON text."""
+    return json.dumps(
+        {
+            table: [[*key, *_columns(row)] for key, row in of_bills(bills, step_s).items()]
+            for table, step_s in STEPS_S.items()
+        },
+        separators=(",", ":"),
+    )
+
+
+def _columns(row: Sequence[int | Decimal]) -> list[int | str]:
+    counts, money = row[: len(COUNTS)], row[len(COUNTS) :]
+    return [*map(int, counts), *(pricing.decimal_text(Decimal(usd)) for usd in money)]
+
+
 def _marks(count: int) -> str:
     return ", ".join("?" * count)
 
 
 def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield the items, so many at a time that few different statements have to be compiled for them."""
+    """Yield the items in parts whose sizes are powers of two, so that few different statements have to be compiled."""
     start = 0
     while left := len(items) - start:
         end = start + min(1 << left.bit_length() - 1, _MOST_ROWS)

@@ -1,4 +1,4 @@
-"""Delivers the outbox to one sink: in order, at least once, claimed only after the sink has confirmed."""
+"""Delivers the outbox to one sink: in order, at least once, confirmed in the outbox only after the sink has confirmed."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
+from pointsman.events import Level, Notice
 
-from .database import Batch, Database
+from .database import Batch, Database, sink_lock
 from .errors import OutboxUnavailable
 from .events import BillEvent
-from .lock import DeliveryLock
-from .sinks import EventsRejected, SinkContext, SinkUnavailable
+from .sinks import EventsKnown, EventsRejected, SinkContext, SinkUnavailable
 
 if TYPE_CHECKING:
     from pointsman.plugin import Services
@@ -26,22 +25,26 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("pointsman.billing")
 
-#: How often a worker that does not deliver looks whether the one that does has died.
+#: Seconds between the attempts of a waiting worker to take over delivery.
 TAKE_OVER_S: Final = 1.0
-#: How often is looked for what other workers have written.
+#: Seconds between looking for events that other workers have written.
 LOOK_S: Final = 0.5
+#: Seconds for which events are collected before they are delivered.
+GATHER_S: Final = 0.1
 _ERROR_CHARS: Final = 300
+#: Tries of a batch at which the sink itself fails, which says nothing about its receiver.
+_MOST_BROKEN: Final = 50
 _WANTED: Final = {"attempts": "attempt", "requests": "request"}
 
 
 @dataclass(slots=True)
 class Progress:
-    """How the delivery is doing in this worker.
+    """The state of the delivery in this worker.
 
     Attributes:
         active: Whether this worker delivers.
-        failing: What went wrong last, empty when it works.
-        tries: How often in a row.
+        failing: The last error, empty while it works.
+        tries: Consecutive failures.
         delivered: Events confirmed since the start.
         dead: Events given up since the start.
     """
@@ -58,8 +61,8 @@ class Delivery:
 
     Args:
         chosen: The sink.
-        outbox: What is delivered.
-        services: Time, chance, background work.
+        outbox: The outbox to deliver.
+        services: The host's services.
     """
 
     def __init__(self, chosen: Chosen, outbox: Outbox, services: Services) -> None:
@@ -71,21 +74,25 @@ class Delivery:
         self._clock = services.clock
         self._random = services.random
         self._worker = services.worker
-        self._lock = DeliveryLock(outbox.directory, chosen.name)
+        self._publish = services.publish
+        self._lock = sink_lock(outbox.directory, chosen.name)
         self._sink: Sink = chosen.info.factory(chosen.config, SinkContext(base=services.base, now=services.clock.now))
         self._opened = False
         self._wake = asyncio.Event()
+        self._written = False
         self._idle = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
 
     def wake(self) -> None:
-        """Say that there may be something to deliver."""
+        """Signal that there may be events to deliver."""
         self._idle.clear()
+        self._written = True
         self._wake.set()
 
     async def run(self) -> None:
-        """Deliver for ever."""
+        """Deliver until cancelled."""
         self._task = asyncio.current_task()
+        looking = asyncio.create_task(self._look_often(), name=f"look for events for {self.name}")
         try:
             while True:
                 try:
@@ -94,6 +101,7 @@ class Delivery:
                     await self._note(0, f"{err}")
                     await self._clock.sleep(TAKE_OVER_S)
         finally:
+            looking.cancel()
             self._idle.set()
             try:
                 await self._sink.close()
@@ -101,7 +109,7 @@ class Delivery:
                 self._lock.release()
 
     async def _run_once(self) -> None:
-        if not self._lock.take():
+        if not self._may_deliver():
             self.progress.active = False
             self._idle.set()
             await self._clock.sleep(TAKE_OVER_S)
@@ -116,6 +124,15 @@ class Delivery:
         self._idle.clear()
         await self._deliver(batch)
 
+    def _may_deliver(self) -> bool:
+        """Return whether this worker holds the lock; take it if it is free."""
+        if not self._lock.is_locked:
+            try:
+                self._lock.acquire(blocking=False)
+            except TimeoutError:
+                return False
+        return True
+
     async def stop(self) -> None:
         """End the delivery and wait until it has ended."""
         task = self._task
@@ -128,7 +145,7 @@ class Delivery:
         await self._idle.wait()
 
     async def _deliver(self, batch: Batch) -> None:
-        """Deliver a batch; what the sink refuses for good, or for too long, becomes dead letters."""
+        """Deliver a batch; events that the sink rejects, or fails at for a reason of its own, become dead letters."""
         wanted = _WANTED.get(self._config.events)
         pending = [replace(batch, events=tuple((s, e) for s, e in batch.events if wanted in {None, e.type}))]
         skipped = len(batch.events) - len(pending[0].events)
@@ -137,22 +154,27 @@ class Delivery:
             return
         while pending:
             part = pending.pop(0)
-            # The cursor moves behind a part only when nothing before it is open; the last one takes it to the end.
+            # The cursor moves past a part only when everything before it is done; the last part moves it to the end.
             upto = batch.upto if not pending else part.events[-1][0]
             part = replace(part, upto=0 if batch.again else upto)
             try:
                 await self._send(part)
             except EventsRejected as err:
-                if len(part.events) == 1:
+                if len(part.events) == 1 and isinstance(err, EventsKnown):
+                    await self._delivered(part)
+                elif len(part.events) == 1:
                     await self._bury(part, 1, str(err))
                 else:
                     pending[:0] = _split(part, err.ids)
             except SinkUnavailable as err:
-                await self._bury(part, self._config.max_tries, str(err))
+                await self._bury(part, self.progress.tries, str(err))
             else:
-                await self._outbox.write(partial(self._confirm, part, len(part.events)))
-                self.progress.delivered += len(part.events)
-                self.progress.failing, self.progress.tries = "", 0
+                await self._delivered(part)
+
+    async def _delivered(self, part: Batch) -> None:
+        await self._outbox.write(partial(self._confirm, part, len(part.events)))
+        self.progress.delivered += len(part.events)
+        self.progress.failing, self.progress.tries = "", 0
 
     def _confirm(self, part: Batch, count: int, db: Database) -> None:
         db.confirm(self.name, part, count, self._worker, self._now_ms())
@@ -164,31 +186,37 @@ class Delivery:
             EventsRejected: it never will.
             SinkUnavailable: it could not for too long.
         """
-        retrying = AsyncRetrying(
-            sleep=self._back_off,
-            wait=self._wait_s,
-            stop=stop_after_attempt(self._config.max_tries),
-            retry=retry_if_exception_type(SinkUnavailable),
-            reraise=True,
-        )
-        async for attempt in retrying:
-            with attempt:
-                await self._send_once([event for _, event in part.events], attempt.retry_state.attempt_number)
+        events = [event for _, event in part.events]
+        tries = 1
+        while True:
+            try:
+                await self._send_once(events, tries)
+            except SinkUnavailable as err:
+                if self._is_last(err, tries):
+                    raise
+                pause_s = self._pause_s(err, tries)
+            else:
+                return
+            # A shutdown does not wait for a failing sink.
+            self._idle.set()
+            await self._clock.sleep(pause_s)
+            tries += 1
 
     async def _send_once(self, events: Sequence[BillEvent], tries: int) -> None:
         try:
-            # A sink has a time limit of its own and can say more about it; this one is for a sink that hangs.
+            # A sink has its own time limit and a better message for it; this one is for a sink that hangs.
             async with asyncio.timeout(self._config.timeout_s + 5.0):
-                if not self._opened:
-                    await self._sink.open()
-                    self._opened = True
-                await self._sink.send(events)
+                await self._open_and_send(events)
         except EventsRejected:
             self._opened = False
             raise
-        except Exception as err:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as err:
+            if isinstance(err, asyncio.CancelledError | GeneratorExit) and _is_ended():
+                raise
             self._opened = False
-            error = err if isinstance(err, SinkUnavailable) else SinkUnavailable(_words(err))
+            error = err if isinstance(err, SinkUnavailable) else _failure(err)
             await self._note(tries, str(error))
             with suppress(Exception):
                 await self._sink.close()
@@ -196,18 +224,35 @@ class Delivery:
                 raise
             raise error from err
 
-    async def _back_off(self, seconds: float) -> None:
-        # Nobody waits for a sink that is failing.
-        self._idle.set()
-        await self._clock.sleep(seconds)
+    async def _open_and_send(self, events: Sequence[BillEvent]) -> None:
+        # In a task of its own: a sink may cancel the one it runs in.
+        failed = await asyncio.create_task(self._ask_sink(events), name=f"billing: send to {self.name}")
+        if failed is not None:
+            raise failed
 
-    def _wait_s(self, state: RetryCallState) -> float:
-        """Return the next pause: it doubles, with jitter between half and whole; at least what the sink asked for."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        asked_s = (error.retry_after_s or 0.0) if isinstance(error, SinkUnavailable) else 0.0
-        doubled_s = self._config.backoff_first_s * 2.0 ** min(state.attempt_number - 1, 60)
+    async def _ask_sink(self, events: Sequence[BillEvent]) -> BaseException | None:
+        """Return what the sink has raised: a SystemExit that leaves a task ends the process."""
+        try:
+            if not self._opened:
+                await self._sink.open()
+                self._opened = True
+            await self._sink.send(events)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as err:  # noqa: BLE001  # a sink may raise whatever it likes
+            return err
+        return None
+
+    def _is_last(self, error: SinkUnavailable, tries: int) -> bool:
+        """Return whether a batch is given up: by the configuration, or because the sink itself fails at it again and again."""
+        most = _MOST_BROKEN if isinstance(error, _SinkBroken) else None
+        return any(limit is not None and tries >= limit for limit in (most, self._config.max_tries))
+
+    def _pause_s(self, error: SinkUnavailable, tries: int) -> float:
+        """Return the next pause: it doubles, with jitter between half and whole; at least the retry-after of the sink."""
+        doubled_s = self._config.backoff_first_s * 2.0 ** min(tries - 1, 60)
         pause_s = min(self._config.backoff_most_s, doubled_s) * self._random.uniform(0.5, 1.0)
-        return max(pause_s, min(asked_s, self._config.backoff_most_s))
+        return max(pause_s, min(error.retry_after_s or 0.0, self._config.backoff_most_s))
 
     async def _bury(self, part: Batch, tries: int, error: str) -> None:
         self.progress.dead += len(part.events)
@@ -218,33 +263,47 @@ class Delivery:
             tries,
             error[:_ERROR_CHARS],
         )
+        self._notice(
+            "dead_letters",
+            f"billing sink {self.name}: {len(part.events)} events are dead letters after {tries} tries: "
+            f"{error[:_ERROR_CHARS]}; redrive them with 'pointsman billing redrive --sink {self.name}' once that is mended",
+        )
         await self._outbox.write(lambda db: db.bury(self.name, part, tries, error[:_ERROR_CHARS], self._now_ms()))
 
     async def _note(self, tries: int, error: str) -> None:
         if not self.progress.failing:
             log.warning("billing sink %s fails: %s", self.name, error[:_ERROR_CHARS])
+            self._notice(
+                "sink", f"billing sink {self.name} fails and is tried again: {error[:_ERROR_CHARS]}", "warning"
+            )
         self.progress.failing, self.progress.tries = error[:_ERROR_CHARS], tries
         with suppress(OutboxUnavailable):
             await self._outbox.write(
                 lambda db: db.failed(self.name, tries, error[:_ERROR_CHARS], self._worker, self._now_ms())
             )
 
+    def _notice(self, kind: str, text: str, level: Level = "error") -> None:
+        self._publish(Notice(kind=kind, subject=self.name, text=text, at=self._clock.now(), level=level, logged=True))
+
     async def _pause(self) -> None:
-        """Wait until something was written here, or it is time to look what others have written."""
-        sleeping = asyncio.ensure_future(self._clock.sleep(LOOK_S))
-        waking = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait({sleeping, waking}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            sleeping.cancel()
-            waking.cancel()
+        """Wait until this worker writes something, or it is time to look for events of other workers."""
+        await self._wake.wait()
+        if self._written:
+            # Events come in numbers or one by one; together they share a read, a delivery and a commit.
+            await asyncio.sleep(GATHER_S)
+            self._written = False
+
+    async def _look_often(self) -> None:
+        while True:
+            await self._clock.sleep(LOOK_S)
+            self._wake.set()
 
     def _now_ms(self) -> int:
         return int(self._clock.now() * 1000)
 
 
 def _split(part: Batch, at_fault: frozenset[str]) -> list[Batch]:
-    """Return a rejected batch in parts, in their order: around those at fault where they are known, else in halves."""
+    """Return a rejected batch in parts, in order: split around the events at fault where they are known, else in halves."""
     events = part.events
     if at_fault and any(event.id not in at_fault for _, event in events):
         runs: list[list[int]] = []
@@ -259,6 +318,20 @@ def _split(part: Batch, at_fault: frozenset[str]) -> list[Batch]:
     return [replace(part, events=events[:middle]), replace(part, events=events[middle:])]
 
 
-def _words(err: Exception) -> str:
-    """Return an unforeseen error without its text, which may hold anything."""
-    return "no answer in time" if isinstance(err, TimeoutError) else f"unexpected {type(err).__name__}"
+def _is_ended() -> bool:
+    """Return whether the delivery is being ended; a sink may raise the same by itself."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+class _SinkBroken(SinkUnavailable):
+    """The sink raised an error that says nothing about its receiver."""
+
+
+def _failure(err: BaseException) -> SinkUnavailable:
+    """Return an unexpected error without its text, which may contain anything."""
+    if isinstance(err, TimeoutError):
+        return SinkUnavailable("no answer in time")
+    if isinstance(err, OSError):
+        return SinkUnavailable(f"{type(err).__name__}: {err.strerror or 'no connection'}")
+    return _SinkBroken(f"unexpected {type(err).__name__}")

@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, Final
 
+from pointsman.text import printable
 from pointsman.types import Price, Usage
 
-from . import money
+from . import pricing
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+_FIRST_SCHEMA: Final = 1
 ATTEMPT: Final = "attempt"
 REQUEST: Final = "request"
 
-#: How the tokens are known. An explicit zero is exact.
+#: The source of the token counts. An explicit zero is exact.
 EXACT: Final = "exact"
 ESTIMATED: Final = "estimated"
+CONTRADICTORY: Final = "contradictory"
 MISSING: Final = "missing"
 
-#: What the cost was computed from: unit prices, the gateway's own figure, or (a request's) the sum of its attempts.
+#: What the cost was computed from: unit prices, the provider's or the gateway's own figure, or (a request's) the sum of
+#: its attempts.
 BY_PRICES: Final = "prices"
+BY_PROVIDER: Final = "provider"
 BY_GATEWAY: Final = "gateway"
 BY_SUM: Final = "sum"
 
@@ -40,7 +46,12 @@ USAGE_FIELDS: Final = (
     "audio_prompt_tokens",
     "audio_completion_tokens",
 )
-PRICE_FIELDS: Final = (
+#: What a usage consists of in addition; an event names what is known and is not zero.
+_DETAILS: Final = tuple(
+    field.name for field in fields(Usage) if field.name not in {*USAGE_FIELDS, "parts", "estimated", "contradictory"}
+)
+#: Unit prices that every event names, known or not.
+_MAIN_PRICES: Final = (
     "input_usd",
     "output_usd",
     "cache_read_usd",
@@ -49,11 +60,15 @@ PRICE_FIELDS: Final = (
     "audio_output_usd",
     "reasoning_usd",
 )
+_PRICES: Final = (*_MAIN_PRICES, *(name for name in pricing.PRICE_FIELDS if name not in _MAIN_PRICES))
+#: Many values at once: every event reads them all.
+_counts_of, _details_of, _prices_of = attrgetter(*USAGE_FIELDS), attrgetter(*_DETAILS), attrgetter(*_PRICES)
 FIELDS: Final = (
     "id",
     "schema",
     "type",
     "tenant_id",
+    "key",
     "request_id",
     "attempt",
     "kind",
@@ -72,6 +87,7 @@ FIELDS: Final = (
     "status",
     "status_code",
     *USAGE_FIELDS,
+    "usage",
     "metering",
     "started_at_ms",
     "finished_at_ms",
@@ -79,6 +95,7 @@ FIELDS: Final = (
     "price_source",
     "prices",
     "cost_basis",
+    "gateway_cost_usd",
     "gateway_cost_usd_micros",
     "cost_usd",
     "cost_usd_micros",
@@ -87,7 +104,14 @@ FIELDS: Final = (
     "amount_usd_micros",
 )
 
+#: Fields that the first schema did not have.
+_SECOND: Final = frozenset({"key", "usage", "gateway_cost_usd"})
+
 _ID_BYTES: Final = 16
+_MOST_CHARS: Final = 200
+#: Of the provider's own account of a usage.
+MOST_RAW_CHARS: Final = 4000
+_DIGEST_CHARS: Final = 16
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 
 
@@ -98,7 +122,7 @@ class BillEvent:
     Attributes:
         id: The same for the same tenant, request, attempt and kind, always.
         type: ``attempt`` or ``request``.
-        tenant: Who pays.
+        tenant: The paying tenant.
         at_ms: Unix milliseconds: when it ended.
         body: The JSON text.
     """
@@ -110,10 +134,24 @@ class BillEvent:
     body: str
 
 
+def storable(text: str, most_chars: int = _MOST_CHARS) -> str:
+    """Return text that every database and JSON reader accepts: no NUL, no lone surrogates, of bounded length.
+
+    A text that is too long ends with a hash of the whole, so that different texts stay different.
+    """
+    if len(text) <= most_chars and text.isascii() and text.isprintable():
+        return text
+    whole = text.encode("utf-8", "replace")
+    kept = printable(whole.decode("utf-8"))
+    if len(kept) <= most_chars:
+        return kept
+    return f"{kept[: most_chars - _DIGEST_CHARS - 1]}~{hashlib.sha256(whole).hexdigest()[:_DIGEST_CHARS]}"
+
+
 def event_id(tenant: str, request_id: str, attempt: int, kind: str) -> str:
     """Return the event's identity: 32 hexadecimal digits of a hash over what it is about."""
-    said = _ENCODE([tenant, request_id, attempt, kind])
-    return hashlib.sha256(said.encode("ascii")).hexdigest()[: 2 * _ID_BYTES]
+    key = _ENCODE([tenant, request_id, attempt, kind])
+    return hashlib.sha256(key.encode("ascii")).hexdigest()[: 2 * _ID_BYTES]
 
 
 def encode(fields: Mapping[str, object]) -> str:
@@ -125,72 +163,138 @@ def encode(fields: Mapping[str, object]) -> str:
     return _ENCODE(fields)
 
 
-def usage_fields(usage: Usage | None) -> dict[str, int | None]:
-    """Return the tokens; each is None when nobody knows."""
-    return {name: None if usage is None else getattr(usage, name) for name in USAGE_FIELDS}
+def metering_of(usage: Usage | None) -> str:
+    """Return the source of the counts."""
+    if usage is None:
+        return MISSING
+    if usage.estimated:
+        return ESTIMATED
+    return CONTRADICTORY if usage.contradictory else EXACT
 
 
-def price_fields(price: Price) -> dict[str, str | None]:
-    """Return unit prices in US dollars a token, as text."""
-    return {name: None if (value := getattr(price, name)) is None else money.text(value) for name in PRICE_FIELDS}
+def usage_fields(usage: Usage | None) -> dict[str, object]:
+    """Return the token counts, None where they are unknown, and ``usage``: everything else that is known."""
+    if usage is None:
+        return {**dict.fromkeys(USAGE_FIELDS), "usage": None}
+    return {**dict(zip(USAGE_FIELDS, _counts_of(usage), strict=True)), "usage": _details(usage)}
+
+
+def _details(usage: Usage) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for name, value in zip(_DETAILS, _details_of(usage), strict=True):
+        if value is None:
+            continue
+        if isinstance(value, Decimal):
+            found[name] = pricing.decimal_text(value)
+        elif value:
+            found[name] = storable(value, MOST_RAW_CHARS) if isinstance(value, str) else value
+    if usage.parts:
+        found["parts"] = [
+            {name: value for name in USAGE_FIELDS if (value := getattr(part, name))} | _details(part)
+            for part in usage.parts
+        ]
+    return found
+
+
+def _usage_of(counts: Mapping[str, Any], details: Mapping[str, Any], metering: str = EXACT) -> Usage:
+    given: dict[str, Any] = {**counts, **details}
+    if "provider_cost_usd" in given:
+        given["provider_cost_usd"] = Decimal(given["provider_cost_usd"])
+    given["parts"] = tuple(_usage_of(part, {}) for part in given.get("parts", ()))
+    return Usage(**given, estimated=metering == ESTIMATED, contradictory=metering == CONTRADICTORY)
+
+
+def price_fields(price: Price, parts: Sequence[Price] = ()) -> dict[str, object]:
+    """Return unit prices in US dollars, as text; None where a main one is unknown. ``parts`` has those of each part."""
+    found: dict[str, object] = {
+        name: None if value is None else pricing.decimal_text(value)
+        for name, value in zip(_PRICES, _prices_of(price), strict=True)
+        if value is not None or name in _MAIN_PRICES
+    }
+    return {**found, "parts": [price_fields(part) for part in parts]} if parts else found
+
+
+def _price_of(written: Mapping[str, Any]) -> Price:
+    units: dict[str, Any] = {
+        name: Decimal(value) for name, value in written.items() if name != "parts" and value is not None
+    }
+    return Price(**units)
 
 
 def cost_fields(
     *,
     usage: Usage | None,
-    price: Price,
+    by_prices: Decimal | None,
     basis: str,
-    gateway_cost_usd_micros: int | None,
+    gateway_cost_usd: Decimal | None,
     margin_ratio: Decimal,
-) -> tuple[Decimal | None, dict[str, object]]:
-    """Compute what the tenant pays for an attempt; return it with the last fields of its event.
+) -> tuple[Decimal | None, Decimal | None, dict[str, object]]:
+    """Compute what an attempt costs and what its tenant pays; return both with the last fields of its event.
 
-    A cost or an amount that cannot be true is none.
+    A cost or an amount that cannot be true is None.
 
     Args:
-        usage: The tokens, or None.
-        price: Unit prices for a prompt of this size.
-        basis: ``prices`` or ``gateway``.
-        gateway_cost_usd_micros: The gateway's own figure, or None.
-        margin_ratio: What is added for the tenant.
+        usage: What was used, or None.
+        by_prices: What it costs at the unit prices, see ``pricing.cost_usd``.
+        basis: ``prices``, ``provider`` or ``gateway``.
+        gateway_cost_usd: The gateway's own figure, or None.
+        margin_ratio: What the tenant pays in addition.
     """
-    cost: Decimal | None = None
+    cost: Decimal | None
     if basis == BY_GATEWAY:
-        cost = None if gateway_cost_usd_micros is None else money.from_micros(gateway_cost_usd_micros)
-    elif usage is not None:
-        cost = money.cost_usd(usage, price)
-    cost = money.believable(cost)
-    amount = None if cost is None else money.believable(money.with_margin(cost, margin_ratio))
-    return amount, {
-        "cost_basis": None if cost is None else basis,
-        "gateway_cost_usd_micros": gateway_cost_usd_micros,
-        "cost_usd": None if cost is None else money.text(cost),
-        "cost_usd_micros": None if cost is None else money.micros(cost),
-        "margin_ratio": money.text(margin_ratio),
-        "amount_usd": None if amount is None else money.text(amount),
-        "amount_usd_micros": None if amount is None else money.micros(amount),
+        cost = gateway_cost_usd
+    elif basis == BY_PROVIDER:
+        cost = None if usage is None else usage.provider_cost_usd
+    else:
+        cost = by_prices
+    cost = pricing.plausible_usd(cost)
+    amount = None if cost is None else pricing.plausible_usd(pricing.with_margin(cost, margin_ratio))
+    return (
+        cost,
+        amount,
+        {
+            "cost_basis": None if cost is None else basis,
+            **money_fields("gateway_cost_usd", gateway_cost_usd),
+            **money_fields("cost_usd", cost),
+            "margin_ratio": pricing.decimal_text(margin_ratio),
+            **money_fields("amount_usd", amount),
+        },
+    )
+
+
+def money_fields(name: str, usd: Decimal | None) -> dict[str, object]:
+    """Return an amount as two fields: exactly, as text, and rounded to micro-dollars; None when it is unknown."""
+    return {
+        name: None if usd is None else pricing.decimal_text(usd),
+        f"{name}_micros": None if usd is None else pricing.micros(usd),
     }
 
 
 def replayed(event: Mapping[str, Any]) -> str:
-    """Compute an attempt's event anew from the facts and the price snapshot in it; return its JSON text.
+    """Recompute an attempt's event from the facts and the price snapshot in it; return its JSON text.
 
     Raises:
-        KeyError, TypeError, ValueError, ArithmeticError: it is no event of an attempt.
+        KeyError, TypeError, ValueError, ArithmeticError: it is not the event of an attempt.
     """
+    first = event["schema"] == _FIRST_SCHEMA
     usage = None
     if event["metering"] != MISSING:
-        usage = Usage(**{name: event[name] for name in USAGE_FIELDS}, estimated=event["metering"] == ESTIMATED)
+        counts = {name: event[name] for name in USAGE_FIELDS}
+        usage = _usage_of(counts, {} if first else event["usage"], event["metering"])
+    if first:
+        micros = event["gateway_cost_usd_micros"]
+        gateway_cost = None if micros is None else pricing.from_micros(micros)
+    else:
+        gateway_cost = None if event["gateway_cost_usd"] is None else Decimal(event["gateway_cost_usd"])
     prices = event["prices"]
-    units: dict[str, Any] = {name: None if prices[name] is None else Decimal(prices[name]) for name in PRICE_FIELDS}
-    price = Price(**units)
-    _, costs = cost_fields(
+    _, _, costs = cost_fields(
         usage=usage,
-        price=price,
+        by_prices=pricing.cost_usd(usage, _price_of(prices), [_price_of(part) for part in prices.get("parts", ())]),
         basis=event["cost_basis"] or BY_PRICES,
-        gateway_cost_usd_micros=event["gateway_cost_usd_micros"],
+        gateway_cost_usd=gateway_cost,
         margin_ratio=Decimal(event["margin_ratio"]),
     )
-    fields = {name: event[name] for name in FIELDS} | costs
-    fields["id"] = event_id(event["tenant_id"], event["request_id"], event["attempt"], event["kind"])
-    return encode(fields)
+    names = [name for name in FIELDS if not (first and name in _SECOND)]
+    written = {name: event[name] if name not in costs else costs[name] for name in names}
+    written["id"] = event_id(event["tenant_id"], event["request_id"], event["attempt"], event["kind"])
+    return encode(written)

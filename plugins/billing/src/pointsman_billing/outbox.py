@@ -1,19 +1,16 @@
-"""The outbox as the event loop sees it: a thread that owns the database and commits in groups."""
+"""The outbox as the event loop sees it: works for the SQLite thread that owns the database and commits in groups."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sqlite3
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, Final, NamedTuple, TypeVar
 
-from pointsman.store import patience
+from pointsman.store.sqlite import BUSY_RATIO, Outcome, SqliteThread, in_one_transaction
 
 from .bill import Bill
 from .database import Database
@@ -24,13 +21,13 @@ log: Final = logging.getLogger("pointsman.billing")
 T = TypeVar("T")
 
 
-class _Job(NamedTuple):
-    """Work for the thread, whether it writes, the caller's future, and the bills it writes down. Without work: close."""
+class _Work(NamedTuple):
+    """A call of the database, whether it writes, and the bills it writes down, with their holder."""
 
-    work: Callable[[Database], Any] | None
+    call: Callable[[Database], Any]
     writes: bool
-    future: asyncio.Future[Any] | None
     bills: Sequence[Bill] = ()
+    holder: str | None = None
 
 
 class Outbox:
@@ -43,7 +40,7 @@ class Outbox:
         directory: Where the database is.
         sinks: The names of the sinks that have to confirm events.
         fsync: Whether a commit survives a power failure.
-        timeout_s: Longest time one piece of work may take.
+        timeout_s: Longest time one piece of work may take, in seconds.
         max_bytes: How large it may grow.
 
     Attributes:
@@ -55,14 +52,22 @@ class Outbox:
     ) -> None:
         self.directory = directory
         self.commits = 0
-        self._sinks = tuple(sinks)
-        self._fsync = fsync
-        self._timeout_s = timeout_s
-        self._max_bytes = max_bytes
-        self._loop = asyncio.get_running_loop()
-        self._queue: SimpleQueue[_Job] = SimpleQueue()
-        self._closed = False
-        self._thread: threading.Thread | None = None
+        where = f"the outbox in {directory}"
+        self._thread: SqliteThread[_Work] = SqliteThread(
+            lambda: _Session(
+                Database(directory, sinks=sinks, fsync=fsync, timeout_s=timeout_s * BUSY_RATIO, max_bytes=max_bytes),
+                where,
+                self._count_commit,
+            ),
+            name="pointsman-billing",
+            where=where,
+            timeout_s=timeout_s,
+            unavailable=OutboxUnavailable,
+            log=log,
+        )
+
+    def _count_commit(self) -> None:
+        self.commits += 1
 
     async def open(self) -> None:
         """Open the database.
@@ -70,182 +75,147 @@ class Outbox:
         Raises:
             OutboxUnavailable: not possible.
         """
-        opened: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(target=self._serve, args=(opened,), name="pointsman-billing", daemon=True)
-        self._thread.start()
-        try:
-            await opened
-        except BaseException:
-            self.close_soon()
-            raise
+        await self._thread.open()
 
-    async def write(self, work: Callable[[Database], T]) -> T:
-        """Carry out work in a transaction; return when it is committed.
+    async def write(self, call: Callable[[Database], T]) -> T:
+        """Carry out work in a transaction; return its result when it is committed.
 
         Work that is given up, because the caller is cancelled or it takes too long, may still be carried out.
 
         Raises:
             OutboxUnavailable: it was not carried out, or there was no answer in time.
         """
-        return await self._ask(work, writes=True)
+        result: T = await self._thread.ask(_Work(call, writes=True))
+        return result
 
-    async def append(self, bills: Sequence[Bill]) -> list[bool]:
-        """Write bills down; say for each whether it still has to be announced. Return when they are committed.
+    async def append(self, bills: Sequence[Bill], *, holder: str | None = None) -> list[bool]:
+        """Write bills down; return for each whether it still has to be announced, when they are committed.
+
+        Args:
+            bills: The bills.
+            holder: The worker that releases them later; None: they count at once.
 
         Raises:
             OutboxUnavailable: as for ``write``.
         """
-        return await self._ask(lambda db: db.append(bills), writes=True, bills=bills)
+        work = _Work(lambda db: db.append(bills, holder=holder), writes=True, bills=bills, holder=holder)
+        result: list[bool] = await self._thread.ask(work)
+        return result
 
-    async def read(self, work: Callable[[Database], T]) -> T:
+    async def read(self, call: Callable[[Database], T]) -> T:
         """Carry out work that only reads.
 
         Raises:
             OutboxUnavailable: not possible.
         """
-        return await self._ask(work, writes=False)
-
-    def write_soon(self, work: Callable[[Database], object]) -> None:
-        """Carry out work in the next transaction, whatever comes of it."""
-        if not self._closed:
-            self._queue.put(_Job(work, True, None))
-
-    def close_soon(self) -> None:
-        """Let go of the database when everything that was asked for is done. Harmless when it has been said before."""
-        if not self._closed:
-            self._closed = True
-            self._queue.put(_Job(None, False, None))
-
-    async def close(self) -> None:
-        """Let go of the database, and wait until that is done, but not for long."""
-        self.close_soon()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join, self._timeout_s)
-
-    async def _ask(self, work: Callable[[Database], T], *, writes: bool, bills: Sequence[Bill] = ()) -> T:
-        if self._closed:
-            raise OutboxUnavailable(f"the outbox in {self.directory} has been closed")
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._queue.put(_Job(work, writes, future, bills))
-        timer = patience.after(self._loop, self._timeout_s, lambda: self._give_up(future))
-        try:
-            result: T = await future
-        finally:
-            timer.cancel()
+        result: T = await self._thread.ask(_Work(call, writes=False))
         return result
 
-    def _give_up(self, future: asyncio.Future[Any]) -> None:
-        if not future.done():
-            future.set_exception(
-                OutboxUnavailable(f"the outbox in {self.directory} did not answer within {self._timeout_s:g} s")
-            )
+    def write_soon(self, call: Callable[[Database], object]) -> None:
+        """Carry out work in the next transaction without waiting for it; an error is logged."""
+        self._thread.send(_Work(call, writes=True))
 
-    # -- on the thread ------------------------------------------------------------------------------------------------
+    def close_soon(self) -> None:
+        """Close the database when everything that was asked for is done. Harmless when it has been called before."""
+        self._thread.close_soon()
 
-    def _serve(self, opened: asyncio.Future[None]) -> None:
+    async def close(self) -> None:
+        """Close the database and wait for it, at most ``timeout_s``."""
         try:
-            # Less than the callers' patience, so that they hear the reason.
-            database = Database(
-                self.directory,
-                sinks=self._sinks,
-                fsync=self._fsync,
-                timeout_s=self._timeout_s * 0.8,
-                max_bytes=self._max_bytes,
-            )
-        except BaseException as err:  # noqa: BLE001 - whatever it is belongs to whoever opens the outbox
-            self._tell([(opened, None, err)])
-            return
-        listening = self._tell([(opened, None, None)])
-        while listening:
-            jobs = [self._queue.get()]
-            jobs += [self._queue.get() for _ in range(self._queue.qsize())]
-            closing = any(job.work is None for job in jobs)
-            listening = self._tell(self._carry_out(database, [job for job in jobs if job.work])) and not closing
-        database.close()
+            await self._thread.close()
+        except OutboxUnavailable as err:
+            log.warning("%s", err)
 
-    def _carry_out(self, database: Database, jobs: list[_Job]) -> list[tuple[Any, Any, BaseException | None]]:
-        writes = any(job.writes for job in jobs)
-        try:
-            if writes:
-                database.begin()
-            outcomes = self._append_all(database, [job for job in jobs if job.bills])
-            outcomes += [
-                (job.future, *self._carry_out_one(database, job, writes=writes)) for job in jobs if not job.bills
-            ]
-            if writes:
-                database.commit()
-                self.commits += 1
-        except Exception as err:  # noqa: BLE001 - every caller gets an answer, and the thread goes on
-            with suppress(sqlite3.Error):
-                database.rollback()
-            failure = self._failure(err)
-            if any(job.future is None for job in jobs):
-                log.warning("%s", failure)
-            return [(job.future, None, failure) for job in jobs]
-        return outcomes
 
-    def _append_all(self, database: Database, jobs: list[_Job]) -> list[tuple[Any, Any, BaseException | None]]:
-        """Write the bills of all down together; when that fails, those of each by themselves.
+class _Session:
+    """The open database; lives on the thread.
+
+    Args:
+        database: The database.
+        where: The database in messages.
+        on_commit: Called after each transaction that wrote.
+    """
+
+    def __init__(self, database: Database, where: str, on_commit: Callable[[], None]) -> None:
+        self._database = database
+        self._where = where
+        self._on_commit = on_commit
+
+    def carry_out(self, works: Sequence[_Work]) -> list[Outcome]:
+        """Carry out a group of works in one transaction."""
+        writes = any(work.writes for work in works)
+        return in_one_transaction(
+            self, works, lambda group: self._carry_out_all(group, writes=writes), writes=writes, failure=self._failure
+        )
+
+    def begin(self) -> None:
+        """Begin a transaction that writes."""
+        self._database.begin()
+
+    def commit(self) -> None:
+        """Commit the transaction."""
+        self._database.commit()
+        self._on_commit()
+
+    def rollback(self) -> None:
+        """Undo the transaction if there is one."""
+        with suppress(sqlite3.Error):
+            self._database.rollback()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def _carry_out_all(self, works: Sequence[_Work], *, writes: bool) -> list[Outcome]:
+        outcomes: dict[int, Outcome] = {}
+        for holder in {work.holder for work in works if work.bills}:
+            indexes = [index for index, work in enumerate(works) if work.bills and work.holder == holder]
+            appended = self._append_all([works[index] for index in indexes], holder)
+            outcomes |= zip(indexes, appended, strict=True)
+        for index, work in enumerate(works):
+            if not work.bills:
+                outcomes[index] = self._carry_out_one(work.call, writes=writes)
+        return [outcomes[index] for index in range(len(works))]
+
+    def _append_all(self, works: Sequence[_Work], holder: str | None) -> list[Outcome]:
+        """Write the bills of all works down together; if that fails, those of each work by themselves.
 
         Raises:
             sqlite3.OperationalError: the database failed.
         """
-        if len(jobs) > 1:
-            bills = [bill for job in jobs for bill in job.bills]
-            together = jobs[0]._replace(work=lambda db: db.append(bills))
-            result, failure = self._carry_out_one(database, together, writes=True)
-            if failure is None:
-                unannounced = iter(result)
-                return [(job.future, list(islice(unannounced, len(job.bills))), None) for job in jobs]
-        return [(job.future, *self._carry_out_one(database, job, writes=True)) for job in jobs]
+        if len(works) > 1:
+            bills = [bill for work in works for bill in work.bills]
+            together = self._carry_out_one(lambda db: db.append(bills, holder=holder), writes=True)
+            if together.error is None:
+                unannounced = iter(together.result)
+                return [Outcome(list(islice(unannounced, len(work.bills)))) for work in works]
+        return [self._carry_out_one(work.call, writes=True) for work in works]
 
-    def _carry_out_one(self, database: Database, job: _Job, *, writes: bool) -> tuple[Any, OutboxUnavailable | None]:
-        """Return the work's result and None, or None and its error when that is its own.
+    def _carry_out_one(self, call: Callable[[Database], Any], *, writes: bool) -> Outcome:
+        """Return the outcome of one work; one that fails by itself is undone alone.
 
         Raises:
-            sqlite3.OperationalError: the database failed; what becomes of the others' work is unknown.
+            sqlite3.OperationalError: the database failed; the state of the other works is unknown.
         """
-        assert job.work is not None  # noqa: S101  # the others have been sorted out
         result: Any = None
         failure: OutboxUnavailable | None = None
         if writes:
-            database.begin_part()
+            self._database.begin_part()
         try:
-            result = job.work(database)
+            result = call(self._database)
         except OutboxFull as err:
-            # It has written nothing, but may have made some room.
+            # It wrote nothing, but may have made some room.
             failure = err
         except sqlite3.OperationalError:
             raise
-        except Exception as err:  # noqa: BLE001 - an error of one is none of the others
+        except Exception as err:  # noqa: BLE001 - an error of one work is not an error of the others
             failure = self._failure(err)
+            failure.__cause__ = err
             if writes:
-                database.undo_part()
-            if job.future is None:
-                log.warning("%s", failure)
+                self._database.undo_part()
         if writes:
-            database.end_part()
-        return result, failure
+            self._database.end_part()
+        return Outcome(result, failure)
 
-    def _failure(self, err: Exception) -> OutboxUnavailable:
-        failure = OutboxUnavailable(f"the outbox in {self.directory} failed: {err}")
-        failure.__cause__ = err
-        return failure
-
-    def _tell(self, outcomes: list[tuple[Any, Any, BaseException | None]]) -> bool:
-        """Give the callers what came of their work, all in one go; False when their event loop is gone."""
-        try:
-            self._loop.call_soon_threadsafe(_resolve, outcomes)
-        except RuntimeError:
-            return False
-        return True
-
-
-def _resolve(outcomes: list[tuple[Any, Any, BaseException | None]]) -> None:
-    for future, result, error in outcomes:
-        if future is None or future.done():
-            continue
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+    def _failure(self, err: BaseException) -> OutboxUnavailable:
+        return OutboxUnavailable(f"{self._where} failed: {err}")

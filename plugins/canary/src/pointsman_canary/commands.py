@@ -1,45 +1,38 @@
-"""``pointsman canary ...``: the admin routes as commands."""
+"""``pointsman canary ...``: the admin routes of a running proxy as commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TextIO
 
 import click
 import yaml
 from rich.table import Table
 
-from pointsman.client import AdminClient, admin_options, segment, table, when
+from pointsman.client import AdminClient, admin_options, segment, signed, table, watchable, when
+from pointsman.text import duration
 
 BASE: Final = "/canary"
-
-who_option: Final = click.option("--who", help="For the audit trail; the default is the admin key's user or alias.")
-reason_option: Final = click.option("--reason", help="For the audit trail.")
-
-
-def signed(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--who`` and ``--reason``."""
-    return who_option(reason_option(command))
 
 
 @click.group()
 def canary() -> None:
-    """Rollouts and A/B experiments: watch, promote, roll back, pause, resume."""
+    """Rollouts and A/B experiments: watch, step, promote, roll back, pause, resume."""
 
 
 @canary.command("list")
+@watchable
 @admin_options
 def list_experiments(admin: AdminClient) -> None:
-    """List the experiments in the order in which they are asked."""
+    """List the experiments in the order in which they match requests."""
     answer = admin.get(BASE)
     admin.show(answer, lambda: _overview(answer["experiments"]))
-    if not admin.as_json:
-        for problem in answer["problems"]:
-            click.echo(f"problem: {problem}", err=True)
+    admin.show_problems(answer["problems"])
 
 
 @canary.command()
 @click.argument("name")
+@watchable
 @admin_options
 def show(admin: AdminClient, name: str) -> None:
     """Show one experiment with its analysis."""
@@ -51,7 +44,7 @@ def show(admin: AdminClient, name: str) -> None:
 @signed
 @admin_options
 def create(admin: AdminClient, file: TextIO, who: str | None, reason: str | None) -> None:
-    """Begin the experiment that FILE (YAML or JSON, - for standard input) defines."""
+    """Begin the experiment defined in FILE (YAML or JSON, - for standard input)."""
     _show(admin, admin.post(BASE, {"experiment": _definition(file), **_signature(who, reason)}))
 
 
@@ -68,7 +61,7 @@ def restart(admin: AdminClient, name: str, file: TextIO | None, who: str | None,
 
 @canary.command()
 @click.argument("name")
-@click.option("--arm", help="Which one, when there are several.")
+@click.option("--arm", help="The arm to promote, when there are several.")
 @signed
 @admin_options
 def promote(admin: AdminClient, name: str, arm: str | None, who: str | None, reason: str | None) -> None:
@@ -91,7 +84,7 @@ def rollback(admin: AdminClient, name: str, who: str | None, reason: str | None)
 @signed
 @admin_options
 def pause(admin: AdminClient, name: str, who: str | None, reason: str | None) -> None:
-    """Keep the present weights; a canary that is worse is still rolled back."""
+    """Keep the current weights; a canary that is worse is still rolled back."""
     _show(admin, admin.post(f"{BASE}/{segment(name)}/pause", _signature(who, reason)))
 
 
@@ -100,8 +93,17 @@ def pause(admin: AdminClient, name: str, who: str | None, reason: str | None) ->
 @signed
 @admin_options
 def resume(admin: AdminClient, name: str, who: str | None, reason: str | None) -> None:
-    """Go on after a pause."""
+    """Continue after a pause."""
     _show(admin, admin.post(f"{BASE}/{segment(name)}/resume", _signature(who, reason)))
+
+
+@canary.command()
+@click.argument("name")
+@signed
+@admin_options
+def step(admin: AdminClient, name: str, who: str | None, reason: str | None) -> None:
+    """Enter the next step at once; a paused rollout stays paused."""
+    _show(admin, admin.post(f"{BASE}/{segment(name)}/step", _signature(who, reason)))
 
 
 @canary.command()
@@ -116,7 +118,7 @@ def weight(admin: AdminClient, name: str, percents: Sequence[str], who: str | No
 
 @canary.command()
 @click.argument("name")
-@click.option("--force", is_flag=True, help="Also while it is not finished.")
+@click.option("--force", is_flag=True, help="Delete it although it is not finished.")
 @signed
 @admin_options
 def delete(admin: AdminClient, name: str, *, force: bool, who: str | None, reason: str | None) -> None:
@@ -129,7 +131,9 @@ def delete(admin: AdminClient, name: str, *, force: bool, who: str | None, reaso
 
 @canary.command()
 @click.argument("name")
-@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Newest entries.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="Number of entries, the newest."
+)
 @admin_options
 def audit(admin: AdminClient, name: str, limit: int) -> None:
     """Show every change of an experiment, with who and why."""
@@ -171,7 +175,7 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError as err:
-        raise click.BadParameter(f"{text!r} is no number", param_hint="PERCENT") from err
+        raise click.BadParameter(f"{text!r} is not a number", param_hint="PERCENT") from err
 
 
 def _overview(experiments: Sequence[Mapping[str, Any]]) -> Table:
@@ -200,28 +204,48 @@ def _show(admin: AdminClient, answer: Mapping[str, Any]) -> None:
     # Only a rollout has a canary.
     other = "canary" if answer["kind"] == "rollout" else "this arm"
     columns = ["arm", "metric", "verdict", "stable", other, "stable n", f"{other} n", "p harm", "p harmless"]
+    if answer.get("warning") and not admin.as_json:
+        click.echo(f"warning: {answer['warning']}", err=True)
     admin.show(
         answer,
         lambda: _overview([answer]),
+        lambda: table(
+            ["arm", "requests in this run", "failed", "disconnected", "success"],
+            [
+                [arm, total["requests"], total["failed"], total["disconnected"], _figure(total["success_ratio"])]
+                for arm, total in answer["totals"].items()
+            ],
+        ),
+        lambda: table(["until promoted, if it is like stable", "requests per second"], [_estimate(answer)]),
         lambda: table(
             columns,
             [
                 [
                     arm,
-                    found["metric"],
-                    found["verdict"],
-                    _figure(found["stable"]),
-                    _figure(found["canary"]),
-                    found["stable_samples"],
-                    found["canary_samples"],
-                    f"{found['p_harm']:.2g}",
-                    f"{found['p_harmless']:.2g}",
+                    finding["metric"],
+                    finding["verdict"],
+                    _figure(finding["stable"]),
+                    _figure(finding["canary"]),
+                    finding["stable_samples"],
+                    finding["canary_samples"],
+                    f"{finding['p_harm']:.2g}",
+                    f"{finding['p_harmless']:.2g}",
                 ]
                 for arm, findings in answer["analysis"].items()
-                for found in findings
+                for finding in findings
             ],
         ),
     )
+
+
+def _estimate(answer: Mapping[str, Any]) -> list[str | None]:
+    estimate, rate = answer["estimate"], answer["requests_per_s"]
+    if estimate is None:
+        return [None, _figure(rate)]
+    if estimate["requests"] is None:
+        return ["never: a margin is too small to be shown", _figure(rate)]
+    lasts = "" if estimate["seconds"] is None else f", {duration(estimate['seconds'])}"
+    return [f"about {estimate['requests']} requests{lasts}", _figure(rate)]
 
 
 def _figure(value: float | None) -> str | None:

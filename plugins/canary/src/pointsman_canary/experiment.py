@@ -1,4 +1,4 @@
-"""What an experiment is: its definition, as it is written in the configuration or sent over HTTP.
+"""The definition of an experiment, as it is written in the configuration or sent over HTTP.
 
 Two kinds. A rollout has one ``canary`` and a plan of ``steps`` (or a ``ramp``); a plain A/B experiment has ``arms`` with
 fixed weights. Everything else is the same for both.
@@ -10,15 +10,19 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, model_validator
+
+from pointsman.config import Section
 
 from .assignment import FULL_BP, Hasher
 
 STABLE: Final = "stable"
 CANARY: Final = "canary"
 MAX_STEPS: Final = 200
+#: With these a canary like stable is promoted within a day at one request per second.
+DEFAULT_STEPS: Final = (2.0, 10.0, 25.0, 50.0, 100.0)
 
 NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}$")
 
@@ -31,12 +35,6 @@ _UNITS: Final = ("request", "key", "end_user", "session")
 _CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-api-key", "api-key", "x-litellm-api-key"})
 
 
-class Model(BaseModel):
-    """Base of the definitions: nothing unknown, nothing infinite, nothing changes."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
 def basis_points(percent: float) -> int:
     """Return a percentage in 1/10 000.
 
@@ -45,11 +43,13 @@ def basis_points(percent: float) -> int:
     """
     points = round(percent * FULL_BP / 100)
     if abs(points - percent * FULL_BP / 100) > 1e-6:  # noqa: PLR2004  # rounding of a decimal fraction
-        raise ValueError(f"{percent} % is finer than 0.01 %, the resolution of the assignment")
+        raise ValueError(
+            f"{percent} % is finer than 0.01 %, the resolution of the assignment; use at most two decimals"
+        )
     return points
 
 
-class Version(Model):
+class Version(Section):
     """A version of the model in the registry plugin."""
 
     version: Text = Field(description="The version's id.")
@@ -59,18 +59,18 @@ class Version(Model):
 Target: TypeAlias = Text | Version
 
 
-class Arm(Model):
+class Arm(Section):
     """One arm of a plain A/B experiment."""
 
     target: Target = Field(description="A model group, a deployment id, or {version: id}.")
-    percent: Percent = Field(description="Its share of the units, in percent, at most two decimals.")
+    percent: Percent = Field(description="Share of the units, in percent, at most two decimals.")
 
 
-class Ramp(Model):
-    """Steps of one size."""
+class Ramp(Section):
+    """Steps of equal size."""
 
     initial_percent: float = Field(gt=0, le=100, description="Weight of the first step, in percent.")
-    step_percent: float = Field(gt=0, le=100, description="What each step adds, in percent.")
+    step_percent: float = Field(gt=0, le=100, description="Increase of the weight per step, in percent.")
     max_percent: float = Field(default=100, gt=0, le=100, description="Weight of the last step, in percent.")
 
     def percents(self) -> list[float]:
@@ -84,12 +84,14 @@ class Ramp(Model):
             raise ValueError(f"initial_percent {self.initial_percent} is above max_percent {self.max_percent}")
         points = [*range(first, last, size), last]
         if len(points) > MAX_STEPS:
-            raise ValueError(f"a ramp of {len(points)} steps is too long; at most {MAX_STEPS}")
+            raise ValueError(
+                f"a ramp of {len(points)} steps is too long; at most {MAX_STEPS} are allowed, so raise step_percent"
+            )
         return [point * 100 / FULL_BP for point in points]
 
 
 class MetricName(StrEnum):
-    """What can be compared."""
+    """The metrics of a comparison."""
 
     ERROR_RATE = "error_rate"
     DISCONNECT_RATE = "disconnect_rate"
@@ -116,14 +118,14 @@ _DEFAULTS: Final[dict[MetricName, dict[str, Any]]] = {
 }
 
 
-class Metric(Model):
+class Metric(Section):
     """One comparison of the canary with stable.
 
-    "Fail" is said when it is shown that the canary is worse by more than ``tolerance``; "pass" when it is shown that it
-    is worse by less than ``margin``, or not at all, and nothing speaks for a fail.
+    It fails when the canary is shown to be worse by more than ``tolerance``. It passes when the canary is shown to be
+    worse by less than ``margin``, or not worse, and there is no evidence for a fail.
     """
 
-    metric: MetricName = Field(description="What is compared.")
+    metric: MetricName = Field(description="The metric.")
     statistic: str = Field(
         default="mean",
         pattern=r"^(mean|p[1-9][0-9]?)$",
@@ -133,16 +135,18 @@ class Metric(Model):
         default=0.0,
         ge=0,
         le=10,
-        description="How much worse is no harm yet. Rates and score: absolute (0.01 is one point); else relative.",
+        description="Deterioration that is not harm yet. Rates and score: absolute (0.01 is one point); else relative.",
     )
     margin: float = Field(
         default=0.05,
         gt=0,
         le=10,
-        description="How much worse must be ruled out before a pass; not below the tolerance. Same unit.",
+        description="Deterioration that must be ruled out before a pass; at least the tolerance, in the same unit.",
     )
-    required: bool = Field(default=True, description="False: it can fail the canary, but is not needed for a pass.")
-    share: float = Field(default=1.0, gt=0, le=1000, description="Its share of alpha, relative to the other metrics.")
+    required: bool = Field(
+        default=True, description="false: the metric can fail the canary but is not needed for a pass."
+    )
+    share: float = Field(default=1.0, gt=0, le=1000, description="Share of alpha, relative to the other metrics.")
 
     @model_validator(mode="before")
     @classmethod
@@ -160,9 +164,13 @@ class Metric(Model):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.margin < self.tolerance:
-            raise ValueError(f"margin {self.margin} is below tolerance {self.tolerance}: nothing could pass or fail")
+            raise ValueError(
+                f"margin {self.margin} is below tolerance {self.tolerance}; it must be at least the tolerance"
+            )
         if self.metric in BOUNDED and self.statistic != "mean":
-            raise ValueError(f"statistic {self.statistic!r} makes no sense for {self.metric}; leave it out")
+            raise ValueError(
+                f"statistic {self.statistic!r} does not apply to {self.metric}, which is compared by its mean; remove it"
+            )
         return self
 
     @property
@@ -176,25 +184,25 @@ class Metric(Model):
         return f"{self.metric}:{self.statistic}"
 
 
-class Filter(Model):
-    """Which requests take part: those that match everything given here."""
+class Filter(Section):
+    """Which requests take part: those that match every field that is set."""
 
     tenant: Text | None = Field(default=None, description="The caller's tenant.")
-    key: Text | None = Field(default=None, description="The caller's key: its alias or LiteLLM's hash of it.")
+    key: Text | None = Field(default=None, description="The caller's key: its alias or LiteLLM's hash.")
     headers: dict[Annotated[str, StringConstraints(to_lower=True, min_length=1)], str] = Field(
-        default={}, description="Request headers and the exact values they must have."
+        default={}, description="Request headers and their exact values."
     )
 
 
-class Gates(Model):
-    """Webhooks to ask, by their names in the plugin's ``webhooks``."""
+class Gates(Section):
+    """Webhooks of an experiment, by their names in the plugin's ``webhooks``."""
 
     before_step: Name | None = Field(default=None, description="Asked before each step.")
     before_promotion: Name | None = Field(default=None, description="Asked before the promotion.")
-    after_rollback: Name | None = Field(default=None, description="Told after a rollback; its verdict is ignored.")
+    after_rollback: Name | None = Field(default=None, description="Notified after a rollback; its verdict is ignored.")
 
     def names(self) -> list[str]:
-        """Return the webhooks that are asked somewhere."""
+        """Return the names of the webhooks that are set."""
         return [name for name in (self.before_step, self.before_promotion, self.after_rollback) if name is not None]
 
     def at(self, gate: str) -> str | None:
@@ -209,7 +217,7 @@ class PlannedStep:
 
     Attributes:
         weight_bp: The canary's weight, in 1/10 000.
-        waits: Whether a person must say "resume" after it.
+        waits: Whether the rollout pauses after it until ``resume``.
     """
 
     weight_bp: int
@@ -219,66 +227,99 @@ class PlannedStep:
 Step: TypeAlias = Annotated[float, Field(gt=0, le=100)] | Literal["pause"]
 
 
-class Experiment(Model):
+class Experiment(Section):
     """One experiment."""
 
     name: Name = Field(description="Lower-case letters, digits, hyphens and underscores.")
-    model: Text = Field(description="The model name that clients ask for.")
+    model: Text = Field(description="The model name that clients request.")
     stable: Target | None = Field(
-        default=None, description="What the canary is compared with; by default where the request would go anyway."
+        default=None, description="Target of the stable arm; null: where the request would go without the experiment."
     )
-    canary: Target | None = Field(default=None, description="Rollout: what is to be rolled out.")
-    arms: dict[Name, Arm] | None = Field(default=None, description="A/B: the arms beside stable, at fixed weights.")
+    canary: Target | None = Field(default=None, description="Rollout: target of the canary arm.")
+    arms: dict[Name, Arm] | None = Field(
+        default=None, description="A/B: the arms other than stable, with fixed weights."
+    )
     unit: str = Field(
         default="request",
-        description="What stays on one arm: request, key, end_user, session, or header:<name>.",
+        description="Unit of the assignment, which stays on one arm: request, key, end_user, session or header:<name>.",
     )
-    salt: Text | None = Field(default=None, description="Chooses which units come first; by default the name.")
-    salted: bool = Field(default=True, description="False: plain FNV-1a-64 of the unit in 1000 buckets.")
-    filter: Filter = Field(default=Filter(), description="Which requests take part; by default all of the model.")
+    salt: Text | None = Field(default=None, description="Changes which units are assigned first; null: the name.")
+    salted: bool = Field(
+        default=True,
+        description="false: plain FNV-1a-64 of the unit in 1000 buckets, the same units in every experiment.",
+    )
+    filter: Filter = Field(default=Filter(), description="Which requests of the model take part; empty: all.")
     steps: tuple[Step, ...] | None = Field(
         default=None,
         max_length=MAX_STEPS,
-        description="Rollout: weights in percent, increasing; 'pause' waits for a person. By default [1, 5, 25, 50, 100].",
+        description="Rollout: increasing weights in percent; 'pause' waits for 'resume'. null: [2, 10, 25, 50, 100].",
     )
-    ramp: Ramp | None = Field(default=None, description="Rollout: instead of steps.")
-    interval_s: float = Field(default=600, gt=0, le=30 * 86_400, description="Shortest time of one step, in seconds.")
-    min_samples: int = Field(default=50, ge=1, le=10_000_000, description="Fewest requests of each arm in a step.")
+    ramp: Ramp | None = Field(default=None, description="Rollout: steps of equal size, instead of steps.")
+    interval_s: float = Field(
+        default=600,
+        gt=0,
+        le=30 * 86_400,
+        description="Shortest duration of a step, in seconds; longer than the longest request.",
+    )
+    min_samples: int = Field(
+        default=50, ge=1, le=10_000_000, description="Observations of each arm that a pass needs, per step."
+    )
     inconclusive_limit_s: float = Field(
-        default=3600,
+        default=7 * 86_400,
         gt=0,
         le=90 * 86_400,
-        description="How long after the interval an undecided step waits before it pauses, in seconds.",
+        description="Time after the interval until an undecided step pauses, in seconds; a week, since evidence needs requests and these may be rare.",
+    )
+    inconclusive_samples: int = Field(
+        default=50_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Observations of an arm after which an undecided step pauses before that time: ten times what a healthy one needs.",
     )
     window_s: float = Field(
-        default=3600,
+        default=86_400,
         gt=0,
         le=90 * 86_400,
-        description="Statistics are restarted this often within a step and count for two windows, in seconds.",
+        description="Statistics restart after this time within a step and count for two windows, in seconds; a day, so that rare requests add up.",
+    )
+    window_samples: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000_000,
+        description="Statistics restart before that time after this many observations of an arm, so that a new failure is not hidden by a long good record.",
     )
     metrics: tuple[Metric, ...] = Field(
         default=(Metric(metric=MetricName.ERROR_RATE), Metric(metric=MetricName.LATENCY_MS)),
         min_length=1,
         max_length=16,
-        description="What is compared.",
+        description="Metrics of the comparison.",
     )
     alpha: float = Field(
-        default=0.01, gt=0, lt=1, description="Chance that a harmless canary is ever failed, for the whole rollout."
+        default=0.01, gt=0, lt=1, description="Probability that a harmless canary ever fails, for the whole rollout."
     )
     beta: float = Field(
-        default=0.05, gt=0, lt=1, description="Chance that a canary at the margin passes a metric of a step."
+        default=0.05, gt=0, lt=1, description="Probability that a canary at the margin passes a metric of a step."
+    )
+    min_success_ratio: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="Success rate, 0 to 1, that an arm must have whatever stable does: below it no step passes, and an arm shown to be below it fails; null: only the comparison.",
     )
     pass_on: Literal["evidence", "samples"] = Field(
         default="evidence",
-        description="'evidence': harm beyond the margin must be ruled out; 'samples': min_samples without a fail.",
+        description="A pass needs 'evidence' (harm beyond the margin is ruled out) or 'samples' (min_samples without a fail).",
     )
     on_fail: Literal["rollback", "pause", "report"] | None = Field(
-        default=None, description="What a fail does; by default rollback for a rollout and report for A/B."
+        default=None, description="Reaction to a fail; null: rollback for a rollout, report for A/B."
     )
     fallback_to_stable: bool = Field(
-        default=False, description="Whether stable answers when the assigned arm cannot; still counted as its failure."
+        default=False,
+        description="Let stable answer when the assigned arm fails; it still counts as the arm's failure.",
     )
-    gates: Gates = Field(default=Gates(), description="Webhooks that decide with us.")
+    gates: Gates = Field(
+        default=Gates(), description="Webhooks that are asked before steps and promotion, or notified of a rollback."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -289,9 +330,9 @@ class Experiment(Model):
         if len(set(keys)) < len(keys):
             raise ValueError("metrics: the same statistic of the same metric is listed twice")
         if not any(metric.required for metric in self.metrics):
-            raise ValueError("metrics: at least one must be required, or no step could ever pass")
+            raise ValueError("metrics: at least one must be required, else no step can pass")
         if any(name in _CREDENTIALS for name in self.filter.headers):
-            raise ValueError("filter.headers: credentials cannot be matched; use filter.key")
+            raise ValueError("filter.headers: credentials cannot be matched; use filter.key instead")
         return self
 
     def _check_arms(self) -> None:
@@ -299,11 +340,13 @@ class Experiment(Model):
             raise ValueError("give either 'canary' (a rollout) or 'arms' (plain A/B)")
         if self.arms is not None:
             if not self.arms:
-                raise ValueError("arms: name at least one arm beside stable")
+                raise ValueError("arms: name at least one arm other than stable")
             if STABLE in self.arms:
-                raise ValueError("arms: 'stable' is described by the key 'stable' and gets the remaining weight")
+                raise ValueError(
+                    "arms: 'stable' is not an arm here; set its target with the key 'stable', it gets the remaining weight"
+                )
             if sum(basis_points(arm.percent) for arm in self.arms.values()) > FULL_BP:
-                raise ValueError("arms: the percentages are more than 100 together")
+                raise ValueError("arms: the percentages add up to more than 100")
         targets = list(self.targets.values())
         if self.stable is not None:
             targets.append(self.stable)
@@ -317,7 +360,7 @@ class Experiment(Model):
         if self.unit not in _UNITS and not _HEADER.match(self.unit):
             raise ValueError(f"unit: {self.unit!r} is not allowed; use {', '.join(_UNITS)} or header:<name>")
         if self.unit.removeprefix("header:") in _CREDENTIALS:
-            raise ValueError("unit: credentials cannot be a unit; use 'key'")
+            raise ValueError("unit: credentials cannot be a unit; use 'key' instead")
 
     def _check_plan(self) -> None:
         if self.arms is not None:
@@ -335,13 +378,13 @@ class Experiment(Model):
             if any(after <= before for before, after in pairwise(weights)):
                 raise ValueError("steps: the weights must increase")
             if self.steps[-1] == "pause" and weights[-1] == FULL_BP:
-                raise ValueError("steps: nothing can wait after 100 %; put 'pause' before it")
+                raise ValueError("steps: 'pause' after 100 % has no effect; put it before 100")
             if any(a == b == "pause" for a, b in pairwise(self.steps)):
                 raise ValueError("steps: two pauses follow each other")
 
     @property
     def targets(self) -> dict[str, Target]:
-        """The arms beside stable, in the order in which they lie on the buckets."""
+        """The arms other than stable and their targets, in the order of their buckets."""
         if self.arms is not None:
             return {name: arm.target for name, arm in self.arms.items()}
         assert self.canary is not None  # noqa: S101  # checked at construction
@@ -349,26 +392,26 @@ class Experiment(Model):
 
     @property
     def written(self) -> dict[str, Target]:
-        """All targets that are given, by the keys where they are written."""
-        found: dict[str, Target | None] = {"stable": self.stable, "canary": self.canary}
-        found |= {f"arms.{name}.target": arm.target for name, arm in (self.arms or {}).items()}
-        return {key: target for key, target in found.items() if target is not None}
+        """All targets that are set, by their keys in the definition."""
+        targets: dict[str, Target | None] = {"stable": self.stable, "canary": self.canary}
+        targets |= {f"arms.{name}.target": arm.target for name, arm in (self.arms or {}).items()}
+        return {key: target for key, target in targets.items() if target is not None}
 
     @property
     def failing(self) -> Literal["rollback", "pause", "report"]:
-        """What a fail does."""
+        """The reaction to a fail."""
         return self.on_fail or ("report" if self.arms is not None else "rollback")
 
     @property
     def hasher(self) -> Hasher:
-        """What puts units into buckets."""
+        """Puts units into buckets."""
         return Hasher.salted(self.salt or self.name) if self.salted else Hasher.unsalted()
 
     def plan(self) -> tuple[PlannedStep, ...]:
         """Return the steps of a rollout, in order; none for A/B."""
         if self.arms is not None:
             return ()
-        steps: tuple[Step, ...] = self.steps or (1, 5, 25, 50, 100)
+        steps: tuple[Step, ...] = self.steps or DEFAULT_STEPS
         if self.ramp is not None:
             steps = tuple(self.ramp.percents())
         planned: list[PlannedStep] = []
@@ -380,5 +423,5 @@ class Experiment(Model):
         return tuple(planned)
 
     def rivals(self, other: Experiment) -> bool:
-        """Say whether the other experiment wants the same requests."""
+        """Say whether the other experiment matches the same requests."""
         return self.model == other.model and self.filter == other.filter

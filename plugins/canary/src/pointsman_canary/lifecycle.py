@@ -13,21 +13,21 @@ from . import analysis
 from .analysis import Verdict
 from .assignment import FULL_BP
 from .experiment import STABLE, Experiment, Version, basis_points
-from .rollout import ITSELF, Activation, Change, Gate, Phase, Rollout
+from .rollout import ITSELF, Activation, Change, Gate, Phase, Rollout, Total
 
 if TYPE_CHECKING:
     from .metrics import Histogram
 
-#: The most that one tick counts, in seconds, whatever the clock says.
+#: The most time that one tick counts, in seconds, whatever the clock shows.
 MAX_TICK_S: Final = 5.0
-#: How long a gate that said "wait" is left alone, in seconds.
+#: Time until a gate that answered "wait" is asked again, in seconds.
 GATE_RETRY_S: Final = 30.0
 
 Outcome: TypeAlias = tuple[Rollout, tuple[Change, ...]]
 
 
 class Refused(ValueError):
-    """What was asked for contradicts the state; the message says what to do instead."""
+    """The request contradicts the state; the message says what to do instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def _weighted(rollout: Rollout, weights_bp: tuple[int, ...]) -> Rollout:
         passed=False,
         gate=None,
         failed=(),
+        stage_requests=0,
+        stage_samples=0,
         analyses={arm: analysis.restarted(state) for arm, state in rollout.analyses.items()},
     )
 
@@ -99,18 +101,29 @@ def create(
 
 
 def _next(rollout: Rollout, now: float, *, resumed: bool = False) -> Outcome:
-    """Go on after a step that has passed: to the next one, to a gate, to the promotion, or wait for a person."""
+    """Continue after a step that has passed: with the next one, a gate, the promotion, or a pause."""
     plan = rollout.experiment.plan()
     rollout = replace(rollout, passed=True)
     waits = rollout.step >= 0 and plan[rollout.step].waits and not resumed
     if waits or rollout.step + 1 == len(plan):
-        why = "the step has passed; a person decides" if waits else "the last step has passed; promote or roll back"
+        why = (
+            "the step has passed; resume, promote or roll back"
+            if waits
+            else "the last step has passed; promote or roll back"
+        )
         return _changed(rollout, replace(rollout, phase=Phase.PAUSED), "pause", Cause(ITSELF, why, now))
     last = plan[rollout.step + 1].weight_bp == FULL_BP
     gate = Gate.BEFORE_PROMOTION if last else Gate.BEFORE_STEP
     if rollout.experiment.gates.at(gate) is not None:
         return replace(rollout, gate=gate, gate_since_s=rollout.elapsed_s, gate_due_s=rollout.elapsed_s), ()
-    return _enter(rollout, Cause(ITSELF, "the step before has passed" if rollout.step >= 0 else "begin", now))
+    notes = [
+        f"{finding.metric} {finding.note}"
+        for findings in rollout.findings().values()
+        for finding in findings
+        if finding.note and not finding.needed
+    ]
+    why = "; ".join(("the previous step has passed", *notes)) if rollout.step >= 0 else "begin"
+    return _enter(rollout, Cause(ITSELF, why, now))
 
 
 def _enter(rollout: Rollout, cause: Cause) -> Outcome:
@@ -121,42 +134,69 @@ def _enter(rollout: Rollout, cause: Cause) -> Outcome:
         return promote(replace(rollout, step=number), cause)
     after = replace(_weighted(rollout, (weight,)), step=number)
     if not any(rollout.weights_bp):
-        # Nothing has been looked at yet, so the first part of alpha is still whole.
+        # Nothing has been tested yet, so the first part of alpha is unspent.
         after = replace(after, analyses=rollout.analyses)
     return _changed(rollout, after, "step", cause)
 
 
-def tick(rollout: Rollout, now: float, observed: Mapping[str, Mapping[str, Histogram]] | None = None) -> Outcome:
+def tick(
+    rollout: Rollout,
+    now: float,
+    observed: Mapping[str, Mapping[str, Histogram]] | None = None,
+    late: Mapping[str, Mapping[str, Histogram]] | None = None,
+) -> Outcome:
     """Let time pass, take in what was observed, and decide.
 
     Args:
         rollout: The state.
         now: Unix seconds.
         observed: New observations of this stage: arm (stable included) to metric to histogram.
+        late: Those of requests that were routed in an earlier stage of this run: they are only added to the totals.
     """
     passed_s = 0.0 if rollout.ticked_at is None else min(max(now - rollout.ticked_at, 0.0), MAX_TICK_S)
     rollout = replace(rollout, ticked_at=now, elapsed_s=rollout.elapsed_s + passed_s)
+    rollout = _counted(_counted(rollout, late or {}), observed or {}, of_stage=True)
     if rollout.finished:
         return rollout, ()
     experiment = rollout.experiment
-    rollout = _looked(rollout, observed or {}, passed_s)
-    verdicts = {arm: analysis.verdict(experiment, found) for arm, found in rollout.findings().items()}
-    failed = tuple(arm for arm, said in verdicts.items() if said is Verdict.FAIL)
+    rollout = _observed(rollout, observed or {}, passed_s)
+    verdicts = {arm: analysis.verdict(results) for arm, results in rollout.findings().items()}
+    failed = tuple(arm for arm, verdict in verdicts.items() if verdict is Verdict.FAIL)
     if not set(failed) <= set(rollout.failed):
         return _fail(rollout, failed, now)
     # Without a weight the first step has not been entered: a gate is asked.
     ramping = experiment.arms is None and rollout.phase is Phase.RUNNING and rollout.gate is None
     if not ramping or rollout.elapsed_s < experiment.interval_s:
         return rollout, ()
-    if verdicts and all(said is Verdict.PASS for said in verdicts.values()):
+    if verdicts and all(verdict is Verdict.PASS for verdict in verdicts.values()):
         return _next(rollout, now)
-    if rollout.elapsed_s >= experiment.interval_s + experiment.inconclusive_limit_s:
-        cause = Cause(ITSELF, f"undecided after {rollout.elapsed_s:.0f} s; resume, promote or roll back", now)
+    enough = rollout.stage_samples >= experiment.inconclusive_samples
+    if enough or rollout.elapsed_s >= experiment.interval_s + experiment.inconclusive_limit_s:
+        after = f"{rollout.stage_samples} requests" if enough else f"{rollout.elapsed_s:.0f} s"
+        cause = Cause(ITSELF, f"undecided after {after}; resume, promote or roll back", now)
         return _changed(rollout, replace(rollout, phase=Phase.PAUSED), "pause", cause)
     return rollout, ()
 
 
-def _looked(rollout: Rollout, observed: Mapping[str, Mapping[str, Histogram]], passed_s: float) -> Rollout:
+def _counted(rollout: Rollout, observed: Mapping[str, Mapping[str, Histogram]], *, of_stage: bool = False) -> Rollout:
+    if not observed:
+        return rollout
+    totals = dict(rollout.totals)
+    for arm, metrics in observed.items():
+        totals[arm] = totals.get(arm, Total()).plus(metrics)
+    if not of_stage:
+        return replace(rollout, totals=totals)
+    new = {arm: total.requests - rollout.totals.get(arm, Total()).requests for arm, total in totals.items()}
+    arms = [count for arm, count in new.items() if arm != STABLE]
+    return replace(
+        rollout,
+        totals=totals,
+        stage_requests=rollout.stage_requests + sum(new.values()),
+        stage_samples=rollout.stage_samples + max(arms, default=0),
+    )
+
+
+def _observed(rollout: Rollout, observed: Mapping[str, Mapping[str, Histogram]], passed_s: float) -> Rollout:
     experiment = rollout.experiment
     stable = observed.get(STABLE, {})
     analyses = {
@@ -168,12 +208,19 @@ def _looked(rollout: Rollout, observed: Mapping[str, Mapping[str, Histogram]], p
 
 def _fail(rollout: Rollout, failed: tuple[str, ...], now: float) -> Outcome:
     worse = [
-        f"{found.metric} of {arm}: {_shown(found.canary)} against {_shown(found.stable)} (p {found.p_harm:.2g})"
+        f"{finding.metric} of {arm}: {_shown(finding.canary)} "
+        + (f"({finding.note})" if finding.note else f"against {_shown(finding.stable)}")
+        + f" (p {finding.p_harm:.2g})"
         for arm, findings in rollout.findings().items()
-        for found in findings
-        if found.verdict is Verdict.FAIL
+        for finding in findings
+        if finding.verdict is Verdict.FAIL
     ]
-    cause = Cause(ITSELF, "worse than stable: " + "; ".join(worse), now)
+    compared = any(
+        finding.verdict is Verdict.FAIL and finding.metric != analysis.MIN_SUCCESS
+        for findings in rollout.findings().values()
+        for finding in findings
+    )
+    cause = Cause(ITSELF, ("worse than stable: " if compared else "below the threshold: ") + "; ".join(worse), now)
     if rollout.experiment.failing == "rollback":
         return rollback(rollout, cause)
     after = replace(rollout, failed=tuple(sorted({*rollout.failed, *failed})))
@@ -187,7 +234,7 @@ def _shown(value: float | None) -> str:
 
 
 def gate_answered(rollout: Rollout, gate: Gate, answer: Literal["go", "wait", "rollback"], cause: Cause) -> Outcome:
-    """Take the verdict of a webhook; one that is no longer asked for changes nothing."""
+    """Apply the verdict of a webhook; an outdated one changes nothing."""
     if rollout.gate is not gate:
         return rollout, ()
     if gate is Gate.AFTER_ROLLBACK:
@@ -216,17 +263,17 @@ def promote(rollout: Rollout, cause: Cause, arm: str | None = None) -> Outcome:
         arm: Which arm; may be left out when there is only one.
 
     Raises:
-        Refused: it is promoted already, or the arm is missing or unknown.
+        Refused: it is already promoted, or the arm is missing or unknown.
     """
     arms = list(rollout.experiment.targets)
     if arm is None and len(arms) > 1:
-        raise Refused(f"{rollout.name} has several arms; say which one to promote: {', '.join(arms)}")
+        raise Refused(f"{rollout.name} has several arms; name the one to promote: {', '.join(arms)}")
     arm = arm or arms[0]
     if arm not in arms:
         raise Refused(f"{rollout.name} has no arm {arm!r}; it has {', '.join(arms)}")
     weights = tuple(FULL_BP if name == arm else 0 for name in arms)
     if rollout.phase is Phase.PROMOTED and rollout.weights_bp == weights:
-        raise Refused(f"{rollout.name} is promoted already")
+        raise Refused(f"{rollout.name} is already promoted")
     target = rollout.experiment.targets[arm]
     activation = Activation(version_id=target.version) if isinstance(target, Version) else None
     after = replace(_weighted(rollout, weights), phase=Phase.PROMOTED, activation=activation)
@@ -237,10 +284,10 @@ def rollback(rollout: Rollout, cause: Cause) -> Outcome:
     """Send everything to stable; it stays so until ``create`` begins another run or a person promotes.
 
     Raises:
-        Refused: it is rolled back already.
+        Refused: it is already rolled back.
     """
     if rollout.phase is Phase.ROLLED_BACK:
-        raise Refused(f"{rollout.name} is rolled back already")
+        raise Refused(f"{rollout.name} is already rolled back")
     nothing = (0,) * len(rollout.weights_bp)
     after = replace(_weighted(rollout, nothing), phase=Phase.ROLLED_BACK, activation=_undone(rollout))
     if rollout.experiment.gates.after_rollback is not None:
@@ -257,30 +304,67 @@ def _undone(rollout: Rollout) -> Activation | None:
     return Activation(version_id=before) if before is not None else None
 
 
+def step(rollout: Rollout, cause: Cause) -> Outcome:
+    """Enter the next step at once, without waiting for a pass or a gate; one of 100 % is the promotion.
+
+    A paused rollout stays paused, so that a person can take one step after the other.
+
+    Raises:
+        Refused: it is an A/B experiment, finished, or no step is left.
+    """
+    if rollout.experiment.arms is not None:
+        raise Refused(f"{rollout.name} is an A/B experiment without steps; set weights or promote an arm")
+    if rollout.finished:
+        raise Refused(f"{rollout.name} is {rollout.phase}; 'restart' begins again with the first step")
+    if rollout.step + 1 == len(rollout.experiment.plan()):
+        raise Refused(f"{rollout.name} has no further step; promote it or roll it back")
+    return _enter(replace(rollout, gate=None), cause)
+
+
+def superseded(rollout: Rollout, version_id: str, previous_id: str | None, cause: Cause) -> Outcome:
+    """End a rollout whose arm's version has become the active one, which is what stable serves from then on.
+
+    A version is not compared with itself. The version serves everything, so the rollout counts as promoted, and a rollback
+    returns to the version before. Others than unfinished rollouts without a stable target of their own change nothing.
+
+    Args:
+        rollout: The state.
+        version_id: The version that is active.
+        previous_id: The version that was active before, or None when that is not known.
+        cause: Who activated it.
+    """
+    arm = rollout.arm_of(version_id)
+    if arm is None or rollout.finished or rollout.experiment.stable is not None:
+        return rollout, ()
+    after, changes = promote(rollout, cause, arm)
+    done = Activation(version_id=version_id, done=True, previous_id=previous_id)
+    return replace(after, activation=done), changes
+
+
 def pause(rollout: Rollout, cause: Cause) -> Outcome:
-    """Keep the present weights until ``resume``. A fail still rolls back.
+    """Keep the current weights until ``resume``. A fail still rolls back.
 
     Raises:
         Refused: it is not running.
     """
     if rollout.phase is not Phase.RUNNING:
-        raise Refused(f"{rollout.name} is {rollout.phase}, so it cannot be paused")
+        raise Refused(f"{rollout.name} is {rollout.phase}, so it cannot be paused; only a running experiment can")
     return _changed(rollout, replace(rollout, phase=Phase.PAUSED, gate=None), "pause", cause)
 
 
 def resume(rollout: Rollout, cause: Cause) -> Outcome:
-    """Go on after a pause: with the next step when the present one has passed, else with the present one.
+    """Continue after a pause: with the next step when the current one has passed, else with the current one.
 
     Raises:
         Refused: it is not paused, or no step is left.
     """
     if rollout.phase is Phase.ROLLED_BACK:
-        raise Refused(f"{rollout.name} is rolled back and stays so; 'restart' begins again with the first step")
+        raise Refused(f"{rollout.name} is rolled back; 'restart' begins again with the first step")
     if rollout.phase is not Phase.PAUSED:
         raise Refused(f"{rollout.name} is {rollout.phase}, not paused")
     if rollout.passed and rollout.step + 1 == len(rollout.experiment.plan()):
-        raise Refused(f"{rollout.name} has no step left; promote it or roll it back")
-    # The time for a decision begins anew; the time that the step has lasted does not.
+        raise Refused(f"{rollout.name} has no further step; promote it or roll it back")
+    # The time for a decision restarts; the time that the step has lasted counts on.
     lasted_s = min(rollout.elapsed_s, rollout.experiment.interval_s)
     running = replace(rollout, phase=Phase.RUNNING, elapsed_s=lasted_s, failed=())
     running, first = _changed(rollout, running, "resume", cause)
@@ -304,7 +388,7 @@ def weigh(rollout: Rollout, percents: Mapping[str, float], cause: Cause) -> Outc
     experiment = rollout.experiment
     arms = list(experiment.targets)
     if rollout.finished:
-        raise Refused(f"{rollout.name} is {rollout.phase}; 'restart' begins again")
+        raise Refused(f"{rollout.name} is {rollout.phase}, so its weights are fixed; 'restart' begins again")
     if unknown := sorted(set(percents) - set(arms)):
         raise Refused(f"{rollout.name} has no arm {unknown[0]!r}; it has {', '.join(arms)}")
     try:
@@ -313,7 +397,7 @@ def weigh(rollout: Rollout, percents: Mapping[str, float], cause: Cause) -> Outc
         raise Refused(f"a weight is not allowed: {err}") from err
     weights = tuple(wanted.get(arm, weight) for arm, weight in zip(arms, rollout.weights_bp, strict=True))
     if any(weight < 0 for weight in weights) or sum(weights) > FULL_BP:
-        raise Refused("weights must be at least 0 % and at most 100 % together")
+        raise Refused("weights must be at least 0 % and add up to at most 100 %")
     after = _weighted(rollout, weights)
     if experiment.arms is None:
         if not 0 < weights[0] < FULL_BP:
@@ -324,7 +408,7 @@ def weigh(rollout: Rollout, percents: Mapping[str, float], cause: Cause) -> Outc
 
 
 def activated(rollout: Rollout, version_id: str, previous_id: str | None, cause: Cause) -> Outcome:
-    """Note that the registry has made a version the active one; others than the wanted one change nothing."""
+    """Note that the registry has activated a version; others than the requested one change nothing."""
     wanted = rollout.activation
     if wanted is None or wanted.done or wanted.version_id != version_id:
         return rollout, ()
@@ -333,7 +417,7 @@ def activated(rollout: Rollout, version_id: str, previous_id: str | None, cause:
 
 
 def shadowed(rollout: Rollout, cause: Cause) -> Outcome:
-    """Note what a mirror has shown of a target; it changes nothing else."""
+    """Note the figures of a mirror with the same challenger; nothing else changes."""
     return _noted(rollout, rollout, "shadow", cause)
 
 

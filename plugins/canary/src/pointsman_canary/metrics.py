@@ -1,10 +1,10 @@
-"""From what an attempt cost and brought to numbers that can be compared.
+"""Turns requests into numbers that can be compared.
 
 Every observation is kept as a bucket index, so that the counts of all workers can be added and the state stays small:
 for a rate or a score the thousandth it lies in, for the others its logarithm to the base 1.01 (a relative error of at
 most 0.5 %; J. Masson et al., "DDSketch", VLDB 2019). Speed is kept as milliseconds per token: then more is worse, as everywhere.
 
-A comparison turns both arms' counts into values from 0 to 1 (``evidence`` wants them so):
+A comparison turns both arms' counts into values from 0 to 1 (as ``eprocess`` needs them):
 
 - rate, score: the harm itself; "worse by more than d" is tested by adding d to stable's;
 - mean: the value divided by a cap, twice stable's 99th percentile so far; what is above the cap counts as the cap;
@@ -16,26 +16,28 @@ Caps and quantiles come from the reference, which holds earlier observations of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from math import ceil, exp, floor, fsum, log, log1p
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from pointsman.types import Outcome
+from pointsman.stats import quantile_indices
+from pointsman.types import ErrorClass, Outcome
 
-from .evidence import guess
+from .eprocess import guess
 from .experiment import BOUNDED, RATES, Metric, MetricName
 
 if TYPE_CHECKING:
-    from pointsman.types import Attempt
+    from pointsman.types import Attempt, Settlement
 
-    from .evidence import Counts
+    from .eprocess import Counts
 
 #: Bucket index to how many observations it has.
 Histogram: TypeAlias = Mapping[int, int]
 
 _PER_UNIT: Final = 1000
-#: Width of a bucket of what is kept as a logarithm.
+#: Width of a bucket of logarithms. They are rounded to the nearest bucket, not up as in ``pointsman.stats.Buckets``:
+#: stored histograms have this meaning.
 LOG_STEP: Final = log1p(0.01)
 _MS_PER_S: Final = 1000.0
 _LEAST: Final = 1e-3
@@ -43,7 +45,7 @@ _MOST: Final = 1e15
 _CAP_QUANTILE: Final = 0.99
 _CAP_FACTOR: Final = 2.0
 _USUAL_RATE: Final = {0: 49, _PER_UNIT: 1}
-# Fewer tokens say more about rounding than about speed.
+# With fewer tokens the speed is mostly rounding.
 _LEAST_TOKENS: Final = 8
 
 
@@ -63,39 +65,74 @@ def _harm(metric: MetricName, bucket: int) -> float:
     return bucket / _PER_UNIT if metric in BOUNDED else exp(bucket * LOG_STEP)
 
 
-def observe(attempt: Attempt) -> dict[MetricName, int]:
-    """Return the buckets of what one closed attempt shows; nothing for an answer out of the gateway's cache."""
-    if attempt.cached or attempt.outcome is Outcome.CANCELLED or attempt.outcome is None:
+def observe(settlement: Settlement, own: Sequence[Attempt]) -> dict[MetricName, int]:
+    """Return the buckets of one request, as its client saw it.
+
+    Latency and first token are those of the request: whatever races and retries the arm needed is in them. The error rate
+    counts a request whose first attempt failed, since a retry that helps hides a failure; a race is one attempt. An answer
+    without content is a failure like any other error class.
+
+    Args:
+        settlement: The request.
+        own: The attempts that were the arm's own, not those of a fallback.
+
+    Returns:
+        Nothing for a request that says nothing about the arm: denied, one that only reads or opens a websocket, answered from the gateway's cache, or failed by its
+        client's own fault.
+    """
+    answering = next((attempt for attempt in settlement.attempts if attempt.id == settlement.answered_by), None)
+    if settlement.outcome in _NOT_COUNTED or not settlement.generates or (answering is not None and answering.cached):
         return {}
-    seen = {MetricName.DISCONNECT_RATE: float(attempt.outcome is Outcome.DISCONNECTED)}
-    if attempt.outcome is not Outcome.DISCONNECTED:
-        seen[MetricName.ERROR_RATE] = float(attempt.outcome is not Outcome.OK)
-    if attempt.outcome is Outcome.OK:
-        if attempt.duration_ms is not None:
-            seen[MetricName.LATENCY_MS] = attempt.duration_ms
-        if attempt.first_token_ms is not None:
-            seen[MetricName.FIRST_TOKEN_MS] = attempt.first_token_ms
-        if (speed := _tokens_per_s(attempt)) is not None:
-            seen[MetricName.TOKENS_PER_S] = speed
-        if attempt.cost_usd_micros is not None:
-            seen[MetricName.COST_USD_MICROS] = attempt.cost_usd_micros
+    made = [attempt for attempt in own if not _says_nothing(attempt)]
+    if own and not made and any(attempt.error is not None and attempt.error.client_caused for attempt in own):
+        return {}
+    if settlement.outcome is Outcome.DISCONNECTED:
+        seen = {MetricName.DISCONNECT_RATE: 1.0}
+        if made and all(_failed(attempt) for attempt in made):
+            seen[MetricName.ERROR_RATE] = 1.0
+        return {metric: index(metric, value) for metric, value in seen.items()}
+    answer = next((attempt for attempt in own if attempt is answering and not _failed(attempt)), None)
+    raced = settlement.route.executor is not None or not made or made[0].outcome is Outcome.CANCELLED
+    failed = answer is None if raced else _failed(made[0])
+    seen = {MetricName.DISCONNECT_RATE: 0.0, MetricName.ERROR_RATE: float(failed)}
+    if answer is not None:
+        seen |= _answer(settlement, answer, own)
     return {metric: index(metric, value) for metric, value in seen.items()}
 
 
-def _tokens_per_s(attempt: Attempt) -> float | None:
-    """Return the speed of generation: after the first token where that is known."""
-    if attempt.usage is None or attempt.duration_ms is None or attempt.usage.completion_tokens < _LEAST_TOKENS:
-        return None
-    generating_ms = attempt.duration_ms - (attempt.first_token_ms or 0.0)
-    return attempt.usage.completion_tokens * _MS_PER_S / generating_ms if generating_ms > 0 else None
+_NOT_COUNTED: Final = frozenset({Outcome.DENIED, Outcome.CANCELLED})
 
 
-def added(first: Histogram, second: Histogram) -> dict[int, int]:
-    """Return the sum of two histograms."""
-    total = dict(first)
-    for bucket, count in second.items():
-        total[bucket] = total.get(bucket, 0) + count
-    return total
+def _failed(attempt: Attempt) -> bool:
+    return attempt.outcome is Outcome.ERROR or attempt.empty
+
+
+def _says_nothing(attempt: Attempt) -> bool:
+    """Say whether an attempt never reached the provider, or failed by its client's fault."""
+    error = attempt.error
+    return error is not None and (error.client_caused or error.kind is ErrorClass.REFUSED)
+
+
+def _answer(settlement: Settlement, answering: Attempt, own: Sequence[Attempt]) -> dict[MetricName, float]:
+    duration_ms = settlement.duration_ms
+    if duration_ms is None:
+        duration_ms = max(settlement.finished_at - settlement.started_at, 0.0) * _MS_PER_S
+    seen: dict[MetricName, float] = {}
+    # The end of a background response is seen when it is looked at.
+    if answering.duration_ms is not None:
+        seen[MetricName.LATENCY_MS] = duration_ms
+        first_token_ms = settlement.first_token_ms
+        if first_token_ms is not None:
+            seen[MetricName.FIRST_TOKEN_MS] = first_token_ms
+        tokens = 0 if answering.usage is None else answering.usage.completion_tokens
+        # After the first token where that is known.
+        generating_ms = duration_ms - (first_token_ms or 0.0)
+        if tokens >= _LEAST_TOKENS and generating_ms > 0:
+            seen[MetricName.TOKENS_PER_S] = tokens * _MS_PER_S / generating_ms
+    if answering.cost_usd_micros is not None:
+        # What the arm's other attempts cost was spent for this answer as well.
+        seen[MetricName.COST_USD_MICROS] = sum(attempt.cost_usd_micros or 0 for attempt in own)
+    return seen
 
 
 def halved(histogram: Histogram) -> dict[int, int]:
@@ -105,12 +142,8 @@ def halved(histogram: Histogram) -> dict[int, int]:
 
 def quantile_bucket(histogram: Histogram, quantile: float) -> int:
     """Return the bucket of the quantile (nearest rank) of a histogram that is not empty."""
-    rank = max(1, ceil(quantile * sum(histogram.values())))
-    for bucket in sorted(histogram):
-        rank -= histogram[bucket]
-        if rank <= 0:
-            return bucket
-    raise ValueError("an empty histogram has no quantile")
+    (bucket,) = quantile_indices(histogram, [quantile])
+    return bucket
 
 
 def _level(metric: Metric) -> float:
@@ -120,7 +153,7 @@ def _level(metric: Metric) -> float:
 
 
 def figure(metric: Metric, histogram: Histogram) -> float | None:
-    """Return the metric's statistic in its own unit, or None when nothing was seen."""
+    """Return the metric's statistic in its own unit, or None without observations."""
     if not histogram:
         return None
     name = metric.metric
@@ -135,12 +168,12 @@ def figure(metric: Metric, histogram: Histogram) -> float | None:
 
 
 class Scale:
-    """Turns histograms of one metric into values from 0 to 1, fixed by what stable has shown so far.
+    """Turns histograms of one metric into values from 0 to 1, on a scale fixed by earlier observations of stable.
 
     Args:
         metric: The comparison.
         reference: Earlier observations of stable; may be empty for a rate or a score only.
-        excess: How much worse is granted to the canary: absolute for rates and scores, else relative.
+        excess: Deterioration that the canary is granted: absolute for rates and scores, else relative.
         lenient: Whether the rounding to buckets may only help the canary at a quantile, or only harm it.
     """
 
@@ -182,7 +215,7 @@ class Scale:
         """Return a guess for the mean of stable's values, never 0 or 1."""
         seen = dict(self.stable(self._reference))
         if self._name in RATES:
-            # Something to begin with, soon outweighed: the first requests of a bad canary count at once.
+            # A prior that is soon outweighed: with it the first requests of a bad canary count at once.
             for value, count in self.stable(_USUAL_RATE).items():
                 seen[value] = seen.get(value, 0) + count
         return guess(seen)

@@ -6,35 +6,27 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from pointsman.events import MirrorGraduated, VersionActivated
 from pointsman.plugin import PluginInfo, Services
 from pointsman.specs import hookimpl
-from pointsman.types import (
-    Attempt,
-    Event,
-    MirrorGraduated,
-    Outcome,
-    RequestContext,
-    Route,
-    Settlement,
-    Status,
-    VersionActivated,
-)
+from pointsman.types import Event, Outcome, RequestContext, Route, Settlement, Status, StoreEmptied
 
-from . import metrics
-from .admin import Admin, summary
+from . import metrics, views
 from .config import CanaryConfig
-from .engine import Engine
-from .experiment import MetricName
-from .gates import Gatekeeper
+from .coordinator import Coordinator
+from .instruments import instrument
+from .observations import Observation
+from .routes import Admin
+from .routing import LABEL_ARM, LABEL_EXPERIMENT, LABEL_STAGE, Entry, Misplaced
 from .stepper import Stepper
-from .table import LABEL_ARM, LABEL_EXPERIMENT, LABEL_STAGE, Entry, Misplaced
+from .webhooks import Webhooks
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from starlette.routing import BaseRoute
 
-_NOBODYS_FAULT: Final = frozenset({Outcome.DENIED, Outcome.DISCONNECTED, Outcome.CANCELLED})
+    from .rollout import Rollout
 
 
 class CanaryPlugin:
@@ -46,85 +38,82 @@ class CanaryPlugin:
 
     def __init__(self, config: CanaryConfig) -> None:
         self._config = config
-        self._engine: Engine
+        self._coordinator: Coordinator
         self._stepper: Stepper
-        self._gatekeeper: Gatekeeper
-        #: What requests have shown to be wrong, by experiment and arm.
-        self._complaints: dict[tuple[str, str], str] = {}
+        self._webhooks: Webhooks
+        #: Problems that requests have revealed, by experiment and arm.
+        self._revealed: dict[tuple[str, str], str] = {}
 
     @hookimpl
     async def startup(self, services: Services) -> None:
-        """Begin or take up the experiments, and go on with them."""
-        self._engine = Engine(self._config, services)
-        self._gatekeeper = Gatekeeper(self._config.webhooks)
-        self._stepper = Stepper(self._engine, self._gatekeeper)
-        await self._engine.start()
+        """Begin or continue the experiments."""
+        self._coordinator = Coordinator(self._config, services)
+        self._webhooks = await Webhooks.open(self._config.webhooks)
+        self._stepper = Stepper(self._coordinator, self._webhooks)
+        await self._coordinator.start()
+        instrument(services.meter, self._experiments)
         services.tasks.every(self._config.tick_s, self._stepper.tick, name="tick")
 
     @hookimpl
     async def shutdown(self) -> None:
-        """Hand in what was observed, and let another worker step."""
+        """Flush the observations, and let another worker step."""
         try:
-            await self._engine.hand_in()
+            await self._coordinator.flush()
             await self._stepper.resign()
         finally:
-            await self._gatekeeper.close()
+            await self._webhooks.close()
 
     @hookimpl
     async def pre_route(self, ctx: RequestContext, route: Route) -> Route | None:
-        """Put the request on its arm of the first experiment that it takes part in."""
-        for entry in self._engine.table.get(ctx.model, ()):
+        """Route the request to its arm of the first experiment that it takes part in."""
+        for entry in self._coordinator.table.get(ctx.model, ()):
             try:
                 routed = entry.route(ctx, route)
             except Misplaced as err:
-                self._complaints[entry.experiment.name, ""] = str(err)
+                self._revealed[entry.experiment.name, ""] = str(err)
                 continue
             if routed is not None:
                 return routed
         return None
 
     @hookimpl
-    def post_response(self, attempt: Attempt) -> None:
-        """Count an attempt that succeeded."""
-        self._observe(attempt)
-
-    @hookimpl
-    def on_error(self, attempt: Attempt) -> None:
-        """Count an attempt that did not succeed, at once: the answer that saves the request may take long."""
-        self._observe(attempt)
-
-    @hookimpl
     async def settle(self, settlement: Settlement) -> None:
-        """Count a request whose arm did not get to a first attempt, or whose first attempt lost a race."""
+        """Count a request for its arm, as its client saw it; once, however often it is settled."""
         labels = settlement.labels
-        entry = self._entry(labels)
-        if entry is None or settlement.outcome in _NOBODYS_FAULT:
+        if (entry := self._entry(labels)) is None:
             return
         name, arm = entry.experiment.name, labels[LABEL_ARM]
         if not entry.honoured(arm, labels):
-            self._complaints[name, arm] = f"{name}: the registry does not serve the version of {arm}; is it registered?"
+            if settlement.outcome is not Outcome.DENIED:
+                self._revealed[name, arm] = (
+                    f"{name}: the registry does not serve the version of the arm {arm!r}; register it"
+                )
             return
-        self._complaints.pop((name, arm), None)
-        own = [attempt for attempt in settlement.attempts if entry.serves(arm, attempt)]
-        if own and own[0].number == 1 and own[0].outcome is not Outcome.CANCELLED:
-            return
-        answered = any(attempt.outcome is Outcome.OK for attempt in own)
-        self._note(entry, labels, {MetricName.ERROR_RATE: metrics.index(MetricName.ERROR_RATE, float(not answered))})
+        self._revealed.pop((name, arm), None)
+        own = entry.own_attempts(arm, settlement, self._coordinator.services.catalog)
+        if buckets := metrics.observe(settlement, own):
+            observation = Observation(labels[LABEL_STAGE], arm, int(settlement.finished_at), buckets)
+            self._coordinator.observer.note_request(name, settlement.request_id, observation)
 
     @hookimpl
     async def on_event(self, event: Event) -> None:
-        """Hear which version the registry has activated, and what a mirror has shown of a target."""
+        """Note which version the registry has activated, and the figures of a mirror that graduated.
+
+        When the store has lost everything, the experiments of the configuration begin again.
+        """
         if isinstance(event, VersionActivated):
             await self._stepper.on_activated(event)
         elif isinstance(event, MirrorGraduated):
             await self._stepper.on_graduated(event)
+        elif isinstance(event, StoreEmptied):
+            await self._coordinator.start()
 
     @hookimpl
     def status(self) -> Status:
-        """Say where the experiments stand, for people and for other plugins."""
-        rollouts = list(self._engine.rollouts.values())
-        complaints = [text for (name, _), text in self._complaints.items() if name in self._engine.rollouts]
-        problems = [*complaints, *self._engine.problems()]
+        """Return the state of the experiments, for people and for other plugins."""
+        rollouts = list(self._coordinator.rollouts.values())
+        revealed = [text for (name, _), text in self._revealed.items() if name in self._coordinator.rollouts]
+        problems = [*revealed, *self._coordinator.problems()]
         counts = Counter(str(rollout.phase).replace("_", " ") for rollout in rollouts)
         text = ", ".join(f"{count} {phase}" for phase, count in sorted(counts.items())) or "no experiments"
         return Status(
@@ -133,7 +122,7 @@ class CanaryPlugin:
             details={
                 "stepping": self._stepper.leading,
                 "problems": problems,
-                "experiments": [summary(rollout) for rollout in rollouts],
+                "experiments": [views.summary(rollout) for rollout in rollouts],
             },
         )
 
@@ -141,23 +130,16 @@ class CanaryPlugin:
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
         # The first moment at which all plugins have started, and only then their statuses, and so their order, are known.
-        self._engine.warn_of_order()
-        return Admin(self._engine).routes()
+        self._coordinator.all_started = True
+        self._coordinator.warn()
+        return Admin(self._coordinator).routes()
+
+    def _experiments(self) -> Iterable[Rollout]:
+        return self._coordinator.rollouts.values()
 
     def _entry(self, labels: Mapping[str, str]) -> Entry | None:
         # Another plugin may have an experiment label of its own; the stage is only ever ours.
-        return self._engine.entries.get(labels.get(LABEL_EXPERIMENT, "")) if LABEL_STAGE in labels else None
-
-    def _observe(self, attempt: Attempt) -> None:
-        # Only the first attempt counts: whether there are retries depends on how it ended.
-        if attempt.number != 1 or (entry := self._entry(attempt.labels)) is None:
-            return
-        if entry.serves(attempt.labels[LABEL_ARM], attempt):
-            self._note(entry, attempt.labels, metrics.observe(attempt))
-
-    def _note(self, entry: Entry, labels: Mapping[str, str], buckets: Mapping[MetricName, int]) -> None:
-        if buckets:
-            self._engine.observer.note(entry.experiment.name, labels[LABEL_STAGE], labels[LABEL_ARM], buckets)
+        return self._coordinator.entries.get(labels.get(LABEL_EXPERIMENT, "")) if LABEL_STAGE in labels else None
 
 
 plugin: Final = PluginInfo(
@@ -166,4 +148,5 @@ plugin: Final = PluginInfo(
     factory=CanaryPlugin,
     summary="A/B experiments and staged rollouts that roll themselves back.",
     commands="pointsman_canary.commands:canary",
+    requires=">=0.1,<0.2",
 )

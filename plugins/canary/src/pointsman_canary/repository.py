@@ -6,13 +6,14 @@ Keys, all in one hash tag::
     {canary}/index              the names of the experiments, in the order of their creation
     {canary}/head/<name>        id of the present state, and how many audit entries there are; outlives a deletion
     {canary}/state/<name>       the state
-    {canary}/mail/<name>        what the workers have observed and nobody has taken in yet
+    {canary}/mail/<name>        what the workers have observed and the stepper has not taken in yet
     {canary}/audit/<name>/<n>   one entry of the audit trail
+    {canary}/counted/<n>/<s>    the requests that ended in one second and are counted, as digests; kept for an hour
     {canary}/scored/<name>/<h>  a request whose score has been counted
-    {canary}/lease              who steps
+    {canary}/lease              the worker that steps
 
-Whoever writes a state checks the head it was read with. So a stepper that was believed dead writes nothing any more,
-and observations that are taken in disappear from the mailbox in the very step that counts them.
+A write of a state checks the head that it was read with. So a stepper that lost its lease writes nothing, and
+observations disappear from the mailbox in the same step that counts them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import islice
+from typing import Any, Final, TypeVar
 
-from pointsman.errors import StoreUnavailable
-from pointsman.store.base import JSON, Put, StateStore, Update
+from pydantic import TypeAdapter, ValidationError
 
-from . import codec
-from .observations import Mail, encode, merge
+from pointsman.errors import StoreCorrupt, StoreUnavailable
+from pointsman.store import JSON, Put, StateStore, Update
+
+from .observations import Mail, Observation, encode, merge, total
 from .rollout import Change, Rollout
+
+T = TypeVar("T")
 
 ROOT: Final = "{canary}/"
 REVISION: Final = ROOT + "revision"
@@ -35,20 +40,31 @@ INDEX: Final = ROOT + "index"
 LEASE: Final = ROOT + "lease"
 
 LEASE_S: Final = 3.0
-#: Mail that nobody takes in for this long is from an experiment that is gone.
+#: Mail that is not taken in for this long belongs to a deleted experiment.
 _MAIL_TTL_S: Final = 86_400.0
 _SCORED_TTL_S: Final = 86_400.0
+#: The journal brings a settlement again seconds after its worker died, or when the next worker starts.
+COUNTED_TTL_S: Final = 3600.0
+#: Requests that one atomic step counts at most.
+_BATCH: Final = 1000
 _TRIES: Final = 5
+
+_FORMER_DEFAULTS: Final = (("window_s", 3600.0), ("inconclusive_limit_s", 3600.0))
+
+_ROLLOUT: Final = TypeAdapter(Rollout)
+_CHANGE: Final = TypeAdapter(Change)
+_MAIL: Final = TypeAdapter(Mail)
+_COUNTED: Final = TypeAdapter(list[str])
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An experiment as it lies in the store.
+    """An experiment as it is stored.
 
     Attributes:
         name: Its name.
         head: The head it was read with; None when there has never been one of this name.
-        rollout: Its state; None when there is none (any more).
+        rollout: Its state; None when it never existed or was deleted.
         mail: The mailbox as it was read.
     """
 
@@ -78,7 +94,7 @@ class Repository:
         self._read: dict[str, Stored] = {}
 
     async def revision(self) -> JSON:
-        """Return what changes whenever routing has to change."""
+        """Return a counter that changes whenever routing has to change."""
         return await self._store.get(REVISION)
 
     async def names(self) -> list[str]:
@@ -89,21 +105,21 @@ class Repository:
         """Read one experiment.
 
         Raises:
-            StoreCorrupt: the store holds something else there.
+            StoreCorrupt: the stored value is not a state.
         """
         head, state, mail = await self._store.get_many([_key("head", name), _key("state", name), _key("mail", name)])
         known = self._read.get(name)
-        # The state of a known head is known: most reads are of a state that this worker wrote itself.
+        # The state of a known head is known: most reads are of a state that this worker has written.
         if known is not None and head is not None and known.head == head and (state is None) == (known.rollout is None):
             return Stored(name, head, known.rollout, mail)
-        found = Stored(name, head, None if state is None else codec.decode_rollout(state), mail)
-        self._read[name] = found
-        return found
+        stored = Stored(name, head, None if state is None else decode_rollout(state), mail)
+        self._read[name] = stored
+        return stored
 
     async def load_all(self) -> list[Stored]:
         """Read all experiments that there are, in the order of their creation."""
-        found = [await self.load(name) for name in await self.names()]
-        return [stored for stored in found if stored.rollout is not None]
+        experiments = [await self.load(name) for name in await self.names()]
+        return [stored for stored in experiments if stored.rollout is not None]
 
     async def save(
         self, before: Stored, rollout: Rollout | None, changes: Sequence[Change], *, took_mail: bool = False
@@ -114,10 +130,10 @@ class Repository:
             before: The experiment as it was read.
             rollout: The new state; None removes it.
             changes: What to write into the audit trail.
-            took_mail: Whether ``before.mail`` is taken into account and has to go.
+            took_mail: Whether ``before.mail`` is counted in the new state and has to be removed.
 
         Returns:
-            Whether it was written; False when somebody else was faster: read again.
+            Whether it was written; False when another worker has changed it: read again.
         """
         name = before.name
         head: dict[str, JSON] = {"id": self._new_id(), "entries": before.entries + len(changes)}
@@ -127,9 +143,9 @@ class Repository:
         if rollout is None:
             deletes.append(_key("state", name))
         else:
-            puts[_key("state", name)] = Put(codec.encode_rollout(rollout))
+            puts[_key("state", name)] = Put(encode_rollout(rollout))
         for number, change in enumerate(changes, before.entries):
-            puts[_audit_key(name, number)] = Put(codec.encode_change(change))
+            puts[_audit_key(name, number)] = Put(encode_change(change))
         if (rollout is None) != (before.rollout is None):
             index = await self._store.get(INDEX)
             others = [other for other in _names(index) if other != name]
@@ -157,10 +173,53 @@ class Repository:
                 present = await self._store.get(key)
             except StoreUnavailable:
                 return False
-            merged = encode(merge(codec.decode_mail(present), mail))
+            merged = encode(merge(decode_mail(present), mail))
             # A failure from here on may have added them: they are given up rather than counted twice.
             if await self._store.compare_and_set(key, present, merged, ttl_s=_MAIL_TTL_S):
                 return True
+        return False
+
+    async def count(self, name: str, requests: Mapping[str, Observation]) -> bool:
+        """Add requests to the mailbox, each only once, whichever worker saw it and however often.
+
+        Args:
+            name: The experiment.
+            requests: Request id to what was observed.
+
+        Returns:
+            False when some could not be added; trying all of them again counts none twice.
+        """
+        rest = iter(requests.items())
+        while batch := dict(islice(rest, _BATCH)):
+            if not await self._count(name, batch):
+                return False
+        return True
+
+    async def _count(self, name: str, requests: Mapping[str, Observation]) -> bool:
+        mail_key = _key("mail", name)
+        rows: dict[str, dict[str, Observation]] = {}
+        for request_id, observation in requests.items():
+            row = rows.setdefault(f"{_key('counted', name)}/{observation.second}", {})
+            row[_digest(request_id)] = observation
+        for _ in range(_TRIES):
+            try:
+                mail, *present = await self._store.get_many([mail_key, *rows])
+                checks: dict[str, JSON] = {mail_key: mail}
+                puts: dict[str, Put] = {}
+                new: list[Observation] = []
+                for (key, row), raw in zip(rows.items(), present, strict=True):
+                    known = _decoded(_COUNTED, raw or [], "list of counted requests")
+                    if added := sorted(row.keys() - set(known)):
+                        checks[key], puts[key] = raw, Put([*known, *added], COUNTED_TTL_S)
+                        new += [row[digest] for digest in added]
+                if not new:
+                    return True
+                puts[mail_key] = Put(encode(merge(decode_mail(mail), total(new))), _MAIL_TTL_S)
+                if await self._store.update(Update(checks=checks, puts=puts)):
+                    return True
+            except StoreUnavailable:
+                # Whether the step was carried out or not, the next try finds out.
+                return False
         return False
 
     async def first_score(self, name: str, request_id: str) -> bool:
@@ -190,9 +249,60 @@ def _key(kind: str, name: str) -> str:
     return f"{ROOT}{kind}/{name}"
 
 
+def _digest(request_id: str) -> str:
+    """Return what stands for a request among those of one second."""
+    return hashlib.blake2b(request_id.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
 def _audit_key(name: str, number: int) -> str:
     return f"{_key('audit', name)}/{number:08d}"
 
 
 def _names(index: JSON) -> list[str]:
     return [str(name) for name in index] if isinstance(index, Sequence) and not isinstance(index, str) else []
+
+
+def encode_rollout(rollout: Rollout) -> Any:
+    """Return a state as JSON."""
+    return _ROLLOUT.dump_python(rollout, mode="json")
+
+
+def decode_rollout(raw: JSON) -> Rollout:
+    """Return the state of a JSON value.
+
+    Raises:
+        StoreCorrupt: it is not a state.
+    """
+    return _decoded(_ROLLOUT, _modern(raw), "state of an experiment")
+
+
+def _modern(raw: JSON) -> JSON:
+    """Return a state without the defaults of the release that counted windows by time alone: today's take their place."""
+    experiment = raw.get("experiment") if isinstance(raw, Mapping) else None
+    if not isinstance(raw, Mapping) or not isinstance(experiment, Mapping) or "window_samples" in experiment:
+        return raw
+    kept = {key: value for key, value in experiment.items() if (key, value) not in _FORMER_DEFAULTS}
+    return {**raw, "experiment": kept}
+
+
+def encode_change(change: Change) -> Any:
+    """Return an entry of the audit trail as JSON."""
+    return _CHANGE.dump_python(change, mode="json")
+
+
+def decode_mail(raw: JSON) -> Mail:
+    """Return the observations of a JSON value; None is none at all.
+
+    Raises:
+        StoreCorrupt: it is not a mailbox.
+    """
+    return _decoded(_MAIL, raw or {}, "mailbox")
+
+
+def _decoded(adapter: TypeAdapter[T], raw: JSON, what: str) -> T:
+    try:
+        return adapter.validate_python(raw)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreCorrupt(f"the canary's {what} in the store cannot be read: {where}: {first['msg']}") from err

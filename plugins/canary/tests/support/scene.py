@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import httpx
 
+from pointsman.testing.provider import Behaviour, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
-from pointsman.testing.upstream import Behaviour, UpstreamServer
 
 OLD, NEW = "old-model", "new-model"
 CLIENTS = 4
@@ -98,7 +98,7 @@ def config(upstream: str, store: Path, *, versions: bool = False) -> dict[str, A
 
 
 class Clients:
-    """Client threads that ask until they are told to stop.
+    """Client threads that send requests until they are stopped.
 
     Each request has a connection of its own, so that the kernel spreads them over the workers.
     """

@@ -11,39 +11,45 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from opentelemetry import trace
 
 from pointsman.errors import StoreError
-from pointsman.types import Denial, Reservation
+from pointsman.types import Denial, Endpoint, Reservation, Usage
 
-from . import answers
-from .asked import OddRequest, choices, models_named, primary_models
-from .scopes import target_of
+from . import responses
+from .ledger import PICOS
+from .limits import LimitName, breaches, left, others_first
+from .notices import LimitNotices
+from .request_limits import InvalidRequest, choices, chooses_retries, models_named, primary_models
+from .scopes import USD_PICOS, target_of
 from .tenants import allowed, limited_patterns
-from .verdict import LimitName, breaches, left, others_first
 
 if TYPE_CHECKING:
     from pointsman.plugin import Services
     from pointsman.types import RequestContext, Route
 
-    from .answers import Refused
     from .config import QuotaConfig
-    from .durations import Durations
     from .estimate import Estimator
-    from .gate import Gate, Reserved
+    from .ledger_client import LedgerClient, Reserved
+    from .limits import Breach
     from .queue import FairQueue
+    from .responses import Refused
     from .scopes import Target
-    from .tenants import Caller, Directory
-    from .verdict import Breach
+    from .slots import EndedRequests
+    from .statistics import Durations
+    from .tenants import Caller, Directory, Tenant
 
 #: Label on the route: who pays. Other plugins read it there.
 TENANT_LABEL: Final = "tenant"
-#: Label on the route: what dry-run would have refused.
+#: Label on the route: the refusal that dry-run skipped.
 MARK_LABEL: Final = "quota"
 #: The most combinations of a caller and patterns whose scopes are remembered.
 _MOST_TARGETS: Final = 4096
+_AXES: Final = ("requests", "tokens")
+#: Asks whether there is a price at all.
+_A_TOKEN: Final = Usage(prompt_tokens=1, completion_tokens=1)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What admission did so far in this worker."""
+    """Decisions of this worker so far."""
 
     admitted: int = 0
     exempt: int = 0
@@ -59,11 +65,11 @@ class Ask:
         ctx: The request.
         caller: Who calls.
         target: The scopes it takes from.
-        take: Estimated tokens and micro-dollars.
+        take: Estimated tokens and picodollars.
         choices: How many answers it asks each model for.
-        mark: What dry-run has let pass already, or None.
-        dry: Whether it is never refused.
-        doubtful: Whether the store may have made a reservation without saying so.
+        mark: The refusal that dry-run has skipped already, or None.
+        dry: Whether it is a dry run, which never refuses.
+        doubtful: Whether the store may have made a reservation although its answer is missing.
     """
 
     ctx: RequestContext
@@ -77,10 +83,10 @@ class Ask:
 
 
 class Answer(NamedTuple):
-    """What the ledger said to an ``Ask``.
+    """The ledger's answer to an ``Ask``.
 
     Attributes:
-        reserved: What became of the reservation.
+        reserved: The outcome of the reservation.
         why: The limit that refuses, or None if it fits.
     """
 
@@ -94,10 +100,11 @@ class Admission:
     Args:
         config: The plugin's section.
         services: The host's services.
-        gate: The ledger.
+        ledger: The ledger.
         estimator: Estimates requests.
-        queue: The queue, or None.
+        queue: The queue.
         durations: How long requests usually take.
+        ended: Requests of this worker whose slots are free.
     """
 
     def __init__(
@@ -105,17 +112,20 @@ class Admission:
         config: QuotaConfig,
         services: Services,
         *,
-        gate: Gate,
+        ledger: LedgerClient,
         estimator: Estimator,
-        queue: FairQueue | None,
+        queue: FairQueue,
         durations: Durations,
+        ended: EndedRequests,
     ) -> None:
         self._config = config
         self._services = services
-        self._gate = gate
+        self._notices = LimitNotices(services.publish)
+        self._ledger = ledger
         self._estimator = estimator
         self._queue = queue
         self._durations = durations
+        self._ended = ended
         self._target_of = lru_cache(_MOST_TARGETS)(partial(target_of, gateway=config.gateway_limits))
         self.counts = Counts()
 
@@ -126,45 +136,64 @@ class Admission:
             if self._config.exempt_admin and ctx.identity.admin:
                 self.counts.exempt += 1
                 return None
-            return self._refuse(route, answers.unknown_caller(), dry=self._config.dry_run)
+            return self._refuse(route, responses.unknown_caller(), dry=self._config.dry_run)
         dry = self._config.dry_run or caller.tenant.dry_run
         try:
-            names = models_named(ctx.model, ctx.body)
-            if not (permitted := allowed(caller.tenant, names)) and not dry:
-                refused = [name for name in names if not allowed(caller.tenant, (name,))]
-                return self._refuse(route, answers.model_not_allowed(refused), dry=dry)
+            asked = models_named(ctx.alias or ctx.model, ctx.body)
+            resolved = {name: self._services.catalog.resolved(name) for name in asked}
+            names = tuple(dict.fromkeys(resolved.values()))
+            refused = [name for name in asked if not self._permits(caller.tenant, ctx, name, resolved[name])]
+            if refused and not dry:
+                return self._refuse(route, responses.model_not_allowed(refused), dry=dry)
             models = primary_models(ctx.model)
             answers_wanted = choices(ctx.body)
-            prompt_tokens, output_tokens = await self._estimator.tokens(
-                ctx, caller.tenant.id, models=len(models), choices=answers_wanted
-            )
-        except OddRequest as err:
-            return self._refuse(route, answers.odd_request(str(err), err.param), dry=dry)
+            size = await self._estimator.size(ctx, caller.tenant.id, models=len(models), choices=answers_wanted)
+        except InvalidRequest as err:
+            return self._refuse(route, responses.invalid_request(str(err), err.param), dry=dry)
         target = self._target_of(caller, limited_patterns(caller.tenant, names))
-        usd_micros = self._estimator.usd_micros(models, prompt_tokens, output_tokens) if target.limits_money else 0
+        usd_picos: int | None = 0
+        if target.limits_money:
+            reached = (*names, route.target, *route.fallbacks)
+            # A connection takes no money, but the responses on it will: without a price it is not even opened.
+            connects = ctx.endpoint is Endpoint.REALTIME and not ctx.generates
+            priced = size._replace(usage=_A_TOKEN) if connects else size
+            usd_picos = self._estimator.usd_picos(
+                ctx.endpoint, filter(None, reached), priced, tenant=caller.tenant.id, model=ctx.model
+            )
+            if usd_picos is None and self._services.unpriced == "deny":
+                return self._refuse(route, responses.unpriced(ctx.model, size.usage.service_tier), dry=dry)
+            usd_picos = 0 if connects else usd_picos
         ask = Ask(
             ctx,
             caller,
             target,
-            (prompt_tokens + output_tokens, usd_micros),
+            (size.prompt_tokens + size.output_tokens, usd_picos or 0),
             answers_wanted,
             dry,
-            None if permitted else "model_not_allowed",
+            "model_not_allowed" if refused else None,
         )
         try:
             answer = await self._ask_or_wait(ask)
         except (asyncio.CancelledError, StoreError):
-            # Nobody will settle it, and whether the store has carried it out is unknown.
-            self._gate.abandon(target, ctx.request_id)
+            # It will not be settled, and whether the store has made it is unknown.
+            self._ledger.abandon(target, ctx.request_id)
             raise
         if ask.doubtful and not answer.reserved.result.done:
-            self._gate.abandon(target, ctx.request_id)
+            self._ledger.abandon(target, ctx.request_id)
         return self._conclude(ask, answer, route)
+
+    def _permits(self, tenant: Tenant, ctx: RequestContext, asked: str, name: str) -> bool:
+        if not asked and not ctx.generates:
+            return True  # what reads, cancels or uploads names no model, and none works for it
+        # An alias of the gateway's is permitted with the model that it stands for, or by its very name.
+        return asked in tenant.models or allowed(tenant, (name,))
 
     async def _ask_or_wait(self, ask: Ask) -> Answer:
         queue = self._queue
-        if queue is None or ask.dry:
+        if ask.dry:
             return await self._ask(ask)
+        if ask.ctx.within is not None:
+            return await self._ask(ask)  # it shares a slot
         lanes = ask.target.scope_keys
         priority = ask.caller.priority
         answer: Answer | None = None
@@ -185,48 +214,74 @@ class Admission:
         return await queue.wait(lane, priority, attempt) or answer or await self._turn_away(ask, lanes.index(lane))
 
     async def _ask(self, ask: Ask) -> Answer:
-        reserved = await self._gate.reserve(ask.target, ask.ctx.request_id, ask.take, force=ask.dry)
-        ask.doubtful = ask.doubtful or reserved.doubtful
-        if reserved.result.fits:
-            return Answer(reserved, None)
-        return self._refusal(ask, reserved, [])
+        while True:
+            slots = int(ask.ctx.within is None)
+            reserved = await self._ledger.reserve(ask.target, ask.ctx.request_id, ask.take, slots=slots, force=ask.dry)
+            ask.doubtful = ask.doubtful or reserved.doubtful
+            if reserved.result.fits:
+                return Answer(reserved, None)
+            answer = self._refusal(ask, reserved, [])
+            if ask.dry or answer.why is None or answer.why.breach.limit is not LimitName.CONCURRENT_REQUESTS:
+                return answer
+            ended = self._ended.take(ask.target.scope_keys[answer.why.breach.scope])
+            if ended is None:
+                return answer
+            await self._ledger.free(ended.target, ended.request_id)
 
     async def _turn_away(self, ask: Ask, scope: int) -> Answer:
-        """Refuse without having asked: a slot that is free by now belongs to those who wait for it."""
-        reserved = await self._gate.reserve(ask.target, ask.ctx.request_id, ask.take, look=True)
+        """Refuse without trying: a slot that is free by now belongs to the requests that wait for it."""
+        reserved = await self._ledger.reserve(ask.target, ask.ctx.request_id, ask.take, look=True)
         cap = ask.target.caps[scope]["concurrent"]
         return self._refusal(ask, reserved, [others_first(scope, cap, reserved.result.scopes[scope], reserved.now_ms)])
 
     def _refusal(self, ask: Ask, reserved: Reserved, known: list[Breach]) -> Answer:
         states, now_ms = reserved.result.scopes, reserved.now_ms
-        found = breaches(states, ask.target.caps, self._gate.period_at, ask.take, now_ms)
+        found = breaches(states, ask.target.caps, self._ledger.period_at, ask.take, now_ms)
+        if ask.ctx.within is not None:
+            found = [breach for breach in found if breach.limit is not LimitName.CONCURRENT_REQUESTS]
         typical_ms = self._durations.typical_ms(ask.caller.tenant.id)
-        return Answer(reserved, answers.refused(found + known, ask.target.scopes, typical_ms))
+        return Answer(reserved, responses.refused(found + known, ask.target.scopes, typical_ms))
 
     def _conclude(self, ask: Ask, answer: Answer, route: Route) -> Route | Denial:
         reserved = answer.reserved
         taken = (1, ask.take[0]) if reserved.result.done else (0, 0)
-        axes = left(reserved.result.scopes, ask.target.caps, self._gate.period_at, taken, reserved.now_ms)
-        headers = answers.limit_headers(*axes)
+        axes = left(reserved.result.scopes, ask.target.caps, self._ledger.period_at, taken, reserved.now_ms)
+        headers = responses.limit_headers(*axes)
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(
                 {
                     "pointsman.quota.tenant": ask.caller.tenant.id,
-                    "pointsman.quota.reserved_tokens": ask.take[0],
-                    "pointsman.quota.limit": answer.why.mark if answer.why else "",
+                    **({"pointsman.quota.limit": answer.why.mark} if answer.why else {}),
                     "pointsman.quota.local": reserved.local,
+                    **(
+                        {
+                            "pointsman.quota.reserved_tokens": ask.take[0],
+                            "pointsman.quota.reserved_usd_micros": -(-ask.take[1] // PICOS),
+                        }
+                        if reserved.result.done
+                        else {}
+                    ),
+                    **{
+                        f"pointsman.quota.remaining_{n}": a.remaining
+                        for n, a in zip(_AXES, axes, strict=True)
+                        if a is not None
+                    },
                 }
             )
         if answer.why is not None and not ask.dry:
             self.counts.refused[answer.why.mark] += 1
-            return answers.over_limit(answer.why, headers, ask.take)
+            denial = responses.over_limit(answer.why, headers, ask.take)
+            # A request that is larger than a limit says nothing about its use.
+            if answer.why.retry_after_ms is not None:
+                self._notices.reached(ask.caller.tenant.id, answer.why.mark, denial, self._services.clock.now())
+            return denial
         self.counts.admitted += 1
         labels = {TENANT_LABEL: ask.caller.tenant.id}
         if (mark := ask.mark or (answer.why.mark if answer.why else None)) is not None:
             self.counts.would_refuse[mark] += 1
             labels[MARK_LABEL] = f"would-refuse {mark}"
-            headers |= answers.would_refuse(mark)
+            headers |= responses.would_refuse(mark)
         return replace(
             route,
             labels={**route.labels, **labels},
@@ -239,8 +294,15 @@ class Admission:
             plugin=self._services.plugin,
             id=ask.ctx.request_id,
             expires_at=float(reserved.expires_s),
-            amounts={"tokens": ask.take[0], "usd_micros": ask.take[1]},
-            data={**ask.target.data, "local": reserved.local or ask.doubtful, "choices": ask.choices},
+            amounts={"tokens": ask.take[0], "usd_micros": -(-ask.take[1] // PICOS)},
+            data={
+                **ask.target.data,
+                "local": reserved.local or ask.doubtful,
+                "choices": ask.choices,
+                USD_PICOS: ask.take[1],
+                "retries": chooses_retries(ask.ctx),
+                **({} if ask.ctx.within is None else {"slots": 0}),
+            },
         )
 
     def _refuse(self, route: Route, denial: Denial, *, dry: bool) -> Route | Denial:
@@ -250,4 +312,4 @@ class Admission:
             return denial
         self.counts.would_refuse[denial.code] += 1
         labels = {MARK_LABEL: f"would-refuse {denial.code}"}
-        return route.with_labels(**labels).with_headers(answers.would_refuse(denial.code))
+        return route.with_labels(**labels).with_headers(responses.would_refuse(denial.code))

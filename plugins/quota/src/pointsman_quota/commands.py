@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import click
 
-from pointsman.client import AdminClient, admin_options, segment, table
+from pointsman.client import AdminClient, admin_options, segment, table, watchable
 
 from .tenants import checked_key, hash_key, made_by_us
 
@@ -25,10 +25,11 @@ _MICROS: Final = 1_000_000
 
 @click.group("quota")
 def group() -> None:
-    """See, add and remove tenants."""
+    """Show, add and remove tenants."""
 
 
 @group.command("list")
+@watchable
 @admin_options
 def list_tenants(admin: AdminClient) -> None:
     """Show all tenants."""
@@ -41,6 +42,7 @@ def list_tenants(admin: AdminClient) -> None:
 
 @group.command("show")
 @click.argument("tenant")
+@watchable
 @admin_options
 def show(admin: AdminClient, tenant: str) -> None:
     """Show a TENANT: its limits, keys, and what is used."""
@@ -55,7 +57,7 @@ def show(admin: AdminClient, tenant: str) -> None:
 
 @group.command("add")
 @click.argument("file", type=click.File("rb"))
-@click.option("--replace", is_flag=True, help="Replace a tenant of this id.")
+@click.option("--replace", is_flag=True, help="Replace the tenant with this id.")
 @admin_options
 def add(admin: AdminClient, file: BinaryIO, replace: bool) -> None:
     """Add the tenant in FILE, a JSON object; '-' reads standard input.

@@ -4,31 +4,69 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from pointsman.types import Endpoint
+from pointsman import pricing
+from pointsman.counting import read_prompt
+from pointsman.plugin import UnpricedModel
+from pointsman.types import Deployment, Endpoint, Usage
 
-from .asked import OddRequest, output_limit, text_chars
-from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS
+from .expected import WITHOUT_OUTPUT_TOKENS, usage_of
+from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS, PICOS
+from .request_limits import InvalidRequest, output_limit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from pointsman.counting import Prompt
     from pointsman.plugin import Services
     from pointsman.types import RequestContext
 
     from .config import OutputEstimate
-    from .outputs import OutputLengths
+    from .statistics import OutputLengths
+    from .tariff import Tariff
 
 log: Final = logging.getLogger("pointsman.quota")
 
 #: Counting takes about a microsecond a word: longer prompts are counted on another thread.
 _LONG_PROMPT_CHARS: Final = 8_000
-#: For text that cannot be counted; ordinary text has twice as many, so the estimate is rather too high.
+#: For text that cannot be counted. Ordinary text has twice as many, so the estimate is rather too high.
 _CHARS_A_TOKEN: Final = 2
-_PRICES_FOR_S: Final = 60.0
-_MICROS: Final = 1_000_000
+
+#: What takes everything but tokens and tools from a usage.
+_UNITS: Final = (
+    "images",
+    "characters",
+    "audio_ms",
+    "audio_out_ms",
+    "video_ms",
+    "pages",
+    "annotated_pages",
+    "search_units",
+)
+_NO_UNITS: Final[Mapping[str, Any]] = dict.fromkeys(_UNITS)
+_units_of = attrgetter(*_UNITS)
+
+
+class Size(NamedTuple):
+    """How large a request may be.
+
+    Attributes:
+        models: How many models will answer.
+        prompt_tokens: Estimated tokens of the prompt, all models together.
+        output_tokens: The same of the answers.
+        usage: What one model would use.
+    """
+
+    models: int
+    prompt_tokens: int
+    output_tokens: int
+    usage: Usage
 
 
 class Estimator:
@@ -44,11 +82,12 @@ class Estimator:
         self._config = config
         self._outputs = outputs
         self._services = services
-        self._prices: dict[str, tuple[float, Decimal, Decimal]] = {}
         self.uncountable = 0
+        #: What a billing plugin charges, where budgets follow it; None: the gateway's prices.
+        self.tariff: Tariff | None = None
 
-    async def tokens(self, ctx: RequestContext, tenant: str, *, models: int, choices: int) -> tuple[int, int]:
-        """Return the estimated prompt and output tokens of a request, all models and choices together.
+    async def size(self, ctx: RequestContext, tenant: str, *, models: int, choices: int) -> Size:
+        """Return how large a request may be.
 
         Args:
             ctx: The request.
@@ -57,62 +96,118 @@ class Estimator:
             choices: How many answers each of them is asked for.
 
         Raises:
-            OddRequest: a field that limits the output is no sensible number, or the sum is absurd.
+            InvalidRequest: a field that limits the output is not a valid number, or the sum is larger than any limit.
         """
-        output = self._output(ctx, tenant) * choices * models
-        prompt = await self._prompt(ctx) * models
-        if prompt + output > MAX_REQUEST_TOKENS:
-            raise OddRequest(f"The request may use {prompt + output} tokens; ask for less output.", "max_tokens")
-        return max(1, prompt), output
+        if not ctx.generates:
+            return Size(models, 0, 0, Usage())
+        output = self._output(ctx, tenant) * choices
+        prompt = read_prompt(ctx.body)
+        counted = max(1, await self._count(ctx, prompt)) + ctx.carried_tokens
+        if (counted + output) * models > MAX_REQUEST_TOKENS:
+            raise InvalidRequest(
+                f"The request may use {(counted + output) * models} tokens; ask for less output.", "max_tokens"
+            )
+        return Size(models, counted * models, output * models, usage_of(ctx, prompt, counted, output, choices))
 
     def _output(self, ctx: RequestContext, tenant: str) -> int:
         """Return the estimated tokens of one answer."""
         limit = output_limit(ctx.body)
-        if ctx.endpoint is Endpoint.EMBEDDINGS:
+        if ctx.endpoint in WITHOUT_OUTPUT_TOKENS:
             return 0
         learnt = self._outputs.quantile(tenant, ctx.model, self._config.quantile_ratio)
         if limit is None:
             return learnt or self._config.default_tokens
         return min(limit, learnt) if self._config.by == "learnt" and learnt is not None else limit
 
-    async def _prompt(self, ctx: RequestContext) -> int:
-        count = self._services.tokenizer.count
-        chars = text_chars(ctx.body)
+    async def _count(self, ctx: RequestContext, prompt: Prompt) -> int:
+        count = partial(self._services.tokenizer.count_text, ctx.model)
         try:
-            if chars > _LONG_PROMPT_CHARS:
-                return max(0, await asyncio.to_thread(count, ctx.model, ctx.body))
-            return max(0, count(ctx.model, ctx.body))
-        except Exception:  # noqa: BLE001  # a body that the tokenizer cannot read must not be a way round the limits
+            if len(prompt.text) > _LONG_PROMPT_CHARS:
+                return await asyncio.to_thread(prompt.tokens, count)
+            return prompt.tokens(count)
+        except Exception:  # noqa: BLE001  # a text that the tokenizer cannot read must not circumvent the limits
             self.uncountable += 1
             log.debug("request %s: the prompt cannot be counted, its length is used", ctx.request_id)
-            return chars // _CHARS_A_TOKEN + 1
+            return prompt.tokens(lambda text: len(text) // _CHARS_A_TOKEN + 1)
 
-    def usd_micros(self, models: Sequence[str], prompt_tokens: int, output_tokens: int) -> int:
-        """Return the estimated price, at least 1: of the dearest deployment that may answer, cached tokens not considered.
+    def usd_picos(
+        self, endpoint: Endpoint, names: Iterable[str], size: Size, *, tenant: str = "", model: str = ""
+    ) -> int | None:
+        """Return the estimated price: of the dearest deployment that may answer, cached tokens not considered.
 
         Args:
-            models: The models that will answer.
-            prompt_tokens: Of all models together.
-            output_tokens: The same.
-        """
-        now = self._services.clock.monotonic()
-        each = [self._price(model, now) for model in models]
-        price = sum((prompt_tokens * inside + output_tokens * outside for inside, outside in each), Decimal(0))
-        micros = (price * _MICROS / len(models)).to_integral_value(ROUND_CEILING)
-        return max(1, min(MAX_REQUEST_USD_MICROS, int(micros)))
+            endpoint: The kind of API.
+            names: Everything that may be asked to answer: models, fallbacks, the route's target.
+            size: How large the request is.
+            tenant: Who pays, for prices and margins of a billing plugin.
+            model: The requested model, for the same.
 
-    def _price(self, model: str, now: float) -> tuple[Decimal, Decimal]:
-        known = self._prices.get(model)
-        if known is not None and now < known[0]:
-            return known[1], known[2]
-        deployments = self._services.catalog.deployments(model)
-        if not deployments:  # a name from outside: nothing to remember
-            return Decimal(0), Decimal(0)
-        prices = [self._services.prices.get(deployment) for deployment in deployments]
-        inside = max(price.input_usd or Decimal(0) for price in prices)
-        outside = max(price.output_usd or Decimal(0) for price in prices)
-        self._prices[model] = (now + _PRICES_FOR_S, inside, outside)
-        return inside, outside
+        Returns:
+            Picodollars, or None when the price of one of these deployments is unknown, or none is known.
+        """
+        if size.usage.is_empty:
+            return 0
+        usage = size.usage
+        used: Sequence[Usage] = (usage,)
+        if any(_units_of(usage)):
+            # By tokens or by other units, whichever is more.
+            units = replace(
+                usage, prompt_tokens=0, completion_tokens=0, image_prompt_tokens=0, image_completion_tokens=0
+            )
+            used = [part for part in (replace(usage, **_NO_UNITS), units) if not part.is_empty]
+        costs = [self._usd(deployment, usage, used, tenant, model) for deployment in self._reachable(endpoint, names)]
+        if not costs or None in costs:
+            return None
+        usd = max(filter(None, costs), default=Decimal(0)) * size.models
+        return min(MAX_REQUEST_USD_MICROS * PICOS, int((usd * PICOS**2).to_integral_value(ROUND_CEILING)))
+
+    def unpriced(self) -> list[UnpricedModel]:
+        """Return the model groups that a deployment without a price may answer for, fallbacks included."""
+        catalog = self._services.catalog
+        groups = sorted({deployment.group for deployment in catalog.deployments()})
+        found: dict[tuple[str, str], list[tuple[str, ...]]] = {}
+        for group in groups:
+            for one in catalog.reachable(group):
+                if not pricing.is_priced(self._services.prices.get(one), one.info.get("mode")):
+                    found.setdefault((group, one.group), []).append((group, one.group, one.model))
+        return [UnpricedModel(*names, priced_for=self._ruled(models)) for names, models in sorted(found.items())]
+
+    def _ruled(self, models: Sequence[tuple[str, ...]]) -> Callable[[str], bool]:
+        def ruled(tenant: str) -> bool:
+            return self.tariff is not None and all(self.tariff.price(tenant, names) for names in models)
+
+        return ruled
+
+    def _usd(
+        self, deployment: Deployment, usage: Usage, ways: Sequence[Usage], tenant: str, model: str
+    ) -> Decimal | None:
+        """Return what one model would cost: in the dearest of these ways to count the usage; None if no cost is known."""
+        price, margin_ratio = None, Decimal(0)
+        if self.tariff is not None:
+            names = (model, deployment.group, deployment.model)
+            rule, margin = self.tariff.price(tenant, names), self.tariff.margin(tenant, names)
+            price = None if rule is None else rule.price
+            margin_ratio = margin_ratio if margin is None else margin.margin_ratio
+        price = price or self._services.prices.get(deployment, usage)
+        costs = [pricing.cost_usd(used, price) for used in ways]
+        known = max((usd for usd in costs if usd is not None and usd.is_finite() and usd >= 0), default=None)
+        return known if known is None or not margin_ratio else pricing.CONTEXT.multiply(known, 1 + margin_ratio)
+
+    def _reachable(self, endpoint: Endpoint, names: Iterable[str]) -> Iterator[Deployment]:
+        """Yield the deployments that may answer; of those that have the same price, one."""
+        seen: set[tuple[object, ...]] = set()
+        for name in dict.fromkeys(names):
+            found = self._services.catalog.reachable(name)
+            if not found and endpoint is Endpoint.PASS_THROUGH:
+                # The provider's own name of the model.
+                found = (Deployment(id=name, group=name, provider="", model=name),)
+            for deployment in found:
+                configured = deployment.id if self._services.prices.get(deployment).configured else None
+                group = deployment.group if self.tariff is not None else None
+                kind = (configured, group, deployment.provider, deployment.model, deployment.info.get("base_model"))
+                if kind not in seen:
+                    seen.add(kind)
+                    yield deployment
 
     def learn(self, tenant: str, settled: Mapping[str, object], model: str, completion_tokens: int) -> None:
         """Remember how long an answer was; ``settled`` is what the reservation carried."""

@@ -20,6 +20,7 @@ class Period:
         begins_ms: Unix milliseconds at which the day began.
         day_ends_ms: Unix milliseconds of the next midnight.
         month_ends_ms: Unix milliseconds of the midnight before the next first.
+        month_begins_ms: Unix milliseconds at which the month began.
     """
 
     day: int
@@ -27,6 +28,7 @@ class Period:
     begins_ms: int
     day_ends_ms: int
     month_ends_ms: int
+    month_begins_ms: int
 
 
 class Calendar:
@@ -56,6 +58,7 @@ class Calendar:
             begins_ms=_ms(midnight),
             day_ends_ms=_ms(midnight + timedelta(days=1)),
             month_ends_ms=_ms((first + timedelta(days=32)).replace(day=1)),
+            month_begins_ms=_ms(first),
         )
 
 

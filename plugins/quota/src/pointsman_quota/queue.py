@@ -38,7 +38,7 @@ class FairQueue:
 
     Attributes:
         admitted: Requests that got a slot after waiting.
-        gave_up: Requests that waited in vain.
+        gave_up: Requests that waited without getting a slot.
         turned_away: Requests that found the lane full.
     """
 
@@ -56,7 +56,7 @@ class FairQueue:
         return sum(map(len, self._lanes.values()))
 
     def lane_ahead(self, lanes: Iterable[str], priority: int) -> str | None:
-        """Return a lane in which somebody waits whom a request of this priority must not overtake, or None."""
+        """Return a lane with a waiting request that one of this priority must not overtake, or None."""
         for lane in lanes:
             if (tickets := self._lanes.get(lane)) and tickets[0].rank <= -priority:
                 return lane

@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from .tenants import allowed
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from .config import Limits, Tenant
+    from pointsman.plugin import UnpricedModel
+
     from .ledger import Caps
-    from .tenants import Caller
+    from .limits import Limits
+    from .tenants import Caller, Tenant
 
+#: Where a reservation carries its exact amount of money, in picodollars.
+USD_PICOS: Final = "usd_picos"
 GATEWAY: Final = "gateway"
 TENANT: Final = "tenant"
 KEY: Final = "key"
@@ -22,6 +28,8 @@ MODEL: Final = "model"
 
 #: The hash tag of all scopes when there are limits over all tenants: one atomic step then spans tenants.
 _SHARED_TAG: Final = "all"
+#: How many models without a price a message names.
+_SHOWN: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +93,11 @@ class Target:
         return any("day_usd_micros" in caps or "month_usd_micros" in caps for caps in self.caps)
 
     @cached_property
+    def limits_concurrency(self) -> bool:
+        """Whether any of the limits is one of concurrent requests."""
+        return any("concurrent" in caps for caps in self.caps)
+
+    @cached_property
     def data(self) -> Mapping[str, str | int | float | bool | None]:
         """What a reservation must carry to be settled by any worker, after any change of the configuration."""
         return {
@@ -141,3 +154,38 @@ def all_scopes(tenant: Tenant, gateway: Limits) -> Target:
     scopes += [Scope(KEY, key.name, key.limits.caps) for key in tenant.keys if key.limits and key.limits.caps]
     scopes += [Scope(MODEL, pattern, limits.caps) for pattern, limits in tenant.model_limits.items()]
     return Target(_SHARED_TAG if gateway.caps else tenant.id, tenant.id, tuple(scopes))
+
+
+def unpriced_limits(
+    tenants: Iterable[Tenant], gateway: Limits, models: Sequence[UnpricedModel], policy: str
+) -> list[str]:
+    """Return the problems of models whose price is unknown: the limits in money that cannot work.
+
+    Args:
+        tenants: All tenants.
+        gateway: The limits of all tenants together.
+        models: What may be answered by a model without a price.
+        policy: What happens to these requests, ``deny`` or ``allow``.
+    """
+    becomes = "are refused" if policy == "deny" else "are not counted"
+    problems = []
+    for shown in tenants:
+        if models and all_scopes(shown, gateway).limits_money:
+            reached = [one for one in models if allowed(shown, (one.name,)) and not one.priced_for(shown.id)]
+            names = _named(reached)
+            if names:
+                more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+                problems.append(
+                    f"tenant {shown.id!r} has a limit in money, but the price of {', '.join(names[:_SHOWN])}{more} is "
+                    f"unknown, so these requests {becomes}; set the prices of these models"
+                )
+    return problems
+
+
+def _named(models: Sequence[UnpricedModel]) -> list[str]:
+    """Return the models as a message names them, each once: directly, where that is possible."""
+    first: dict[str, UnpricedModel] = {}
+    for model in models:
+        if model.group not in first or model.name == model.group:
+            first[model.group] = model
+    return [str(first[group]) for group in sorted(first)]

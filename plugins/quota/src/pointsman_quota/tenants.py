@@ -1,21 +1,25 @@
-"""Tenants, and who is one of them. Pure."""
+"""Tenants, their keys, and how a caller is recognised as one of them. Pure."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from ipaddress import ip_address
-from typing import TYPE_CHECKING, Final
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from typing import TYPE_CHECKING, Annotated, Final
+
+from pydantic import AfterValidator, Field, StringConstraints, field_validator
+
+from pointsman.config import Section
+from pointsman.types import CREDENTIAL_HEADERS
+
+from .limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-
     from pointsman.types import Credential, Identity
-
-    from .config import Key, Tenant, TrustedHeader
 
 #: The claim that carries the name of the tenant's own key from ``authenticate`` to ``pre_route``.
 KEY_CLAIM: Final = "pointsman.quota.key"
@@ -36,9 +40,9 @@ def checked_key(api_key: str) -> str:
     """
     key, (least, most) = api_key.strip(), _KEY_CHARS
     if not least <= len(key) <= most:
-        raise ValueError(f"a key has {least} to {most} characters, this one has {len(key)}")
+        raise ValueError(f"a key must have {least} to {most} characters, this one has {len(key)}")
     if len(key.split()) > 1:
-        raise ValueError("a key has no white space in it; give one key")
+        raise ValueError("a key must not contain white space; give one key")
     return key
 
 
@@ -56,16 +60,88 @@ def hash_key(api_key: str, salt: str) -> str:
 
 
 def made_by_us(key_hash: str) -> str:
-    """Return what ``hash_key`` has made.
+    """Return the hash if ``hash_key`` can have made it.
 
     Raises:
         ValueError: it is something else; the message does not show it, for it may be a raw key.
     """
     if re.fullmatch(_KEY_HASH, key_hash) is None:
         raise ValueError(
-            "it is no hash of a key, which looks like hmac-sha256$SALT$DIGEST; make one with 'pointsman quota hash-key'"
+            "it is not the hash of a key (hmac-sha256$SALT$DIGEST); make one with 'pointsman quota hash-key'"
         )
     return key_hash
+
+
+TenantId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Pattern = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+KeyHash = Annotated[str, AfterValidator(made_by_us)]
+
+
+class Key(Section):
+    """An API key of a tenant. Only its salted hash is kept; ``pointsman quota hash-key`` makes one."""
+
+    name: Text = Field(description="Name of the key, shown to people and used for the key's own limits.")
+    hash: KeyHash = Field(description="hmac-sha256$SALT$DIGEST, both hexadecimal.")
+    limits: Limits | None = Field(default=None, description="Limits of this key in addition to the tenant's.")
+    priority: int | None = Field(default=None, ge=-1000, le=1000, description="Overrides the tenant's priority.")
+
+
+class Match(Section):
+    """How a tenant is recognised in addition to its own keys. The order of the fields is the order of precedence."""
+
+    litellm_keys: tuple[Text, ...] = Field(default=(), description="LiteLLM's hashes of virtual keys.")
+    claims: Mapping[Text, tuple[Text, ...]] = Field(
+        default={}, description="Claims that authentication established (of a JWT, for example), and their values."
+    )
+    users: tuple[Text, ...] = Field(default=(), description="LiteLLM users.")
+    teams: tuple[Text, ...] = Field(default=(), description="LiteLLM teams.")
+    orgs: tuple[Text, ...] = Field(default=(), description="LiteLLM organisations.")
+    header_values: tuple[Text, ...] = Field(default=(), description="Values of the trusted front's header.")
+
+
+class Tenant(Section):
+    """A tenant: how it is recognised, which models it may use, and how much."""
+
+    id: TenantId = Field(description="Letters, digits, '.', '_' and '-'.")
+    name: str = Field(default="", max_length=200, description="Name shown to people.")
+    keys: tuple[Key, ...] = Field(default=(), max_length=1000, description="API keys of the tenant.")
+    match: Match = Match()
+    limits: Limits = Limits()
+    models: tuple[Pattern, ...] = Field(
+        default=(), description="Models that the tenant may use, as patterns with * ? and [...]; empty allows all."
+    )
+    model_limits: Mapping[Pattern, Limits] = Field(
+        default={}, description="Further limits, each shared by all models that match its pattern."
+    )
+    priority: int = Field(default=0, ge=-1000, le=1000, description="Place in a queue; higher goes first.")
+    dry_run: bool = Field(default=False, description="Count and mark, but never refuse.")
+
+    @field_validator("keys")
+    @classmethod
+    def _distinct(cls, keys: tuple[Key, ...]) -> tuple[Key, ...]:
+        if len({key.name for key in keys}) < len(keys):
+            raise ValueError("two keys have the same name; name each one differently")
+        return keys
+
+
+class TrustedHeader(Section):
+    """A header that a trusted proxy in front sets to the tenant's name."""
+
+    name: str = Field(pattern=r"^[a-z0-9-]{1,64}$", description="Lower case, for example x-tenant.")
+    networks: tuple[IPv4Network | IPv6Network, ...] = Field(
+        default=(),
+        description="Networks of the peers that may set it, which needs custom_auth; empty trusts every peer.",
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _visible(cls, name: str) -> str:
+        if name in CREDENTIAL_HEADERS:
+            raise ValueError(
+                f"{name!r} carries credentials, which plugins never see; use a separate header, for example x-tenant"
+            )
+        return name
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,7 +169,7 @@ class Directory:
 
     Args:
         tenants: All tenants.
-        default: Id of the tenant for callers that nobody knows, or None.
+        default: Id of the tenant of unknown callers, or None.
         header: The trusted header, or None.
 
     Raises:
@@ -150,7 +226,7 @@ class Directory:
         return [self._tenants[name] for name in sorted(self._tenants)]
 
     def by_credential(self, credential: Credential) -> Caller | None:
-        """Return who shows this key, or whom a trusted front vouches for; None if nobody is known."""
+        """Return the caller that presents this key, or that a trusted proxy names; None for an unknown caller."""
         if credential.api_key:
             for salt, callers in self._keys.items():
                 if (caller := callers.get(hash_key(credential.api_key, salt))) is not None:
@@ -213,7 +289,7 @@ def _within(host: str | None, header: TrustedHeader) -> bool:
 
 
 def allowed(tenant: Tenant, names: Iterable[str]) -> bool:
-    """Say whether a tenant may ask for all of these models."""
+    """Return whether a tenant may ask for all of these models."""
     return not tenant.models or all(
         name and any(fnmatchcase(name, pattern) for pattern in tenant.models) for name in names
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointsman.client import AdminClient, admin_options, segment, table
+from pointsman.client import AdminClient, admin_options, segment, table, watchable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,10 +19,11 @@ COUNTS = ("attempts", "wins", "losses", "cancelled", "failures")
 
 @click.group()
 def racing() -> None:
-    """See how races go."""
+    """Show races, and export or import their observations."""
 
 
 @racing.command("list")
+@watchable
 @admin_options
 def list_races(admin: AdminClient) -> None:
     """Show all races and what is known about the deployments."""
@@ -32,6 +33,7 @@ def list_races(admin: AdminClient) -> None:
 
 @racing.command("show")
 @click.argument("name")
+@watchable
 @admin_options
 def show(admin: AdminClient, name: str) -> None:
     """Show the race NAME with its candidates."""
@@ -53,8 +55,8 @@ def export(admin: AdminClient, file: Path) -> None:
 @racing.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @admin_options
-def take_in(admin: AdminClient, file: Path) -> None:
-    """Take in what was exported to FILE; it counts like the observations of one more worker."""
+def import_(admin: AdminClient, file: Path) -> None:
+    """Import what was exported to FILE; it counts like the observations of one more worker."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as err:

@@ -11,12 +11,14 @@ from pointsman import PluginInfo, hookimpl
 from pointsman.errors import ConfigError, Conflict
 from pointsman.types import Status
 
-from . import document, listing, names
-from .book import Book
+from . import views
+from .candidates import unknown_names, wildcard_names
 from .config import RacingConfig
-from .racer import Racer
-from .sharing import Sharing
-from .surface import Surface
+from .coordinator import Coordinator
+from .instruments import instrument
+from .repository import InvalidDocument, Repository, export_document, load_document, write_document
+from .routes import Routes
+from .statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,71 +43,79 @@ class RacingPlugin:
 
     def __init__(self, config: RacingConfig) -> None:
         self._config = config
-        self._book = Book(config.half_life_s)
+        self._statistics = Statistics(config.half_life_s)
         self._clashes: list[str] = []
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._writing = threading.Lock()
         self._exports = self._newest = 0
 
     @hookimpl
     async def startup(self, services: Services) -> None:
-        """Show the virtual models, take in what is known, begin to share."""
+        """List the virtual models, read what is known, begin to exchange observations."""
         config = self._config
         self._services = services
-        self._racer = Racer(config, self._book, services)
-        tallies = {name: course.tally for name, course in self._racer.courses.by_name.items()}
-        self._sharing = Sharing(self._book, tallies, services)
-        self._surface = Surface(self._racer, self._book, self._sharing, services)
+        self._coordinator = Coordinator(config, self._statistics, services)
+        counts = {name: raced.counts for name, raced in self._coordinator.models.by_name.items()}
+        self._repository = Repository(self._statistics, counts, services)
+        self._routes = Routes(self._coordinator, self._statistics, self._repository, services)
         self._path = None if config.performance_file is None else services.base / config.performance_file
         self._list()
-        if self._clashes:
-            raise ConfigError("\n".join(self._clashes))
+        if wrong := [*self._clashes, *wildcard_names(config, services.catalog, services.plugin)]:
+            raise ConfigError("\n".join(wrong))
         self._warn()
         await self._import()
-        await self._sharing.exchange()
+        await self._repository.exchange()
+        instrument(services.meter, counts, lambda: self._coordinator.running)
         services.tasks.every(LIST_EVERY_S, self._keep_listed, name="list models")
-        services.tasks.every(config.share_interval_s, self._sharing.exchange, name="share")
+        services.tasks.every(config.share_interval_s, self._repository.exchange, name="share")
         if self._path is not None:
             services.tasks.every(config.export_interval_s, self._export, name="write the performance file")
 
     @hookimpl
+    async def inherit(self, previous: RacingPlugin) -> None:
+        """Learn what has not been written yet, and go on with what is left of the budgets."""
+        self._coordinator.inherit(previous._coordinator)
+        await previous._repository.exchange()
+        await self._repository.exchange()
+
+    @hookimpl
     async def shutdown(self) -> None:
-        """Hand in what is not written yet."""
-        await self._sharing.exchange()
+        """Write what has not been written yet."""
+        await self._repository.exchange()
         await self._export()
 
     @hookimpl
     async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:
-        """Send a request for a raced name into its race."""
-        return self._racer.route(ctx, route)
+        """Route a request for a raced name to its race."""
+        return self._coordinator.route(ctx, route)
 
     @hookimpl
-    async def execute(self, ctx: RequestContext, route: Route, upstream: Upstream) -> Execution:
+    async def execute(self, ctx: RequestContext, route: Route, upstream: Upstream) -> Execution | None:
         """Race a request."""
-        return await self._racer.execute(ctx, route, upstream)
+        return await self._coordinator.execute(ctx, route, upstream)
 
     @hookimpl
     def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
-        """Keep the legs of one race apart."""
-        return self._racer.select(ctx, candidates)
+        """Keep the attempts of one race on different deployments."""
+        return self._coordinator.select(ctx, candidates)
 
     @hookimpl
     def post_response(self, ctx: RequestContext, attempt: Attempt) -> None:
         """Learn from an answer."""
-        self._racer.observe(ctx, attempt)
+        self._coordinator.observe(ctx, attempt)
 
     @hookimpl
     def on_error(self, ctx: RequestContext, attempt: Attempt) -> None:
         """Learn from a failure, or from a loser."""
-        self._racer.observe(ctx, attempt)
+        self._coordinator.observe(ctx, attempt)
 
     @hookimpl
     def status(self) -> Status:
-        """Say how races go."""
-        rows = [self._surface.course_json(course) for course in self._racer.courses.by_name.values()]
+        """Report the races and what prevents them."""
+        rows = self._routes.races_json()
         problems = [f"{row['name']!r} has no healthy candidate" for row in rows if not row["healthy"]]
         problems += [*self._clashes, *self._unknown()]
-        if self._sharing.failures:
+        if self._repository.failures:
             problems.append("observations are not shared: the store fails")
         requests = sum(row["counts"]["requests"] for row in rows)
         extra = sum(row["counts"]["extra"] for row in rows)
@@ -123,30 +133,31 @@ class RacingPlugin:
                     }
                     for row in rows
                 },
-                "running": self._racer.running,
-                "cancelling_ms": self._surface.cancelling_json(),
+                "running": self._coordinator.running,
+                "cancelling_ms": views.cancelling_json(self._coordinator.cancelling_ms),
                 "problems": problems,
             },
         )
 
     @hookimpl
     def routes(self) -> Sequence[BaseRoute]:
-        """Offer the admin routes."""
-        return self._surface.routes()
+        """Return the admin routes."""
+        return self._routes.routes()
 
     # -- the list of models -------------------------------------------------------------------------------------------
 
     def _list(self) -> None:
-        """Show the virtual models, again each time: the gateway may have been configured anew.
+        """List the virtual models, repeatedly because the gateway's configuration may change.
 
-        One without any candidate is not shown; whether its name is free is asked all the same.
+        A model without any candidate is not listed, but its name is checked all the same.
         """
         catalog = self._services.catalog
         clashes = []
         for number, model in enumerate(self._config.models):
-            group = self._racer.courses.by_name[model.name].group(catalog)
+            group = self._coordinator.models.by_name[model.name].group(catalog)
+            info = views.listed_model(model, catalog)
             try:
-                catalog.list_model(model.name, group or model.candidates[0].target, info=listing.entry(model, catalog))
+                catalog.list_model(model.name, group or model.candidates[0].target, info=info)
             except Conflict as err:
                 clashes.append(f"{self._services.plugin}.models[{number}].name: {err}")
                 continue
@@ -155,14 +166,14 @@ class RacingPlugin:
         self._clashes = clashes
 
     def _unknown(self) -> list[str]:
-        return names.unknown(self._config, self._services.catalog, self._services.plugin)
+        return unknown_names(self._config, self._services.catalog, self._services.plugin)
 
     def _warn(self) -> None:
-        """Say once of each name that the gateway does not have it; operators look at the log of a start first."""
-        for why in self._unknown():
-            if why not in self._told:
-                self._told.add(why)
-                log.warning("%s", why)
+        """Log each unknown name once; operators read the log of a start first."""
+        for problem in self._unknown():
+            if problem not in self._warned:
+                self._warned.add(problem)
+                log.warning("%s", problem)
 
     async def _keep_listed(self) -> None:
         self._list()
@@ -174,28 +185,28 @@ class RacingPlugin:
         if self._path is None:
             return
         if not self._path.parent.is_dir():
-            raise ConfigError(f"performance_file: {self._path.parent} is no directory")
-        if not await self._sharing.knows_nothing():
+            raise ConfigError(f"performance_file: {self._path.parent} is not a directory; create it or change the path")
+        if not await self._repository.is_empty():
             return
         try:
-            standings = await asyncio.to_thread(document.load, self._path, self._config.half_life_s)
-        except (document.NotOurs, OSError) as err:
+            stats = await asyncio.to_thread(load_document, self._path, self._config.half_life_s)
+        except (InvalidDocument, OSError) as err:
             raise ConfigError(f"performance_file: cannot use {self._path}: {err}") from err
-        if standings:
-            await self._sharing.put_first(standings)
+        if stats:
+            await self._repository.put_first(stats)
 
     async def _export(self) -> None:
-        # A worker that knows nothing has nothing to put in the place of what is there.
-        if self._path is not None and self._book.known():
+        # A worker without observations must not replace the existing file.
+        if self._path is not None and self._statistics.known():
             self._exports += 1
-            known = document.export(self._book, self._services.clock.now())
-            await asyncio.to_thread(self._write, self._path, self._exports, known)
+            document = export_document(self._statistics, self._services.clock.now())
+            await asyncio.to_thread(self._write, self._path, self._exports, document)
 
-    def _write(self, path: Path, number: int, known: Mapping[str, object]) -> None:
-        # A thread cannot be cancelled: one that was late would undo what was written when the worker ended.
+    def _write(self, path: Path, number: int, document: Mapping[str, object]) -> None:
+        # A thread cannot be cancelled: a late one would overwrite what was written at the worker's end.
         with self._writing:
             if number > self._newest:
-                document.write(path, known)
+                write_document(path, document)
                 self._newest = number
 
 
@@ -205,4 +216,5 @@ plugin: Final = PluginInfo(
     factory=RacingPlugin,
     summary="Virtual models and hedged requests: the first good answer wins, within a budget.",
     commands="pointsman_racing.commands:racing",
+    requires=">=0.1,<0.2",
 )

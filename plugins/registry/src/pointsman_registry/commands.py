@@ -9,12 +9,9 @@ from typing import Any, Final
 import click
 from rich.table import Table
 
-from pointsman.client import AdminClient, admin_options, segment, table, when
+from pointsman.client import AdminClient, admin_options, segment, signed, table, watchable, when
 
 BASE: Final = "/registry"
-
-who_option: Final = click.option("--who", help="For the history; the default is the admin key's user or alias.")
-reason_option: Final = click.option("--reason", help="For the history.")
 
 
 @click.group()
@@ -24,6 +21,7 @@ def registry() -> None:
 
 @registry.command("list")
 @click.option("--name", help="Only the versions of this model.")
+@watchable
 @admin_options
 def list_versions(admin: AdminClient, name: str | None) -> None:
     """List the versions in the order of their ids."""
@@ -74,8 +72,7 @@ def register(
 
 @registry.command()
 @click.argument("version_id", metavar="ID")
-@who_option
-@reason_option
+@signed
 @admin_options
 def activate(admin: AdminClient, version_id: str, who: str | None, reason: str | None) -> None:
     """Make a version the active one of its model."""
@@ -84,8 +81,7 @@ def activate(admin: AdminClient, version_id: str, who: str | None, reason: str |
 
 @registry.command()
 @click.argument("name")
-@who_option
-@reason_option
+@signed
 @admin_options
 def rollback(admin: AdminClient, name: str, who: str | None, reason: str | None) -> None:
     """Return to the version that was active before; again, to the one before that."""
@@ -95,8 +91,7 @@ def rollback(admin: AdminClient, name: str, who: str | None, reason: str | None)
 @registry.command()
 @click.argument("version_id", metavar="ID")
 @click.option("--force", is_flag=True, help="Also when it is active: its model then answers 503.")
-@who_option
-@reason_option
+@signed
 @admin_options
 def delete(admin: AdminClient, version_id: str, *, force: bool, who: str | None, reason: str | None) -> None:
     """Delete a version."""
@@ -129,6 +124,7 @@ def history(admin: AdminClient, name: str | None, limit: int) -> None:
 @click.argument("version_id", metavar="[ID]", required=False)
 @click.option("--name", help="Only the versions of this model.")
 @click.option("--reset", is_flag=True, help="Count from now on.")
+@watchable
 @admin_options
 def metrics(admin: AdminClient, version_id: str | None, name: str | None, *, reset: bool) -> None:
     """Show the live metrics of one version or of all, or reset them."""

@@ -1,28 +1,31 @@
-"""The registry in one worker: a copy of what the store holds, and changes to it.
+"""The registry in one worker: a copy of the stored versions, and changes to them.
 
-Requests read the copy, which is a dict lookup. It is replaced when this worker changes something, and within
+Requests read the copy, which is a dictionary lookup. It is replaced when this worker changes something, and within
 ``poll_interval_s`` when another one did. Every change is computed from a copy and written in one atomic step that fails
-if somebody else was faster; then it is computed again.
+if another worker was faster; then it is computed again.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from pointsman.errors import ConfigError, Conflict, InvalidInput, StoreError
-from pointsman.plugin import Catalog, Services
-from pointsman.store.base import JSON
-from pointsman.store.snapshot import Snapshot
-from pointsman.types import VersionActivated
+from pointsman.errors import ConfigError, Conflict, InvalidInput
+from pointsman.events import VersionActivated
+from pointsman.plugin import unknown_target
+from pointsman.store.protocol import JSON, Update
+from pointsman.store.views import Snapshot
 
-from . import changes
-from .fields import VersionSpec, nearest
-from .storage import STATE, decode_history, decode_state, history_prefix, step
-from .versions import Activation, Author, Change, State, Version
+from . import versions
+from .repository import STATE, decode_history, decode_state, history_prefix, update_of
+from .versions import Activation, Author, Change, State, Version, suggestion
+
+if TYPE_CHECKING:
+    from pointsman.plugin import Catalog, Services
+
+    from .config import VersionSpec
 
 log: Final = logging.getLogger("pointsman.registry")
 
@@ -58,7 +61,7 @@ class Registry:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     async def refresh(self) -> None:
-        """Read the store again if it has changed, and bring the gateway's list of models in step.
+        """Read the store again if it has changed, and update the gateway's list of models.
 
         Raises:
             StoreError: it cannot be read; the copy stays as it was.
@@ -69,7 +72,7 @@ class Registry:
 
     @property
     def never_written(self) -> bool:
-        """Whether the store has never held a version: it is new, or has been emptied behind our back."""
+        """Whether the store has never held a version: it is new, or has been emptied from outside."""
         return self._snapshot.revision is None
 
     async def history(self, name: str | None, limit: int) -> list[Activation]:
@@ -78,13 +81,13 @@ class Registry:
 
     def problems(self) -> list[str]:
         """Return what keeps registered names from being served, one sentence each."""
-        found = [clash for _, clash in sorted(self._clashes.items())]
+        problems = [clash for _, clash in sorted(self._clashes.items())]
         for name, version in self.state.active.items():
             if version is not None and not is_target(self._services.catalog, version.path):
-                found.append(
+                problems.append(
                     f"{name!r}: the gateway has no {version.path!r}, the path of the active version {version.id!r}"
                 )
-        return found
+        return problems
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ class Registry:
             ConfigError: a version contradicts the store or the gateway's configuration; of the latter all are named.
         """
         catalog = self._services.catalog
-        # Some gateways know their deployments only after the plugins have started; requests are checked again anyway.
+        # Some gateways load their deployments after the plugins have started; requests are checked again anyway.
         if catalog.deployments():
             wrong = []
             for index, spec in enumerate(specs):
@@ -106,8 +109,8 @@ class Registry:
             if wrong:
                 raise ConfigError("\n".join(wrong))
         author = Author(who="configuration", at=self._services.clock.now())
-        # No event: nothing changes for anybody while everybody starts.
-        await self._change(lambda state: changes.seed(state, specs, author))
+        # No event: all workers are starting.
+        await self._change(lambda state: versions.seed(state, specs, author))
 
     async def register(self, spec: VersionSpec, who: str) -> Version:
         """Add a version, active if it says so.
@@ -119,7 +122,7 @@ class Registry:
         check_target(self._services.catalog, spec.name, spec.path)
         author = self._author(who, "registered as active")
         change = await self._change(
-            lambda state: changes.register(state, changes.built(spec, author.at), author, active=spec.active)
+            lambda state: versions.register(state, versions.built(spec, author.at), author, active=spec.active)
         )
         self._announce(change)
         return change.registered[0]
@@ -129,7 +132,7 @@ class Registry:
 
         Args:
             version_id: The version.
-            who: On whose behalf.
+            who: Who asks for it.
             reason: For the history.
             name: The name it is expected to have, or None for any.
 
@@ -141,7 +144,7 @@ class Registry:
         def checked(state: State) -> Change | None:
             if name is not None and (version := state.get(version_id)).name != name:
                 raise Conflict(f"version {version_id!r} belongs to {version.name!r}, not to {name!r}", param="name")
-            return changes.activate(state, version_id, self._author(who, reason))
+            return versions.activate(state, version_id, self._author(who, reason))
 
         change = await self._change(checked)
         if change is not None:
@@ -155,9 +158,9 @@ class Registry:
             NotFound: the name has no version.
             Conflict: there was none before.
         """
-        change = await self._change(lambda state: changes.rollback(state, name, self._author(who, reason)))
+        change = await self._change(lambda state: versions.rollback(state, name, self._author(who, reason)))
         self._announce(change)
-        return self.state.get(change.standings[name].active_id or "")
+        return self.state.get(change.names[name].active_id or "")
 
     async def delete(self, version_id: str, who: str, reason: str, *, force: bool) -> None:
         """Remove a version; the active one only with ``force``.
@@ -167,34 +170,34 @@ class Registry:
             Conflict: it is active and ``force`` was not given.
         """
         change = await self._change(
-            lambda state: changes.delete(state, version_id, self._author(who, reason), force=force)
+            lambda state: versions.delete(state, version_id, self._author(who, reason), force=force)
         )
         self._announce(change)
 
-    # -- within -------------------------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------------------------
 
     async def _change(self, compute: Callable[[State], C]) -> C:
+        def attempt(_: Mapping[str, JSON]) -> tuple[Update | None, C]:
+            change = compute(self.state)
+            return self._update_of(change), change
+
         async with self._changing:
-            for tried in range(MAX_TRIES):
-                await self.refresh()
-                change = compute(self.state)
-                if change is None:
-                    return change
-                update = step(change, expected=self._snapshot.revision, stamp=self._services.new_id())
-                if await self._store.update(update):
-                    # It is done, so a failure to read it back is no failure of the change; the next poll reads it.
-                    with contextlib.suppress(StoreError):
-                        await self.refresh()
-                    return change
-                longest_s = min(FIRST_WAIT_S * 2**tried, LONGEST_WAIT_S)
-                await self._services.clock.sleep(self._services.random.uniform(0, longest_s))
-        raise Conflict("the registry is being changed by others all the time; try again")
+            change = await self._snapshot.modify(attempt, what="the registry", attempts=MAX_TRIES, pause=self._pause)
+            self._list_models()
+            return change
+
+    def _update_of(self, change: Change | None) -> Update | None:
+        return None if change is None else update_of(change, stamp=self._services.new_id())
+
+    async def _pause(self, tried: int) -> None:
+        longest_s = min(FIRST_WAIT_S * 2 ** (tried - 1), LONGEST_WAIT_S)
+        await self._services.clock.sleep(self._services.random.uniform(0, longest_s))
 
     def _adopt(self, rows: Mapping[str, JSON]) -> None:
         self.state = decode_state(rows)
 
     def _list_models(self) -> None:
-        """Bring ``GET /v1/models`` in step; at every reading, because the gateway's own configuration changes too."""
+        """Update ``GET /v1/models``; at every reading, because the gateway's own configuration changes too."""
         wanted = {name: version.path for name, version in self.state.active.items() if version is not None}
         for name in self._listed - wanted.keys():
             self._services.catalog.list_model(name, None)
@@ -215,7 +218,11 @@ class Registry:
     def _announce(self, change: Change) -> None:
         for entry in change.activations:
             log.info(
-                "%s: %r is active now, before it %r (%s)", entry.name, entry.version_id, entry.previous_id, entry.action
+                "%s: %r is active now, previously %r (%s)",
+                entry.name,
+                entry.version_id,
+                entry.previous_id,
+                entry.action,
             )
             self._services.publish(
                 VersionActivated(
@@ -229,8 +236,9 @@ class Registry:
 
 
 def is_target(catalog: Catalog, path: str) -> bool:
-    """Say whether the gateway can serve a path."""
-    return catalog.is_group(path) or bool(catalog.deployments(path))
+    """Return whether the gateway can serve a path."""
+    # A wildcard stands for many models; one of these is a target.
+    return "*" not in path and bool(catalog.deployments(path))
 
 
 def check_target(catalog: Catalog, name: str, path: str) -> None:
@@ -245,6 +253,8 @@ def check_target(catalog: Catalog, name: str, path: str) -> None:
     ids = {deployment.id for deployment in deployments}
     if name in groups or name in ids:
         raise Conflict(f"name: the gateway's configuration has {name!r} itself; register another name", param="name")
+    if "*" in path and (problem := unknown_target(path, catalog)) is not None:
+        raise InvalidInput(f"path: {problem}", param="path")
     if not is_target(catalog, path):
-        near = nearest(path, groups | ids, shown=groups)
+        near = suggestion(path, groups | ids, shown=groups)
         raise InvalidInput(f"path: the gateway has no model group or deployment {path!r}{near}", param="path")

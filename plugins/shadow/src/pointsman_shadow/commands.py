@@ -1,25 +1,18 @@
-"""``pointsman shadow ...``: speaks to the admin routes of a running proxy."""
+"""``pointsman shadow ...``: the admin routes of a running proxy as commands."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TextIO
 
 import click
 from rich.table import Table
 
-from pointsman.client import AdminClient, admin_options, segment, table, when
+from pointsman.client import AdminClient, admin_options, segment, signed, table, watchable, when
 
 BASE: Final = "/shadow"
 MAX_RESULTS: Final = 10_000
-
-
-def signed(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--who`` and ``--reason``."""
-    who = click.option("--who", help="Who does it; the default is the admin key's user or alias.")
-    reason = click.option("--reason", help="Why.")
-    return who(reason(command))
 
 
 @click.group()
@@ -28,21 +21,21 @@ def shadow() -> None:
 
 
 @shadow.command("list")
+@watchable
 @admin_options
 def list_mirrors(admin: AdminClient) -> None:
     """List the mirrors."""
     answer = admin.get(BASE)
     admin.show(answer, lambda: _overview(answer["mirrors"]))
-    if not admin.as_json:
-        for problem in answer["problems"]:
-            click.echo(f"problem: {problem}", err=True)
+    admin.show_problems(answer["problems"])
 
 
 @shadow.command()
 @click.argument("mirror")
+@watchable
 @admin_options
 def report(admin: AdminClient, mirror: str) -> None:
-    """Show what a mirror has shown: every figure with its interval, times, counts, budget."""
+    """Show every figure of a mirror with its interval, times, counts and budget."""
     _show(admin, admin.get(f"{BASE}/{segment(mirror)}"))
 
 
@@ -54,7 +47,7 @@ def report(admin: AdminClient, mirror: str) -> None:
 )
 @admin_options
 def export(admin: AdminClient, mirror: str, limit: int, output: TextIO) -> None:
-    """Write the kept results as JSONL, the oldest first. With --json as one JSON document."""
+    """Write the stored results as JSONL, the oldest first; with --json as one JSON document."""
     answer = admin.get(f"{BASE}/{segment(mirror)}/results", limit=limit)
     if admin.as_json:
         json.dump(answer, output, indent=2)
@@ -68,7 +61,7 @@ def export(admin: AdminClient, mirror: str, limit: int, output: TextIO) -> None:
 @signed
 @admin_options
 def graduate(admin: AdminClient, mirror: str, who: str | None, reason: str | None) -> None:
-    """End a mirror and hand its figures to the other plugins."""
+    """End a mirror and publish its figures to the other plugins."""
     _change(admin, mirror, "graduate", who, reason)
 
 
@@ -86,7 +79,7 @@ def pause(admin: AdminClient, mirror: str, who: str | None, reason: str | None) 
 @signed
 @admin_options
 def resume(admin: AdminClient, mirror: str, who: str | None, reason: str | None) -> None:
-    """Mirror again after a pause, or beyond the pairs that were wanted."""
+    """Mirror again after a pause, or for pairs_wanted more pairs."""
     _change(admin, mirror, "resume", who, reason)
 
 
@@ -95,7 +88,7 @@ def resume(admin: AdminClient, mirror: str, who: str | None, reason: str | None)
 @signed
 @admin_options
 def reset(admin: AdminClient, mirror: str, who: str | None, reason: str | None) -> None:
-    """Forget figures and results and begin a new run."""
+    """Delete figures and results and begin a new run."""
     _change(admin, mirror, "reset", who, reason)
 
 
@@ -154,7 +147,7 @@ def _times(quantiles: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Table:
             for side, times in quantiles.items()
             for name, values in times.items()
         ],
-        title="milliseconds of what was answered",
+        title="milliseconds, of successful attempts",
     )
 
 

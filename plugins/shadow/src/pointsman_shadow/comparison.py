@@ -1,26 +1,32 @@
-"""One champion and one challenger, compared. Nothing here has I/O or a clock."""
+"""Pairs of a champion and a challenger, and their comparison. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import log2
 from typing import TYPE_CHECKING, Final, Self
 
-from pointsman.types import Answer, Attempt, Outcome
+from pointsman.types import Answer, Attempt, Outcome, RequestContext
 
 from . import similarity
 
 if TYPE_CHECKING:
+    from pointsman.plugin import PlannedCall
+
     from .config import Bounds
 
 #: Ratios beyond 16 and below 1/16 count as these.
 RATIO_LOG2: Final = 4.0
 
+#: Answers of one primary that are kept until it is known which of them the client got; of more, the newest.
+MOST_ANSWERS: Final = 8
+
 
 class Metric(StrEnum):
-    """What is estimated over the pairs. Differences are challenger minus champion, ratios challenger over champion."""
+    """The metrics that are estimated over the pairs. Differences are challenger minus champion, ratios challenger over champion."""
 
     LATENCY_MS = "latency_ms"
     LATENCY_RATIO = "latency_ratio"
@@ -46,7 +52,7 @@ RATIOS: Final = frozenset({Metric.LATENCY_RATIO, Metric.FIRST_TOKEN_RATIO, Metri
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
-    """How the values of a metric are laid on 0 to 1, where their mean is estimated.
+    """How the values of a metric are mapped to 0 to 1, where their mean is estimated.
 
     Attributes:
         low: What becomes 0; less counts as this.
@@ -58,13 +64,13 @@ class Scale:
     high: float
     ratio: bool = False
 
-    def laid(self, value: float) -> float:
+    def normalized(self, value: float) -> float:
         """Return the value on 0 to 1."""
         return (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
 
-    def read(self, laid: float) -> float:
+    def denormalized(self, normalized: float) -> float:
         """Return what a number from 0 to 1 stands for; a mean of logarithms becomes the geometric mean of the ratios."""
-        value = self.low + laid * (self.high - self.low)
+        value = self.low + normalized * (self.high - self.low)
         return float(2**value) if self.ratio else value
 
 
@@ -90,12 +96,12 @@ def scale(metric: Metric, bounds: Bounds) -> Scale:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """What became of one side of a pair.
+    """The result of one side of a pair.
 
     Attributes:
         outcome: ``ok`` or ``error``; for the champion also ``cancelled`` and ``disconnected``.
         error: The class of the error, or None.
-        deployment: Who answered.
+        deployment: The deployment that answered.
         status: The provider's HTTP status, or None.
         latency_ms: The attempt's duration, or None.
         first_token_ms: To the first piece of content of a stream, or None.
@@ -103,7 +109,7 @@ class Side:
         completion_tokens: Or None when unknown.
         cost_usd_micros: Or None when unknown.
         cached: The gateway's response cache answered: the times say nothing.
-        answer: What the model said, or None.
+        answer: The model's answer, or None.
     """
 
     outcome: Outcome
@@ -142,9 +148,69 @@ class Side:
         return self.outcome is Outcome.OK
 
 
+class Pair:
+    """One mirrored request, from the decision to the comparison. It lives in one worker's memory.
+
+    Attributes:
+        ctx: The client's request.
+        labels: The labels of its route.
+        context: The context in which the primary was sent: the mirror's span is linked to its span.
+        queued_at: Monotonic seconds.
+        answers: The primary's successful attempts by their ids, the last one last: a race may have several.
+        champion: The result of the primary; None while it runs.
+        challenger: The result of the mirror; None until it has ended.
+        mirror_id: The mirror's own request id.
+        planned: The mirrored call, until it is made.
+        embedding: The call for both answers' embeddings, until it is made; None when it is not wanted.
+        judges: The two questions to the judge, until they are asked; empty when it is not wanted.
+        over: Whether it is recorded or given up.
+    """
+
+    __slots__ = (
+        "answers",
+        "challenger",
+        "champion",
+        "context",
+        "ctx",
+        "embedding",
+        "judges",
+        "labels",
+        "mirror_id",
+        "over",
+        "planned",
+        "queued_at",
+    )
+
+    def __init__(self, ctx: RequestContext, labels: Mapping[str, str], context: Context, queued_at: float) -> None:
+        self.ctx = ctx
+        self.labels = labels
+        self.context = context
+        self.queued_at = queued_at
+        self.answers: dict[str, Side] = {}
+        self.champion: Side | None = None
+        self.challenger: Side | None = None
+        self.mirror_id = ""
+        self.planned: PlannedCall | None = None
+        self.embedding: PlannedCall | None = None
+        self.judges: tuple[PlannedCall, ...] = ()
+        self.over = False
+
+    def drop_calls(self, why: str) -> None:
+        """Say for the trace that what has not been called will not be, and why."""
+        for call in (self.planned, self.embedding, *self.judges):
+            if call is not None:
+                call.drop(why)
+
+    def answered(self, attempt_id: str, side: Side) -> None:
+        """Keep an answer of the primary's."""
+        self.answers[attempt_id] = side
+        if len(self.answers) > MOST_ANSWERS:
+            del self.answers[next(iter(self.answers))]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """What a pair has shown.
+    """The comparison of a pair.
 
     Attributes:
         values: Metric to value, in its own unit; ratios as logarithms (base 2). What does not apply is left out.
@@ -154,9 +220,9 @@ class Comparison:
 
 
 def compare(champion: Side, challenger: Side) -> Comparison:
-    """Compare what can be compared without asking anybody.
+    """Compare two sides as far as no other model has to be asked.
 
-    Answers are compared only when there are two, times only when no cache has answered.
+    Answers are compared when both sides have one, times when neither came from a cache.
     """
     values: dict[Metric, float] = {
         Metric.CHALLENGER_ERROR: float(not challenger.ok),

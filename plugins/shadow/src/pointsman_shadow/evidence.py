@@ -1,4 +1,4 @@
-"""What a mirror has shown so far, in all workers together: one value, and how a worker's batch is added to it."""
+"""The state of a mirror: its phase and its figures across all workers, and how a worker's batch is added. Pure."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from . import histogram
+from pointsman.stats import merged
+
 from .comparison import Metric, Scale, scale
-from .confidence import Running
+from .statistics import BUCKETS, ConfidenceSequence
 
 if TYPE_CHECKING:
-    from .config import Mirror
+    from .config import MirrorConfig
 
 JsonObject: TypeAlias = dict[str, Any]
 
 
 class Phase(StrEnum):
-    """Where a mirror stands."""
+    """The phase of a mirror."""
 
     RUNNING = "running"
     PAUSED = "paused"
@@ -28,7 +29,7 @@ class Phase(StrEnum):
 
 
 class Count(StrEnum):
-    """What is counted. Classes of errors and reasons follow a colon, as in ``dropped:queue_full``."""
+    """The counters. Classes of errors and reasons follow a colon, as in ``dropped:queue_full``."""
 
     TOTAL = "total"
     SAMPLED = "sampled"
@@ -55,7 +56,7 @@ SIDES: Final = ("champion", "challenger")
 
 @dataclass(slots=True)
 class Batch:
-    """What one worker has seen since it last handed in.
+    """The figures of one worker since its last flush.
 
     Attributes:
         counts: Names to amounts.
@@ -73,7 +74,7 @@ class Batch:
         return bool(self.counts or self.values)
 
     def count(self, name: Count, amount: int = 1, *, of: str | None = None) -> None:
-        """Count; ``of`` is the class or reason, counted beside the whole."""
+        """Count; ``of`` is the class or reason, counted in addition to the total."""
         self.counts[name] += amount
         if of is not None:
             self.counts[f"{name}:{of}"] += amount
@@ -82,7 +83,7 @@ class Batch:
         """Note a time of a side."""
         if value_ms is not None:
             counts = self.times.setdefault(f"{side}.{name}", {})
-            number = histogram.bucket(value_ms)
+            number = BUCKETS.index(value_ms)
             counts[number] = counts.get(number, 0) + 1
 
 
@@ -91,15 +92,15 @@ class Evidence:
     """A mirror's state.
 
     Attributes:
-        definition: What the figures depend on.
+        definition: The settings that the figures depend on.
         run: 1 for the first; a new one begins with a new definition or a reset.
-        phase: Where it stands.
+        phase: Its phase.
         started_at: Unix seconds when the run began.
         changed_at: Unix seconds of the last change of the phase.
-        who: Who changed it.
+        who: The author of that change.
         reason: Why.
         counts: Names to amounts.
-        running: Metric to what is remembered of its values.
+        running: Metric to the confidence sequence of its values.
         clipped: Metric to how many values were beyond the bounds.
         times: Histograms by ``side.time``.
         results: How many results have been written since the run began: the next one has this number.
@@ -114,7 +115,7 @@ class Evidence:
     who: str = "config"
     reason: str = ""
     counts: Mapping[str, int] = field(default_factory=dict)
-    running: Mapping[Metric, Running] = field(default_factory=dict)
+    running: Mapping[Metric, ConfidenceSequence] = field(default_factory=dict)
     clipped: Mapping[Metric, int] = field(default_factory=dict)
     times: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     results: int = 0
@@ -147,14 +148,14 @@ def changed(evidence: Evidence, phase: Phase, now: float, who: str, reason: str)
     return replace(evidence, phase=phase, changed_at=now, who=who, reason=reason)
 
 
-def grown(evidence: Evidence, batch: Batch, mirror: Mirror, now: float) -> Evidence:
-    """Return the state with a batch; it is finished when it has the pairs it wants."""
-    alpha = 1 - mirror.confidence
-    scales = {metric: scale(metric, mirror.bounds) for metric in Metric}
+def grown(evidence: Evidence, batch: Batch, config: MirrorConfig, now: float) -> Evidence:
+    """Return the state with a batch; it is finished when it has ``pairs_wanted`` pairs."""
+    alpha = 1 - config.confidence
+    scales = {metric: scale(metric, config.bounds) for metric in Metric}
     running, clipped = dict(evidence.running), dict(evidence.clipped)
     for values in batch.values:
         for metric, value in values.items():
-            running[metric] = running.get(metric, Running()).add(scales[metric].laid(value), alpha)
+            running[metric] = running.get(metric, ConfidenceSequence()).add(scales[metric].normalized(value), alpha)
             if not scales[metric].low <= value <= scales[metric].high:
                 clipped[metric] = clipped.get(metric, 0) + 1
     after = replace(
@@ -163,32 +164,36 @@ def grown(evidence: Evidence, batch: Batch, mirror: Mirror, now: float) -> Evide
         running=running,
         clipped=clipped,
         times={
-            name: histogram.added(evidence.times.get(name, {}), batch.times.get(name, {}))
+            name: merged(evidence.times.get(name, {}), batch.times.get(name, {}))
             for name in {*evidence.times, *batch.times}
         },
         results=evidence.results + len(batch.results),
     )
-    if after.phase is Phase.RUNNING and complete(after, mirror):
+    if after.phase is Phase.RUNNING and complete(after, config):
         return changed(
-            after, Phase.FINISHED, now, "shadow", f"it has the {pairs_wanted(after, mirror)} pairs it wanted"
+            after,
+            Phase.FINISHED,
+            now,
+            "shadow",
+            f"{pairs_wanted(after, config)} pairs were compared, as configured by pairs_wanted",
         )
     return after
 
 
-def pairs_wanted(evidence: Evidence, mirror: Mirror) -> int | None:
-    """Return how many pairs the run is to have; None: it goes on."""
-    return None if mirror.pairs_wanted is None else evidence.pairs_before + mirror.pairs_wanted
+def pairs_wanted(evidence: Evidence, config: MirrorConfig) -> int | None:
+    """Return how many pairs finish the run; None: it does not end."""
+    return None if config.pairs_wanted is None else evidence.pairs_before + config.pairs_wanted
 
 
-def complete(evidence: Evidence, mirror: Mirror) -> bool:
-    """Say whether the run has the pairs it wants."""
-    wanted = pairs_wanted(evidence, mirror)
+def complete(evidence: Evidence, config: MirrorConfig) -> bool:
+    """Say whether the run has its ``pairs_wanted``."""
+    wanted = pairs_wanted(evidence, config)
     return wanted is not None and evidence.count(Count.PAIRS) >= wanted
 
 
-def resumed(evidence: Evidence, mirror: Mirror, now: float, who: str, reason: str) -> Evidence:
-    """Return the state of a run that goes on; one that has the pairs it wanted wants as many again."""
-    if complete(evidence, mirror):
+def resumed(evidence: Evidence, config: MirrorConfig, now: float, who: str, reason: str) -> Evidence:
+    """Return the state of a run that continues; one that was complete runs for ``pairs_wanted`` more pairs."""
+    if complete(evidence, config):
         evidence = replace(evidence, pairs_before=evidence.count(Count.PAIRS))
     return changed(evidence, Phase.RUNNING, now, who, reason)
 
@@ -214,38 +219,38 @@ class Figure:
     clipped: int = 0
 
 
-def figures(evidence: Evidence, mirror: Mirror) -> list[Figure]:
-    """Return what is known of each metric, in their own order."""
-    found = []
+def figures(evidence: Evidence, config: MirrorConfig) -> list[Figure]:
+    """Return the figures of the metrics that have values, in the order of ``Metric``."""
+    known = []
     for metric in Metric:
         running = evidence.running.get(metric)
-        interval = None if running is None else running.interval(1 - mirror.confidence)
+        interval = None if running is None else running.interval(1 - config.confidence)
         if running is None or interval is None:
             continue
-        unit: Scale = scale(metric, mirror.bounds)
-        found.append(
+        unit: Scale = scale(metric, config.bounds)
+        known.append(
             Figure(
                 metric=metric,
                 count=running.count,
-                mean=unit.read(interval.mean),
-                low=unit.read(interval.low),
-                high=unit.read(interval.high),
+                mean=unit.denormalized(interval.mean),
+                low=unit.denormalized(interval.low),
+                high=unit.denormalized(interval.high),
                 clipped=evidence.clipped.get(metric, 0),
             )
         )
-    return found
+    return known
 
 
 def quantiles(
-    evidence: Evidence, shares: Sequence[float] = (0.5, 0.95, 0.99)
+    evidence: Evidence, ratios: Sequence[float] = (0.5, 0.95, 0.99)
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Return side to time to quantile name (p50, p95, p99) to milliseconds, of what was answered."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    """Return side to time to quantile name (p50, p95, p99) to milliseconds, of successful attempts."""
+    by_side: dict[str, dict[str, dict[str, float]]] = {}
     for side in SIDES:
         for name in TIMES:
-            counts = evidence.times.get(f"{side}.{name}", {})
-            values = {f"p{share * 100:g}": histogram.quantile(counts, share) for share in shares}
-            known = {key: round(value, 3) for key, value in values.items() if value is not None}
-            if known:
-                found.setdefault(side, {})[name] = known
-    return found
+            values = BUCKETS.quantiles(evidence.times.get(f"{side}.{name}", {}), ratios)
+            if values is not None:
+                by_side.setdefault(side, {})[name] = {
+                    f"p{ratio * 100:g}": round(value, 3) for ratio, value in zip(ratios, values, strict=True)
+                }
+    return by_side

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman.plugin import PluginInfo, Services
 from pointsman.specs import hookimpl
-from pointsman.types import Answer, Attempt, RequestContext, Settlement, Status
+from pointsman.types import Answer, Attempt, Event, RequestContext, Settlement, Status, StoreEmptied
 
-from .admin import Admin
 from .config import ShadowConfig
-from .desk import Desk
-from .engine import Engine
+from .coordinator import Coordinator
+from .dispatcher import Dispatcher
+from .instruments import instrument
+from .routes import Admin
 
 if TYPE_CHECKING:
     from starlette.routing import BaseRoute
@@ -27,64 +28,72 @@ class ShadowPlugin:
 
     def __init__(self, config: ShadowConfig) -> None:
         self._config = config
-        self._engine: Engine
-        self._desk: Desk
+        self._dispatcher: Dispatcher
+        self._coordinator: Coordinator
 
     @hookimpl
     async def startup(self, services: Services) -> None:
-        """Begin or take up the mirrors."""
-        self._engine = Engine(self._config, services)
-        self._engine.check()
-        self._desk = Desk(self._engine)
-        await self._desk.start()
-        services.tasks.spawn(self._engine.dispatch(), name="dispatch")
-        services.tasks.every(self._config.flush_s, self._desk.tick, name="flush")
+        """Begin or continue the mirrors."""
+        self._dispatcher = Dispatcher(self._config, services)
+        self._dispatcher.check()
+        self._coordinator = Coordinator(self._dispatcher)
+        await self._coordinator.start()
+        instrument(services.meter, self._dispatcher.mirrors)
+        services.tasks.forever(self._dispatcher.dispatch, name="dispatch")
+        services.tasks.every(self._config.flush_s, self._coordinator.tick, name="flush")
 
     @hookimpl
     async def shutdown(self) -> None:
-        """Hand in what was seen; what still runs is cancelled by the host."""
-        await self._desk.hand_in()
+        """Give up what waits and flush the figures; the host cancels what still runs."""
+        self._dispatcher.stop()
+        await self._coordinator.flush()
 
     @hookimpl
     async def before_attempt(self, ctx: RequestContext, attempt: Attempt) -> None:
-        """Decide about a request at the moment when its first attempt is sent, so that both start together."""
-        self._engine.consider(ctx, attempt)
+        """Decide about a request when its first attempt is sent, so that both start together."""
+        self._dispatcher.consider(ctx, attempt)
 
     @hookimpl
     def post_response(self, ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
         """Note the primary's answer."""
-        self._engine.answered(ctx, attempt, answer)
+        self._dispatcher.answered(ctx, attempt, answer)
 
     @hookimpl
     async def settle(self, settlement: Settlement) -> None:
-        """Note that the request is over: its last attempt was the last."""
-        self._engine.concluded(settlement)
+        """Note that the request is over: there are no further attempts."""
+        self._dispatcher.concluded(settlement)
+
+    @hookimpl
+    async def on_event(self, event: Event) -> None:
+        """Begin the mirrors again when the store has lost everything."""
+        if isinstance(event, StoreEmptied):
+            await self._coordinator.start()
 
     @hookimpl
     def status(self) -> Status:
-        """Say what is mirrored, and what stands in the way."""
-        problems = self._engine.problems()
-        if self._desk.blind:
+        """Return the state of the mirrors and what an operator should look at."""
+        problems = self._dispatcher.problems()
+        if self._coordinator.blind:
             problems.append("the store does not answer")
-        lines = self._engine.lines.values()
-        text = f"{len(lines)} mirrors, {self._engine.alive} pairs under way"
+        mirrors = self._dispatcher.mirrors.values()
+        text = f"{len(mirrors)} mirrors, {self._dispatcher.alive} pairs in flight"
         return Status(
             ok=not problems,
             summary=f"{text}; {problems[0]}" if problems else text,
             details={
                 "problems": problems,
-                "lag_ms": round(self._engine.pace.lag_s * 1000, 3),
+                "lag_ms": round(self._dispatcher.lag.lag_s * 1000, 3),
                 "mirrors": [
                     {
-                        "name": line.mirror.name,
-                        "phase": str(line.phase),
-                        "target": line.target,
-                        "queued": len(line.queue),
-                        "running": line.running,
-                        "alive": line.alive,
-                        "lost": line.lost,
+                        "name": mirror.config.name,
+                        "phase": str(mirror.phase),
+                        "target": mirror.target,
+                        "queued": len(mirror.queue),
+                        "running": mirror.running,
+                        "alive": mirror.alive,
+                        "lost": mirror.lost,
                     }
-                    for line in lines
+                    for mirror in mirrors
                 ],
             },
         )
@@ -92,7 +101,7 @@ class ShadowPlugin:
     @hookimpl
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
-        return Admin(self._desk).routes()
+        return Admin(self._coordinator).routes()
 
 
 plugin: Final = PluginInfo(
@@ -101,4 +110,5 @@ plugin: Final = PluginInfo(
     factory=ShadowPlugin,
     summary="Live requests mirrored to a challenger, compared, and never noticed by the caller.",
     commands="pointsman_shadow.commands:shadow",
+    requires=">=0.1,<0.2",
 )

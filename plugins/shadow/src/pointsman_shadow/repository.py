@@ -3,11 +3,11 @@
 Keys, those of one mirror in one hash tag::
 
     {shadow:<mirror>}/state                   the state: phase, counts, figures
-    {shadow:<mirror>}/result/<run>/<number>   one result; whoever writes one removes the one that has no room any more
-    {shadow:<mirror>}/tokens/<day>            tokens spent or set aside on a UTC day
+    {shadow:<mirror>}/result/<run>/<number>   one result; writing one removes the one that exceeds keep_results
+    {shadow:<mirror>}/tokens/<day>            tokens spent or reserved on a UTC day
     {shadow:<mirror>}/money/<day>             millionths of a dollar, the same
 
-Whoever writes a state checks that it is still the one that was read.
+A write of a state checks that the state is still the one that was read.
 """
 
 from __future__ import annotations
@@ -15,20 +15,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from pointsman.errors import Conflict, StoreCorrupt
-from pointsman.store.base import JSON, Put, StateStore, Update
+from pydantic import TypeAdapter, ValidationError
 
-from . import codec
-from .evidence import SIDES, Evidence, JsonObject
+from pointsman.errors import StoreCorrupt
+from pointsman.store import JSON, Put, StateStore, Update, modify
+
+from .evidence import Evidence, JsonObject
+from .results import without_texts
 
 if TYPE_CHECKING:
-    from .config import Mirror
+    from .config import MirrorConfig
 
-_TRIES: Final = 20
+#: Every worker flushes to the same key, so a few conflicts in succession are normal.
+_ATTEMPTS: Final = 20
 #: Rows changed in one step.
 _ROWS: Final = 200
-#: What a side of a result has only while texts are kept.
-_TEXTS: Final = frozenset({"text", "tools"})
+
+_EVIDENCE: Final = TypeAdapter(Evidence)
 
 
 class Repository:
@@ -45,19 +48,19 @@ class Repository:
         """Return a mirror's state, or None when there is none.
 
         Raises:
-            StoreCorrupt: the store holds something else there.
+            StoreCorrupt: the stored value is not a state.
         """
         raw = await self._store.get(_key(mirror, "state"))
-        return None if raw is None else codec.decode(raw)
+        return None if raw is None else decode(raw)
 
     async def change(
         self,
         mirror: str,
         step: Callable[[Evidence | None], Evidence],
         results: Sequence[JsonObject] = (),
-        keeping: Mirror | None = None,
+        keeping: MirrorConfig | None = None,
     ) -> Evidence:
-        """Change a state; repeated when somebody else was faster.
+        """Change a state; repeated when another worker has changed it in between.
 
         Args:
             mirror: Its name.
@@ -66,15 +69,15 @@ class Repository:
             keeping: How many results are kept, and how long.
 
         Raises:
-            StoreCorrupt: the store holds something else there.
-            StoreUnavailable: it may or may not have been written: do not repeat it.
-            Conflict: others are faster all the time.
+            StoreCorrupt: the stored value is not a state.
+            StoreUnavailable: the change may or may not have been written: do not repeat it.
+            Conflict: the state was modified concurrently at every try.
         """
         key = _key(mirror, "state")
-        for _ in range(_TRIES):
-            raw = await self._store.get(key)
-            after = step(None if raw is None else codec.decode(raw))
-            puts = {key: Put(codec.encode(after))}
+
+        def change(raw: JSON) -> tuple[Update, Evidence]:
+            after = step(None if raw is None else decode(raw))
+            puts = {key: Put(encode(after))}
             deletes: list[str] = []
             if keeping is not None:
                 kept = results[-keeping.keep_results :] if keeping.keep_results else ()
@@ -83,17 +86,17 @@ class Repository:
                 oldest = after.results - keeping.keep_results
                 gone = range(max(oldest - len(results), 0), max(oldest, 0))
                 deletes = [_result(mirror, after.run, number) for number in gone]
-            if await self._store.update(Update(checks={key: raw}, puts=puts, deletes=deletes)):
-                return after
-        raise Conflict(f"the mirror {mirror!r} is being changed by somebody else all the time; try again")
+            return Update(puts=puts, deletes=deletes), after
+
+        return await modify(self._store, key, change, what=f"the mirror {mirror!r}", attempts=_ATTEMPTS)
 
     async def begin(self, mirror: str, step: Callable[[Evidence | None], Evidence]) -> Evidence:
-        """Change a state, as ``change`` does; one that nobody can read counts as none."""
+        """Change a state, as ``change`` does; one that cannot be read counts as none."""
         try:
             return await self.change(mirror, step)
         except StoreCorrupt:
             after = step(None)
-            await self._store.put(_key(mirror, "state"), codec.encode(after))
+            await self._store.put(_key(mirror, "state"), encode(after))
             return after
 
     async def results(self, mirror: str, evidence: Evidence, room: int, limit: int) -> list[Mapping[str, Any]]:
@@ -103,11 +106,11 @@ class Repository:
             return []
         numbers = range(evidence.results - count, evidence.results)
         found = await self._store.get_many([_result(mirror, evidence.run, number) for number in numbers])
-        # Some may be missing: their time is over, or there was less room when they were written.
+        # Some may be missing: they have expired, or keep_results was smaller when they were written.
         return [row for row in found if isinstance(row, Mapping)]
 
-    async def tidy(self, mirror: Mirror, evidence: Evidence, now: float) -> None:
-        """Remove what is not to be kept: results of other runs, beyond the room or too old; texts.
+    async def tidy(self, mirror: MirrorConfig, evidence: Evidence, now: float) -> None:
+        """Remove what the configuration does not keep: results of other runs, too many or too old; texts.
 
         Args:
             mirror: The mirror as it is configured now.
@@ -124,13 +127,13 @@ class Repository:
                 left_s = _written_at(row) + mirror.keep_results_s - now
                 if key.rpartition("/")[0] != run or key < present or left_s <= 0:
                     deletes.append(key)
-                elif not mirror.keep_texts and (bare := _without_texts(row)) != row:
+                elif not mirror.keep_texts and (bare := without_texts(row)) != row:
                     puts[key] = Put(bare, left_s)
             if puts or deletes:
                 await self._store.update(Update(puts=puts, deletes=deletes))
 
     async def spent(self, mirror: str, day: str) -> tuple[int, int]:
-        """Return tokens and millionths of a dollar, spent or set aside on a day."""
+        """Return tokens and millionths of a dollar, spent or reserved on a day."""
         tokens, money = await self._store.get_many(
             [budget_key(mirror, "tokens", day), budget_key(mirror, "money", day)]
         )
@@ -156,16 +159,24 @@ def _written_at(row: JSON) -> float:
     return at if isinstance(at, int | float) else 0.0
 
 
-def _without_texts(row: JSON) -> JSON:
-    if not isinstance(row, Mapping):
-        return row
-    return {
-        name: {key: value for key, value in part.items() if key not in _TEXTS}
-        if name in SIDES and isinstance(part, Mapping)
-        else part
-        for name, part in row.items()
-    }
-
-
 def _whole(value: JSON) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
+
+
+def encode(evidence: Evidence) -> Any:
+    """Return a state as JSON."""
+    return _EVIDENCE.dump_python(evidence, mode="json")
+
+
+def decode(raw: JSON) -> Evidence:
+    """Return the state of a JSON value.
+
+    Raises:
+        StoreCorrupt: it is not a state.
+    """
+    try:
+        return _EVIDENCE.validate_python(raw)
+    except ValidationError as err:
+        first = err.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StoreCorrupt(f"a mirror's state in the store cannot be read: {where}: {first['msg']}") from err

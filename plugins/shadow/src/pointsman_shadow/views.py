@@ -1,4 +1,4 @@
-"""What people are shown of a mirror."""
+"""What status and routes show of a mirror, as JSON."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import TYPE_CHECKING, Any
 from .evidence import Count, Evidence, figures, pairs_wanted, quantiles
 
 if TYPE_CHECKING:
-    from .line import Line
+    from .mirror import Mirror
 
 
-def summary(line: Line, state: Evidence) -> dict[str, Any]:
+def summary(mirror: Mirror, state: Evidence) -> dict[str, Any]:
     """Return one mirror in a list."""
-    mirror = line.mirror
+    config = mirror.config
     return {
-        "name": mirror.name,
-        "model": mirror.model,
-        "challenger": mirror.challenger
-        if isinstance(mirror.challenger, str)
-        else {"version": mirror.challenger.version},
+        "name": config.name,
+        "model": config.model,
+        "challenger": config.challenger
+        if isinstance(config.challenger, str)
+        else {"version": config.challenger.version},
         "phase": str(state.phase),
         "run": state.run,
-        "sample_rate": mirror.sample_rate,
+        "sample_rate": config.sample_rate,
         "total": state.count(Count.TOTAL),
         "sampled": state.count(Count.SAMPLED),
         "mirrored": state.count(Count.MIRRORED),
         "pairs": state.count(Count.PAIRS),
-        "pairs_wanted": pairs_wanted(state, mirror),
+        "pairs_wanted": pairs_wanted(state, config),
         "dropped": state.count(Count.DROPPED),
         "skipped": state.count(Count.SKIPPED),
         "challenger_errors": state.count(Count.CHALLENGER_ERRORS),
@@ -34,24 +34,24 @@ def summary(line: Line, state: Evidence) -> dict[str, Any]:
     }
 
 
-def detail(line: Line, state: Evidence, spent: tuple[int, int]) -> dict[str, Any]:
+def detail(mirror: Mirror, state: Evidence, spent: tuple[int, int]) -> dict[str, Any]:
     """Return everything about one mirror.
 
     Args:
-        line: The mirror in this worker.
+        mirror: The mirror in this worker.
         state: Its state in the store.
         spent: Tokens and millionths of a dollar counted against today's budget.
     """
-    mirror = line.mirror
+    config = mirror.config
     return {
-        **summary(line, state),
-        "target": line.target,
-        "tenant": mirror.account,
+        **summary(mirror, state),
+        "target": mirror.target,
+        "tenant": config.account,
         "started_at": state.started_at,
         "changed_at": state.changed_at,
         "who": state.who,
         "reason": state.reason,
-        "confidence": mirror.confidence,
+        "confidence": config.confidence,
         "figures": [
             {
                 "metric": str(figure.metric),
@@ -61,7 +61,7 @@ def detail(line: Line, state: Evidence, spent: tuple[int, int]) -> dict[str, Any
                 "high": _rounded(figure.high),
                 "clipped": figure.clipped,
             }
-            for figure in figures(state, mirror)
+            for figure in figures(state, config)
         ],
         "quantiles": quantiles(state),
         "reasons": {
@@ -82,10 +82,10 @@ def detail(line: Line, state: Evidence, spent: tuple[int, int]) -> dict[str, Any
         "today": {
             "tokens": spent[0],
             "usd_micros": spent[1],
-            "tokens_limit": mirror.budget.tokens_per_day,
-            "usd_micros_limit": mirror.budget.usd_micros_per_day,
+            "tokens_limit": config.budget.tokens_per_day,
+            "usd_micros_limit": config.budget.usd_micros_per_day,
         },
-        "worker": {"queued": len(line.queue), "running": line.running, "alive": line.alive, "lost": line.lost},
+        "worker": {"queued": len(mirror.queue), "running": mirror.running, "alive": mirror.alive, "lost": mirror.lost},
     }
 
 

@@ -1,4 +1,4 @@
-"""Active checks: ask a deployment, a file or a command how things stand. Never on the request path."""
+"""Active checks: query a deployment, a file or a command for its state. Never on the request path."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from pointsman.errors import PointsmanError, UpstreamError
 from pointsman.types import AttemptKind, SignalStatus, UpstreamRequest
 
 from .config import CommandCheck, CompletionCheck, FileCheck, HttpCheck, ModelsCheck, NoCheck
-from .document import read_document
-from .reading import NOTHING, Reading
-from .scrub import scrub
+from .dialects import NOTHING, Reading
+from .quota_document import read_document
+from .redaction import scrub
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,30 +38,31 @@ if TYPE_CHECKING:
 MAX_DOCUMENT_BYTES: Final = 256 * 1024
 TRIES: Final = 3
 
-#: LiteLLM's names of servers that are run on one's own machines and answer GET /v1/models.
+#: LiteLLM's names of servers that are self-hosted and answer GET /v1/models.
 LOCAL_PROVIDERS: Final = frozenset(
     {"ollama", "ollama_chat", "hosted_vllm", "vllm", "llamafile", "lm_studio", "docker_model_runner", "xinference"}
 )
-#: OpenAI-compatible servers (llama.cpp, SGLang, TGI, vLLM) come under these names, with an ``api_base`` nearby.
+#: Providers under which OpenAI-compatible servers (llama.cpp, SGLang, TGI, vLLM) are configured, with a local ``api_base``.
 _COMPATIBLE: Final = frozenset({"openai", "custom_openai", "text-completion-openai", "openai_like", "huggingface"})
-_DEFAULT: Final = ModelsCheck()
+#: The check of a local server that has none configured.
+LOCAL_CHECK: Final = ModelsCheck()
 _ASKS_FOR_KEY: Final = frozenset({401, 403})
 
 
 class CheckFailed(PointsmanError):
-    """A check could not be made or its answer could not be used; the message is shown to people."""
+    """A check could not be made or its answer could not be used; the message is shown to operators."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found.
+    """The outcome of a check.
 
     Attributes:
         ok: Whether the deployment can serve, as far as the check can tell.
-        message: Why not; no secrets.
-        reading: What it learnt about the quota.
-        exhausted: What it says in so many words: True, the quota is used up; False, it is not; None, nothing.
-        at: When what it learnt was true, Unix seconds; None means now.
+        message: Why not, without secrets.
+        reading: The quotas it found.
+        exhausted: Whether the quota is used up by its explicit status; None without one.
+        at: Unix seconds of the finding; None means now.
     """
 
     ok: bool
@@ -72,13 +73,13 @@ class Finding:
 
 
 class Checks:
-    """Knows how to check each deployment, and does it.
+    """Selects and runs the check of each deployment.
 
     Args:
         config: The plugin's configuration.
-        client: For HTTP.
-        upstream: For completions through the gateway.
-        clock: Time.
+        client: HTTP client.
+        upstream: Makes completions through the gateway.
+        clock: The clock.
     """
 
     def __init__(self, config: SignalsConfig, client: httpx.AsyncClient, upstream: Upstream, clock: Clock) -> None:
@@ -88,15 +89,15 @@ class Checks:
         self._clock = clock
 
     def check_for(self, deployment: Deployment) -> AnyCheck | None:
-        """Return how to check a deployment, None when nobody has said how and it is not a local server."""
+        """Return the check of a deployment; None when none is configured and it is not a local server."""
         checks = self._config.checks
         for target in (deployment.id, deployment.group, deployment.provider):
             if target in checks:
                 return None if isinstance(checks[target], NoCheck) else checks[target]
-        return _DEFAULT if self._config.check_local and is_local(deployment) else None
+        return LOCAL_CHECK if self._config.check_local and is_local(deployment) else None
 
     async def run(self, check: AnyCheck, deployment: Deployment) -> Finding:
-        """Make a check; whatever goes wrong is part of the finding. Takes at most what the caller's deadline allows."""
+        """Run a check; failures are part of the finding. The caller sets the deadline."""
         try:
             match check:
                 case ModelsCheck():
@@ -131,7 +132,7 @@ class Checks:
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as err:
             raise CheckFailed(f"{where}: {type(err).__name__}: {err}") from err
         if document is None and not sent and status in _ASKS_FOR_KEY:
-            # It is there and wants a key, which this check has not got: traffic will tell the rest.
+            # It is reachable and wants a key that this check does not have: traffic shows the rest.
             return Finding(ok=True)
         if not httpx.codes.is_success(status):
             hint = "; correct the check's headers" if status in _ASKS_FOR_KEY else ""
@@ -162,7 +163,7 @@ class Checks:
 
 
 def is_local(deployment: Deployment) -> bool:
-    """Say whether a deployment is a server of one's own, which costs nothing to ask."""
+    """Return whether a deployment is a self-hosted server, which costs nothing to check."""
     return deployment.provider in LOCAL_PROVIDERS or (
         deployment.provider in _COMPATIBLE and deployment.api_base is not None and _is_near(deployment.api_base)
     )
@@ -214,7 +215,7 @@ def _parse(body: bytes, where: str) -> Any:
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as err:
-        raise CheckFailed(f"{where}: is not JSON") from err
+        raise CheckFailed(f"{where}: the answer is not JSON") from err
 
 
 def _read_file(path: str) -> Any:
@@ -230,7 +231,7 @@ def _read_file(path: str) -> Any:
 
 
 async def _run_command(argv: tuple[str, ...]) -> Any:
-    """Run a command and return the JSON it prints; it is killed when the caller's deadline ends the wait."""
+    """Run a command and return the JSON it prints; the caller's deadline kills it."""
     pipe, null = asyncio.subprocess.PIPE, asyncio.subprocess.DEVNULL
     try:
         process = await asyncio.create_subprocess_exec(
@@ -247,7 +248,7 @@ async def _run_command(argv: tuple[str, ...]) -> Any:
         code = await process.wait()
     finally:
         if process.returncode is None:
-            # The whole session, so that what the command has started does not keep its output open.
+            # The whole session, so that processes started by the command do not keep its output open.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await asyncio.shield(process.wait())

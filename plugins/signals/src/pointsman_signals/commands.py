@@ -1,4 +1,4 @@
-"""``pointsman signals ...``: what is known of the deployments, on the command line."""
+"""``pointsman signals ...``: the state of the deployments on the command line."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pointsman.client import AdminClient, admin_options, segment, table, when
+from pointsman.client import AdminClient, admin_options, segment, table, watchable, when
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
+_DISTRIBUTIONS = ("latency_ms", "first_token_ms", "tokens_per_s")
+
+
 @click.group()
 def signals() -> None:
-    """See what is known of every deployment."""
+    """See the state of every deployment."""
 
 
 @signals.command("list")
 @click.option("--group", help="Only this model group.")
 @click.option("--provider", help="Only this provider.")
-@click.option("--status", type=click.Choice(["available", "degraded", "exhausted", "unknown"]), help="Only these.")
+@click.option(
+    "--status", type=click.Choice(["available", "degraded", "exhausted", "unknown"]), help="Only this status."
+)
+@watchable
 @admin_options
 def list_signals(admin: AdminClient, group: str | None, provider: str | None, status: str | None) -> None:
     """Show all deployments and provider accounts."""
@@ -33,6 +39,7 @@ def list_signals(admin: AdminClient, group: str | None, provider: str | None, st
 
 @signals.command("show")
 @click.argument("deployment")
+@watchable
 @admin_options
 def show(admin: AdminClient, deployment: str) -> None:
     """Show everything about one DEPLOYMENT, quota by quota."""
@@ -48,7 +55,18 @@ def refresh(admin: AdminClient, deployment: str) -> None:
     answer = admin.post(f"/signals/{segment(deployment)}/refresh")
     admin.show(answer, lambda: _overview([answer]))
     if not answer["checked"] and not admin.as_json:
-        click.echo("No check is configured for it; this is what traffic has told. See 'checks' in the configuration.")
+        click.echo(
+            "No check is configured for it; these figures come from its traffic. To add one, set 'checks' in the configuration."
+        )
+
+
+@signals.command("reset")
+@click.argument("deployment")
+@admin_options
+def reset(admin: AdminClient, deployment: str) -> None:
+    """Forget the statistics and failures of a DEPLOYMENT, in all workers. Quotas are kept."""
+    answer = admin.post(f"/signals/{segment(deployment)}/reset")
+    admin.show(answer, lambda: _overview([answer]))
 
 
 def _overview(rows: list[dict[str, Any]]) -> Table:
@@ -123,8 +141,17 @@ def _limits(row: dict[str, Any]) -> Table:
 
 
 def _figures(row: dict[str, Any]) -> Table:
-    times = ("recorded_at", "last_used_at", "last_success_at", "last_error_at")
+    times = (
+        "recorded_at",
+        "last_used_at",
+        "last_success_at",
+        "last_error_at",
+        "last_check_at",
+        "last_check_success_at",
+    )
     facts: list[tuple[str, object]] = [(name.replace("_", " "), when(row[name])) for name in times]
+    facts += [(f"mean {name}", row[name]["mean"]) for name in _DISTRIBUTIONS if row[name] and row[name]["mean"]]
+    facts.append(("consecutive errors", row["consecutive_errors"]))
     facts += [("last error", row["last_error"] or None), ("account", row["account"]), ("weight", row["weight"])]
     return table(["figure", "value"], [*facts, *sorted(row["extra"].items())], title="Figures")
 

@@ -1,7 +1,8 @@
-"""Wires the plugin: hooks in, signals out."""
+"""Wires the plugin to the hooks."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -9,19 +10,18 @@ import httpx
 from opentelemetry import trace
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.errors import PluginLoadError
 from pointsman.types import SignalStatus, Status
 
-from .book import Book
-from .cache import Cache
 from .checks import Checks
 from .config import SignalsConfig
 from .dialects import DialectTable, installed_dialects
-from .http import Surface
-from .names import unknown_targets
+from .instruments import instrument
 from .refresh import Refresher
-from .steer import steer
-from .view import span_attributes
+from .repository import Repository
+from .routes import AdminRoutes
+from .steering import steer
+from .tracker import Tracker
+from .views import notice, span_attributes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from starlette.routing import BaseRoute
 
     from pointsman.plugin import Services
-    from pointsman.types import Attempt, Candidate, Signal
+    from pointsman.types import Attempt, Candidate, RequestContext, Signal
 
 log: Final = logging.getLogger("pointsman.signals")
 
@@ -38,53 +38,59 @@ ADOPT_EVERY_S: Final = 10.0
 
 
 class SignalsPlugin:
-    """Knows the state of every deployment.
+    """Tracks the state of every deployment.
 
     Args:
         config: The plugin's section of the configuration.
-
-    Raises:
-        PluginLoadError: an installed dialect cannot be used.
     """
 
     def __init__(self, config: SignalsConfig) -> None:
         self._config = config
-        try:
-            dialects = DialectTable(installed_dialects(), config.dialects)
-        except ValueError as err:
-            raise PluginLoadError("signals", str(err)) from err
-        self._book = Book(config, dialects, on_forget=self._forget)
+        self._installed = installed_dialects()
+        dialects = DialectTable((row for rows in self._installed.values() for row in rows), config.dialects)
+        self._tracker = Tracker(config, dialects, on_forget=self._forget)
         self._adopted_at = float("-inf")
-        #: Whether to take part in ``select``; None until the first request, when all plugins have started.
+        #: Whether to take part in ``select``; None until the first request, when all plugins are running.
         self._steers: bool | None = None if config.steer == "auto" else config.steer
 
     @hookimpl
     async def startup(self, services: Services) -> None:
-        """Restore what was known, begin to share, check and keep up."""
+        """Restore the stored states; start sharing, checks and upkeep."""
         self._services = services
-        self._client = httpx.AsyncClient(timeout=self._config.check_deadline_s, follow_redirects=False)
-        self._cache = Cache(self._book, services)
+        # Reads the certificates of the authorities, which takes 50 to 150 ms.
+        self._client = await asyncio.to_thread(
+            httpx.AsyncClient, timeout=self._config.check_deadline_s, follow_redirects=False
+        )
+        self._repository = Repository(self._tracker, services)
         checks = Checks(self._config, self._client, services.upstream, services.clock)
-        self._refresher = Refresher(self._book, self._cache, checks, services)
+        self._refresher = Refresher(self._tracker, self._repository, checks, services)
         for problem in self._problems():
             log.warning(problem)
-        await self._cache.restore()
-        self._publish(self._book.refresh(services.signals.all(), services.clock.now()))
+        await self._repository.restore()
+        self._publish(self._tracker.refresh(services.signals.all(), services.clock.now()))
+        instrument(services.meter, services)
         services.tasks.every(TICK_S, self._tick, name="keep up")
         services.tasks.every(self._config.share_interval_s, self._share, name="share")
 
     @hookimpl
+    async def inherit(self, previous: SignalsPlugin) -> None:
+        """Learn what has not been written yet."""
+        await previous._repository.flush()
+        await self._repository.restore()
+        await self._share()
+
+    @hookimpl
     async def shutdown(self) -> None:
-        """Write what is not written yet."""
-        await self._cache.flush()
+        """Write new observations."""
+        await self._repository.flush()
         await self._client.aclose()
 
     @hookimpl
     def select(self, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:
-        """Avoid exhausted deployments and send less to degraded ones."""
+        """Exclude exhausted deployments and send less to degraded ones."""
         services = self._services
         if self._steers is None:
-            # What is dropped here by chance cannot be chosen by whoever comes after.
+            # A candidate that is dropped here at random could not be chosen by a later plugin.
             self._steers = not any(status.details.get("chooses") is True for status in services.statuses().values())
         if not self._steers or not candidates[1:]:
             return None
@@ -99,12 +105,12 @@ class SignalsPlugin:
     @hookimpl
     async def before_attempt(self, attempt: Attempt) -> None:
         """Count the attempt as running."""
-        self._services.signals.put(self._book.begin(attempt, self._services.clock.now()))
+        self._services.signals.put(self._tracker.begin(attempt, self._services.clock.now()))
 
     @hookimpl
-    def post_response(self, attempt: Attempt) -> None:
+    def post_response(self, ctx: RequestContext, attempt: Attempt) -> None:
         """Learn from an answer."""
-        self._observe(attempt)
+        self._observe(attempt, generates=ctx.generates)
 
     @hookimpl
     def on_error(self, attempt: Attempt) -> None:
@@ -113,27 +119,28 @@ class SignalsPlugin:
 
     @hookimpl
     def status(self) -> Status:
-        """Say how many deployments stand how."""
+        """Report the number of deployments by status."""
         counts = dict.fromkeys(map(str, SignalStatus), 0)
         for signal in self._services.signals.all().values():
-            if signal.deployment_id in self._book.states:
+            if signal.deployment_id in self._tracker.states:
                 counts[str(signal.status)] += 1
-        told = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no deployments yet"
+        summary = ", ".join(f"{count} {word}" for word, count in counts.items() if count) or "no deployments yet"
         problems = self._problems()
-        if self._cache.failures:
-            told += "; not shared: the store fails"
+        if self._repository.failures:
+            summary += "; not shared because the store fails"
         elif problems:
-            told += f"; {problems[0]}"
+            summary += f"; {problems[0]}"
         return Status(
-            ok=not self._cache.failures and not problems,
-            summary=told,
+            ok=not self._repository.failures and not problems,
+            summary=summary,
             details={
                 "statuses": counts,
-                "deployments": len(self._book.states),
-                "forgotten": self._book.forgotten,
-                "checks": {"made": self._refresher.made, "failed": self._refresher.failed},
-                "store": {"writes": self._cache.writes, "failures_in_a_row": self._cache.failures},
-                "dialects": self._book.dialects.names(),
+                "deployments": len(self._tracker.states),
+                "forgotten": self._tracker.forgotten,
+                "checks": {"made": self._refresher.run_count, "failed": self._refresher.failed},
+                "store": {"writes": self._repository.writes, "failures_in_a_row": self._repository.failures},
+                "dialects": self._tracker.dialects.names(),
+                "unusable_dialects": dict(self._installed.broken),
                 "problems": problems,
             },
         )
@@ -141,14 +148,14 @@ class SignalsPlugin:
     @hookimpl
     def routes(self) -> Sequence[BaseRoute]:
         """Offer the admin routes."""
-        return Surface(self._book, self._refresher, self._services).routes()
+        return AdminRoutes(self._tracker, self._refresher, self._repository, self._services).routes()
 
     def _problems(self) -> list[str]:
-        return unknown_targets(self._config, self._services.catalog.deployments())
+        return self._config.unknown_targets(self._services.catalog.deployments())
 
-    def _observe(self, attempt: Attempt) -> None:
+    def _observe(self, attempt: Attempt, *, generates: bool = True) -> None:
         now = self._services.clock.now()
-        signals = self._book.observe(attempt, now)
+        signals = self._tracker.observe(attempt, now, generates=generates)
         self._publish(signals)
         span = trace.get_current_span()
         if span.is_recording():
@@ -158,22 +165,26 @@ class SignalsPlugin:
         self._services.signals.forget(deployment_id)
 
     async def _tick(self) -> None:
-        services, book = self._services, self._book
+        services, tracker = self._services, self._tracker
         now = services.clock.now()
         if now - self._adopted_at >= ADOPT_EVERY_S:
             self._adopted_at = now
-            book.adopt(services.catalog.deployments(), now)
-        self._publish(book.refresh(services.signals.all(), now))
+            tracker.adopt(services.catalog.deployments(), now)
+        self._publish(tracker.refresh(services.signals.all(), now))
         await self._refresher.tick()
 
     async def _share(self) -> None:
-        await self._cache.share()
-        self._publish(self._book.refresh(self._services.signals.all(), self._services.clock.now()))
+        await self._repository.share()
+        self._publish(self._tracker.refresh(self._services.signals.all(), self._services.clock.now()))
 
     def _publish(self, signals: Sequence[Signal]) -> None:
-        put = self._services.signals.put
+        board = self._services.signals
         for signal in signals:
-            put(signal)
+            before = board.get(signal.deployment_id)
+            board.put(signal)
+            was = before.status if before is not None else SignalStatus.UNKNOWN
+            if SignalStatus.EXHAUSTED in {was, signal.status} and was is not signal.status:
+                self._services.publish(notice(signal, self._services.clock.now()))
 
 
 plugin = PluginInfo(
@@ -182,4 +193,5 @@ plugin = PluginInfo(
     factory=SignalsPlugin,
     summary="The state of every deployment, from headers, traffic and checks.",
     commands="pointsman_signals.commands:signals",
+    requires=">=0.1,<0.2",
 )

@@ -1,7 +1,7 @@
-"""What is left of a deployment's quota, axis by axis, and when it comes back.
+"""The remaining quota of a deployment by axis, and when it resets.
 
-Every axis ends at its own time: tokens that come back in ten minutes and requests that come back in six seconds mean ten
-minutes of exhaustion, for the tokens. Nothing here outlives its end. Pure: the time is an argument.
+Every axis ends at its own time: tokens that reset in ten minutes and requests that reset in six seconds mean ten minutes of
+exhaustion, for the tokens. Nothing here outlives its end. Pure: the time is an argument.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pointsman.types import Limit
 
-from .values import MAX_DURATION_S
+from .parsing import MAX_DURATION_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pointsman.store.base import JSON
+    from pointsman.store.protocol import JSON
 
-    from .reading import Reading
+    from .dialects import Reading
 
 MAX_AXES: Final = 24
-#: A window longer than this is not waited for blindly: without a reset from the provider it is asked again after it.
+#: Longest assumed exhaustion in seconds: without a reset from the provider a longer window is tried again after it.
 MAX_ASSUMED_S: Final = 3_600.0
-#: Notes that mean trouble when they are not 0, and how long one is believed, in seconds.
+#: Notes that mean degraded when they are not 0, and for how many seconds one counts.
+#: The reason of a block that a document names by its status: what is left is 0 then, whatever the axes say.
+DOCUMENT_EXHAUSTED: Final = "its quota document says exhausted"
 FLAGS: Final = ("over_limit", "abuse_penalty")
 NOTED_S: Final = 60.0
 
@@ -33,9 +35,9 @@ class QuotaRules:
     """How quotas are judged.
 
     Attributes:
-        reserve_ratio: Less than this part of a limit left counts as nearly exhausted, 0 to 1.
-        assumed_reset_s: Length of an exhaustion of which the provider says neither reset nor window.
-        refused_s: Length of an exhaustion after a 429 that names no end at all.
+        reserve_ratio: Remaining share of a limit below which it counts as nearly exhausted, 0 to 1.
+        assumed_reset_s: Seconds of exhaustion when neither reset nor window is known.
+        refused_s: Seconds of exhaustion after a 429 without retry-after or a known reset time.
     """
 
     reserve_ratio: float = 0.05
@@ -48,9 +50,9 @@ class Known(NamedTuple):
 
     Attributes:
         limit: The figures.
-        at: Unix seconds when the provider said so.
-        ends_at: Unix seconds when the figures stop being true: the provider's reset, else the end of the window.
-        left_ratio: The part that is left, 0 to 1, or None when unknown.
+        at: Unix seconds when the provider reported it.
+        ends_at: Unix seconds until which the figures are valid: the provider's reset, else the end of the window.
+        left_ratio: The remaining share, 0 to 1, or None when unknown.
     """
 
     limit: Limit
@@ -79,11 +81,11 @@ def know(limit: Limit, at: float, rules: QuotaRules) -> Known:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A time in which the provider does not want requests, whatever the axes say.
+    """A time in which the provider does not accept requests, regardless of the axes.
 
     Attributes:
         until: Unix seconds.
-        at: Unix seconds when it was said.
+        at: Unix seconds when the provider reported it.
         reason: One phrase.
     """
 
@@ -93,7 +95,7 @@ class Block:
 
 
 class QuotaState(NamedTuple):
-    """A judgement: who is exhausted or nearly so, and until when (Unix seconds)."""
+    """Whether the quota is exhausted or nearly so, until when (Unix seconds), and the reason."""
 
     exhausted_until: float | None = None
     low_until: float | None = None
@@ -119,11 +121,11 @@ class Quota:
         self.strain: Block | None = None
         self.notes: Mapping[str, float] = {}
         self.noted_at = 0.0
-        #: Start of the latest request that was answered; refusals from before it are over.
+        #: Start of the latest answered request; earlier 429s no longer count.
         self.answered_at = 0.0
 
     def observe(self, reading: Reading, at: float) -> None:
-        """Take over what an answer said at ``at``; older answers that arrive late do not overwrite newer ones."""
+        """Apply what an answer reported at ``at``; older answers that arrive late do not overwrite newer ones."""
         rules, axes = self.rules, self.axes
         for limit in reading.limits:
             known, key = know(limit, at, rules), (limit.axis, limit.window_s)
@@ -136,7 +138,7 @@ class Quota:
             self.notes, self.noted_at = reading.notes, at
 
     def refused(self, retry_after_s: float | None, at: float, reason: str) -> None:
-        """Note a 429: exhausted until the provider's own word, else until its empty axes reset, else for a while."""
+        """Record a 429: exhausted until its retry-after, else until the empty axes reset, else for ``refused_s``."""
         if retry_after_s is None:
             if any(known.left_ratio == 0.0 and known.ends_at > at for known in self.axes.values()):
                 return
@@ -144,11 +146,11 @@ class Quota:
         self.block = _longer(self.block, Block(at + min(retry_after_s, MAX_DURATION_S), at, reason))
 
     def strained(self, retry_after_s: float, at: float, reason: str) -> None:
-        """Note that the provider is overloaded for a while: degraded, not exhausted."""
+        """Record that the provider is overloaded for a while: degraded, not exhausted."""
         self.strain = _longer(self.strain, Block(at + min(retry_after_s, MAX_DURATION_S), at, reason))
 
     def succeeded(self, started_at: float) -> None:
-        """Note that a request begun at ``started_at`` was answered: refusals from before it are over."""
+        """Record that a request started at ``started_at`` was answered: earlier 429s no longer count."""
         if started_at > self.answered_at:
             self.answered_at = started_at
             self.block, self.strain = self._standing(self.block), self._standing(self.strain)
@@ -157,7 +159,7 @@ class Quota:
         return block if block is not None and block.at >= self.answered_at else None
 
     def judge(self, now: float) -> QuotaState:
-        """Say how things stand at ``now``."""
+        """Return the state at ``now``."""
         reserve = self.rules.reserve_ratio
         exhausted_until = low_until = 0.0
         empty = low = ""
@@ -174,27 +176,40 @@ class Quota:
         if self.strain is not None and self.strain.until > max(now, low_until):
             low_until, low = self.strain.until, self.strain.reason
         if self.notes and low_until <= now < self.noted_at + NOTED_S and (flag := _flag(self.notes)):
-            low_until, low = self.noted_at + NOTED_S, f"the provider says {_words(flag)}"
+            low_until, low = self.noted_at + NOTED_S, f"the provider reports {_words(flag)}"
         if exhausted_until:
             return QuotaState(exhausted_until, low_until or None, empty)
         return QuotaState(None, low_until, low) if low_until else _FINE
 
-    def seen(self) -> tuple[Limit, ...]:
-        """Return the axes as the provider last put them."""
-        return tuple([known.limit for known in self.axes.values()])
+    def seen(self, now: float = 0.0) -> tuple[Limit, ...]:
+        """Return the axes as the provider last reported them, and with nothing left while blocked at ``now``."""
+        limits = tuple([known.limit for known in self.axes.values()])
+        return limits if self.block is None else self._blocked(limits, now)
 
     def limits(self, now: float) -> tuple[Limit, ...]:
-        """Return the axes as they are at ``now``: one whose window has ended since is full again."""
-        return tuple(k.limit if k.ends_at > now else _full(k.limit) for k in self.axes.values())
+        """Return the axes as they are at ``now``: one whose window ended is full again."""
+        limits = tuple(k.limit if k.ends_at > now else _full(k.limit) for k in self.axes.values())
+        return limits if self.block is None else self._blocked(limits, now)
+
+    def _blocked(self, limits: tuple[Limit, ...], now: float) -> tuple[Limit, ...]:
+        """Return the axes with nothing left on the scarcest, while a document says that the quota is exhausted."""
+        block = self.block
+        if block is None or not block.at <= now < block.until or block.reason != DOCUMENT_EXHAUSTED:
+            return limits
+        if any(limit.remaining is not None and limit.remaining <= 0 for limit in limits):
+            return limits
+        scarcest = min(limits, key=_left, default=Limit(axis="requests"))
+        empty = replace(scarcest, remaining=0.0, resets_at=block.until)
+        return tuple(empty if limit is scarcest else limit for limit in limits) or (empty,)
 
     def ends_at(self, now: float) -> float:
-        """Return the last time at which an exhaustion that is known now ends, ``now`` when there is none."""
+        """Return when the last known exhaustion ends, ``now`` when there is none."""
         ends = [known.ends_at for known in self.axes.values() if known.left_ratio == 0.0]
         ends.extend(block.until for block in (self.block, self.strain) if block is not None)
         return max((now, *ends))
 
     def merge(self, other: Quota) -> None:
-        """Take over what another view of the same pool knows better. Merging twice changes nothing."""
+        """Apply what another view of the same pool knows better; idempotent."""
         for known in other.axes.values():
             self._learn(known)
         self.answered_at = max(self.answered_at, other.answered_at)
@@ -235,7 +250,7 @@ class Quota:
         """Rebuild it.
 
         Raises:
-            ValueError, TypeError, KeyError: it has not the form of one of ours.
+            ValueError, TypeError, KeyError: the document does not have the form of a quota.
         """
         quota = cls(rules)
         for name, window_s, size, remaining, resets_at, at in value["axes"]:
@@ -262,6 +277,10 @@ def _flag(notes: Mapping[str, float]) -> str | None:
 
 def _words(axis: str) -> str:
     return axis.replace("_", " ")
+
+
+def _left(limit: Limit) -> float:
+    return limit.remaining / limit.limit if limit.limit and limit.remaining is not None else 1.0
 
 
 def _full(limit: Limit) -> Limit:

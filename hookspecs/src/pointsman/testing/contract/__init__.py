@@ -18,13 +18,16 @@ from typing import Any
 from ...plugin import PluginInfo
 from .base import ContractViolation
 from .cancelling import CancellingContract
+from .frugality import FrugalContract
 from .life import LifeContract
 from .settling import SettlingContract
 from .surface import SurfaceContract
 from .traffic import TrafficContract
 
 
-class ContractSuite(LifeContract, TrafficContract, SettlingContract, CancellingContract, SurfaceContract):
+class ContractSuite(
+    LifeContract, TrafficContract, SettlingContract, CancellingContract, SurfaceContract, FrugalContract
+):
     """Derive from it, in a class whose name starts with ``Test``.
 
     Attributes:
@@ -38,6 +41,11 @@ class ContractSuite(LifeContract, TrafficContract, SettlingContract, CancellingC
         headers: Request headers of that caller.
         body: Its request.
         keeps_request_keys: The plugin keeps something for each request for ever, and means to.
+        remembers_requests: Requests that the plugin remembers in memory, at most; 0 where it forgets them when they are settled.
+        forgets_within_s: Seconds within which it forgets a request that was not answered.
+        held_s: A hook that holds the event loop for this long is ended, in seconds; the plugin's other tests are then skipped.
+        background_s: Seconds that the clock moves before two worlds are compared after a restart, for a plugin that keeps what
+            it has seen in the background; 0 where ``settle`` or the shutdown does.
         routes_without_body: Paths of admin routes that ignore the body; all others refuse a malformed one.
         streaming_routes: Paths of admin routes whose answer has no end.
 

@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import pytest
 
-from ...host.manager import implementations
 from ...plugin import PluginConfig, PluginInfo
 from ...specs import hookimpl
 from ...types import Denial, Deployment, Identity, RequestContext, Route
 from ..drive import Result
-from ..gateway import DEFAULT_DEPLOYMENTS
+from ..fakes import DEFAULT_DEPLOYMENTS
 from ..harness import BODY, IDENTITY, Harness, Plugin
 from ..leaks import no_leaks
 from ..script import breaks, cancel, disconnect, error, ok
+from .watching import LoopWatch
 
 T = TypeVar("T")
 
@@ -94,6 +94,16 @@ SCENARIOS: Final = (
 )
 
 
+def described(h: Harness, plugin: str | None = None) -> str:
+    """Return what has failed, how often and where: of a plugin, or of all of them."""
+    faults = h.host.faults
+    return "; ".join(
+        f"{name}.{hook} ({count} times): {faults.logged.get((name, hook), 'the log says why')}"
+        for (name, hook), count in faults.counts.items()
+        if plugin in {None, name}
+    )
+
+
 class ContractBase:
     """The plugin under test. See ``ContractSuite``."""
 
@@ -107,8 +117,48 @@ class ContractBase:
     headers: ClassVar[Mapping[str, str]] = {}
     body: ClassVar[Mapping[str, object]] = BODY
     keeps_request_keys: ClassVar[bool] = False
+    held_s: ClassVar[float] = 10.0
+    background_s: ClassVar[float] = 0.0
     routes_without_body: ClassVar[Sequence[str]] = ()
     streaming_routes: ClassVar[Sequence[str]] = ()
+
+    #: Why the plugin's tests that follow are skipped: it has held the event loop.
+    held_where: ClassVar[str] = ""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a test in an event loop of its own; what does not give the loop back is ended and named.
+
+        Raises:
+            ContractViolation: the plugin held the event loop for ``held_s``.
+        """
+        suite = type(self)
+        if suite.held_where:
+            work.close()
+            pytest.skip(suite.held_where)
+        watch = LoopWatch(self.held_s, self.info.factory.__module__.partition(".")[0])
+
+        async def watched() -> T:
+            with watch.watching():
+                return await work
+
+        try:
+            result = run(watched())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as err:
+            if watch.where:
+                raise self._held_in(watch.where) from err
+            raise
+        if watch.where:
+            raise self._held_in(watch.where)
+        return result
+
+    def _held_in(self, where: str) -> ContractViolation:
+        type(self).held_where = f"not run, since {self.info.name!r} holds the event loop: {where}"
+        return ContractViolation(
+            f"{where} held the event loop for more than {self.held_s:g} s, and was ended; move the work to a thread "
+            "(asyncio.to_thread) or a task"
+        )
 
     async def prepare(self, h: Harness) -> None:
         """Bring the plugin into the state in which it does its work: register, create, activate what it needs."""
@@ -149,21 +199,21 @@ class ContractBase:
         """Check that no hook or task of the plugin has failed."""
         name = self.info.name
         faults = h.host.faults.of(name)
-        check(not faults, f"{when}: hooks of {name!r} failed: {dict(faults)}; the log says why")
+        check(not faults, f"{when}: hooks of {name!r} failed: {described(h, name)}")
 
     def hooks(self, h: Harness) -> dict[str, Callable[..., Any]]:
         """Return the plugin's hooks as the host calls them."""
         loaded = next(loaded for loaded in h.host.plugins.loaded if loaded.name == self.info.name)
-        return {hook: impl.call for hook, impl in implementations(loaded).items()}
+        return {hook: impl.call for hook, impl in loaded.hooks.items()}
 
     def rewire(self, h: Harness, hook: str, call: Callable[..., Any]) -> None:
         """Let the host call something else instead of the plugin's hook."""
-        calls = h.host.calls
-        found = getattr(calls, hook)
+        hooks = h.host.hooks
+        found = getattr(hooks, hook)
         name = self.info.name
         if isinstance(found, Mapping):
             rewired: Any = {n: replace(impl, call=call) if n == name else impl for n, impl in found.items()}
         else:
             rewired = tuple(replace(impl, call=call) if impl.plugin == name else impl for impl in found)
         # In place: the journal holds the same object.
-        object.__setattr__(calls, hook, rewired)
+        object.__setattr__(hooks, hook, rewired)

@@ -18,6 +18,7 @@ class CancelPoint:
         at: 1 for the first time it waits.
 
     Attributes:
+        at: As given.
         fired: The coroutine did wait that often, so it was cancelled.
         swallowed: It went on to a normal end nevertheless.
     """
@@ -25,11 +26,11 @@ class CancelPoint:
     def __init__(self, at: int) -> None:
         self.fired = False
         self.swallowed = False
-        self._at = at
+        self.at = at
 
     async def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Await the coroutine, cancelling at the chosen point."""
-        value = await _Watched(coroutine, self._at, self)
+        value = await _Watched(coroutine, self.at, self)
         self.swallowed = self.fired
         return value
 
@@ -55,7 +56,8 @@ class _Watched:
             task = request_task.get() or asyncio.current_task()
             if waits == self._at and task is not None:
                 self._point.fired = True
-                task.cancel()
+                # Between two steps, as a client that goes away: what a step itself cancels is its plugin's fault.
+                asyncio.get_running_loop().call_soon(task.cancel)
             sent = thrown = None
             try:
                 sent = yield yielded

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Final
 
 from ...errors import PointsmanError
-from .base import ContractBase, ContractViolation, check, run
+from ..script import ok
+from .base import ContractBase, ContractViolation, check
 
+#: A setting that every plugin has, and that changes nothing in a test.
+_OTHER: Final = {"suspend_s": 31.5}
+#: The longest that a request may take, in seconds of the kit's clock.
+_PATIENCE_S: Final = 120
+_LOOKS: Final = 200
 _IMPORTER = """
 import importlib, importlib.util, json, os, sys, threading
 name, file = sys.argv[1:3]
@@ -67,24 +74,28 @@ class LifeContract(ContractBase):
         """The configuration that the suite is given starts, and builds a new object each time."""
         section = self.info.config.model_validate(dict(self.config))
         check(self.info.factory(section) is not self.info.factory(section), "the factory returns the same object twice")
-        run(self._starts(dict(self.config)))
+        self.run(self._starts(dict(self.config)))
 
     def test_an_unknown_key_is_refused(self) -> None:
         """A misspelt key stops the start, with a message that names it."""
-        message = run(self._refusal({**self.config, "no_such_key": 1}))
+        message = self.run(self._refusal({**self.config, "no_such_key": 1}))
         check("no_such_key" in message, f"the message does not name the unknown key: {message}")
 
     def test_bad_configuration_is_refused(self) -> None:
         """Each bad configuration stops the start, with a message that names what is wrong and where."""
         check(self.bad_configs, "the suite was given no bad_configs: name at least one (section, word of the message)")
         for section, word in self.bad_configs:
-            message = run(self._refusal(section))
+            message = self.run(self._refusal(section))
             check(word in message, f"{section}: the message does not say {word!r}: {message}")
             check(self.info.name in message, f"{section}: the message does not name the plugin: {message}")
 
     def test_it_starts_and_stops_again_and_again(self) -> None:
         """A second life on the same store works as the first one, and no life leaves anything behind."""
-        run(self._lives())
+        self.run(self._lives())
+
+    def test_a_reload_with_another_setting_rebuilds_it(self) -> None:
+        """A request that runs meanwhile ends with the old one, the next begins with the new one, each is settled once."""
+        self.run(self._reloads())
 
     async def _starts(self, section: dict[str, Any]) -> None:
         async with self.worker(config=section) as h:
@@ -110,3 +121,30 @@ class LifeContract(ContractBase):
             await h.stop()
             await h.stop()
             self.check_healthy(h, "after the last stop")
+
+    async def _reloads(self) -> None:
+        name = self.info.name
+        async with self.worker() as h:
+            await self.ask(h)
+            running = asyncio.create_task(self.ask(h, script=ok(latency_s=5.0), moves_clock=False))
+            await h.clock.quiet()
+            result = await h.reload([(self.info, {**self.config, **_OTHER})])
+            check(result.error is None, f"it cannot be rebuilt while it runs: {result.error}")
+            check(result.started == (name,), f"another setting rebuilds {result.started} instead of {name!r}")
+            for _ in range(_PATIENCE_S):
+                if running.done():
+                    break
+                await h.clock.advance(1.0)
+            results = [await running, await self.ask(h)]
+            await h.settled()
+            for which, one in zip(("that ran during the reload", "after the reload"), results, strict=True):
+                check(one.status < 500, f"the request {which} ended with {one.status}: {one.error}")  # noqa: PLR2004  # HTTP
+                made = [settlement for settlement in h.settlements if settlement.request_id == one.request_id]
+                check(len(made) == 1, f"the request {which} was settled {len(made)} times")
+            for _ in range(_LOOKS):
+                if not h.host.describe()["leaving"]:
+                    break
+                await h.clock.advance(0.5)
+                await asyncio.sleep(0.05)  # its shutdown may need threads
+            check(not h.host.describe()["leaving"], "the old one has not ended although nothing needs it")
+            self.check_healthy(h, "after the reload")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
-from ...host.journal import Entry, dump, parse, restored_context
-from ...store.base import JSON
+from ...host.journal_rows import Entry, dump, parse, restored_context
+from ...store.protocol import JSON
 from ...types import Event
 from ..harness import Harness
-from .base import SCENARIOS, ContractBase, ContractViolation, Scenario, check, run
+from .base import SCENARIOS, ContractBase, ContractViolation, Scenario, check
 from .interrupt import CancelPoint
+
+#: How long what is stored has to stay the same, in real seconds.
+_REST_S: Final = 0.03
 
 _MOST_POINTS = 200
 
@@ -64,7 +67,7 @@ class SettlingContract(ContractBase):
             await settle(ctx, settlement)
 
         self.need("settle")
-        run(self._compare(scenario, twice, "the same settlement twice"))
+        self.run(self._compare(scenario, twice, "the same settlement twice"))
 
     def test_settling_at_the_same_time_changes_nothing(self) -> None:
         """Two workers that settle the same request at once leave what one does."""
@@ -73,17 +76,17 @@ class SettlingContract(ContractBase):
             await asyncio.gather(settle(ctx, settlement), settle(ctx, settlement))
 
         self.need("settle")
-        run(self._compare(SCENARIOS[0], both, "the same settlement from two sides at once"))
+        self.run(self._compare(SCENARIOS[0], both, "the same settlement from two sides at once"))
 
     def test_settling_again_in_another_life_changes_nothing(self) -> None:
         """A settlement that comes again from the journal, after a restart, changes nothing."""
         self.need("settle")
-        run(self._in_another_life())
+        self.run(self._in_another_life())
 
     def test_an_interrupted_settlement_can_be_repeated(self) -> None:
         """Wherever ``settle`` is cut off, settling again ends where one uninterrupted call does."""
         self.need("settle")
-        run(self._interrupted())
+        self.run(self._interrupted())
 
     async def _world(
         self,
@@ -103,15 +106,27 @@ class SettlingContract(ContractBase):
                 await h.restart()
             if redeliver:
                 await self._redeliver(h)
+            if restart and self.background_s:
+                # Work in the background has the same turns, whether or not a settlement has let it run in between.
+                await h.clock.advance(self.background_s)
             self.check_healthy(h, "after the settlement")
             # What it buffers is written by its shutdown.
             await h.restart()
-            return World(await h.stored(self.info.name), tuple(h.events))
+            return World(await self._at_rest(h), tuple(h.events))
+
+    async def _at_rest(self, h: Harness) -> Any:
+        """Return what is stored once threads of the plugin, which need real time, change it no more."""
+        found = await h.stored(self.info.name)
+        while True:
+            await asyncio.sleep(_REST_S)
+            before, found = found, await h.stored(self.info.name)
+            if found == before:
+                return found
 
     async def _redeliver(self, h: Harness) -> None:
         """Settle once more what the journal would bring: without headers and body, and through JSON."""
         settlement = h.settlements[-1]
-        (entry,) = parse(dump([Entry(restored_context(settlement), settlement, [])]))
+        ((entry,), _) = parse(dump([Entry(restored_context(settlement), settlement, [])]))
         await self.hooks(h)["settle"](entry.ctx, entry.settlement)
 
     async def _compare(self, scenario: Scenario, how: Callable[[Settle, Any, Any], Awaitable[None]], what: str) -> None:

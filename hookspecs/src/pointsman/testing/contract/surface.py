@@ -17,7 +17,7 @@ from ...types import AttemptKind, Credential, Status, UpstreamRequest
 from ..clock import FakeClock
 from ..harness import Harness
 from ..script import error, ok
-from .base import SCENARIOS, ContractBase, ContractViolation, check, run
+from .base import SCENARIOS, ContractBase, ContractViolation, check
 
 _ANSWERS_WITHIN_S: Final = 5.0
 _MALFORMED: Final = (
@@ -43,21 +43,21 @@ class SurfaceContract(ContractBase):
 
     def test_its_status_is_json(self) -> None:
         """``status`` can be written as JSON before, during and after traffic."""
-        run(self._status())
+        self.run(self._status())
 
     def test_its_routes_refuse_malformed_bodies(self) -> None:
         """A body that is no JSON, or not the JSON that is wanted, is the client's fault and says so."""
         self.need("routes")
-        run(self._bodies())
+        self.run(self._bodies())
 
     def test_its_routes_survive_odd_paths_and_queries(self) -> None:
         """Whatever stands in path and query, the answer is never a fault of the server."""
         self.need("routes")
-        run(self._paths())
+        self.run(self._paths())
 
     def test_it_keeps_no_secret(self) -> None:
         """What is in keys, prompts, answers and headers appears in no store, log, span, status or event."""
-        run(self._secrets())
+        self.run(self._secrets())
 
     async def _status(self) -> None:
         async with self.worker() as h:
@@ -153,8 +153,8 @@ class SurfaceContract(ContractBase):
         headers = {**self.headers, "authorization": f"Bearer {_MARKER}", "x-custom": _MARKER, "cookie": _MARKER}
         messages = [{"role": "user", "content": f"The secret is {_MARKER}."}]
         body = {**self.body, "messages": messages, "tools": [{"type": "function", "function": {"name": _MARKER}}]}
-        answer = ok(f"I will not tell {_MARKER}", headers={"set-cookie": _MARKER, "x-organization": _MARKER})
-        broken = error(500, headers={"set-cookie": _MARKER})
+        answer = ok(f"I will not tell {_MARKER}", headers={"x-organization": _MARKER})
+        broken = error(500, headers={"x-organization": _MARKER})
         for scripted in (answer, [broken, answer], broken):
             for stream in (False, True):
                 await self.ask(h, headers=headers, body=body, script=scripted, stream=stream)

@@ -13,7 +13,7 @@ from ...types import Endpoint, Identity, Outcome, Usage
 from ..clock import FakeClock
 from ..harness import Harness
 from ..script import Step, error, ok
-from .base import SCENARIOS, ContractBase, Scenario, check, run
+from .base import SCENARIOS, ContractBase, Scenario, check
 
 _LONG: Final = "a" * 5000
 _TEXTS: Final = ("", "模型-é-🙂", _LONG, "a\0b", "../../etc/passwd", "a b/c:{d}*?[e]'\"\\", "\ud800", "\u202e\r\n")
@@ -55,19 +55,19 @@ class TrafficContract(ContractBase):
     @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
     def test_it_settles_once(self, scenario: Scenario) -> None:
         """However a request ends, it is settled once, at the first try, and no hook fails on the way."""
-        run(self._settles_once(scenario))
+        self.run(self._settles_once(scenario))
 
     def test_it_survives_odd_but_legal_values(self) -> None:
         """No hook fails on what a client or a provider may send: strange names and bodies, no usage, no headers."""
-        run(self._odd_values())
+        self.run(self._odd_values())
 
     def test_it_survives_a_gateway_that_knows_nothing(self) -> None:
         """No hook fails where there are no prices, and where the deployments change under a running worker."""
-        run(self._poor_gateway())
+        self.run(self._poor_gateway())
 
     def test_its_keys_do_not_grow_with_the_requests(self) -> None:
         """What it keeps for ever does not grow with requests, sessions or end users, unless it says that it does."""
-        run(self._growth())
+        self.run(self._growth())
 
     async def _settles_once(self, scenario: Scenario) -> None:
         async with self.worker(after=scenario.after) as h:
@@ -116,7 +116,7 @@ class TrafficContract(ContractBase):
     async def _growth(self) -> None:
         clock = FakeClock()
         shift_s = 0.0
-        # A key with a time to live is gone for whoever looks after the longest life there is.
+        # Seen after the longest time to live, every key that has one is gone.
         store = await open_store("memory", clock=lambda: clock.now() + shift_s)
         async with self.worker(store=store, clock=clock) as h:
             counts: list[set[str]] = []

@@ -1,11 +1,11 @@
-"""What a sink is.
+"""The interface of a sink.
 
 A distribution offers one with an entry point in the group ``pointsman_billing.sinks`` that names a ``SinkInfo``::
 
     [project.entry-points."pointsman_billing.sinks"]
     webhook = "my_sinks:webhook"
 
-Its name is what the configuration calls it. Importing it must have no effect.
+Its name is the name of the sink in the configuration. Importing it must not have side effects.
 """
 
 from __future__ import annotations
@@ -18,45 +18,56 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
+from pointsman.config import Section
 from pointsman_billing.events import BillEvent
-from pointsman_billing.section import Section
 
 T = TypeVar("T")
 
 
 class SinkConfig(Section):
-    """What every sink's section has."""
+    """The keys that every sink has."""
 
     name: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9][a-z0-9-]{0,39}$",
-        description="Under which it keeps its place in the outbox; left out: the sink's kind.",
+        description="Name under which the sink keeps its place in the outbox; null: the sink's kind.",
     )
-    events: Literal["all", "attempts", "requests"] = Field(default="all", description="Which events it gets.")
+    events: Literal["all", "attempts", "requests"] = Field(default="all", description="Which events the sink gets.")
     start: Literal["oldest", "now"] = Field(
-        default="oldest", description="Where a new sink begins: with all events that are still kept, or with the next."
+        default="oldest",
+        description="Where a sink starts that has no place in the outbox yet: 'oldest', with the oldest event that is still "
+        "kept, so that nothing is missing, or 'now', with the next one; later changes have no effect.",
     )
     batch_events: int = Field(default=500, ge=1, le=10_000, description="Most events in one delivery.")
     timeout_s: float = Field(default=10.0, ge=0.1, le=300.0, description="Longest time for one delivery, in seconds.")
-    max_tries: int = Field(
-        default=50, ge=1, le=1_000_000, description="After this many failures in a row a batch becomes dead letters."
+    max_tries: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Consecutive failures after which a batch becomes dead letters; null: never, because a receiver that is down for "
+        "hours then gets everything in order when it is back.",
     )
-    backoff_first_s: float = Field(default=0.5, ge=0.01, le=3600.0, description="Pause after the first failure, s.")
+    backoff_first_s: float = Field(
+        default=0.5, ge=0.01, le=3600.0, description="Pause after the first failure, in seconds."
+    )
     backoff_most_s: float = Field(
-        default=60.0, ge=0.01, le=86_400.0, description="Longest pause; it doubles with each failure up to here, s."
+        default=60.0,
+        ge=0.01,
+        le=86_400.0,
+        description="Longest pause, in seconds; the pause doubles with each failure.",
     )
 
 
 class SinkError(Exception):
-    """A delivery failed. The message is shown to operators: no secrets in it."""
+    """A delivery failed. The message is shown to operators, so it must not contain secrets."""
 
 
 class SinkUnavailable(SinkError):
-    """The other side cannot take events now, or not yet as it is configured; they are sent again.
+    """The receiver cannot take events now, or is not configured for it yet; they are sent again.
 
     Args:
         message: What happened.
-        retry_after_s: When the other side wants to hear of us again, in seconds, or None.
+        retry_after_s: Seconds after which the receiver asks to be tried again, or None.
     """
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
@@ -65,16 +76,20 @@ class SinkUnavailable(SinkError):
 
 
 class EventsRejected(SinkError):
-    """The other side will never take these events. A batch is then sent in parts, to find which ones are at fault.
+    """The receiver will never take these events. A batch is then sent in parts, to find the invalid ones.
 
     Args:
         message: What happened.
-        ids: The ids of the events at fault, where the other side has named them; the others were not taken either.
+        ids: The ids of the invalid events, where the receiver names them; the others were not taken either.
     """
 
     def __init__(self, message: str, ids: frozenset[str] = frozenset()) -> None:
         super().__init__(message)
         self.ids = ids
+
+
+class EventsKnown(EventsRejected):
+    """The receiver has these events, or some of them, already. One that is refused for this reason alone is delivered."""
 
 
 class Sink(Protocol):
@@ -88,21 +103,21 @@ class Sink(Protocol):
         """
 
     async def send(self, batch: Sequence[BillEvent]) -> None:
-        """Deliver events. Returns when the other side has confirmed every one of them.
+        """Deliver events. Returns when the receiver has confirmed every one of them.
 
-        The same events can come again; their ids tell.
+        The same events may be sent again; their ids identify them.
 
         Raises:
             SinkError: they were not, or not all, taken.
         """
 
     async def close(self) -> None:
-        """Let go of everything."""
+        """Release everything."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkContext:
-    """What a sink is offered.
+    """What a sink gets from its plugin.
 
     Attributes:
         base: The directory that relative paths start from.
@@ -120,7 +135,7 @@ class SinkInfo:
     Attributes:
         config: The model of its section.
         factory: Builds it. No I/O.
-        modules: What it needs installed beside this distribution.
+        modules: Modules that must be installed in addition to this distribution.
         extra: The extra that installs them.
     """
 

@@ -23,15 +23,20 @@ _BATCH: Final = "application/cloudevents-batch+json"
 class CloudEventsConfig(HttpSinkConfig):
     """The section of a ``cloudevents`` sink."""
 
-    path: str = Field(default="/api/v1/events", pattern=r"^/[!-~]*$", description="Where to post; OpenMeter's.")
-    token: SecretStr | None = Field(default=None, description="Sent as 'Authorization: Bearer'.")
+    path: str = Field(
+        default="/api/v1/events", pattern=r"^/[!-~]*$", description="Path to post to; the default is OpenMeter's."
+    )
+    token: SecretStr | None = Field(default=None, description="Bearer token, sent in the header 'Authorization'.")
     source: str = Field(
-        default="pointsman", min_length=1, max_length=200, description="The events' source; the same for all gateways."
+        default="pointsman",
+        min_length=1,
+        max_length=200,
+        description="Source attribute of the events; use the same for all gateways.",
     )
     type_prefix: str = Field(
         default="pointsman.billing.",
         max_length=200,
-        description="Before 'attempt' and 'request', the two types that a meter can count.",
+        description="Prefix of the event types 'attempt' and 'request', which a meter can count.",
     )
     batch_events: int = Field(default=100, ge=1, le=10_000, description="Most events in one request.")
 

@@ -1,7 +1,8 @@
-"""What the HTTP sinks share: one POST, and what its answer means."""
+"""What the HTTP sinks share: a POST request and the meaning of its response."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
@@ -11,9 +12,11 @@ from typing import Final
 import httpx
 from pydantic import AnyHttpUrl, Field, field_validator
 
-from .base import EventsRejected, SinkConfig, SinkUnavailable
+from pointsman.text import one_line
 
-#: The events themselves are at fault: another time would be no better.
+from .base import EventsKnown, EventsRejected, SinkConfig, SinkUnavailable
+
+#: The events themselves are invalid: sending them again would not help.
 REJECTIONS: Final = frozenset(
     {
         HTTPStatus.BAD_REQUEST,
@@ -28,16 +31,16 @@ _MOST_ANSWER_BYTES: Final = 1_000_000
 
 
 class HttpSinkConfig(SinkConfig):
-    """What the sections of HTTP sinks have."""
+    """The keys that every HTTP sink has."""
 
     url: AnyHttpUrl = Field(description="Base URL of the service.")
-    verify_tls: bool = Field(default=True, description="false accepts any certificate: for tests.")
+    verify_tls: bool = Field(default=True, description="false accepts any certificate; for tests only.")
 
     @field_validator("url")
     @classmethod
     def _no_credentials(cls, url: AnyHttpUrl) -> AnyHttpUrl:
         if url.username or url.password or url.query or url.fragment:
-            raise ValueError("must hold neither credentials nor a query: what is secret has a key of its own")
+            raise ValueError("must contain neither credentials nor a query; secrets have keys of their own")
         return url
 
 
@@ -61,8 +64,12 @@ class HttpPoster:
     async def open(self) -> None:
         """Make the client."""
         if self._client is None:
-            self._client = httpx.AsyncClient(
-                headers=self._headers, timeout=self._config.timeout_s, verify=self._config.verify_tls
+            # It reads the certificates of the authorities, which takes 50 to 150 ms.
+            self._client = await asyncio.to_thread(
+                httpx.AsyncClient,
+                headers=self._headers,
+                timeout=self._config.timeout_s,
+                verify=self._config.verify_tls,
             )
 
     async def close(self) -> None:
@@ -75,7 +82,7 @@ class HttpPoster:
         """Post a body; return the answer if it is a success or a rejection.
 
         Raises:
-            SinkUnavailable: there was no answer in time, or one that blames nobody's events.
+            SinkUnavailable: there was no response in time, or one that does not reject the events.
         """
         await self.open()
         assert self._client is not None  # noqa: S101  # just opened
@@ -94,18 +101,18 @@ class HttpPoster:
 
 
 def rejected(answer: httpx.Response, ids: frozenset[str] = frozenset()) -> EventsRejected:
-    """Return the error for an answer that rejects events."""
-    return EventsRejected(f"HTTP {answer.status_code}: {shown(answer)}", ids)
+    """Return the error for an answer that rejects events, or (409) says that it has some of them already."""
+    kind = EventsKnown if answer.status_code == HTTPStatus.CONFLICT else EventsRejected
+    return kind(f"HTTP {answer.status_code}: {shown(answer)}", ids)
 
 
 def shown(answer: httpx.Response) -> str:
-    """Return the beginning of an answer on one line, without control characters."""
-    line = " ".join(answer.text.split())[:_SHOWN_CHARS]
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in line)
+    """Return the beginning of a response on one line, without control characters."""
+    return one_line(answer.text, _SHOWN_CHARS)
 
 
 def answer_json(answer: httpx.Response) -> Mapping[str, object]:
-    """Return an answer's JSON object; empty when it is none."""
+    """Return a response's JSON object; empty if it is something else."""
     if len(answer.content) > _MOST_ANSWER_BYTES:
         return {}
     try:

@@ -26,9 +26,13 @@ class KafkaConfig(SinkConfig):
     """The section of a ``kafka`` sink."""
 
     bootstrap_servers: str = Field(min_length=1, max_length=4000, description="host:port, comma-separated.")
-    topic: str = Field(default="pointsman-billing", pattern=r"^[A-Za-z0-9._-]{1,249}$", description="The topic.")
+    topic: str = Field(
+        default="pointsman-billing",
+        pattern=r"^[A-Za-z0-9._-]{1,249}$",
+        description="Topic that the events are produced to.",
+    )
     options: Mapping[str, SecretStr] = Field(
-        default={}, description="More librdkafka settings, for example sasl.password; never shown."
+        default={}, description="Further librdkafka settings, for example sasl.password; never shown."
     )
 
     @field_validator("options")
@@ -39,15 +43,15 @@ class KafkaConfig(SinkConfig):
         return options
 
 
-class _Word:
-    """What the brokers have said about each event of a batch."""
+class _Reports:
+    """The brokers' reports about each event of a batch."""
 
     def __init__(self) -> None:
         self.confirmed: set[str] = set()
         self.failures: dict[str, KafkaError] = {}
 
-    def hear(self, event_id: str, error: KafkaError | None, _message: object) -> None:
-        """Keep what was said."""
+    def add(self, event_id: str, error: KafkaError | None, _message: object) -> None:
+        """Add a report."""
         if error is None:
             self.confirmed.add(event_id)
         else:
@@ -72,7 +76,7 @@ class _Word:
         at_fault = frozenset(id_ for id_, error in self.failures.items() if error.code() in hopeless)
         if at_fault and len(self.confirmed) + len(at_fault) == len(batch):
             raise EventsRejected(names, at_fault)
-        raise SinkUnavailable(f"{where}: {names or 'no word from the brokers in time'}")
+        raise SinkUnavailable(f"{where}: {names or 'no confirmation from the brokers in time'}")
 
 
 class KafkaSink:
@@ -117,7 +121,7 @@ class KafkaSink:
             raise SinkUnavailable(f"the settings are not accepted: {err.args[0].name()}") from None
 
     async def send(self, batch: Sequence[BillEvent]) -> None:
-        """Produce the batch and wait for the brokers' word on every event.
+        """Produce the batch and wait for the brokers' report on every event.
 
         Raises:
             SinkError: not all of them were taken.
@@ -127,19 +131,19 @@ class KafkaSink:
 
     def _send(self, batch: Sequence[BillEvent]) -> None:
         assert self._producer is not None  # noqa: S101  # opened above
-        word = _Word()
+        reports = _Reports()
         for event in batch:
-            self._produce(self._producer, event, word)
+            self._produce(self._producer, event, reports)
         if self._producer.flush(self._config.timeout_s + _FLUSH_MARGIN_S):
-            # What is still on its way would come after us.
+            # Messages that are still in flight would arrive after the next batch.
             self._producer.purge()
             self._producer.flush(_FLUSH_MARGIN_S)
-        if any(error.fatal() for error in word.failures.values()):
-            # An idempotent producer that has lost count must be made anew.
+        if any(error.fatal() for error in reports.failures.values()):
+            # An idempotent producer that has lost count must be created again.
             self._producer = None
-        word.check(batch, self._config.bootstrap_servers)
+        reports.check(batch, self._config.bootstrap_servers)
 
-    def _produce(self, producer: Producer, event: BillEvent, word: _Word) -> None:
+    def _produce(self, producer: Producer, event: BillEvent, reports: _Reports) -> None:
         from confluent_kafka import KafkaException  # noqa: PLC0415 - an extra
 
         try:
@@ -149,16 +153,16 @@ class KafkaSink:
                 key=event.tenant.encode("utf-8"),
                 headers=[("id", event.id.encode("ascii")), ("type", event.type.encode("ascii"))],
                 timestamp=event.at_ms,
-                on_delivery=partial(word.hear, event.id),
+                on_delivery=partial(reports.add, event.id),
             )
         except BufferError:
             producer.flush(self._config.timeout_s)
             raise SinkUnavailable("the producer's queue is full") from None
         except KafkaException as err:
-            word.hear(event.id, err.args[0], None)
+            reports.add(event.id, err.args[0], None)
 
     async def close(self) -> None:
-        """Let go of the producer."""
+        """Release the producer."""
         producer, self._producer = self._producer, None
         if producer is not None:
             await in_thread(lambda: producer.flush(_FLUSH_MARGIN_S))

@@ -27,10 +27,12 @@ class LagoConfig(HttpSinkConfig):
 
     api_key: SecretStr = Field(description="Lago's API key.")
     code: str = Field(
-        default="pointsman_", max_length=200, description="Before 'attempt' and 'request': the billable metrics' codes."
+        default="pointsman_",
+        max_length=200,
+        description="Prefix of 'attempt' and 'request' in the codes of the billable metrics.",
     )
     subscriptions: Mapping[str, str] = Field(
-        default={}, description="Tenant to Lago's external_subscription_id; others are called like the tenant."
+        default={}, description="Tenant to Lago's external_subscription_id; other tenants use their own name."
     )
     batch_events: int = Field(default=100, ge=1, le=100, description="Most events in one request.")
 

@@ -1,8 +1,8 @@
 """Events in a file, one line of JSON each, every line once.
 
 The file has one writer at a time, and events come in the order of the outbox. So when a process dies, only the last batch
-can be in doubt: on opening, a line that was cut off is removed, and events that are already among the last lines are
-left out when they come again.
+is uncertain: on opening, a partial line is removed, and events that are already among the last lines are skipped when they
+are sent again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _BLOCK_BYTES: Final = 1 << 16
 class NdjsonConfig(SinkConfig):
     """The section of an ``ndjson`` sink."""
 
-    path: str = Field(min_length=1, max_length=4000, description="The file; relative to the config file.")
+    path: str = Field(min_length=1, max_length=4000, description="Path of the file, relative to the config file.")
     fsync: Literal["batch", "rotate", "never"] = Field(
         default="batch",
-        description="When the disk is made to write: before each batch is confirmed, when a file is complete, or never.",
+        description="When data is forced to disk: before each batch is confirmed, when a file is complete, or never.",
     )
-    rotate_mb: int = Field(default=256, ge=1, le=1_000_000, description="A larger file is put aside, in megabytes.")
+    rotate_mb: int = Field(default=256, ge=1, le=1_000_000, description="Size in megabytes at which a file is rotated.")
     keep_files: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="How many files put aside are kept; left out: all of them."
+        default=None, ge=1, le=1_000_000, description="How many rotated files are kept; null: all of them."
     )
 
 
@@ -46,7 +46,7 @@ class NdjsonSink:
 
     Args:
         config: Its section.
-        context: Where relative paths start, and the time for the names of files put aside.
+        context: Where relative paths start, and the time for the names of rotated files.
     """
 
     def __init__(self, config: NdjsonConfig, context: SinkContext) -> None:
@@ -54,13 +54,13 @@ class NdjsonSink:
         self._context = context
         self.path = context.base / config.path
         self._file: IO[bytes] | None = None
-        #: The ids of the last lines, in their order. Twice a batch: what was sent last may have been larger than what
-        #: comes now, or have come between a batch and its repetition.
-        self._there: dict[str, None] = {}
-        self._most_there = 2 * config.batch_events
+        #: The ids of the last lines, in order. Two batches: the last one may have been larger than the next one, or may
+        #: have been sent between a batch and its repetition.
+        self._present: dict[str, None] = {}
+        self._most_present = 2 * config.batch_events
 
     async def open(self) -> None:
-        """Open the file and find out which events are in it already.
+        """Open the file and read which events it already contains.
 
         Raises:
             SinkUnavailable: it cannot be opened.
@@ -71,7 +71,7 @@ class NdjsonSink:
             raise SinkUnavailable(f"{self.path}: {err.strerror or err}") from err
 
     async def send(self, batch: Sequence[BillEvent]) -> None:
-        """Append what is not there yet.
+        """Append the events that the file does not contain yet.
 
         Raises:
             SinkUnavailable: it cannot be written.
@@ -83,48 +83,48 @@ class NdjsonSink:
 
     async def close(self) -> None:
         """Close the file."""
-        self._let_go()
+        self._release()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def _open(self) -> None:
-        self._let_go()
+        self._release()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE)
         self._file = os.fdopen(descriptor, "ab", buffering=0)
         _cut_torn_line(self.path)
-        there = list(_last_ids(self.path, self._most_there))
-        for older in reversed(self._put_aside()):
-            if len(there) >= self._most_there:
+        there = list(_last_ids(self.path, self._most_present))
+        for older in reversed(self._rotated()):
+            if len(there) >= self._most_present:
                 break
-            there[:0] = _last_ids(older, self._most_there - len(there))
-        self._there = dict.fromkeys(there)
+            there[:0] = _last_ids(older, self._most_present - len(there))
+        self._present = dict.fromkeys(there)
 
     def _append(self, batch: Sequence[BillEvent]) -> None:
         if self._file is None or self._was_moved(self._file):
             self._open()
         assert self._file is not None  # noqa: S101  # just opened
-        new = [event for event in batch if event.id not in self._there]
+        new = [event for event in batch if event.id not in self._present]
         data = "".join(f"{event.body}\n" for event in new).encode("ascii")
         try:
             _write_all(self._file, data)
         except OSError:
-            # What has been written of it is looked at again.
-            self._let_go()
+            # Reopening reads how much of it was written.
+            self._release()
             raise
-        self._there |= dict.fromkeys(event.id for event in new)
-        for id_ in list(islice(self._there, max(0, len(self._there) - self._most_there))):
-            del self._there[id_]
+        self._present |= dict.fromkeys(event.id for event in new)
+        for id_ in list(islice(self._present, max(0, len(self._present) - self._most_present))):
+            del self._present[id_]
         if self._config.fsync == "batch":
             os.fsync(self._file.fileno())
         if self._file.tell() >= self._config.rotate_mb * _MEGABYTE:
             self._rotate()
 
     def _was_moved(self, file: IO[bytes]) -> bool:
-        """Say whether somebody else has put the file aside."""
+        """Return whether another program has moved the file."""
         try:
             return not os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except FileNotFoundError:
@@ -134,10 +134,10 @@ class NdjsonSink:
         assert self._file is not None  # noqa: S101  # just written
         if self._config.fsync != "never":
             os.fsync(self._file.fileno())
-        self._let_go()
+        self._release()
         stamp, number = datetime.fromtimestamp(self._context.now(), UTC).strftime("%Y%m%dT%H%M%SZ"), 0
-        if aside := self._put_aside():
-            # After the latest one, whatever the clock says: the names tell the order.
+        if aside := self._rotated():
+            # After the latest one even if the clock was set back: the names define the order.
             latest, count = aside[-1].stem.rsplit("-", 2)[1:]
             if stamp <= latest:
                 stamp, number = latest, int(count) + 1
@@ -145,12 +145,12 @@ class NdjsonSink:
         self.path.rename(target)
         keep = self._config.keep_files
         if keep is not None:
-            for old in self._put_aside()[:-keep]:
+            for old in self._rotated()[:-keep]:
                 old.unlink(missing_ok=True)
         self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, _PRIVATE), "ab", buffering=0)
 
-    def _put_aside(self) -> list[Path]:
-        """Return the files put aside, oldest first."""
+    def _rotated(self) -> list[Path]:
+        """Return the rotated files, oldest first."""
         name = re.compile(rf"{re.escape(self.path.stem)}-\d{{8}}T\d{{6}}Z-\d{{6}}{re.escape(self.path.suffix)}")
         return sorted(path for path in self.path.parent.iterdir() if name.fullmatch(path.name))
 
@@ -162,7 +162,7 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
 
 
 def _cut_torn_line(path: Path) -> None:
-    """Remove what stands behind the last end of a line: a write that was cut off."""
+    """Remove what follows the last line end: a write that was interrupted."""
     with path.open("r+b") as file:
         end = file.seek(0, os.SEEK_END)
         position = end
@@ -179,7 +179,7 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _last_ids(path: Path, count: int) -> Iterator[str]:
-    """Yield the ids of the last events in a file, at most so many."""
+    """Yield the ids of the last ``count`` events in a file."""
     with path.open("rb") as file:
         position = file.seek(0, os.SEEK_END)
         data = b""

@@ -1,4 +1,4 @@
-"""Events in a PostgreSQL table, one row each, every event once: a row that exists is left as it is."""
+"""Events in a PostgreSQL table, one row each, every event once: an existing row is not changed."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ class PostgresConfig(SinkConfig):
     table: str = Field(
         default="pointsman_billing_events",
         pattern=r"^[a-z_][a-z0-9_]{0,62}(\.[a-z_][a-z0-9_]{0,62})?$",
-        description="The table, with its schema if need be.",
+        description="Table, optionally with its schema.",
     )
-    create_table: bool = Field(default=True, description="Make the table when it is missing.")
+    create_table: bool = Field(default=True, description="Create the table if it is missing.")
 
 
 class PostgresSink:
@@ -132,7 +132,7 @@ class PostgresSink:
 
     @property
     def _place(self) -> str:
-        """Where the database is, without user and password."""
+        """The database without user and password, for messages."""
         from psycopg import ProgrammingError, conninfo  # noqa: PLC0415 - an extra
 
         try:
@@ -153,7 +153,7 @@ class PostgresSink:
 
 
 def _shown(err: Error) -> str:
-    """Return what happened without the server's words, which may repeat values or the connection string."""
+    """Return the error without the server's message, which may repeat values or the connection string."""
     return f"{type(err).__name__} (SQLSTATE {err.sqlstate or 'none'})"
 
 

@@ -1,0 +1,1 @@
+"""A plugin that spends less when little is left."""

@@ -1,0 +1,1 @@
+"""A plugin that hides personal data from providers."""

@@ -1,0 +1,1 @@
+"""A plugin that answers what has been asked before."""

@@ -1,0 +1,1 @@
+"""Models that rest at certain hours."""

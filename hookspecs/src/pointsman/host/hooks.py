@@ -1,0 +1,580 @@
+"""The hooks of all plugins, compiled: each is a tuple of implementations, run with isolation, a deadline and a policy.
+
+pluggy finds and validates the implementations; at start they are compiled into ``Hooks`` and pluggy is not asked again.
+An implementation that fails does not fail the others: each method says what happens instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Final, Self
+
+from ..errors import HookError, UpstreamError
+from ..plugin import Upstream
+from ..types import (
+    Answer,
+    Attempt,
+    Candidate,
+    Chunk,
+    Credential,
+    Denial,
+    Event,
+    Execution,
+    Identity,
+    Refusal,
+    Reply,
+    RequestContext,
+    Route,
+    Settlement,
+    Status,
+)
+from . import returned, span_events
+from .implementations import HOOK_NAMES, Impl, is_async
+from .isolation import BLOCKED_S, Faults, SwallowedCancellationError, Timing, Waiting, apart, begin, is_stray, resumed
+
+#: Returns what the host goes on with for what a plugin has returned, or raises: then it is a fault of the plugin.
+Check = Callable[[str, Any], Any]
+
+#: Hooks that are run for one plugin by its name.
+_BY_PLUGIN: Final = ("execute", "settle", "status")
+#: What is returned instead of an answer by a hook that has failed.
+_FAULT: Final = object()
+#: Instead of a piece, at the end of what a plugin yields.
+_END: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A candidate that a plugin, or the gateway itself, dropped, and why, for the trace."""
+
+    deployment_id: str
+    plugin: str
+    reason: str
+
+
+async def _next(made: AsyncIterator[Any], otherwise: object) -> object:
+    try:
+        piece: object = await anext(made)
+    except StopAsyncIteration:
+        return otherwise
+    return piece
+
+
+async def _close(made: AsyncIterator[Any]) -> None:
+    close = getattr(made, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _fault_denial(plugin: str) -> Denial:
+    return Denial(
+        status=503,
+        code="plugin_failed",
+        type="service_unavailable_error",
+        message=f"The gateway's plugin {plugin!r} failed and its policy is to deny. Try again; the operator's log says why.",
+        retry_after_s=1.0,
+        plugin=plugin,
+    )
+
+
+def _fault_refusal(plugin: str) -> Refusal:
+    denial = _fault_denial(plugin)
+    return Refusal(reason=denial.message, status=denial.status, code=denial.code, plugin=plugin)
+
+
+def _timed(impl: Impl, *args: object) -> Any:
+    """Run a sync hook."""
+    timing = impl.timing
+    timing.calls += 1
+    started = time.perf_counter()
+    try:
+        return apart(impl.call, *args)
+    finally:
+        held_s = time.perf_counter() - started
+        # As ``held``, written out: this surrounds every call.
+        timing.total_s += held_s
+        if held_s > timing.longest_s or held_s > BLOCKED_S:
+            timing.held_long(held_s)
+
+
+async def _rest(impl: Impl, waiting: Waiting[Any]) -> object:
+    """Await a hook that waits, within its deadline."""
+    timing = impl.timing
+    try:
+        answer: object = await waiting.finish(impl.deadline_s)
+    finally:
+        spent_s = time.perf_counter() - waiting.started
+        timing.waited_s += spent_s - waiting.held_s
+    if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
+        span_events.waited(impl.plugin, impl.hook, spent_s)
+    return answer
+
+
+class _Chunks:
+    """The chunks of an execution, isolated as its hook is.
+
+    Args:
+        chunks: The plugin's.
+        timing: Gets the time for which they hold the event loop.
+        failed: Counts what the plugin has raised and returns it as a HookError, or raises what is not the plugin's fault.
+    """
+
+    def __init__(
+        self, chunks: AsyncIterator[Chunk], timing: Timing, failed: Callable[[BaseException], HookError]
+    ) -> None:
+        self._chunks = chunks
+        self._timing = timing
+        self._failed = failed
+        self._begun = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Chunk:
+        try:
+            piece = await resumed(_next(self._chunks, _END), self._timing)
+            chunk = None if piece is _END else returned.chunk(piece)
+        except BaseException as err:
+            if isinstance(err, GeneratorExit) and not is_stray():
+                raise
+            fault = self._failed(err)
+            if not self._begun:
+                raise fault from err
+            raise UpstreamError(f"the gateway's plugin {fault.plugin!r} failed within its answer", status=500) from err
+        if chunk is None:
+            raise StopAsyncIteration
+        self._begun = True
+        return chunk
+
+    async def aclose(self) -> None:
+        try:
+            await resumed(_close(self._chunks), self._timing)
+        except BaseException as err:
+            if isinstance(err, GeneratorExit) and not is_stray():
+                raise
+            self._failed(err)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """All hooks, compiled. Every tuple is in the order of the configuration.
+
+    Attributes:
+        faults: Where faults are counted.
+        labels: Labels that only one plugin may set, and this plugin.
+        replaced: Labels of others that a plugin may replace, by plugin.
+        upstream_headers: Headers for the provider that a route may carry, lower case.
+        monotonic: Seconds of a clock that never goes back.
+        generation: Which configuration of this worker they are of: 1 at the start, one more with each reload.
+    """
+
+    faults: Faults
+    labels: Mapping[str, str] = field(default_factory=dict)
+    replaced: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    upstream_headers: frozenset[str] = frozenset()
+    monotonic: Callable[[], float] = time.monotonic
+    generation: int = 1
+    startup: tuple[Impl, ...] = ()
+    inherit: tuple[Impl, ...] = ()
+    shutdown: tuple[Impl, ...] = ()
+    authenticate: tuple[Impl, ...] = ()
+    pre_route: tuple[Impl, ...] = ()
+    select: tuple[Impl, ...] = ()
+    before_attempt: tuple[Impl, ...] = ()
+    transform_request: tuple[Impl, ...] = ()
+    execute: Mapping[str, Impl] = field(default_factory=dict)
+    first_token: tuple[Impl, ...] = ()
+    post_response: tuple[Impl, ...] = ()
+    on_error: tuple[Impl, ...] = ()
+    transform_response: tuple[Impl, ...] = ()
+    transform_stream: tuple[Impl, ...] = ()
+    answered: tuple[Impl, ...] = ()
+    settle: Mapping[str, Impl] = field(default_factory=dict)
+    on_event: tuple[Impl, ...] = ()
+    status: Mapping[str, Impl] = field(default_factory=dict)
+    routes: tuple[Impl, ...] = ()
+
+    @classmethod
+    def compile(
+        cls,
+        plugins: Sequence[Mapping[str, Impl]],
+        faults: Faults,
+        *,
+        labels: Mapping[str, str] | None = None,
+        replaced: Mapping[str, tuple[str, ...]] | None = None,
+        upstream_headers: frozenset[str] = frozenset(),
+        monotonic: Callable[[], float] = time.monotonic,
+        generation: int = 1,
+    ) -> Self:
+        """Compile the implementations of all plugins, in order.
+
+        Args:
+            plugins: What ``implementations`` returned for each plugin.
+            faults: Where faults are counted.
+            labels: Labels that only one plugin may set, and this plugin.
+            replaced: Labels of others that a plugin may replace, by plugin.
+            upstream_headers: Headers for the provider that a route may carry, lower case.
+            monotonic: Seconds of a clock that never goes back.
+            generation: Which configuration of this worker they are of.
+        """
+        table: dict[str, Any] = {hook: tuple(own[hook] for own in plugins if hook in own) for hook in HOOK_NAMES}
+        for hook in _BY_PLUGIN:
+            table[hook] = {impl.plugin: impl for impl in table[hook]}
+        return cls(
+            faults=faults,
+            labels=labels or {},
+            replaced=replaced or {},
+            upstream_headers=upstream_headers,
+            monotonic=monotonic,
+            generation=generation,
+            **table,
+        )
+
+    # -- one rule for all faults ----------------------------------------------------------------------------------------
+
+    def is_off(self, impl: Impl) -> bool:
+        """Return whether a hook is switched off for a while."""
+        return impl.timing.off_until > 0.0 and impl.timing.is_off(self.monotonic())
+
+    def _failed(self, impl: Impl, request_id: str | None, err: BaseException) -> HookError:
+        """Count and return a fault of a plugin, whatever it raised; the caller goes on by the plugin's policy.
+
+        Raises:
+            CancelledError, KeyboardInterrupt, UpstreamError: it is not the plugin's.
+        """
+        if isinstance(err, KeyboardInterrupt) or (
+            isinstance(err, asyncio.CancelledError) and is_async(impl.hook) and not is_stray()
+        ):
+            raise err
+        if isinstance(err, UpstreamError) and impl.hook == "execute":
+            raise err
+        error = self.faults.record(impl.plugin, impl.hook, request_id, err)
+        impl.timing.failed(impl.suspend_after, impl.suspend_s, self.monotonic())
+        if isinstance(err, SwallowedCancellationError) and not is_stray():
+            # The request was cancelled and its cancellation lost in the plugin.
+            raise asyncio.CancelledError from err
+        return error
+
+    async def _ask(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
+        """Run an async hook within its deadline.
+
+        Returns:
+            What ``check`` makes of its answer. None: there is none, or the hook is switched off. ``_FAULT``: it failed.
+        """
+        timing = impl.timing
+        if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
+            return None
+        before_s = timing.total_s
+        timing.calls += 1
+        try:
+            answer = begin(impl.call(*args), timing)
+            if type(answer) is Waiting:
+                answer = await _rest(impl, answer)
+            elif timing.total_s - before_s >= span_events.LEAST_WAIT_S:
+                span_events.waited(impl.plugin, impl.hook, timing.total_s - before_s)
+            if answer is not None and check is not None:
+                answer = check(impl.plugin, answer)
+        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            self._failed(impl, request_id, err)
+            return _FAULT
+        if timing.failed_in_a_row:
+            timing.succeeded()
+        return answer
+
+    def _tell(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
+        """Run a sync hook; see ``_ask``."""
+        timing = impl.timing
+        if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
+            return None
+        try:
+            answer = _timed(impl, *args)
+            if answer is not None and check is not None:
+                answer = check(impl.plugin, answer)
+        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            self._failed(impl, request_id, err)
+            return _FAULT
+        if timing.failed_in_a_row:
+            timing.succeeded()
+        return answer
+
+    # -- the hooks ------------------------------------------------------------------------------------------------------
+
+    async def run_authenticate(self, credential: Credential) -> Identity | Denial | None:
+        """Ask in order; the first answer wins. A fault denies."""
+        for impl in self.authenticate:
+            answer: Identity | Denial | None = await self._ask(impl, None, returned.authenticated, credential)
+            if answer is _FAULT:
+                return _fault_denial(impl.plugin)
+            if answer is not None:
+                return answer
+        return None
+
+    async def run_pre_route(
+        self,
+        ctx: RequestContext,
+        route: Route,
+        seen: Callable[[str, RequestContext, Route], None] | None = None,
+    ) -> tuple[Route, Denial | Reply | None]:
+        """Run the pipeline; return the last route and the first denial or reply. A fault follows ``on_failure``.
+
+        ``seen`` is called with the plugin, the request and the route whenever a plugin changed the route. The request is
+        another value once a plugin has found its tenant.
+        """
+        owners = dict(self.labels)
+
+        def check(plugin: str, answer: object) -> Route | Denial | Reply:
+            return self._routed(plugin, route, answer, owners, stream=ctx.stream)
+
+        for impl in self.pre_route:
+            answer = await self._ask(impl, ctx.request_id, check, ctx, route)
+            if answer is None or answer is route:
+                continue
+            if answer is _FAULT:
+                if impl.on_failure == "deny":
+                    return route, _fault_denial(impl.plugin)
+                continue
+            if not isinstance(answer, Route):
+                return route, answer
+            route = answer
+            if (tenant := route.labels.get(returned.TENANT)) is not None and tenant != ctx.identity.tenant:
+                ctx = replace(ctx, identity=replace(ctx.identity, tenant=tenant))
+            if seen is not None:
+                seen(impl.plugin, ctx, route)
+        return route, None
+
+    def _routed(
+        self, plugin: str, before: Route, answer: object, owners: dict[str, str], *, stream: bool
+    ) -> Route | Denial | Reply:
+        if isinstance(answer, Denial):
+            return returned.denial(plugin, answer)
+        if isinstance(answer, Reply):
+            return returned.reply(plugin, answer, stream=stream)
+        return returned.route(
+            plugin,
+            before,
+            answer,
+            owners,
+            executors=self.execute,
+            replaced=self.replaced.get(plugin, ()),
+            upstream_headers=self.upstream_headers,
+        )
+
+    def run_select(
+        self, ctx: RequestContext, candidates: Sequence[Candidate], route: Route
+    ) -> tuple[list[Candidate], list[Dropped]]:
+        """Run the pipeline; return the remaining and the dropped candidates. A fault follows ``on_failure``."""
+        left = tuple(candidates)
+        dropped: list[Dropped] = []
+
+        def check(_: str, answer: object) -> tuple[Candidate, ...]:
+            return returned.candidates(left, answer)
+
+        for impl in self.select:
+            if not left:
+                break
+            answer = self._tell(impl, ctx.request_id, check, ctx, left, route)
+            if answer is None or answer is left:
+                continue
+            if answer is _FAULT:
+                if impl.on_failure == "deny":
+                    why = "the plugin failed and its policy is to deny"
+                    dropped.extend(Dropped(one.deployment.id, impl.plugin, why) for one in left)
+                    left = ()
+                continue
+            kept = tuple(candidate for candidate in answer if not candidate.dropped)
+            if len(kept) < len(left):
+                reasons = {c.deployment.id: c.notes[-1] for c in answer if c.dropped and c.notes}
+                gone = {c.deployment.id for c in left} - {c.deployment.id for c in kept}
+                dropped.extend(Dropped(name, impl.plugin, reasons.get(name, "not chosen")) for name in sorted(gone))
+            left = kept
+        return list(left), dropped
+
+    async def run_before_attempt(self, ctx: RequestContext, attempt: Attempt, route: Route) -> Refusal | None:
+        """Ask in order; the first refusal wins. A fault follows ``on_failure``."""
+        for impl in self.before_attempt:
+            answer: Refusal | None = await self._ask(impl, ctx.request_id, returned.refusal, ctx, attempt, route)
+            if answer is None:
+                continue
+            if answer is not _FAULT:
+                return answer
+            if impl.on_failure == "deny":
+                return _fault_refusal(impl.plugin)
+        return None
+
+    async def run_transform_request(
+        self, ctx: RequestContext, attempt: Attempt, body: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Refusal | None]:
+        """Run the pipeline; return the body to send, or a refusal. A fault follows ``on_failure``."""
+
+        def check(_: str, answer: object) -> Mapping[str, Any]:
+            return returned.body(body, answer)
+
+        for impl in self.transform_request:
+            answer = await self._ask(impl, ctx.request_id, check, ctx, attempt, body)
+            if answer is _FAULT:
+                if impl.on_failure == "deny":
+                    return body, _fault_refusal(impl.plugin)
+            elif answer is not None:
+                body = answer
+        return body, None
+
+    async def run_transform_response(
+        self, ctx: RequestContext, attempt: Attempt, answer: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Denial | None]:
+        """Run the pipeline; return the answer to send, or a denial. A fault follows ``on_failure``."""
+
+        def check(_: str, made: object) -> Mapping[str, Any]:
+            return returned.json_object("answer", made)
+
+        for impl in self.transform_response:
+            made = await self._ask(impl, ctx.request_id, check, ctx, attempt, answer)
+            if made is _FAULT:
+                if impl.on_failure == "deny":
+                    return answer, _fault_denial(impl.plugin)
+            elif made is not None:
+                answer = made
+        return answer, None
+
+    def start_stream(
+        self, impl: Impl, ctx: RequestContext, attempt: Attempt, pieces: AsyncIterator[Mapping[str, Any]]
+    ) -> AsyncIterator[Any] | None:
+        """Ask one plugin for its stage of a stream; None leaves the stream as it is."""
+        made: object = _timed(impl, ctx, attempt, pieces)
+        if made is not None and not isinstance(made, AsyncIterator):
+            raise TypeError(f"transform_stream returned {type(made).__name__}, not an async iterator or None")
+        return made
+
+    async def next_piece(self, impl: Impl, made: AsyncIterator[Any]) -> object:
+        """Return the next piece of a plugin's stage; None at its end."""
+        piece = await resumed(_next(made, _END), impl.timing)
+        if piece is None:
+            raise TypeError("a stage of transform_stream yielded None, not a mapping")
+        return None if piece is _END else piece
+
+    def stream_failed(self, impl: Impl, ctx: RequestContext, err: BaseException) -> Denial | None:
+        """Count a fault of a plugin's stage; return a denial when the plugin's policy is to deny."""
+        self._failed(impl, ctx.request_id, err)
+        return _fault_denial(impl.plugin) if impl.on_failure == "deny" else None
+
+    def unfit(self, hook: str) -> Denial | None:
+        """Return the denial of a request or an answer that cannot be changed; None when every plugin may be left out.
+
+        Args:
+            hook: What cannot be run: ``transform_request``, or one of the two for answers.
+        """
+        for impl in getattr(self, hook):
+            if impl.on_failure == "deny":
+                return Denial(
+                    status=400,
+                    code="not_transformable",
+                    message=f"The gateway's plugin {impl.plugin!r} must see what this request carries, and cannot. Use another "
+                    "endpoint or format.",
+                    plugin=impl.plugin,
+                )
+        return None
+
+    async def run_execute(self, plugin: str, ctx: RequestContext, route: Route, upstream: Upstream) -> Execution | None:
+        """Let the named plugin make the attempts. None means that it failed or declined: make a plain call instead.
+
+        The chunks of an Execution raise a HookError where the plugin fails before the first of them, and an UpstreamError
+        where it fails later; the fault has been counted.
+
+        Raises:
+            UpstreamError: the attempts failed.
+        """
+        impl = self.execute.get(plugin)
+        if impl is None:
+            self.faults.record(
+                plugin, "execute", ctx.request_id, LookupError("the route names it, but it has no such hook")
+            )
+            return None
+        answer: Execution | None = await self._ask(impl, ctx.request_id, returned.execution, ctx, route, upstream)
+        if answer is _FAULT:
+            return None
+        if answer is not None and answer.chunks is not None:
+            failed = partial(self._failed, impl, ctx.request_id)
+            return replace(answer, chunks=_Chunks(answer.chunks, impl.timing, failed))
+        return answer
+
+    def run_first_token(self, ctx: RequestContext, attempt: Attempt, first_token_ms: float) -> None:
+        """Run ``first_token`` of every plugin. A fault is logged and counted."""
+        for impl in self.first_token:
+            self._tell(impl, ctx.request_id, None, ctx, attempt, first_token_ms)
+
+    def run_post_response(self, ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
+        """Run ``post_response`` of every plugin. A fault is logged and counted."""
+        for impl in self.post_response:
+            self._tell(impl, ctx.request_id, None, ctx, attempt, answer)
+
+    def run_on_error(self, ctx: RequestContext, attempt: Attempt) -> None:
+        """Run ``on_error`` of every plugin. A fault is logged and counted."""
+        for impl in self.on_error:
+            self._tell(impl, ctx.request_id, None, ctx, attempt)
+
+    def run_answered(self, ctx: RequestContext) -> None:
+        """Run ``answered`` of every plugin. A fault is logged and counted."""
+        for impl in self.answered:
+            self._tell(impl, ctx.request_id, None, ctx)
+
+    async def run_settle(self, plugin: str, ctx: RequestContext, settlement: Settlement) -> bool:
+        """Settle with one plugin; return whether it succeeded. If not, it must be retried."""
+        impl = self.settle.get(plugin)
+        return impl is not None and await self._ask(impl, ctx.request_id, None, ctx, settlement) is not _FAULT
+
+    def has_waited(self, plugin: str) -> bool:
+        """Return whether a plugin has ever waited while it settled."""
+        impl = self.settle.get(plugin)
+        return impl is not None and impl.timing.waited_s > 0.0
+
+    async def run_on_event(self, event: Event) -> None:
+        """Run ``on_event`` of every plugin. A fault is logged and counted."""
+        for impl in self.on_event:
+            await self._ask(impl, None, None, event)
+
+    # -- what the operator sees -----------------------------------------------------------------------------------------
+
+    def implementations(self) -> Iterator[Impl]:
+        """Yield every implementation, hook by hook."""
+        for hook in HOOK_NAMES:
+            found = getattr(self, hook)
+            yield from found.values() if isinstance(found, Mapping) else found
+
+    def timings(self) -> list[dict[str, object]]:
+        """Return the time on the event loop of every implementation that has been called, for the status."""
+        now = self.monotonic()
+        return [
+            {
+                "plugin": timing.plugin,
+                "hook": timing.hook,
+                "calls": timing.calls,
+                "total_ms": round(timing.total_s * 1000, 3),
+                "mean_us": round(timing.total_s / timing.calls * 1_000_000, 1),
+                "longest_ms": round(timing.longest_s * 1000, 3),
+                "blocked": timing.blocked,
+                "off_for_s": round(max(0.0, timing.off_until - now), 1),
+            }
+            for impl in self.implementations()
+            if (timing := impl.timing).calls
+        ]
+
+    def run_status(self, plugin: str) -> Status:
+        """Return one plugin's status, with its faults so far; a fault of the hook itself shows it as broken."""
+        impl = self.status.get(plugin)
+        status: Status | None = None
+        if impl is not None:
+            try:
+                given: object = _timed(impl)
+                status = None if given is None else returned.status(plugin, given)
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                status = Status(ok=False, summary=f"broken: {self._failed(impl, None, err)}")
+        status = status or Status(ok=True, summary="running")
+        if off := sorted(i.hook for i in self.implementations() if i.plugin == plugin and self.is_off(i)):
+            status = replace(
+                status, ok=False, summary=f"switched off for a while, since it kept failing: {', '.join(off)}"
+            )
+        faults = self.faults.of(plugin)
+        return replace(status, details={**status.details, "faults": dict(faults)}) if faults else status

@@ -1,0 +1,206 @@
+"""The way of spans out of the worker: a bounded queue, an exporter, a count of what is lost, and an end that is quick.
+
+OpenTelemetry's own batch processor does the work. What is added: spans that do not fit or that the collector does not take
+are counted; numbers that are not finite never leave; and a collector that is gone does not delay the end of the proxy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
+
+from .attributes import finite
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import Span
+    from opentelemetry.util.types import Attributes
+
+log: Final = logging.getLogger("pointsman")
+
+#: The attribute of a link: what the other span is to the one that has the link.
+LINK: Final = "pointsman.link"
+#: The link to the client's request that a settlement, or a call of a plugin's, belongs to.
+REQUEST: Final = "request"
+#: The longest wait for the collector at the end of the proxy, in seconds.
+SHUTDOWN_S: Final = 1.5
+
+
+@dataclass(slots=True)
+class SpanCounts:
+    """What became of the spans that have ended.
+
+    Attributes:
+        exported: Taken by every exporter's collector.
+        dropped: Lost: they did not fit into the queue, or a collector did not take them.
+        waiting: In a queue, or on their way.
+    """
+
+    exported: int = 0
+    dropped: int = 0
+    waiting: int = 0
+
+
+class Pipeline(SpanProcessor):
+    """One exporter with its queue.
+
+    Args:
+        exporter: Sends spans.
+        queue_spans: The most spans that wait; a span that ends while as many wait is lost.
+    """
+
+    def __init__(self, exporter: SpanExporter, queue_spans: int | None = None) -> None:
+        self._most = queue_spans or _environment("_default_max_queue_size")
+        self._lock = threading.Lock()
+        self._closed = False
+        self.counts = SpanCounts()
+        self._exporter = _Checked(exporter, self._exported)
+        batch = min(self._most, _environment("_default_max_export_batch_size"))
+        # Its queue never fills: what does not fit is not given to it.
+        self._batch = BatchSpanProcessor(self._exporter, max_queue_size=self._most, max_export_batch_size=batch)
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        """Do nothing."""
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queue a span that is sampled."""
+        if span.context is None or not span.context.trace_flags.sampled:
+            return
+        with self._lock:
+            if self.counts.waiting >= self._most:
+                self.counts.dropped += 1
+                return
+            self.counts.waiting += 1
+        self._batch.on_end(span)
+
+    def _exported(self, spans: int, taken: bool) -> None:
+        with self._lock:
+            if self._closed:
+                return  # given up already
+            self.counts.waiting -= spans
+            if taken:
+                self.counts.exported += spans
+            else:
+                self.counts.dropped += spans
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        """Export everything that is queued."""
+        return self._batch.force_flush(timeout_millis)
+
+    def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
+        """Export what is queued, for at most ``timeout_s``; what is left then is lost, and logged."""
+        before = self.counts.dropped
+        # Not in a pool: the interpreter waits for its threads at exit, and a collector that hangs has no end.
+        ended = threading.Thread(target=self._batch.shutdown, name="pointsman-spans", daemon=True)
+        ended.start()
+        ended.join(timeout_s)
+        if ended.is_alive():
+            # Interrupts the waits between its tries.
+            threading.Thread(target=self._exporter.shutdown, name="pointsman-exporter", daemon=True).start()
+        with self._lock:
+            self._closed = True
+            self.counts.dropped += self.counts.waiting
+            self.counts.waiting = 0
+        if lost := self.counts.dropped - before:
+            log.warning("%d spans were lost at the end: the collector did not take them within %g s", lost, timeout_s)
+
+
+class _Checked(SpanExporter):
+    """An exporter that reports what became of each batch, and exports no number that is not finite."""
+
+    def __init__(self, exporter: SpanExporter, report: Callable[[int, bool], None]) -> None:
+        self._exporter = exporter
+        self._report = report
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = SpanExportResult.FAILURE
+        try:
+            result = self._exporter.export([_exportable(span) for span in spans])
+        finally:
+            self._report(len(spans), result is SpanExportResult.SUCCESS)
+        return result
+
+    def shutdown(self) -> None:
+        self._exporter.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30_000) -> bool:
+        return self._exporter.force_flush(timeout_millis)
+
+
+class FollowsLink(Sampler):
+    """Samples a trace that belongs to a client's request like that request; any other as another sampler decides.
+
+    A mirror's trace without its primary's, or a settlement without its request, explains nothing. A link to what a client
+    says it comes from decides nothing.
+    """
+
+    def __init__(self, other: Sampler) -> None:
+        self._other = other
+
+    def should_sample(  # noqa: PLR0917  # OpenTelemetry's signature
+        self,
+        parent_context: Context | None,
+        trace_id: int,
+        name: str,
+        kind: SpanKind | None = None,
+        attributes: Attributes = None,
+        links: Sequence[Link] | None = None,
+        trace_state: TraceState | None = None,
+    ) -> SamplingResult:
+        """Decide about a span."""
+        followed = [link for link in links or () if (link.attributes or {}).get(LINK) == REQUEST]
+        if followed and not get_current_span(parent_context).get_span_context().is_valid:
+            sampled = any(link.context.trace_flags.sampled for link in followed)
+            return SamplingResult(Decision.RECORD_AND_SAMPLE if sampled else Decision.DROP, attributes, trace_state)
+        return self._other.should_sample(parent_context, trace_id, name, kind, attributes, links, trace_state)
+
+    def get_description(self) -> str:
+        """Return what it is, for people."""
+        return f"FollowsLink{{{self._other.get_description()}}}"
+
+
+def _environment(name: str) -> int:
+    """Return what the SDK reads from ``OTEL_BSP_*``, or its default."""
+    read: Any = getattr(BatchSpanProcessor, name)
+    return int(read())
+
+
+def _exportable(span: ReadableSpan) -> ReadableSpan:
+    """Return a span of which every number is finite: the span itself, or a copy."""
+    events = span.events
+    if _is_finite(span.attributes) and all(_is_finite(event.attributes) for event in events):
+        return span
+    return ReadableSpan(
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=_finite(span.attributes),
+        events=[Event(event.name, _finite(event.attributes), event.timestamp) for event in events],
+        links=span.links,
+        kind=span.kind,
+        status=span.status,
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
+
+
+def _is_finite(attributes: Mapping[str, object] | None) -> bool:
+    return all(map(finite, (attributes or {}).values()))
+
+
+def _finite(attributes: Attributes) -> Attributes:
+    """Return the attributes with numbers that are not finite as text, such as ``inf``."""
+    return {
+        name: value if finite(value) else [str(v) for v in value] if isinstance(value, Sequence) else str(value)
+        for name, value in (attributes or {}).items()
+    }

@@ -1,0 +1,603 @@
+"""What plugins return, checked when they return it: the contents too, not only the type.
+
+A wrong value would otherwise be found in another plugin, in the journal or in the answer, where its author is not known.
+Only what a plugin has changed is looked at, so that a check costs a microsecond or two. Each function returns the value
+that the host goes on with, or raises a ``TypeError`` or a ``ValueError`` that says which field is wrong: for the host, this
+is a fault of the plugin like an exception.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from dataclasses import fields, replace
+from decimal import Decimal
+from typing import Any, Final, NoReturn
+
+from ..frozen import FrozenDict, FrozenList
+from ..types import (
+    CREDENTIAL_HEADERS,
+    FIXED_FIELDS,
+    FRAMING_HEADERS,
+    HOST_HEADERS,
+    Attempt,
+    Candidate,
+    Chunk,
+    Denial,
+    Execution,
+    Identity,
+    Refusal,
+    Reply,
+    Reservation,
+    Route,
+    Status,
+    UpstreamResponse,
+    Usage,
+)
+
+#: The label that says which tenant pays. Only the plugin that declares it may set it.
+TENANT: Final = "tenant"
+
+_MOST_NAME_CHARS: Final = 512
+_MOST_TEXT_CHARS: Final = 16_384
+_MOST_RETRIES: Final = 100
+_MOST_LABELS: Final = 256
+_MOST_RESERVATIONS: Final = 1_000
+_MOST_DEPTH: Final = 200
+_MOST_INTEGER: Final = 2**63
+#: Some thirty years.
+_MOST_SECONDS: Final = 10**9
+#: Python refuses to write larger ones in decimal digits.
+_MOST_BITS: Final = 14_000
+#: The fields of a ``Usage`` by what they hold; a count that is known is never None.
+_COUNTS: Final = tuple(one.name for one in fields(Usage) if str(one.type).startswith("int"))
+_KNOWN_COUNTS: Final = frozenset(one.name for one in fields(Usage) if str(one.type) == "int")
+_FLAGS: Final = tuple(one.name for one in fields(Usage) if str(one.type) == "bool")
+_TEXTS: Final = tuple(one.name for one in fields(Usage) if str(one.type).startswith("str"))
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_FORBIDDEN_HEADERS: Final = CREDENTIAL_HEADERS | FRAMING_HEADERS | HOST_HEADERS
+
+
+def route(
+    plugin: str,
+    before: Route,
+    after: object,
+    owners: dict[str, str],
+    *,
+    executors: Mapping[str, object],
+    replaced: Collection[str] = (),
+    upstream_headers: frozenset[str] = frozenset(),
+) -> Route:
+    """Return the route that a plugin's ``pre_route`` has made, completed with what was in it before.
+
+    What is empty in the plugin's route keeps its value: a ``Route`` that a plugin builds anew loses nothing.
+
+    Args:
+        plugin: The plugin.
+        before: The route as the plugin got it.
+        after: What it returned.
+        owners: Which plugin has set, or alone may set, a label; new labels are added to it.
+        executors: The plugins that have ``execute``.
+        replaced: Labels of others that this plugin may replace.
+        upstream_headers: Headers for the provider that the configuration allows.
+
+    Raises:
+        TypeError, ValueError: a field has a value that is not allowed.
+    """
+    if not isinstance(after, Route):
+        raise TypeError(f"pre_route returned {type(after).__name__}, not Route, Denial, Reply or None")
+    if after is before:
+        return before
+    if after.target != before.target:
+        _name("target", after.target)
+    if after.fallbacks != before.fallbacks:
+        _tuple("fallbacks", after.fallbacks)
+        for group in after.fallbacks:
+            _name("fallbacks", group)
+    if after.executor is not None and after.executor not in executors:
+        _wrong("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
+    if type(after.executes_fallbacks) is not bool:
+        _wrong("executes_fallbacks", f"must be a bool, not {type(after.executes_fallbacks).__name__}")
+    if after.fallback is not before.fallback:
+        _wrong("fallback", "is set by the host")
+    _limits(before, after, upstream_headers)
+    return replace(
+        after,
+        timeout_s=before.timeout_s if after.timeout_s is None else after.timeout_s,
+        retries=before.retries if after.retries is None else after.retries,
+        # Clients of providers send nothing but ASCII.
+        upstream_headers=_added_headers("upstream_headers", before.upstream_headers, after.upstream_headers, "ascii"),
+        labels=_labels(plugin, before.labels, after.labels, owners, replaced),
+        fallbacks=after.fallbacks or before.fallbacks,
+        executor=after.executor or before.executor,
+        executes_fallbacks=after.executes_fallbacks or before.executes_fallbacks,
+        headers=_added_headers("headers", before.headers, after.headers),
+        target_headers=_target_headers(before.target_headers, after.target_headers),
+        reservations=_reservations(plugin, before.reservations, after.reservations),
+    )
+
+
+def _limits(before: Route, after: Route, upstream_headers: frozenset[str]) -> None:
+    if after.timeout_s is not before.timeout_s and after.timeout_s is not None:
+        _duration("timeout_s", after.timeout_s)
+    retries: object = after.retries
+    if retries is not None and (type(retries) is not int or not 0 <= retries <= _MOST_RETRIES):
+        _wrong("retries", f"must be an int from 0 to {_MOST_RETRIES}, not {retries!r:.100}")
+    if after.upstream_headers is not before.upstream_headers:
+        _mapping("upstream_headers", after.upstream_headers)
+        for name in after.upstream_headers:
+            if name not in upstream_headers:
+                _wrong("upstream_headers", f"{name!r:.100} is not in the configuration's pointsman.upstream_headers")
+
+
+def _labels(
+    plugin: str,
+    before: Mapping[str, str],
+    after: Mapping[str, str],
+    owners: dict[str, str],
+    replaced: Collection[str],
+) -> Mapping[str, str]:
+    if after is before:
+        return before
+    _mapping("labels", after)
+    new = {}
+    for name, value in after.items():
+        if before.get(name) == value and name in before:
+            continue
+        _name("labels", name)
+        _text(f"labels[{name!r}]", value)
+        if (owner := owners.get(name, plugin)) != plugin and name not in replaced:
+            _wrong("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
+        if name == TENANT and name not in owners:
+            _wrong(
+                "labels",
+                f"{TENANT!r} says who pays; a plugin that sets it declares so: PluginInfo(..., labels=({TENANT!r},))",
+            )
+        new[name] = value
+    if not new:
+        return before
+    if len(before) + len(new) > _MOST_LABELS:
+        _wrong("labels", f"there are more than {_MOST_LABELS}")
+    owners.update(dict.fromkeys(new, plugin))
+    return FrozenDict({**before, **new})
+
+
+def _reservations(
+    plugin: str, before: tuple[Reservation, ...], after: tuple[Reservation, ...]
+) -> tuple[Reservation, ...]:
+    if after is before:
+        return before
+    _tuple("reservations", after)
+    # Usually the new ones follow those that were there.
+    held = len(before)
+    added = after[held:] if after[:held] == before else tuple(one for one in after if one not in before)
+    if not added:
+        return before
+    if held + len(added) > _MOST_RESERVATIONS:
+        _wrong("reservations", f"there are more than {_MOST_RESERVATIONS}")
+    return (*before, *(_reservation(plugin, one) for one in added))
+
+
+def _reservation(plugin: str, one: object) -> Reservation:
+    if not isinstance(one, Reservation):
+        _wrong("reservations", f"must contain Reservation, not {type(one).__name__}")
+    if one.plugin != plugin:
+        _wrong(
+            "reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it"
+        )
+    _name("reservations.id", one.id)
+    _amount("reservations.expires_at", one.expires_at)
+    _mapping("reservations.amounts", one.amounts)
+    for name, amount in one.amounts.items():
+        _name("reservations.amounts", name)
+        if type(amount) is not int or abs(amount) > _MOST_INTEGER:
+            _wrong(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
+    _mapping("reservations.data", one.data)
+    for name, value in one.data.items():
+        _name("reservations.data", name)
+        where = f"reservations.data[{name!r}]"
+        if isinstance(value, str):
+            _encodable(where, value)
+        elif value is not None and not isinstance(value, bool) and not _is_number(value):
+            _wrong(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
+    return replace(one, amounts=FrozenDict(one.amounts), data=FrozenDict(one.data))
+
+
+def denial(plugin: str, value: Denial) -> Denial:
+    """Return a plugin's denial under the plugin's name, its headers frozen.
+
+    Raises:
+        TypeError, ValueError: a field has a value that is not allowed.
+    """
+    if type(value.status) is not int:
+        _wrong("status", f"must be an int, not {type(value.status).__name__}")
+    _encodable("message", value.message)
+    _name("code", value.code)
+    _name("type", value.type)
+    if value.param is not None:
+        _text("param", value.param)
+    if value.retry_after_s is not None:
+        _duration("retry_after_s", value.retry_after_s)
+    return replace(value, plugin=plugin, headers=_added_headers("headers", {}, value.headers))
+
+
+def refusal(plugin: str, value: object) -> Refusal:
+    """Return a plugin's refusal under the plugin's name.
+
+    Raises:
+        TypeError, ValueError: it is not a refusal, or a field has a value that is not allowed.
+    """
+    if not isinstance(value, Refusal):
+        raise TypeError(f"before_attempt returned {type(value).__name__}, not Refusal or None")
+    _text("reason", value.reason)
+    if value.retry_after_s is not None:
+        _duration("retry_after_s", value.retry_after_s)
+    status: object = value.status
+    if status is not None and (type(status) is not int or not 400 <= status <= 599):  # noqa: PLR2004  # HTTP's error statuses
+        _wrong("status", f"must be an int from 400 to 599 or None, not {status!r:.100}")
+    _name("code", value.code)
+    if type(value.retryable) is not bool:
+        _wrong("retryable", f"must be a bool, not {type(value.retryable).__name__}")
+    return replace(value, plugin=plugin)
+
+
+def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
+    """Return a plugin's own answer under the plugin's name, frozen.
+
+    Args:
+        plugin: The plugin.
+        value: What it returned.
+        stream: Whether the request wants a stream.
+
+    Raises:
+        TypeError, ValueError: a field has a value that is not allowed, or it does not fit the request.
+    """
+    _tuple("pieces", value.pieces)
+    if stream and not value.pieces:
+        _wrong("pieces", "must not be empty: the request wants a stream")
+    if not stream and value.body is None:
+        _wrong("body", "must be set: the request does not want a stream")
+    usage, cost = value.usage, value.cost_usd_micros
+    if usage is not None:
+        _usage("usage", usage)
+    if type(cost) is not int or not 0 <= cost <= _MOST_INTEGER:
+        _wrong("cost_usd_micros", f"must be an int that is not negative, not {cost!r:.100}")
+    return replace(
+        value,
+        plugin=plugin,
+        usage=usage or Usage(),
+        body=None if stream else json_object("body", value.body),
+        pieces=tuple(json_object("pieces", piece) for piece in value.pieces) if stream else (),
+        headers=_added_headers("headers", {}, value.headers),
+    )
+
+
+def body(before: Mapping[str, Any], after: object) -> Mapping[str, Any]:
+    """Return the request's body that a plugin's ``transform_request`` has made.
+
+    Args:
+        before: The body as the plugin got it.
+        after: What it returned.
+
+    Raises:
+        TypeError, ValueError: it is not JSON, or changes a field that it must not.
+    """
+    made = json_object("body", after)
+    for name in FIXED_FIELDS & (made.keys() | before.keys()):
+        if made.get(name) != before.get(name):
+            _wrong("body", f"{name!r} cannot be changed: configuration and route decide about it")
+    for name, value in made.items():
+        if name in before and _kind(value) != _kind(before[name]):
+            _wrong("body", f"{name!r} was a {_kind(before[name])} and is a {_kind(value)}")
+    return made
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "mapping"
+    return "list" if isinstance(value, list) else type(value).__name__
+
+
+def json_object(field: str, value: object) -> FrozenDict[str, Any]:
+    """Return a JSON object, frozen.
+
+    Raises:
+        TypeError, ValueError: it is not one.
+    """
+    if not isinstance(value, Mapping):
+        _wrong(field, f"must be a mapping, not {type(value).__name__}")
+    found: FrozenDict[str, Any] = _json(field, value, 0)
+    return found
+
+
+def _json(field: str, value: Any, depth: int) -> Any:
+    if isinstance(value, str):
+        if not value.isascii():
+            _encoded(field, value)
+    elif isinstance(value, Mapping | list | tuple):
+        if depth > _MOST_DEPTH:
+            _wrong(field, f"is nested more than {_MOST_DEPTH} levels deep")
+        if not isinstance(value, Mapping):
+            return FrozenList([_json(field, item, depth + 1) for item in value])
+        if not all(isinstance(key, str) for key in value):
+            _wrong(field, "contains a key that is not a text")
+        return FrozenDict({key: _json(field, item, depth + 1) for key, item in value.items()})
+    elif isinstance(value, int):
+        if value.bit_length() > _MOST_BITS:
+            _wrong(field, f"contains an int of {value.bit_length()} bits, which cannot be written as JSON")
+    elif value is not None and not _is_number(value):
+        _wrong(
+            field,
+            f"contains {value!r:.50}, which is not JSON"
+            if isinstance(value, float)
+            else f"contains a {type(value).__name__}, which is not JSON",
+        )
+    return value
+
+
+def authenticated(plugin: str, value: object) -> Identity | Denial:
+    """Return what a plugin's ``authenticate`` answers with.
+
+    Raises:
+        TypeError, ValueError: it is neither an identity nor a denial, or a field has a value that is not allowed.
+    """
+    if isinstance(value, Denial):
+        return denial(plugin, value)
+    if isinstance(value, Identity):
+        return _identity(value)
+    raise TypeError(f"authenticate returned {type(value).__name__}, not Identity, Denial or None")
+
+
+def _identity(value: Identity) -> Identity:
+    for field in ("tenant", "key_alias", "user_id", "team_id", "org_id", "end_user"):
+        if (text := getattr(value, field)) is not None:
+            _encodable(field, text)
+    _mapping("claims", value.claims)
+    for name, claim in value.claims.items():
+        _encodable("claims", name)
+        _encodable(f"claims[{name!r}]", claim)
+    if value.models is not None:
+        _tuple("models", value.models)
+        for pattern in value.models:
+            _encodable("models", pattern)
+    return replace(value, claims=FrozenDict(value.claims)) if value.claims else value
+
+
+def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ...]:
+    """Return the candidates that a plugin's ``select`` has left.
+
+    Raises:
+        TypeError, ValueError: they are not among those that were given, or a field has a value that is not allowed.
+    """
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+        raise TypeError(f"select returned {type(value).__name__}, not a sequence of Candidate, or None")
+    by_id = {one.deployment.id: one for one in given}
+    for one in value:
+        if not isinstance(one, Candidate):
+            raise TypeError(f"select returned a sequence with {type(one).__name__}, not with Candidate")
+        # Each may come back once, so that a deployment that comes twice is as wrong as one that was not given.
+        known = by_id.pop(one.deployment.id, None)
+        if known is one:
+            continue
+        if known is None:
+            _wrong("candidates", f"the deployment {one.deployment.id!r:.100} was not given, or was returned twice")
+        _candidate(known, one)
+    return tuple(value)
+
+
+def _candidate(known: Candidate, one: Candidate) -> None:
+    if one.deployment is not known.deployment and one.deployment != known.deployment:
+        _wrong("candidates", f"the deployment {one.deployment.id!r:.100} is not as it was given")
+    if one.weight is not known.weight:
+        _amount("weight", one.weight)
+    if one.delay_s is not known.delay_s:
+        _duration("delay_s", one.delay_s)
+    if type(one.has_fallback) is not bool:
+        _wrong("has_fallback", f"must be a bool, not {type(one.has_fallback).__name__}")
+    if one.score is not None and not _is_number(one.score):
+        _wrong("score", f"must be a finite number or None, not {one.score!r:.100}")
+    if one.notes is not known.notes:
+        _tuple("notes", one.notes)
+        for note in one.notes:
+            _encodable("notes", note)
+    if type(one.dropped) is not bool:
+        _wrong("dropped", f"must be a bool, not {type(one.dropped).__name__}")
+
+
+def execution(plugin: str, value: object) -> Execution:  # noqa: ARG001  # as all checks of answers
+    """Return what a plugin's ``execute`` answers with.
+
+    Raises:
+        TypeError, ValueError: it is no execution, or a field has a value that is not allowed.
+    """
+    if not isinstance(value, Execution) or (value.response is None) == (value.chunks is None):
+        raise TypeError("execute must return None or an Execution with either a response or chunks")
+    if value.response is not None:
+        if not isinstance(value.response, UpstreamResponse):
+            _wrong("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
+        if not isinstance(value.response.attempt, Attempt):
+            _wrong("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
+        _mapping("response.body", value.response.body)
+        _gateways("response.raw", value.response.raw)
+    if value.chunks is not None and not isinstance(value.chunks, AsyncIterator):
+        _wrong("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
+    return replace(value, headers=_added_headers("headers", {}, value.headers)) if value.headers else value
+
+
+def chunk(value: object) -> Chunk:
+    """Return a piece of an execution's stream.
+
+    Raises:
+        TypeError, ValueError: it is not one, or not the gateway's.
+    """
+    if not isinstance(value, Chunk):
+        raise TypeError(f"the chunks of an Execution contain {type(value).__name__}, not Chunk")
+    if value.raw is None:
+        _gateways("raw", value.raw)
+    return value
+
+
+def _gateways(field: str, raw: object) -> None:
+    """Check that there is the gateway's own object, which is what the client gets."""
+    if raw is None:
+        _wrong(field, "is None; hand on what a call of the given upstream has answered, untouched")
+
+
+def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all checks of answers
+    """Return what a plugin's ``status`` answers with: details that JSON cannot hold would break the page of all plugins.
+
+    Raises:
+        TypeError, ValueError: it is not a status, or a field has a value that is not allowed.
+    """
+    if not isinstance(value, Status):
+        raise TypeError(f"status returned {type(value).__name__}, not Status or None")
+    if type(value.ok) is not bool:
+        _wrong("ok", f"must be a bool, not {type(value.ok).__name__}")
+    _encodable("summary", value.summary)
+    _mapping("details", value.details)
+    json.dumps(dict(value.details), allow_nan=False, ensure_ascii=False).encode()
+    return value
+
+
+# -- parts --------------------------------------------------------------------------------------------------------------
+
+
+def _added_headers(
+    field: str, before: Mapping[str, str], after: Mapping[str, str], charset: str = "latin-1"
+) -> Mapping[str, str]:
+    if after is before:
+        return before
+    _mapping(field, after)
+    new = {}
+    for name, value in after.items():
+        if before.get(name) == value:
+            continue
+        _name(field, name)
+        lower = name.lower()
+        if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS:
+            _wrong(field, f"{name!r} cannot be set by a plugin")
+        new[lower] = _header_value(f"{field}[{name!r}]", value, charset)
+    return FrozenDict({**before, **new}) if new else before
+
+
+def _header_value(field: str, value: str, charset: str) -> str:
+    """Return a header's value as it arrives: without white space around it."""
+    _encodable(field, value)
+    if not value.isprintable():
+        _wrong(field, "contains a control character, such as a line break, or unusual white space")
+    if not value.isascii():
+        try:
+            value.encode(charset)
+        except UnicodeEncodeError:
+            _wrong(field, f"contains {value!r:.100}, which is not {charset.upper()}: a header can hold nothing else")
+    return value.strip(" ")
+
+
+def _target_headers(
+    before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]
+) -> Mapping[str, Mapping[str, str]]:
+    if after is before:
+        return before
+    _mapping("target_headers", after)
+    new = {}
+    for target, headers in after.items():
+        held = before.get(target, {})
+        if headers is held:
+            continue
+        _name("target_headers", target)
+        new[target] = _added_headers(f"target_headers[{target!r}]", held, headers)
+    return FrozenDict({**before, **new}) if new else before
+
+
+def _usage(field: str, value: object) -> None:
+    """Check what an answer has used, which quotas and bills are computed from."""
+    if not isinstance(value, Usage):
+        _wrong(field, f"must be a Usage or None, not {type(value).__name__}")
+    for name in _COUNTS:
+        _count(f"{field}.{name}", getattr(value, name), known=name in _KNOWN_COUNTS)
+    for name in _TEXTS:
+        if (text := getattr(value, name)) is not None:
+            _encodable(f"{field}.{name}", text)
+    for name in _FLAGS:
+        if type(getattr(value, name)) is not bool:
+            _wrong(f"{field}.{name}", f"must be a bool, not {type(getattr(value, name)).__name__}")
+    cost: object = value.provider_cost_usd
+    if cost is not None and not (isinstance(cost, Decimal) and cost.is_finite() and cost >= 0):
+        _wrong(f"{field}.provider_cost_usd", f"must be a finite Decimal that is not negative, not {cost!r:.100}")
+    _tuple(f"{field}.parts", value.parts)
+    for number, part in enumerate(value.parts):
+        _usage(f"{field}.parts[{number}]", part)
+
+
+def _count(field: str, value: object, *, known: bool) -> None:
+    if value is None and not known:
+        return
+    if type(value) is not int or not 0 <= value <= _MOST_INTEGER:
+        _wrong(field, f"must be an int that is not negative, not {value!r:.100}")
+
+
+def _wrong(field: str, what: str) -> NoReturn:
+    raise ValueError(f"the returned value's {field}: {what}")
+
+
+def _encodable(field: str, value: object) -> None:
+    """Check that a value is a text that can be stored and sent."""
+    if not isinstance(value, str):
+        _wrong(field, f"must be a text, not {type(value).__name__}")
+    if len(value) > _MOST_TEXT_CHARS:
+        _wrong(field, f"has {len(value)} characters; at most {_MOST_TEXT_CHARS} are possible")
+    if not value.isascii():
+        _encoded(field, value)
+
+
+def _encoded(field: str, value: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        _wrong(field, "contains an unpaired surrogate, which cannot be stored or sent")
+
+
+def _text(field: str, value: Any) -> None:
+    """Check that a value is a text on one line."""
+    _encodable(field, value)
+    if not value.isprintable() and _CONTROL.search(value):
+        _wrong(field, "contains a control character, such as a line break")
+
+
+def _name(field: str, value: Any) -> None:
+    """Check that a value is a name: a short text on one line that is not empty."""
+    if type(value) is str and 0 < len(value) <= _MOST_NAME_CHARS and value.isascii() and value.isprintable():
+        return  # as nearly all are
+    _text(field, value)
+    if not 0 < len(value) <= _MOST_NAME_CHARS:
+        _wrong(field, f"a name of {len(value)} characters; 1 to {_MOST_NAME_CHARS} are possible")
+
+
+def _is_number(value: object) -> bool:
+    return (isinstance(value, float) and math.isfinite(value)) or (
+        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST_INTEGER
+    )
+
+
+def _amount(field: str, value: object, most: float = _MOST_INTEGER) -> None:
+    """Check that a value is a number that can be added to others."""
+    if not _is_number(value) or not 0 <= value <= most:  # type: ignore[operator]  # a number here
+        _wrong(field, f"must be a finite number from 0 to {most:g}, not {value!r:.100}")
+
+
+def _duration(field: str, value: object) -> None:
+    """Check that a value is a time span in seconds."""
+    _amount(field, value, _MOST_SECONDS)
+
+
+def _mapping(field: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        _wrong(field, f"must be a mapping, not {type(value).__name__}")
+
+
+def _tuple(field: str, value: object) -> None:
+    if not isinstance(value, tuple):
+        _wrong(field, f"must be a tuple, not {type(value).__name__}")

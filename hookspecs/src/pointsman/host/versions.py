@@ -1,0 +1,27 @@
+"""The versions of LiteLLM that Pointsman was tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+#: Version to what was run with it; README has the same table.
+TESTED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "1.106.0": "every test with a proxy; those of reloads, several workers and the quickstart in part",
+        "1.108.7": "every test",
+        "1.110.2": (
+            "matrix, executed routes, races, balance, shadow, canary, billing, residency, faulty plugins and LiteLLM's router "
+            "features, without its companion litellm-proxy; on messages of Anthropic's deployments a stable that is a name of "
+            "the registry does not save an arm"
+        ),
+    }
+)
+
+
+def untested(version: str) -> str | None:
+    """Return what an operator should know about a version that was not tested; None for a tested one."""
+    if version in TESTED:
+        return None
+    return f"LiteLLM {version} was not tested with this version of Pointsman; tested are {', '.join(TESTED)}"

@@ -1,0 +1,417 @@
+"""The state of the call that LiteLLM is working on: a client's request, or a call of our own.
+
+LiteLLM's callbacks, its HTTP client and the ASGI layer each learn a part of it. They report to the ``Call`` in
+``current_call``, never to metadata, which the client can write; only the methods here change it.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from ..host.attempt import WENT_ON
+from ..types import AttemptKind, Outcome
+from .client_settings import may_fail_alone
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Span
+    from starlette.types import Scope
+
+    from ..host.attempt import OpenAttempt
+    from ..host.exchange import Exchange
+    from ..types import Denial, Deployment, Identity, Refusal, Reply
+    from .sockets import MeteredSocket
+
+#: No client waits for these: their failures must not take a deployment from the clients that do.
+_WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
+
+
+class EndedError(BaseException):
+    """Ends a request at once: the middleware sends what the call keeps for its client.
+
+    It is not an ``Exception``: LiteLLM and the providers' SDKs would retry it, fall back, put the deployment into cooldown
+    and answer with a server error.
+    """
+
+
+class UnmeteredError(EndedError):
+    """Ends a request that is not metered, before it reaches a provider, with the call's denial."""
+
+
+class Call(ABC):
+    """What a client's request and a call of our own have in common.
+
+    Attributes:
+        request_id: Ours, not LiteLLM's call id, which the client may choose.
+        exchange: The exchange that its attempts belong to; None until LiteLLM has authenticated a client's request.
+        metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
+        provider_headers: Headers of the provider's latest response, as the HTTP client saw them; None before it.
+        failure: Why LiteLLM has logged the running attempt as failed; None when it has not.
+    """
+
+    __slots__ = ("_selected", "exchange", "failure", "metadata", "provider_headers", "request_id")
+
+    def __init__(self, request_id: str, exchange: Exchange | None, metadata: Mapping[str, Any]) -> None:
+        self.request_id = request_id
+        self.exchange = exchange
+        self.metadata = metadata
+        self.provider_headers: Any = None
+        self.failure: Exception | None = None
+        self._selected = False
+
+    @property
+    @abstractmethod
+    def running(self) -> OpenAttempt | None:
+        """The attempt that LiteLLM is making for this call; None when there is none or it is closed."""
+
+    @property
+    @abstractmethod
+    def latest(self) -> OpenAttempt | None:
+        """The latest attempt that LiteLLM has made for this call, open or closed; None when there is none."""
+
+    @property
+    @abstractmethod
+    def gone(self) -> bool:
+        """Whether the client went away before it had the whole answer."""
+
+    @property
+    def cools_down(self) -> bool:
+        """Whether a failure of this call may put its deployment into cooldown."""
+        return True
+
+    def select(self) -> None:
+        """Note that LiteLLM has asked for candidates: the next attempt is a new one."""
+        self._selected = True
+
+    @property
+    def selecting(self) -> bool:
+        """Whether LiteLLM has asked for candidates of an attempt that has not begun."""
+        return self._selected
+
+    def continues(self, deployment_id: str) -> bool:
+        """Return whether LiteLLM only calls itself again for the running attempt.
+
+        Args:
+            deployment_id: The deployment that LiteLLM names; empty when it names none.
+        """
+        running = self.running
+        return running is not None and not self._selected and deployment_id in {"", running.attempt.deployment.id}
+
+    async def begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]:
+        """Open the next attempt and run ``before_attempt``.
+
+        Args:
+            deployment: Where the attempt goes.
+            fallback: LiteLLM makes it in a fallback group.
+        """
+        self._selected = False
+        self.provider_headers = None
+        self.failure = None
+        return await self._begin(deployment, fallback=fallback)
+
+    @abstractmethod
+    async def _begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]: ...
+
+    def asks(self) -> None:
+        """Note that a request goes to a provider: what an earlier one was answered does not matter any more."""
+        if (running := self.running) is not None:
+            running.provider_status = None
+            running.given_up = False
+
+    def gave_up(self) -> None:
+        """Note that LiteLLM no longer waits for the answer to what it has sent."""
+        if (running := self.running) is not None:
+            running.given_up = True
+
+    def responded(self, status: int, headers: Any, listener: object | None = None) -> None:
+        """Note a provider's response.
+
+        Args:
+            status: Its status.
+            headers: Its headers.
+            listener: What listens to its body; None when it says nothing of interest.
+        """
+        self.provider_headers = headers
+        if (running := self.running) is None:
+            return
+        running.provider_status = status
+        if listener is not None:
+            running.listeners.append(listener)
+
+
+class _Maker(enum.Enum):
+    """What makes the attempts of a client's request."""
+
+    GATEWAY = enum.auto()
+    #: A plugin that has not begun to answer: its headers are not known yet.
+    AWAITED_PLUGIN = enum.auto()
+    PLUGIN = enum.auto()
+
+
+class ClientCall(Call):
+    """A client's request, from its first byte to the last of its answer.
+
+    Attributes:
+        scope: The ASGI scope.
+        sent: What ``bodies.noted`` has noted of the request's body; None before it was read.
+        span: Its span, begun before it was authenticated; None when it has none.
+        trace_id: The id of its trace, for the answer; None when it is not recorded.
+        peer: The address of the other end of the connection; None when the server does not tell it.
+        identity: The caller, when a plugin has authenticated it.
+        admin: Whether LiteLLM has authenticated an administrator; None until it has authenticated the caller.
+        denial: Why the request is refused; None while it is not.
+        reply: What a plugin has answered by itself; None while none has.
+        over: Whether the application is done with the request; what still runs is background work.
+        status: The HTTP status sent; 0 before.
+        error_type: The type of the error that LiteLLM answers a request with that was not admitted; else empty.
+        asked: The model that LiteLLM is asked for; empty before admission.
+        brings_fallbacks: Whether the client, or its key or team, has fallbacks of its own.
+        fallbacks: What LiteLLM falls back to with this request, in its own form; None leaves the gateway's.
+        fallbacks_disabled: Whether the request forbids fallbacks.
+        error_headers: Headers to add to the answer if it is an error.
+        followed: Whether the answer is complete later than the request, which stays open until then.
+        socket: What meters the responses on a websocket; None for other requests, and where its protocol is not known.
+    """
+
+    __slots__ = (
+        "_complete",
+        "_executed_id",
+        "_gone",
+        "_maker",
+        "admin",
+        "asked",
+        "brings_fallbacks",
+        "denial",
+        "error_headers",
+        "error_type",
+        "fallbacks",
+        "fallbacks_disabled",
+        "followed",
+        "identity",
+        "over",
+        "peer",
+        "reply",
+        "scope",
+        "sent",
+        "socket",
+        "span",
+        "status",
+        "trace_id",
+    )
+
+    def __init__(self, request_id: str, scope: Scope, peer: str | None = None, span: Span | None = None) -> None:
+        super().__init__(request_id, None, {})
+        self.scope = scope
+        self.span = span
+        self.sent: Mapping[str, Any] | None = None
+        self.trace_id: str | None = None
+        self.peer = peer
+        self.identity: Identity | None = None
+        self.admin: bool | None = None
+        self.denial: Denial | None = None
+        self.reply: Reply | None = None
+        self.over = False
+        self.status = 0
+        self.error_type = ""
+        self.asked = ""
+        self.brings_fallbacks = False
+        self.fallbacks: list[Any] | None = None
+        self.fallbacks_disabled = False
+        self.error_headers: Mapping[str, str] = {}
+        self.followed = False
+        self.socket: MeteredSocket | None = None
+        self._maker = _Maker.GATEWAY
+        self._executed_id: str | None = None
+        self._gone = False
+        self._complete = False
+
+    @property
+    def latest(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
+        return None if self.exchange is None else self.exchange.current
+
+    @property
+    def running(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
+        current = self.latest
+        return None if current is None or current.closed else current
+
+    @property
+    def cools_down(self) -> bool:  # noqa: D102  # as in the base class
+        return self.exchange is None or not may_fail_alone(self.exchange.ctx)
+
+    async def _begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]:
+        assert self.exchange is not None  # noqa: S101  # an admitted request has one
+        # Also for a first attempt: LiteLLM skips a group whose deployments are all in cooldown.
+        kind = AttemptKind.FALLBACK if fallback else None
+        return await self.exchange.begin(deployment, kind, gateway=True, key=self)
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def arrive(self, sent: Mapping[str, Any]) -> None:
+        """Note what the client has sent."""
+        self.sent = sent
+
+    def authenticated(self, identity: Identity) -> None:
+        """Note the caller that a plugin has authenticated."""
+        self.identity = identity
+
+    def let_in(self, *, admin: bool) -> None:
+        """Note that LiteLLM has authenticated the caller.
+
+        Args:
+            admin: It is a proxy administrator.
+        """
+        self.admin = admin
+
+    def refuse(self, denial: Denial) -> None:
+        """Note that the request is refused: this is its answer, whatever LiteLLM makes of it."""
+        self.denial = denial
+
+    def answer(self, reply: Reply) -> None:
+        """Note that a plugin has answered by itself."""
+        self.reply = reply
+
+    def open(self, exchange: Exchange, metadata: Mapping[str, Any]) -> None:
+        """Note that LiteLLM has authenticated the request.
+
+        Args:
+            exchange: The request's exchange.
+            metadata: LiteLLM's facts about the caller.
+        """
+        self.exchange = exchange
+        self.metadata = metadata
+
+    def ask(self, model: object, fallbacks: object, *, disable_fallbacks: object) -> None:
+        """Note what LiteLLM is asked for, and where it may fall back to."""
+        self.asked = model if isinstance(model, str) else ""
+        self.fallbacks = fallbacks if isinstance(fallbacks, list) else None
+        self.fallbacks_disabled = disable_fallbacks is True
+
+    # -- execution by a plugin ----------------------------------------------------------------------------------------
+
+    def await_executor(self, call_id: str | None) -> None:
+        """Note that a plugin is going to execute the route.
+
+        Args:
+            call_id: LiteLLM's id of the call that the plugin stands in for.
+        """
+        self._maker = _Maker.AWAITED_PLUGIN
+        self._executed_id = call_id
+
+    @property
+    def awaits_executor(self) -> bool:
+        """Whether a plugin is going to answer and has not begun to."""
+        return self._maker is _Maker.AWAITED_PLUGIN
+
+    def is_for_executor(self, call_id: object) -> bool:
+        """Return whether the call with LiteLLM's id ``call_id`` is the one that a plugin stands in for.
+
+        A guardrail may ask a model on behalf of the same request; its call has another id.
+        """
+        return self._executed_id is not None and call_id == self._executed_id
+
+    def is_route(self, group: object) -> bool:
+        """Return whether the model that LiteLLM calls is the route's own, not one that it falls back to."""
+        return group == self.asked
+
+    @property
+    def executed(self) -> bool:
+        """Whether a plugin has executed the route; it has then closed its attempts itself."""
+        return self._maker is _Maker.PLUGIN
+
+    def executor_starts(self) -> None:
+        """Note that a plugin makes the next attempt."""
+        self._maker = _Maker.AWAITED_PLUGIN
+
+    def executor_answered(self) -> None:
+        """Note that the plugin has begun to answer."""
+        self._maker = _Maker.PLUGIN
+        self.error_headers = {}
+
+    def gateway_attempts(self) -> None:
+        """Note that the gateway makes the next attempt after all."""
+        self._maker = _Maker.GATEWAY
+        self.error_headers = {}
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
+
+    @property
+    def gone(self) -> bool:  # noqa: D102  # as in the base class
+        return self._gone
+
+    def leave(self) -> None:
+        """Note that the client has gone away; without effect once it has the whole answer."""
+        self._gone = not self._complete
+        if self.exchange is not None:
+            self.exchange.disconnected = self._gone
+
+    def start_answer(self, status: int) -> None:
+        """Note that the answer starts with this HTTP status."""
+        self.status = status
+
+    def fail_early(self, error_type: str) -> None:
+        """Note the type of the error that a request ends with before it was admitted."""
+        self.error_type = error_type
+
+    def end(self) -> None:
+        """Note that the application is done with the request."""
+        self.over = True
+
+    def complete_answer(self) -> None:
+        """Note that the server has the whole answer; without effect when the client has gone."""
+        self._complete = not self._gone
+
+
+class OwnCall(Call):
+    """A call of our own: one attempt, made for a plugin.
+
+    Attributes:
+        kind: The kind of its attempt.
+        labels: Labels of the attempt in addition to the route's.
+        opened: Its attempt, once LiteLLM has chosen a deployment.
+    """
+
+    __slots__ = ("kind", "labels", "opened")
+
+    def __init__(
+        self, exchange: Exchange, kind: AttemptKind, *, labels: Mapping[str, str], metadata: Mapping[str, Any]
+    ) -> None:
+        super().__init__(exchange.ctx.request_id, exchange, metadata)
+        self.kind = kind
+        self.labels = labels
+        self.opened: OpenAttempt | None = None
+
+    @property
+    def latest(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
+        return self.opened
+
+    @property
+    def running(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
+        return None if self.opened is None or self.opened.closed else self.opened
+
+    @property
+    def gone(self) -> bool:  # noqa: D102  # as in the base class
+        return False
+
+    @property
+    def cools_down(self) -> bool:  # noqa: D102  # as in the base class
+        return self.kind not in _WITHOUT_COOLDOWN
+
+    async def _begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]:  # noqa: ARG002  # its kind is the plugin's choice
+        assert self.exchange is not None  # noqa: S101  # given to the constructor
+        if self.running is not None:
+            self.running.end(Outcome.ERROR, error=WENT_ON)
+        refusal, self.opened = await self.exchange.begin(deployment, self.kind, labels=self.labels, key=self)
+        return refusal, self.opened
+
+
+#: The call that the running code works for. Tasks inherit it, so it survives LiteLLM's own task hops.
+current_call: Final[ContextVar[Call | None]] = ContextVar("pointsman_call", default=None)
+
+
+def client_call() -> ClientCall | None:
+    """Return the client's request that the running code works for; None in a call of our own and outside of both."""
+    call = current_call.get()
+    return call if isinstance(call, ClientCall) else None

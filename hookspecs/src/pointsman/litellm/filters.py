@@ -1,0 +1,110 @@
+"""Which of LiteLLM's own filters has left a deployment out of a pick, for the trace.
+
+Each of the router's filters gets the deployments that are left and returns fewer. A filter that a version of LiteLLM does not
+have, or that has another form, is not watched: its deployments are then said to be left out without the filter's name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, Final
+
+import litellm.router
+import litellm.utils
+from litellm.router_strategy import tag_based_routing
+
+Entry = dict[str, Any]
+Filter = Callable[..., Any]
+
+COOLDOWN: Final = "in cooldown"
+ORDER: Final = "another order comes first"
+_PARAMETER: Final = "healthy_deployments"
+_ROUTER: Final = litellm.router.Router
+#: The native router imports it when it is needed.
+_TAGS: Final = litellm.router if hasattr(litellm.router, "get_deployments_for_tag") else tag_based_routing
+#: Where each filter is, and what it says about a deployment that it leaves out. In the router's own order.
+_FILTERS: Final[tuple[tuple[Any, str, str], ...]] = (
+    (litellm.router, "filter_team_based_models", "of another team"),
+    (litellm.router, "filter_web_search_deployments", "does not support web search"),
+    (_ROUTER, "_async_filter_health_check_unhealthy_deployments", "unhealthy by its health check"),
+    (_ROUTER, "_filter_cooldown_deployments", COOLDOWN),
+    (_ROUTER, "_filter_blocked_deployments", "blocked by an administrator"),
+    (_ROUTER, "async_callback_filter_deployments", "another one by affinity, or left out by a callback"),
+    (_ROUTER, "_pre_call_checks", "not fit for the request: its context window, region, rate limit or parameters"),
+    (_TAGS, "get_deployments_for_tag", "its tags do not match the request's"),
+    (_ROUTER, "_filter_by_routing_plugin_candidates", "left out by a routing plugin of LiteLLM's"),
+    (litellm.utils, "get_order_filtered_deployments", ORDER),
+    (litellm.utils, "get_excluded_filtered_deployments", "just tried by this request"),
+)
+#: The deployments that the running pick has lost, by id, and why; None while nobody asks.
+left_out: Final[ContextVar[dict[str, str] | None]] = ContextVar("pointsman_left_out", default=None)
+
+
+def watch() -> tuple[str, ...]:
+    """Watch LiteLLM's filters; return the names of those that are watched."""
+    watched = []
+    for owner, name, reason in _FILTERS:
+        original = getattr(owner, name, None)
+        if callable(original) and (place := _place(original)) is not None:
+            setattr(owner, name, _watched(original, place, reason))
+            watched.append(name)
+    return tuple(watched)
+
+
+def _place(filter_: Filter) -> int | None:
+    """Return the position of the deployments among a filter's parameters, or None when it has no such parameter."""
+    names = list(inspect.signature(filter_).parameters)
+    return names.index(_PARAMETER) if _PARAMETER in names else None
+
+
+def _watched(filter_: Filter, place: int, reason: str) -> Filter:
+    def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        found = kwargs.get(_PARAMETER, args[place] if len(args) > place else None)
+        # Some filters shorten the list that they get.
+        return list(found) if isinstance(found, list) else None
+
+    if inspect.iscoroutinefunction(filter_):
+
+        @wraps(filter_)
+        async def filtering(*args: Any, **kwargs: Any) -> Any:
+            if (lost := left_out.get()) is None:
+                return await filter_(*args, **kwargs)
+            before, left = given(args, kwargs), []
+            try:
+                left = await filter_(*args, **kwargs)
+            finally:
+                # Some filters raise an error instead of leaving none.
+                _note(lost, before, left, reason)
+            return left
+
+        return filtering
+
+    @wraps(filter_)
+    def filtering_at_once(*args: Any, **kwargs: Any) -> Any:
+        if (lost := left_out.get()) is None:
+            return filter_(*args, **kwargs)
+        before, left = given(args, kwargs), []
+        try:
+            left = filter_(*args, **kwargs)
+        finally:
+            _note(lost, before, left, reason)
+        return left
+
+    return filtering_at_once
+
+
+def _note(lost: dict[str, str], given: Any, left: Any, reason: str) -> None:
+    # A dict is the one deployment that the request names.
+    if not isinstance(given, list) or not isinstance(left, list) or len(left) >= len(given):
+        return
+    ids = set(_ids(left))
+    for name in _ids(given):
+        if name not in ids:
+            lost.setdefault(name, reason)
+
+
+def _ids(entries: Iterable[Any]) -> Iterable[str]:
+    return [str((entry.get("model_info") or {}).get("id")) for entry in entries if isinstance(entry, Mapping)]

@@ -1,0 +1,366 @@
+"""The outermost ASGI layer: the one place where every client request begins and ends exactly once.
+
+LiteLLM's callbacks skip, double or reorder themselves between endpoints, streams and disconnects. What they report about
+a request is gathered in its ``ClientCall``; when the application is done with the request, in whatever way, the exchange
+is closed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from ..host.runtime import new_id
+from ..types import Denial
+from . import client_settings, early, unadmitted
+from .bodies import Rewriter, rewriter
+from .call import ClientCall, EndedError, current_call
+from .departures import Departures, has_gone
+from .outgoing import answer_headers, events, merged, whole
+from .socket_watch import SocketWatch
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from .request_spans import RequestSpans
+    from .sockets import MeteredSocket
+
+#: How long a plain request is continued whose client has left, in seconds.
+PATIENCE_S: Final = 30.0
+_FORWARDED_FOR: Final = b"x-forwarded-for"
+_OK: Final = 200
+#: Pieces of a stream without content, such as those that only keep the connection alive.
+_MOST_HELD: Final = 16
+#: HTTP's first error status.
+_FIRST_ERROR: Final = 400
+
+
+class RequestMiddleware:
+    """Opens and closes the call of each HTTP request and each websocket.
+
+    Args:
+        app: The wrapped application.
+        ready: Awaited before the first request; raises when the host could not start.
+        finish: Closes what is still open when the application is done with a request.
+        spans: Makes the requests' spans; None makes none.
+        patience_s: How long a plain request is continued whose client has left, in seconds.
+        meter: Returns what meters the responses on a connection; None where it is not a websocket whose protocol is known.
+        not_admitted: Called with each request that ended before it was admitted.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        ready: Callable[[], Awaitable[None]],
+        finish: Callable[[ClientCall], None],
+        spans: RequestSpans | None = None,
+        *,
+        patience_s: float = PATIENCE_S,
+        meter: Callable[[Scope], MeteredSocket | None] | None = None,
+        not_admitted: Callable[[ClientCall], None] | None = None,
+    ) -> None:
+        self.app = app
+        self._not_admitted = not_admitted
+        self._meter = meter
+        self._departures = Departures(patience_s)
+        self._spans = spans
+        self._finish = finish
+        self._ready: Callable[[], Awaitable[None]] | None = ready
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        if self._ready is not None:
+            await self._ready()
+            self._ready = None
+        request_id, peer = new_id(), _peer(scope, receive)
+        span = None if self._spans is None else self._spans.open(scope, request_id)
+        if span is None or self._spans is None:
+            await self._serve(ClientCall(request_id, scope, peer), receive, send)
+            return
+        call = ClientCall(request_id, self._spans.inner_scope(scope, span), peer, span)
+        call.trace_id = self._spans.trace_id(call)
+        with self._spans.around(span):
+            try:
+                await self._serve(call, receive, send)
+            finally:
+                self._spans.close(call)
+
+    async def _serve(self, call: ClientCall, receive: Receive, send: Send) -> None:
+        scope = call.scope
+        if self._meter is not None and scope["type"] == "websocket":
+            call.socket = self._meter(scope)
+        token = current_call.set(call)
+        watch: _Watch | SocketWatch = (
+            _Watch(call, receive, send, self._departures)
+            if scope["type"] == "http"
+            else SocketWatch(call, receive, send)
+        )
+        try:
+            await self._run(call, watch)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            # Ended because its client has left: the server has nothing to report.
+            if not self._departures.over(call) or task is None or task.uncancel():
+                raise
+        except EndedError:
+            await watch.refuse()
+        except Exception:
+            # The application failed over the denial, which has been sent in place of its answer.
+            if not watch.refused:
+                raise
+        finally:
+            watch.close()
+            self._departures.over(call)
+            call.end()
+            current_call.reset(token)
+            exchange = call.exchange
+            if exchange is not None:
+                self._finish(call)
+                exchange.disconnected = call.gone
+                if not call.followed:
+                    exchange.close(call.status)
+            elif self._not_admitted is not None:
+                self._not_admitted(call)
+
+    async def _run(self, call: ClientCall, watch: _Watch | SocketWatch) -> None:
+        malformed = client_settings.malformed(call.scope["headers"])
+        if malformed is None:
+            await self.app(call.scope, watch.receive, watch.send)
+        else:
+            call.refuse(malformed)
+            await watch.refuse()
+
+
+class _Watch:
+    """The ``receive`` and ``send`` of one request, as the application gets them."""
+
+    __slots__ = (
+        "_begun",
+        "_call",
+        "_departures",
+        "_early",
+        "_held",
+        "_receive",
+        "_rewriter",
+        "_send",
+        "_start",
+        "_started",
+        "refused",
+    )
+
+    def __init__(self, call: ClientCall, receive: Receive, send: Send, departures: Departures) -> None:
+        self._call = call
+        self._departures = departures
+        self._receive = receive
+        self._send = send
+        self._rewriter: Rewriter | None = None
+        self._held: list[Message] = []
+        self._started = False
+        #: The application's ``http.response.start``, and whether anything but comments has come after it.
+        self._start: Message | None = None
+        self._begun = False
+        #: Whether the client has got comments, and with them the status and the headers, before there was an answer.
+        self._early = False
+        self.refused = False
+
+    async def receive(self) -> Message:
+        """Note that the client has gone."""
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self._call.leave()
+        elif not message.get("more_body", False):
+            self._departures.watch(self._call, self._receive)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Add our headers, and note what is sent. An answer of another status than the denial's is replaced by the denial."""
+        if self.refused:
+            return
+        if self._begun and self._started and message.get("more_body", False) and self._flows:
+            await self._send(message)
+        else:
+            await self._take(message)
+
+    @property
+    def _flows(self) -> bool:
+        """Whether pieces of the answer are passed on as they are: nothing waits, and nothing is changed any more."""
+        return self._rewriter is None and not self._held and not self._call.awaits_executor
+
+    async def _take(self, message: Message) -> None:
+        call = self._call
+        if message["type"] == "http.response.start":
+            if self._has_other_answer(message):
+                await self.refuse()
+                return
+            call.start_answer(message["status"])
+            self._start = message
+            if call.exchange is not None and not call.gone and has_gone(self._receive):
+                call.leave()
+        elif not self._begun and await self._comes_early(message):
+            return
+        last = message["type"] == "http.response.body" and not message.get("more_body", False)
+        if last:
+            self._complete(message.get("body", b""))
+        if (call.awaits_executor or self._awaits_content() or self._awaits_body(message)) and not last:
+            # Some endpoints send headers and a first event before the executor has started: wait for it.
+            self._held.append(message)
+            return
+        waiting, self._held = [*self._held, message], []
+        for one in waiting:
+            if not self.refused:
+                await self._forward(one)
+
+    def _awaits_content(self) -> bool:
+        """Return whether the headers have to wait for the first content."""
+        call = self._call
+        return (
+            not self._started
+            and call.exchange is not None
+            and call.exchange.awaits_content
+            and call.status < _FIRST_ERROR
+            and len(self._held) < _MOST_HELD
+        )
+
+    def _awaits_body(self, message: Message) -> bool:
+        """Return whether headers wait for what follows: what changes an answer has to know whether it is one."""
+        exchange = self._call.exchange
+        return message["type"] == "http.response.start" and exchange is not None and exchange.changes_answers
+
+    async def _comes_early(self, message: Message) -> bool:
+        """Return whether a message is a comment before the answer, or ends it before it has begun; it is dealt with then."""
+        if self._start is None:
+            return False
+        if early.is_comment(message) and early.is_stream(self._start):
+            await self._keep_alive(message)
+            return True
+        if self._early and await self._ends_early(self._start, message):
+            return True
+        self._begun = True
+        return False
+
+    async def _keep_alive(self, comment: Message) -> None:
+        """Send a comment at once, after the headers: the client waits for a sign of life."""
+        self._early = True
+        held, self._held = self._held, []
+        for message in held:
+            await self._forward(message)
+        await self._send(comment)
+
+    async def _ends_early(self, start: Message, message: Message) -> bool:
+        """Return whether a stream that was opened early ends with an error, in the words of its API.
+
+        Args:
+            start: Its start.
+            message: The first message that is more than a comment.
+        """
+        call = self._call
+        error, exchange = early.error_of(message), call.exchange
+        if exchange is None:
+            return False
+        if call.denial is None and error is not None and exchange.unanswered is not None:
+            call.refuse(exchange.unanswered)
+        if call.denial is not None:
+            await self.refuse()
+        elif error is not None:
+            call.start_answer(early.status_of(error))
+            if exchange.ctx.endpoint in early.NAMED:
+                await self._finish(early.error_event({"error": error}, exchange.ctx.endpoint))
+        elif exchange.changes_answers:
+            made = rewriter(exchange, start, self._send, self._deny_late)
+            if isinstance(made, Denial):
+                await self._deny_late(made)
+            else:
+                self._rewriter = made
+        return self.refused
+
+    async def _finish(self, content: bytes) -> None:
+        """End a stream that was opened early with these events."""
+        self.refused = True
+        self._complete()
+        await self._send({"type": "http.response.body", "body": content, "more_body": False})
+
+    def _has_other_answer(self, message: Message) -> bool:
+        """Return whether the client gets another answer than the one that the application starts."""
+        call = self._call
+        if call.denial is not None:
+            return bool(message["status"] != call.denial.status)
+        exchange = call.exchange
+        if exchange is None or message["status"] < _FIRST_ERROR or (denial := exchange.unanswered) is None:
+            return False
+        # A plugin is the reason why there is no answer, and says so: the gateway's own text does not.
+        theirs = dict(message.get("headers", ())).get(b"retry-after", b"")
+        if denial.retry_after_s is None and theirs.isdigit():
+            denial = replace(denial, retry_after_s=float(theirs))
+        call.refuse(denial)
+        return True
+
+    async def _forward(self, message: Message) -> None:
+        call = self._call
+        self._started = True
+        if message["type"] == "http.response.start":
+            message["headers"] = merged(message.get("headers", ()), answer_headers(call))
+            if call.exchange is not None and call.exchange.changes_answers and not self._early:
+                made = rewriter(call.exchange, message, self._send, self._deny_late)
+                if isinstance(made, Denial):
+                    await self._deny_late(made)
+                    return
+                self._rewriter = made
+        if self._rewriter is not None:
+            await self._rewriter.send(message)
+        else:
+            await self._send(message)
+
+    async def _deny_late(self, denial: Denial) -> None:
+        """Answer with a denial although the application has begun to answer, of which nothing has been sent."""
+        self._rewriter = None
+        self._call.refuse(denial)
+        self._call.start_answer(0)
+        await self.refuse()
+
+    def close(self) -> None:
+        """End what changes the answer."""
+        if self._rewriter is not None:
+            self._rewriter.close()
+
+    def _complete(self, last: bytes = b"") -> None:
+        call = self._call
+        call.complete_answer()
+        if call.exchange is not None:
+            call.exchange.answered()
+        elif call.status >= _FIRST_ERROR:
+            call.fail_early(unadmitted.error_type(last))
+
+    async def refuse(self) -> None:
+        """Answer with the call's denial, or a plugin's reply, unless an answer has started."""
+        call = self._call
+        if self.refused or (call.denial is None and call.reply is None):
+            return
+        if self._early and not self._begun:
+            call.start_answer(_OK if call.denial is None else call.denial.status)
+            await self._finish(events(call))
+        elif not call.status:
+            self.refused = True
+            call.start_answer(_OK if call.denial is None else call.denial.status)
+            self._complete()
+            for message in whole(call):
+                await self._send(message)
+
+
+def _peer(scope: Scope, receive: Receive) -> str | None:
+    """Return the address of the other end of the connection.
+
+    uvicorn puts into the scope what ``X-Forwarded-For`` says where it trusts the peer; by default every peer on the same
+    machine, so that any client of a proxy there could name its address. Its own transport knows better.
+    """
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    if (extra := getattr(transport, "get_extra_info", None)) is not None:
+        address = extra("peername")
+        return str(address[0]) if isinstance(address, tuple) and address else None
+    if any(name == _FORWARDED_FOR for name, _ in scope["headers"]):
+        return None  # another server: whether the header has been applied is not known
+    client = scope.get("client")
+    return str(client[0]) if client else None

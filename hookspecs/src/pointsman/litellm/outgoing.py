@@ -1,0 +1,105 @@
+"""Our own answers as ASGI messages, and the headers that we add to the application's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final
+
+from ..frozen import thawed
+from ..text import printable
+from ..types import FRAMING_HEADERS, Endpoint
+from . import bodies, denials, early
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+
+    from ..types import Denial, Reply
+    from .call import ClientCall
+
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_LIMITS: Final = b"x-ratelimit-"
+_OK: Final = 200
+_FIRST_ERROR: Final = 400
+
+
+def whole(call: ClientCall) -> Iterator[Message]:
+    """Return the answer that is a call's denial or a plugin's reply."""
+    if call.denial is not None:
+        return refusal("http.response", call, call.denial)
+    assert call.reply is not None  # noqa: S101  # one of the two is there
+    return _reply(call, call.reply)
+
+
+def events(call: ClientCall) -> bytes:
+    """Return the same as the events of a stream that has begun."""
+    endpoint = Endpoint.OTHER if call.exchange is None else call.exchange.ctx.endpoint
+    if call.denial is not None:
+        return early.error_event(denials.body(call.denial), endpoint)
+    assert call.reply is not None  # noqa: S101  # as above
+    return bodies.events(call.reply.pieces, endpoint)
+
+
+def refusal(kind: str, call: ClientCall, denial: Denial) -> Iterator[Message]:
+    """Return a denial as the messages of an HTTP answer.
+
+    Args:
+        kind: What the messages' names begin with: ``http.response``, or that of a handshake's answer.
+        call: The request.
+        denial: The denial.
+    """
+    content = json.dumps(denials.body(denial)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(content)).encode()),
+        *_encoded(denials.headers(denial)),
+    ]
+    yield {"type": f"{kind}.start", "status": denial.status, "headers": merged(headers, answer_headers(call))}
+    yield {"type": f"{kind}.body", "body": content, "more_body": False}
+
+
+def _reply(call: ClientCall, reply: Reply) -> Iterator[Message]:
+    exchange = call.exchange
+    assert exchange is not None  # noqa: S101  # a call with a reply has one
+    if exchange.ctx.stream:
+        kind, content = b"text/event-stream; charset=utf-8", bodies.events(reply.pieces, exchange.ctx.endpoint)
+    else:
+        kind, content = b"application/json", json.dumps(thawed(reply.body), ensure_ascii=False).encode()
+    headers = [(b"content-type", kind), (b"content-length", str(len(content)).encode())]
+    yield {"type": "http.response.start", "status": _OK, "headers": merged(headers, answer_headers(call))}
+    yield {"type": "http.response.body", "body": content, "more_body": False}
+
+
+def merged(theirs: Iterable[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the application's headers with ours in place of those of the same name.
+
+    LiteLLM passes on the provider's headers, its rate limits too: a client could not know which of two values applies. Where
+    some limits are ours, the rest of the provider's would be taken for ours as well.
+    """
+    names = {name for name, _ in ours}
+    families = (_LIMITS,) if any(name.startswith(_LIMITS) for name in names) else ()
+    kept = [header for header in theirs if (name := header[0].lower()) not in names and not name.startswith(families)]
+    return [*kept, *ours]
+
+
+def answer_headers(call: ClientCall) -> list[tuple[bytes, bytes]]:
+    """Return the headers that we add to the answer to a request, as known now."""
+    exchange = call.exchange
+    headers = {"x-pointsman-request-id": call.request_id} if exchange is None else exchange.answer_headers()
+    if call.trace_id is not None:
+        headers["x-pointsman-trace-id"] = call.trace_id
+    if call.denial is not None:
+        # Some of LiteLLM's routes drop the headers of an exception.
+        headers |= denials.headers(call.denial)
+    if call.status >= _FIRST_ERROR:
+        headers = {**headers, **call.error_headers}
+    return _encoded(headers)
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [
+        (name.lower().encode("ascii"), printable(str(value), instead=" ").encode("latin-1", "replace"))
+        for name, value in headers.items()
+        if _HEADER_NAME.fullmatch(name) and name.lower() not in FRAMING_HEADERS
+    ]

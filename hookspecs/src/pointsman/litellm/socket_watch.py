@@ -1,0 +1,128 @@
+"""One websocket as the application sees it: metered, and refused or closed where a plugin denies it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from ..host.runtime import new_id
+from . import denials, socket_events
+from .outgoing import answer_headers, refusal
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Send
+
+    from ..types import Denial
+    from .call import ClientCall
+
+#: ASGI's extension for answering a websocket's handshake, and the beginning of its messages' names.
+_HANDSHAKE_ANSWER: Final = "websocket.http.response"
+_SWITCHING: Final = 101
+_POLICY_VIOLATION: Final = 1008
+_TRY_AGAIN_LATER: Final = 1013
+#: A close frame has room for 123 bytes.
+_MOST_REASON_CHARS: Final = 64
+_ENDED: Final[Mapping[str, object]] = {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
+#: The first error status that is not the client's fault.
+_FIRST_FAULT: Final = 500
+
+
+class SocketWatch:
+    """The ``receive`` and ``send`` of one websocket, as the application gets them.
+
+    The handshake of one that is metered is answered as late as possible, so that its denial has an HTTP status.
+    """
+
+    __slots__ = ("_accept", "_accepted", "_call", "_closed", "_receive", "_send", "refused")
+
+    def __init__(self, call: ClientCall, receive: Receive, send: Send) -> None:
+        self._call = call
+        self._receive = receive
+        self._send = send
+        #: The answer to the handshake, until something is sent or expected after it.
+        self._accept: Message | None = None
+        self._accepted = False
+        self._closed = False
+        self.refused = False
+
+    async def receive(self) -> Message:
+        """Let what the client sends be metered before it is passed on."""
+        if self._closed:
+            return dict(_ENDED)
+        await self._answer_handshake()
+        message = await self._receive()
+        socket = self._call.socket
+        if socket is None:
+            return message
+        if message["type"] == "websocket.disconnect":
+            socket.left()
+            if not socket.connected:
+                self._call.leave()
+        elif message["type"] == "websocket.receive" and (event := socket_events.parse(message)) is not None:
+            denial = await socket.received(event)
+            if denial is not None:
+                await self._end(denial)
+                return dict(_ENDED)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; a handshake that is refused is answered with the call's denial."""
+        if self._closed:
+            return
+        call, kind = self._call, message["type"]
+        if kind == "websocket.accept":
+            self._accept = message
+            if call.socket is None:
+                await self._answer_handshake()
+            return
+        if call.denial is not None:
+            await self.refuse()
+            return
+        await self._answer_handshake()
+        if kind == "websocket.close":
+            self._closed = True
+        elif call.socket is not None and (event := socket_events.parse(message)) is not None:
+            denial = await call.socket.sent(event)
+            if denial is not None:
+                await self._end(denial)
+                return
+        await self._send(message)
+
+    async def _answer_handshake(self) -> None:
+        if self._accept is None:
+            return
+        message, self._accept = self._accept, None
+        self._accepted = True
+        self._call.start_answer(_SWITCHING)
+        message["headers"] = [*message.get("headers", ()), *answer_headers(self._call)]
+        await self._send(message)
+
+    def close(self) -> None:
+        """End what is metered."""
+        if self._call.socket is not None:
+            self._call.socket.close()
+
+    async def refuse(self) -> None:
+        """Answer the handshake with the call's denial, or close the socket for it."""
+        call = self._call
+        if call.denial is None or self._closed:
+            return
+        self.refused = True
+        if self._accepted or _HANDSHAKE_ANSWER not in (call.scope.get("extensions") or {}):
+            await self._end(call.denial)
+            return
+        self._closed = True
+        call.start_answer(call.denial.status)
+        for message in refusal(_HANDSHAKE_ANSWER, call, call.denial):
+            await self._send(message)
+
+    async def _end(self, denial: Denial) -> None:
+        """Say why, in the words of the protocol, and close the socket."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._accepted and self._call.socket is not None:
+            await self._send({"type": "websocket.send", "text": json.dumps(denials.event(denial, new_id()))})
+        code = _POLICY_VIOLATION if denial.status < _FIRST_FAULT else _TRY_AGAIN_LATER
+        await self._send({"type": "websocket.close", "code": code, "reason": denial.code[:_MOST_REASON_CHARS]})

@@ -1,0 +1,300 @@
+"""Meters what passes on a websocket: the connection is one request, and each response on it another.
+
+The connection's request keeps the place among concurrent requests as long as it is open, chooses the deployment, and uses
+nothing. A response is admitted before the provider hears of it: when the client asks for it, or, where the provider answers
+by itself, when the client sends the first sound after the last response. It is settled when its last event passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ..host.endings import refusal_denial
+from ..types import AttemptError, ErrorClass, Outcome
+from . import socket_events as events
+from .socket_events import Conversation, ResponseReader
+
+if TYPE_CHECKING:
+    from ..host.attempt import OpenAttempt
+    from ..host.exchange import Exchange
+    from ..host.host import Host
+    from ..types import Denial
+    from .closing import Closer
+
+_OK: Final = 200
+_SWITCHED: Final = 101
+_NOT_REACHED: Final = AttemptError(
+    kind=ErrorClass.CONNECTION, message="the provider's websocket could not be opened, or was closed at once"
+)
+
+
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One response, from its admission on.
+
+    Attributes:
+        exchange: Its request.
+        reader: What has come of it.
+        opened: Its attempt; None before it is asked for or begins.
+        asked: Whether the client has asked for it.
+        event_id: The client's own id of the event that has asked for it.
+    """
+
+    exchange: Exchange
+    reader: ResponseReader
+    opened: OpenAttempt | None = None
+    asked: bool = False
+    event_id: str = field(default="")
+
+
+class MeteredSocket:
+    """One websocket.
+
+    Args:
+        host: Opens requests.
+        closer: Closes attempts.
+    """
+
+    def __init__(self, host: Host, closer: Closer) -> None:
+        self._host = host
+        self._closer = closer
+        self._session: Exchange | None = None
+        self._conversation: Conversation
+        #: What the client asked for before the connection was admitted: LiteLLM finds the model in it.
+        self._early: Mapping[str, Any] | None = None
+        self._waiting: list[_Turn] = []
+        self._running: dict[str, _Turn] = {}
+        self._left = False
+        #: Whether the provider has said something: what the gateway does from then on is no attempt of its own.
+        self.connected = False
+
+    async def open(self, session: Exchange) -> Denial | None:
+        """Take up a connection that has been admitted; return why its first response is denied, or None.
+
+        Args:
+            session: The connection's request.
+        """
+        self._session = session
+        self._conversation = Conversation(session.ctx.endpoint)
+        early, self._early = self._early, None
+        return None if early is None else await self._ask(early)
+
+    async def chosen(self) -> Denial | None:
+        """Take up that a deployment has been chosen; return why it may not answer what has been asked, or None."""
+        denial: Denial | None = None
+        for turn in [turn for turn in self._waiting if turn.asked]:
+            if turn.opened is not None and turn.opened.attempt.deployment.id != self._deployment_id:
+                turn.opened = None
+            denial = await self._start(turn) or denial
+        return denial
+
+    def left(self) -> None:
+        """Note that the client has closed the connection."""
+        self._left = True
+
+    # -- what passes --------------------------------------------------------------------------------------------------
+
+    async def received(self, event: Mapping[str, Any]) -> Denial | None:
+        """Take up an event of the client's before it is passed on; return why the connection ends, or None.
+
+        Args:
+            event: The event.
+        """
+        what = events.kind(event)
+        if self._session is None:
+            self._early = event if what == events.ASKS else self._early
+            return None
+        self._conversation.note(event)
+        if what == events.ASKS:
+            return await self._ask(event)
+        if what in events.HEARD and not self._waiting:
+            _, denial = await self._admit({})
+            return denial
+        return None
+
+    async def sent(self, event: Mapping[str, Any]) -> Denial | None:
+        """Take up an event of the provider's before it is passed on; return why the connection ends, or None.
+
+        Args:
+            event: The event.
+        """
+        session = self._session
+        if session is None:
+            return None
+        what = events.kind(event)
+        self._conversation.note(event)
+        if what != events.ERROR:
+            self._connect()
+        if what == events.BEGUN:
+            return await self._begin(events.response_id(event))
+        if what == events.TRANSCRIBED:
+            return await self._transcribed(event)
+        if what == events.ERROR:
+            self._failed(event)
+            return None
+        denial = None
+        if what in events.ENDED and self._turn(event) is None:
+            # It has not been announced, but has used something.
+            denial = await self._begin(events.response_id(event))
+        self._go_on(event)
+        return denial
+
+    def close(self) -> None:
+        """End everything: the connection is closed."""
+        session = self._session
+        if session is None:
+            return
+        for turn in [*self._running.values(), *self._waiting]:
+            if turn.opened is not None and not turn.opened.closed:
+                self._closer.end_spoken(turn.opened, turn.reader, turn.exchange.ctx, None, cut=True)
+                turn.exchange.disconnected = True
+            turn.exchange.close(_OK if turn.asked else 0)
+        self._running, self._waiting = {}, []
+        connecting = session.current
+        if connecting is not None and not connecting.closed:
+            error = None if self._left else _NOT_REACHED
+            connecting.end(Outcome.ERROR if error else Outcome.DISCONNECTED, error=error)
+
+    def _connect(self) -> None:
+        """End the attempt to connect, since the provider answers."""
+        session = self._session
+        if session is not None and (connecting := session.current) is not None and not connecting.closed:
+            connecting.end(Outcome.OK, status_code=_SWITCHED)
+        self.connected = True
+
+    # -- responses ----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, event: Mapping[str, Any]) -> Denial | None:
+        turn = next((turn for turn in self._waiting if not turn.asked), None)
+        if turn is None:
+            turn, denial = await self._admit(event)
+            if turn is None:
+                return denial
+        turn.asked, own = True, event.get("event_id")
+        turn.event_id = own if isinstance(own, str) else ""
+        return await self._start(turn)
+
+    async def _admit(self, event: Mapping[str, Any]) -> tuple[_Turn | None, Denial | None]:
+        """Admit the next response."""
+        session = self._session
+        assert session is not None  # noqa: S101  # the callers have looked
+        body, carried = self._conversation.take(event)
+        ctx = replace(
+            session.ctx,
+            request_id=self._host.new_id(),
+            call_id=None,
+            generates=True,
+            body=body,
+            carried_tokens=carried,
+            within=session.ctx.request_id,
+            received_at=self._host.clock.now(),
+        )
+        exchange = self._host.open(ctx)
+        try:
+            denial = await exchange.admit()
+        except BaseException:
+            exchange.close(0)
+            raise
+        if denial is not None:
+            exchange.close(denial.status)
+            return None, denial
+        exchange.keep_to(session.route)
+        turn = _Turn(exchange, ResponseReader(sampled=self._conversation.sampled))
+        self._waiting.append(turn)
+        return turn, None
+
+    async def _start(self, turn: _Turn) -> Denial | None:
+        """Open a response's attempt; return why it is refused, or None."""
+        session = self._session
+        chosen = None if session is None else session.current
+        if turn.opened is not None or chosen is None:
+            return None
+        refusal, turn.opened = await turn.exchange.begin(chosen.attempt.deployment, gateway=True)
+        if refusal is None:
+            return None
+        self._waiting.remove(turn)
+        denial = refusal_denial(refusal)
+        turn.exchange.close(denial.status)
+        return denial
+
+    async def _begin(self, response_id: str) -> Denial | None:
+        """Take up that a response begins; one that nothing was admitted for is admitted now."""
+        turn = next((turn for turn in self._waiting if turn.asked), next(iter(self._waiting), None))
+        if turn is None:
+            turn, denial = await self._admit({})
+            if turn is None:
+                return denial
+        if (denial := await self._start(turn)) is not None:
+            return denial
+        self._waiting.remove(turn)
+        self._running[response_id] = turn
+        return None
+
+    def _turn(self, event: Mapping[str, Any]) -> _Turn | None:
+        """Return the response that an event belongs to."""
+        if not events.kind(event).startswith("response."):
+            return None
+        found = self._running.get(events.response_id(event))
+        # Events of the responses protocol do not name it: there is one at a time.
+        return next(iter(self._running.values())) if found is None and len(self._running) == 1 else found
+
+    def _go_on(self, event: Mapping[str, Any]) -> None:
+        turn = self._turn(event)
+        if turn is None or turn.opened is None:
+            return
+        if turn.reader.add(event):
+            turn.opened.first_token()
+        if events.kind(event) in events.ENDED:
+            self._end(turn)
+
+    def _end(self, turn: _Turn) -> None:
+        self._running = {name: other for name, other in self._running.items() if other is not turn}
+        assert turn.opened is not None  # noqa: S101  # it has begun
+        failure = turn.reader.failure
+        usage = self._closer.end_spoken(turn.opened, turn.reader, turn.exchange.ctx, failure, cut=False)
+        self._conversation.answered(usage)
+        turn.exchange.answered()
+        turn.exchange.close(_OK)
+
+    def _failed(self, event: Mapping[str, Any]) -> None:
+        """Take up an error: it ends what it is about, if that has not begun."""
+        about = events.concerns(event)
+        asked = [turn for turn in self._waiting if turn.asked]
+        turn = next((turn for turn in asked if about and turn.event_id == about), None)
+        if turn is None and asked and not about and not self._running:
+            turn = asked[0]
+        if turn is None or turn.opened is None:
+            return
+        self._waiting.remove(turn)
+        # What went wrong is one failure, not two.
+        self._connect()
+        error = events.reported_error(event)
+        turn.opened.end(Outcome.ERROR, error=error, status_code=error.status)
+        turn.exchange.answered()
+        turn.exchange.close(error.status or 400)
+
+    async def _transcribed(self, event: Mapping[str, Any]) -> Denial | None:
+        """Account for an utterance that another model has transcribed."""
+        usage = events.transcription_usage(event, self._conversation.transcriber)
+        if usage is None:
+            return None
+        turn = next((turn for turn in self._waiting if not turn.asked), None)
+        if turn is None:
+            turn, denial = await self._admit({})
+            if turn is None:
+                return denial
+        if (denial := await self._start(turn)) is not None:
+            return denial
+        self._waiting.remove(turn)
+        assert turn.opened is not None  # noqa: S101  # it has begun
+        self._closer.end_transcription(turn.opened, usage)
+        turn.exchange.answered()
+        turn.exchange.close(_OK)
+        return None
+
+    @property
+    def _deployment_id(self) -> str:
+        session = self._session
+        return "" if session is None or session.current is None else session.current.attempt.deployment.id

@@ -1,0 +1,61 @@
+"""Token counts by LiteLLM's tokenizers, of what ``pointsman.counting`` finds in a request."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import litellm
+
+from ..counting import MOST_CHARS_A_TOKEN, read_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Models with these in their names have vocabularies that LiteLLM downloads within the request, and again for each one
+#: while the download fails: half a minute in which a worker answers nothing. They are counted with its default one.
+_DOWNLOADED: Final = ("llama-2", "llama-3", "replicate", "command-r")
+#: One model for each vocabulary that LiteLLM contains.
+_LOADED: Final = ("gpt-4o", "claude-haiku-4-5")
+#: A longer text is sampled: about a second of one processor, and no model reads more.
+_COUNTED_CHARS: Final = 4_000_000
+#: On the request path, a longer text is sampled: counting this many takes about two milliseconds.
+_COUNTED_AT_ONCE_CHARS: Final = 8_000
+#: Pieces of a sample; many small ones, so that the parts of a mixed text are all seen.
+_PIECE_CHARS: Final = 250
+
+
+class PromptTokenizer:
+    """LiteLLM's token counter."""
+
+    def load(self) -> None:
+        """Load the vocabularies now: the first count takes about a second, in which a worker answers no request."""
+        for model in _LOADED:
+            litellm.token_counter(model=model, text="loaded")
+
+    def count(self, model: str, body: Mapping[str, object]) -> int:
+        """Count the prompt tokens of a request, whichever API it is for."""
+        return read_prompt(body).tokens(partial(self.count_text, model))
+
+    def estimate(self, model: str, body: Mapping[str, object]) -> int:
+        """Count the prompt tokens of a short request; estimate those of a long one from samples, without delay."""
+        return read_prompt(body).tokens(partial(_count, model, most=_COUNTED_AT_ONCE_CHARS))
+
+    def count_text(self, model: str, text: str) -> int:
+        """Count the tokens of a text; estimate those of an extremely long one from samples."""
+        return _count(model, text, most=_COUNTED_CHARS)
+
+
+def _count(model: str, text: str, most: int) -> int:
+    if len(text) <= most:
+        return _tokens(model, text) if text else 0
+    pieces = most // _PIECE_CHARS
+    step = len(text) // pieces
+    sample = "".join(text[place * step : place * step + _PIECE_CHARS] for place in range(pieces))
+    counted = _tokens(model, sample)
+    return max(len(text) // MOST_CHARS_A_TOKEN, -(-counted * len(text) // len(sample)))
+
+
+def _tokens(model: str, text: str) -> int:
+    name = model.lower()
+    return int(litellm.token_counter(model="" if any(part in name for part in _DOWNLOADED) else model, text=text))

@@ -1,0 +1,245 @@
+"""Reads what a provider says about what an answer used, in whichever of the common formats. Pure and total.
+
+``Account`` collects the usage blocks of one answer: the single one of a plain answer, or those of a stream. A later block
+never erases what an earlier one has said, so that plain and streamed answers are read the same way. What is missing,
+malformed or contradictory is never taken for zero.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from .counts import is_object, kind_of, milliseconds, name_of, number, object_of
+from .usage_blocks import BILLED, OLLAMA, Draft, Reading, charged, read_block
+
+_MOST_RAW_CHARS: Final = 4_000
+_MOST_DEPTH: Final = 4
+#: The counts of the input, which providers correct together.
+_INPUT: Final = (
+    "input_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+)
+_BLOCKS: Final = ("usage", "usageMetadata")
+#: Where some providers say it instead.
+_OTHER_PLACES: Final = frozenset({"meta", "usage_info", "x_groq", *OLLAMA})
+_AS_TEXT: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
+
+
+class Account:
+    """What one answer's provider has said so far about what it used.
+
+    Attributes:
+        block: The usage block, merged from all that came.
+        model: The model that answered.
+        service_tier: The tier that served it.
+    """
+
+    __slots__ = ("_counts", "_embeds", "_facts", "_final", "block", "model", "service_tier")
+
+    def __init__(self) -> None:
+        self.block: dict[str, Any] = {}
+        self.model: str | None = None
+        self.service_tier: str | None = None
+        self._counts: dict[str, int] = {}
+        self._facts: dict[str, Any] = {}
+        #: Whether a block has counted the answer, not only its beginning.
+        self._final = False
+        self._embeds = False
+
+    def add(self, message: Mapping[str, Any]) -> None:
+        """Take up a whole answer, or one message of a stream.
+
+        Args:
+            message: The provider's JSON.
+        """
+        kind = message.get("type")
+        outer = message
+        if kind == "message_start":
+            message = object_of(message.get("message"))
+        elif is_object(message.get("response")):
+            message = message["response"]
+        elif kind == "message-end":
+            message = object_of(message.get("delta")) or message
+        self._name(message)
+        for source in (message, outer) if message is not outer else (message,):
+            for name in _BLOCKS:
+                if is_object(block := source.get(name)):
+                    self.add_block(block, final=kind != "message_start" and not _goes_on(message))
+        if not _OTHER_PLACES.isdisjoint(message):
+            self._add_others(message)
+        self._read_output(message)
+
+    def _add_others(self, message: Mapping[str, Any]) -> None:
+        groq = object_of(object_of(message.get("x_groq")).get("usage"))
+        meta = object_of(message.get("meta"))
+        billed = {name: meta[name] for name in BILLED if is_object(meta.get(name))}
+        ollama = {name: message[name] for name in OLLAMA if name in message}
+        for block in (groq, billed, object_of(message.get("usage_info")), ollama):
+            if block:
+                self.add_block(block)
+
+    def _name(self, message: Mapping[str, Any]) -> None:
+        model = name_of(message.get("model")) or name_of(message.get("modelVersion"))
+        self.model = model or self.model
+        tier = message.get("service_tier", message.get("serviceTier"))
+        # Bedrock's is an object.
+        tier = name_of(object_of(tier).get("type") if is_object(tier) else tier)
+        if tier and tier != "auto":
+            self.service_tier = tier
+
+    def add_block(self, block: Mapping[str, Any], *, final: bool = True) -> None:
+        """Take up a usage block.
+
+        Args:
+            block: The block.
+            final: Whether it counts the whole answer, or all of it so far.
+        """
+        self._final = self._final or final
+        _merge(self.block, block)
+
+    def _read_output(self, message: Mapping[str, Any]) -> None:
+        """Count what is charged besides tokens, in the output of the answer."""
+        output = message.get("output")
+        if isinstance(output, list):
+            self._count("searches", sum(_is_search(item) for item in output))
+            self._count("file_searches", sum(kind_of(item) == "file_search_call" for item in output))
+            sandboxes = {object_of(i).get("container_id") or n for n, i in enumerate(output) if kind_of(i) in _CODE}
+            self._count("code_sessions", len(sandboxes))
+            self._count("other_tools", sum(kind_of(item) == "image_generation_call" for item in output))
+            self._read_tools(message.get("tools"))
+        choices = message.get("choices")
+        for choice in choices if isinstance(choices, list) else ():
+            said = object_of(object_of(choice).get("message")) or object_of(object_of(choice).get("delta"))
+            annotations = said.get("annotations")
+            if isinstance(annotations, list) and any(kind_of(item) == "url_citation" for item in annotations):
+                # A chat answer says only that it has searched.
+                self._count("searches", 1)
+        candidates = message.get("candidates")
+        for candidate in candidates if isinstance(candidates, list) else ():
+            grounding = object_of(object_of(candidate).get("groundingMetadata"))
+            queries = grounding.get("webSearchQueries")
+            if isinstance(queries, list):
+                self._count("searches", len(queries))
+        if isinstance(data := message.get("data"), list):
+            self._read_data(message, data)
+        if "text" in message:
+            duration = object_of(message.get("usage")).get("seconds", message.get("duration"))
+            if (ms := milliseconds(duration)) is not None:
+                self._facts["audio_ms"] = ms
+
+    def _read_data(self, message: Mapping[str, Any], data: list[Any]) -> None:
+        """Read what the answer consists of, where that is vectors or images."""
+        self._embeds = self._embeds or any("embedding" in object_of(item) for item in data)
+        if any("b64_json" in object_of(item) or "url" in object_of(item) for item in data):
+            self._facts["images"] = len(data)
+            for name, key in (("image_size", "size"), ("image_quality", "quality")):
+                if (value := name_of(message.get(key))) and value != "auto":
+                    self._facts[name] = value
+
+    def _read_tools(self, tools: Any) -> None:
+        for tool in tools if isinstance(tools, list) else ():
+            size = object_of(tool).get("search_context_size")
+            if str(kind_of(tool)).startswith("web_search") and size in {"low", "medium", "high"}:
+                self._facts["search_context"] = size
+
+    def _count(self, name: str, count: int) -> None:
+        if count:
+            self._counts[name] = max(count, self._counts.get(name, 0))
+
+    def reading(self) -> Reading | None:
+        """Return what the provider has said; None when it has said nothing."""
+        found = read_block(self.block) if self.block else None
+        if found is not None:
+            facts = found.facts
+            facts |= charged(self.block, found)
+        elif self._facts or self._counts:
+            # Images and sounds have no token count of ours; text has.
+            made = "images" in self._facts or "audio_ms" in self._facts
+            found = Draft({}, prompt_known=made, completion_known=made)
+            facts = found.facts
+        else:
+            return None
+        facts |= self._facts
+        facts |= {name: count for name, count in self._counts.items() if facts.get(name) is None}
+        if self._embeds and not found.tokens("completion_tokens") and self.block.keys() <= _TOTAL_ONLY:
+            # An embedding has no answer: its total is its prompt.
+            facts["contradictory"] = False
+        if (
+            facts.get("images")
+            and not facts.get("image_completion_tokens")
+            and "output_tokens_details" not in self.block
+        ):
+            # A model that answers with images alone reports their tokens as those of the answer.
+            facts["image_completion_tokens"] = found.tokens("completion_tokens")
+        facts["service_tier"] = facts.get("service_tier") or self.service_tier
+        facts["raw"] = _raw(self.block)
+        found.made_by(self.model)
+        reading = found.reading()
+        # No answer uses nothing: zeros alone are what a server says that does not count.
+        said = not reading.usage.is_empty
+        if said and (self._final or not self.block):
+            return reading
+        return replace(reading, prompt_known=found.prompt_known and said, completion_known=False)
+
+
+_TOTAL_ONLY: Final = frozenset({"total_tokens"})
+_CODE: Final = frozenset({"code_interpreter_call"})
+
+
+def _goes_on(message: Mapping[str, Any]) -> bool:
+    """Return whether a message of Gemini's stream is not the last."""
+    candidates = message.get("candidates")
+    return isinstance(candidates, list) and not any(object_of(item).get("finishReason") for item in candidates)
+
+
+def _is_search(item: Any) -> bool:
+    # Opening a page that was found is not a search.
+    action = object_of(object_of(item).get("action")).get("type", "search")
+    return bool(kind_of(item) == "web_search_call" and action == "search")
+
+
+def _merge(known: dict[str, Any], block: Mapping[str, Any], depth: int = 0) -> None:
+    """Add a later usage block to an earlier one, which it corrects and never erases."""
+    # The same input, divided in another way.
+    whole = depth == 0 and bool(known) and _total(block, _INPUT) == _total(known, _INPUT)
+    for key, value in block.items():
+        old = known.get(key)
+        if old is None and type(value) is int:  # as nearly always
+            known[key] = value
+        elif is_object(value):
+            if depth < _MOST_DEPTH:
+                inner = dict(old) if is_object(old) else {}
+                _merge(inner, value, depth + 1)
+                known[key] = inner
+        elif old is None or (key in _INPUT and whole and number(value) is not None):
+            known[key] = value
+        elif key == "output_tokens" and number(old) is not None and number(value) is not None:
+            known[key] = max(number(old) or 0, number(value) or 0)
+        elif (_says(value) and not _spoils(old, value)) or not _says(old):
+            known[key] = value
+
+
+def _total(block: Mapping[str, Any], keys: Iterable[str]) -> int:
+    return sum(number(block.get(key)) or 0 for key in keys)
+
+
+def _spoils(old: Any, value: Any) -> bool:
+    return number(old) is not None and number(value) is None and not isinstance(value, list)
+
+
+def _says(value: Any) -> bool:
+    """Return whether a value is one that an earlier one may give way to."""
+    if isinstance(value, int | float | list):
+        return bool(value) and (isinstance(value, list) or number(value) is not None)
+    return bool(value)
+
+
+def _raw(block: Mapping[str, Any]) -> str | None:
+    if not block:
+        return None
+    text = _AS_TEXT(block)
+    return text if len(text) <= _MOST_RAW_CHARS else text[: _MOST_RAW_CHARS - 1] + "~"

@@ -1,0 +1,602 @@
+"""Reads one usage block of a provider, in whichever of the common formats it is. Pure and total.
+
+What is missing, malformed or contradictory is never taken for zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from operator import attrgetter
+from typing import Any, Final
+
+from ..types import Usage
+from .counts import (
+    MOST_PARTS,
+    MOST_TOKENS,
+    first_count,
+    malformed_in,
+    mapping,
+    milliseconds,
+    modalities,
+    money,
+    name_of,
+    number,
+    object_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a provider has said.
+
+    Attributes:
+        usage: The usage; a count that is unknown is 0 in it.
+        prompt_known: Whether the tokens of the prompt are known.
+        completion_known: Whether the tokens of the whole answer are known.
+        undivided: Only the sum of both is known, and stands in ``usage`` as the prompt.
+    """
+
+    usage: Usage
+    prompt_known: bool = True
+    completion_known: bool = True
+    undivided: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing has to be estimated."""
+        return self.prompt_known and self.completion_known
+
+
+class Draft:
+    """What the counts of a block say, until the rest is known.
+
+    Attributes:
+        facts: Values of ``Usage`` by their names; those that are missing have their defaults.
+        prompt_known: As in ``Reading``, like the others.
+        completion_known: As in ``Reading``.
+        undivided: As in ``Reading``.
+    """
+
+    __slots__ = ("completion_known", "facts", "prompt_known", "undivided")
+
+    def __init__(
+        self,
+        facts: dict[str, Any],
+        *,
+        prompt_known: bool = True,
+        completion_known: bool = True,
+        undivided: bool = False,
+    ) -> None:
+        self.facts = facts
+        self.prompt_known = prompt_known
+        self.completion_known = completion_known
+        self.undivided = undivided
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing has to be estimated."""
+        return self.prompt_known and self.completion_known
+
+    def tokens(self, name: str) -> int:
+        """Return one of the counts of tokens."""
+        count: int = self.facts.get(name, 0)
+        return count
+
+    def made_by(self, model: str | None) -> None:
+        """Note that it is the usage of this model, and of those that its parts name."""
+        self.facts["model"] = model
+        if named := self.facts.get("parts"):
+            parts = tuple(replace(part, model=part.model or model) for part in named)
+            self.facts["parts"] = () if all(part.model == model for part in parts) else parts
+
+    def reading(self) -> Reading:
+        """Return what is known now."""
+        return Reading(
+            bounded(Usage(**self.facts)),
+            prompt_known=self.prompt_known,
+            completion_known=self.completion_known,
+            undivided=self.undivided,
+        )
+
+
+#: Ollama counts beside the answer, without a block of its own.
+OLLAMA: Final = ("prompt_eval_count", "eval_count")
+#: What Cohere charges, and what its models have processed.
+BILLED: Final = ("billed_units", "tokens")
+#: The service tiers behind what Gemini calls kinds of traffic.
+_TRAFFIC: Final[Mapping[str, str | None]] = {
+    "ON_DEMAND": "default",
+    "ON_DEMAND_FLEX": "flex",
+    "ON_DEMAND_PRIORITY": "priority",
+    "FLEX": "flex",
+    # LiteLLM's map has the same prices for both.
+    "BATCH": "flex",
+    "TRAFFIC_TYPE_UNSPECIFIED": None,
+}
+
+
+def read(block: Any, model: str | None = None) -> Reading | None:
+    """Return what a usage block says; None when it is none.
+
+    Args:
+        block: The provider's block, or LiteLLM's object for it.
+        model: The model that answered.
+    """
+    get = mapping(block)
+    found = read_block(get) if get else None
+    if found is None:
+        return None
+    found.facts |= charged(get, found)
+    found.made_by(model)
+    return found.reading()
+
+
+def read_block(get: Mapping[str, Any]) -> Draft | None:
+    """Return the counts of a block by the first of the formats that it has."""
+    for reader in _READERS:
+        if (found := reader(get)) is not None:
+            return found
+    return None
+
+
+def charged(get: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
+    """Return what a block says about money and tools.
+
+    Args:
+        get: The block.
+        draft: Its counts.
+    """
+    facts = tools(get)
+    if _COSTS.isdisjoint(get):
+        return facts
+    cost = _cost(get)
+    # A server that does not know the price says 0; whether the tokens are free is in the prices.
+    if cost or (cost is not None and not draft.tokens("prompt_tokens") + draft.tokens("completion_tokens")):
+        facts["provider_cost_usd"] = cost
+    return facts
+
+
+_CHAT_COUNTS: Final = ("prompt_tokens", "completion_tokens")
+
+
+def _read_chat(get: Mapping[str, Any]) -> Draft | None:
+    if "prompt_tokens" not in get and "completion_tokens" not in get and "total_tokens" not in get:
+        return None
+    if ("input_tokens" in get or "output_tokens" in get) and not any(number(get.get(key)) for key in _CHAT_COUNTS):
+        # Servers that speak both ways may leave one of them at zero.
+        return None
+    parts = _parts(get, get.get("prompt_tokens_details"), get.get("completion_tokens_details"))
+    if "prompt_audio_seconds" in get and (ms := milliseconds(get["prompt_audio_seconds"])):
+        return _with_audio(get, parts, ms)
+    return _resolved(get, "prompt_tokens", "completion_tokens", "total_tokens", parts)
+
+
+def _with_audio(get: Mapping[str, Any], parts: Mapping[str, int], ms: int) -> Draft:
+    """Read a prompt with sound as Mistral counts it: its seconds, and its tokens in the total alone."""
+    prompt, completion, total = (number(get.get(key)) for key in ("prompt_tokens", "completion_tokens", "total_tokens"))
+    spoken = max(0, (total or 0) - (prompt or 0) - (completion or 0))
+    if spoken and prompt is not None and completion is not None:
+        get = {**get, "prompt_tokens": prompt + spoken}
+        parts = {**parts, "audio_prompt_tokens": spoken}
+    found = _resolved(get, "prompt_tokens", "completion_tokens", "total_tokens", parts)
+    found.facts["audio_ms"] = ms
+    return found
+
+
+def _read_input_output(get: Mapping[str, Any]) -> Draft | None:
+    """Anthropic counts cached tokens in addition to ``input_tokens``, OpenAI's responses as part of it."""
+    if "input_tokens" not in get and "output_tokens" not in get:
+        return None
+    if "tokens" in get and isinstance(get["tokens"], Mapping):
+        return None
+    input_details = mapping(get.get("input_tokens_details")) or mapping(get.get("input_token_details"))
+    output_details = mapping(get.get("output_tokens_details")) or mapping(get.get("output_token_details"))
+    inside = bool(input_details) and "cache_read_input_tokens" not in get
+    parts = _parts(get, input_details, output_details)
+    outside = 0 if inside else parts.get("cached_tokens", 0) + parts.get("cache_write_tokens", 0)
+    found = _resolved(get, "input_tokens", "output_tokens", "total_tokens", parts, outside=outside)
+    speed = get.get("speed")
+    found.facts["service_tier"] = "fast" if speed == "fast" else name_of(get.get("service_tier"))
+    found.facts["region"] = name_of(get.get("inference_geo"))
+    return _with_iterations(found, get["iterations"]) if "iterations" in get else found
+
+
+def _with_iterations(found: Draft, iterations: Any) -> Draft:
+    """Take up an answer that several models have worked on: its block counts the last of them."""
+    if not isinstance(iterations, list) or not iterations:
+        return found
+    tier, region = found.facts["service_tier"], found.facts["region"]
+    parts = []
+    for item in iterations:
+        part = _read_input_output({k: v for k, v in object_of(item).items() if k != "iterations"})
+        if part is None or not part.complete or len(iterations) > MOST_PARTS:
+            found.facts["contradictory"] = True
+            return found
+        model = name_of(object_of(item).get("model"))
+        parts.append(Usage(**{**part.facts, "model": model, "service_tier": tier, "region": region, "is_part": True}))
+    sums = {name: sum(getattr(part, name) for part in parts) for name in _COUNTS}
+    if any(sums[name] < found.tokens(name) for name in ("prompt_tokens", "completion_tokens")):
+        found.facts["contradictory"] = True
+        return found
+    found.facts |= sums
+    if any(part.model for part in parts):
+        found.facts["parts"] = tuple(parts)
+    return found
+
+
+_GEMINI_COUNTS: Final = (
+    "promptTokenCount",
+    "candidatesTokenCount",
+    "responseTokenCount",
+    "totalTokenCount",
+    "thoughtsTokenCount",
+    "toolUsePromptTokenCount",
+    "cachedContentTokenCount",
+)
+
+
+def _read_gemini(get: Mapping[str, Any]) -> Draft | None:
+    if not {"promptTokenCount", "candidatesTokenCount", "totalTokenCount", "responseTokenCount"} & set(get):
+        return None
+    prompt = modalities(get.get("promptTokensDetails"), get.get("toolUsePromptTokensDetails"))
+    cached = modalities(get.get("cacheTokensDetails"))
+    answer = modalities(get.get("candidatesTokensDetails") or get.get("responseTokensDetails"))
+    thoughts = number(get.get("thoughtsTokenCount")) or 0
+    tools = number(get.get("toolUsePromptTokenCount")) or 0
+    parts = {
+        "cached_tokens": number(get.get("cachedContentTokenCount")) or 0,
+        "cached_audio_tokens": cached.get("AUDIO", 0),
+        "cached_image_tokens": cached.get("IMAGE", 0),
+        "reasoning_tokens": thoughts,
+        "audio_prompt_tokens": prompt.get("AUDIO", 0),
+        "image_prompt_tokens": prompt.get("IMAGE", 0),
+        "video_prompt_tokens": prompt.get("VIDEO", 0),
+        "audio_completion_tokens": answer.get("AUDIO", 0),
+        "image_completion_tokens": answer.get("IMAGE", 0),
+        "video_completion_tokens": answer.get("VIDEO", 0),
+    }
+    total = number(get.get("totalTokenCount"))
+    asked = number(get.get("promptTokenCount"))
+    said = number(get.get("candidatesTokenCount", get.get("responseTokenCount")))
+    if said is None and "candidatesTokenCount" not in get and "responseTokenCount" not in get:
+        # Gemini leaves out what is zero.
+        said = 0 if thoughts or total is None or total == asked else None
+    completion = None if said is None else said + thoughts
+    if said is not None and asked is not None and total == asked + tools + said:
+        completion = said
+    prompt_tokens = None if asked is None else asked + tools
+    counts = {"prompt": prompt_tokens, "completion": completion, "total": total}
+    bad = malformed_in(get, *_GEMINI_COUNTS)
+    found = _resolved(counts, "prompt", "completion", "total", parts, malformed=bad)
+    traffic = name_of(get.get("trafficType"))
+    tier = None if traffic is None else _TRAFFIC.get(traffic, traffic.lower())
+    if tier is not None:
+        found.facts["service_tier"] = tier
+    return found
+
+
+def _read_bedrock(get: Mapping[str, Any]) -> Draft | None:
+    if not {"inputTokens", "outputTokens"} & set(get):
+        return None
+    read = first_count(get.get("cacheReadInputTokens"), get.get("cacheReadInputTokenCount"))
+    written = first_count(get.get("cacheWriteInputTokens"), get.get("cacheWriteInputTokenCount"))
+    details = get.get("cacheDetails")
+    lifetimes = [object_of(item) for item in details[:MOST_PARTS]] if isinstance(details, list) else []
+    hour = sum(number(item.get("inputTokens")) or 0 for item in lifetimes if item.get("ttl") == "1h")
+    parts = {"cached_tokens": read, "cache_write_tokens": max(written, hour), "cache_write_1h_tokens": hour}
+    return _resolved(get, "inputTokens", "outputTokens", "totalTokens", parts, outside=read + max(written, hour))
+
+
+def _read_billed(get: Mapping[str, Any]) -> Draft | None:
+    """Read the units that Cohere charges: tokens, or searches.
+
+    ``tokens`` beside them is what its models have processed, with tokens that Cohere adds itself and does not charge
+    (docs.cohere.com, "How Does Cohere's Pricing Work?"). Images and classifications have no price in LiteLLM's map.
+    """
+    billed, processed = mapping(get.get("billed_units")), mapping(get.get("tokens"))
+    if not billed and not processed:
+        return None
+    units = number(billed.get("search_units"))
+    prompt, completion = number(billed.get("input_tokens")), number(billed.get("output_tokens"))
+    uncharged = False
+    if prompt is None and (not billed or "input_tokens" in billed):
+        prompt = number(processed.get("input_tokens"))
+        uncharged = prompt is not None
+    if completion is None and (not billed or "output_tokens" in billed):
+        completion = number(processed.get("output_tokens"))
+        uncharged = uncharged or completion is not None
+    images = number(billed.get("image_tokens")) or 0
+    others = (number(billed.get("images")) or 0) + (number(billed.get("classifications")) or 0)
+    facts = {
+        "prompt_tokens": (prompt or 0) + images,
+        "completion_tokens": completion or 0,
+        "image_prompt_tokens": images,
+        "search_units": units,
+        "other_tools": others or None,
+        # More than what is charged, but all that is known.
+        "contradictory": uncharged,
+    }
+    alone = units is not None or (completion is None and "output_tokens" not in billed)
+    known = prompt is not None or ("input_tokens" not in billed and (units is not None or images > 0 or others > 0))
+    return Draft(facts, prompt_known=known, completion_known=alone or bool(completion))
+
+
+def _read_ollama(get: Mapping[str, Any]) -> Draft | None:
+    if not set(OLLAMA) & set(get):
+        return None
+    return _resolved(get, "prompt_eval_count", "eval_count", "total_tokens", {})
+
+
+def _read_other(get: Mapping[str, Any]) -> Draft | None:
+    """Read usage that is not tokens: seconds of audio or video, pages."""
+    facts: dict[str, Any] = {}
+    if (ms := milliseconds(get.get("seconds", get.get("prompt_audio_seconds")))) is not None:
+        facts["audio_ms"] = ms
+    if (ms := milliseconds(get.get("duration_seconds"))) is not None:
+        facts["video_ms"] = ms
+        facts["video_resolution"] = name_of(get.get("video_resolution")) or name_of(get.get("resolution"))
+    if (pages := number(get.get("pages_processed"))) is not None:
+        facts["pages"] = pages
+    return Draft(facts) if facts else None
+
+
+#: In the order in which they decide.
+_READERS: Final = (
+    _read_chat,
+    _read_gemini,
+    _read_bedrock,
+    _read_billed,
+    _read_input_output,
+    _read_ollama,
+    _read_other,
+)
+
+
+def _parts(get: Mapping[str, Any], prompt_details: Any, completion_details: Any) -> dict[str, int]:
+    """Return the parts of the prompt and of the answer, as far as there are any.
+
+    Args:
+        get: The block.
+        prompt_details: What it says about the prompt.
+        completion_details: What it says about the answer.
+    """
+    asked, said = mapping(prompt_details), mapping(completion_details)
+    # Most blocks have zeros there, or nothing.
+    parts: dict[str, int] = {}
+    if any(asked.values()) or not _CACHES.isdisjoint(get):
+        parts |= _prompt_parts(get, asked)
+    if any(said.values()) or "reasoning_tokens" in get:
+        parts |= _completion_parts(get, said)
+    return parts
+
+
+#: What blocks say about caches outside of their details.
+_CACHES: Final = frozenset(
+    {
+        "cache_creation",
+        "cache_creation_input_tokens",
+        "cache_read_input_tokens",
+        "cached_tokens",
+        "num_cached_tokens",
+        "prompt_cache_hit_tokens",
+    }
+)
+
+
+def _prompt_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, int]:
+    lifetimes = mapping(get.get("cache_creation")) or mapping(details.get("cache_creation_token_details"))
+    hour = number(lifetimes.get("ephemeral_1h_input_tokens")) or 0
+    minutes = number(lifetimes.get("ephemeral_5m_input_tokens")) or 0
+    written = first_count(
+        details.get("cache_write_tokens"), details.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
+    )
+    cached = mapping(details.get("cached_tokens_details"))
+    return {
+        "cached_tokens": first_count(
+            details.get("cached_tokens"),
+            get.get("cache_read_input_tokens"),
+            get.get("prompt_cache_hit_tokens"),
+            get.get("num_cached_tokens"),
+            get.get("cached_tokens"),
+        ),
+        "cache_write_tokens": max(written, hour + minutes),
+        "cache_write_1h_tokens": hour,
+        "cached_audio_tokens": number(cached.get("audio_tokens")) or 0,
+        "cached_image_tokens": number(cached.get("image_tokens")) or 0,
+        "audio_prompt_tokens": number(details.get("audio_tokens")) or 0,
+        "image_prompt_tokens": number(details.get("image_tokens")) or 0,
+        "video_prompt_tokens": number(details.get("video_tokens")) or 0,
+    }
+
+
+def _completion_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "reasoning_tokens": first_count(details.get("reasoning_tokens"), get.get("reasoning_tokens")),
+        "audio_completion_tokens": number(details.get("audio_tokens")) or 0,
+        "image_completion_tokens": number(details.get("image_tokens")) or 0,
+        "video_completion_tokens": number(details.get("video_tokens")) or 0,
+        "accepted_prediction_tokens": number(details.get("accepted_prediction_tokens")) or 0,
+        "rejected_prediction_tokens": number(details.get("rejected_prediction_tokens")) or 0,
+    }
+
+
+def _resolved(
+    get: Mapping[str, Any],
+    prompt_key: str,
+    completion_key: str,
+    total_key: str,
+    parts: Mapping[str, int],
+    *,
+    outside: int = 0,
+    malformed: bool = False,
+) -> Draft:
+    """Return the counts of a block, made to fit its total where they do not.
+
+    Args:
+        get: The block.
+        prompt_key: Its key for the prompt.
+        completion_key: Its key for the answer.
+        total_key: Its key for both.
+        parts: The parts of the prompt and of the answer.
+        outside: Cached tokens that the prompt's count does not contain.
+        malformed: Whether a value of the block is known to be wrong.
+    """
+    prompt, completion = number(get.get(prompt_key)), number(get.get(completion_key))
+    total = number(get.get(total_key))
+    wrong = (
+        malformed
+        or (prompt is None and prompt_key in get)
+        or (completion is None and completion_key in get)
+        or (total is None and total_key in get)
+    )
+    total = total or None
+    reasoning = parts.get("reasoning_tokens", 0)
+    inside = parts.get("cached_tokens", 0) + parts.get("cache_write_tokens", 0) - outside
+    if prompt is None and total is not None and completion is not None and total >= completion:
+        prompt, wrong = max(0, total - completion - outside), True
+    elif completion is None and total is not None and prompt is not None and total >= prompt:
+        # An embedding has no answer to count.
+        wrong = wrong or completion_key in get or total > prompt
+        completion = max(0, total - prompt - outside)
+    elif prompt is not None and completion is not None:
+        fitted = _fit(prompt, completion, total, reasoning=reasoning, inside=inside, outside=outside)
+        wrong = wrong or fitted != (prompt, completion)
+        prompt, completion = fitted
+        wrong = wrong or _misfit(prompt, completion, total, inside=inside, outside=outside)
+    undivided = prompt is None and completion is None and total is not None
+    if undivided:
+        # What cannot be divided was at least not free.
+        prompt, completion, wrong = max(0, (total or 0) - outside), 0, True
+    if reasoning > (completion or 0) and completion is not None and "citation_tokens" in get:
+        # Perplexity counts it beside the answer, and not in the total.
+        completion += reasoning
+    # What answers has read something.
+    wrong = wrong or _oversized(parts, prompt, completion, outside) or (prompt == outside == 0 and bool(completion))
+    return Draft(
+        {
+            **parts,
+            "prompt_tokens": (prompt or 0) + outside,
+            "completion_tokens": completion or 0,
+            "contradictory": wrong,
+        },
+        prompt_known=prompt is not None,
+        completion_known=completion is not None,
+        undivided=undivided,
+    )
+
+
+def _oversized(parts: Mapping[str, int], prompt: int | None, completion: int | None, outside: int) -> bool:
+    """Return whether a part is larger than the whole that it is a part of."""
+    if not parts:
+        return False
+    for ends, whole in ((_PROMPT_PARTS, prompt), (_ANSWER_PARTS, completion)):
+        most = max(parts.get(name, 0) for name in ends)
+        if whole is not None and most > whole + (outside if ends is _PROMPT_PARTS else 0):
+            return True
+    return prompt is not None and parts.get("cache_write_1h_tokens", 0) > parts.get("cache_write_tokens", 0)
+
+
+_PROMPT_PARTS: Final = (
+    "cached_tokens",
+    "cache_write_tokens",
+    "audio_prompt_tokens",
+    "image_prompt_tokens",
+    "video_prompt_tokens",
+)
+_ANSWER_PARTS: Final = (
+    "reasoning_tokens",
+    "audio_completion_tokens",
+    "image_completion_tokens",
+    "video_completion_tokens",
+)
+
+
+def _fit(
+    prompt: int, completion: int, total: int | None, *, reasoning: int, inside: int, outside: int
+) -> tuple[int, int]:
+    """Return the tokens of the prompt and of the answer that the total asks for."""
+    known = prompt + completion
+    if total is None or total in {known, known + outside}:
+        return (prompt, completion + reasoning) if reasoning > completion and total is None else (prompt, completion)
+    if total == known + reasoning:
+        return prompt, completion + reasoning
+    if inside and total == known + inside:
+        return prompt + inside, completion
+    if inside and total == known - inside:
+        return prompt, completion
+    if total > known + outside:
+        return (total - completion, completion) if not prompt else (prompt, total - prompt - outside)
+    if total >= prompt:
+        return prompt, total - prompt
+    return (total - completion, completion) if total >= completion else (prompt, completion)
+
+
+def _misfit(prompt: int, completion: int, total: int | None, *, inside: int, outside: int) -> bool:
+    known = prompt + completion
+    return total is not None and total not in {known, known + outside, known - inside}
+
+
+#: The provider's own tools, by the names in ``Usage``.
+TOOLS: Final = ("searches", "maps_queries", "file_searches", "code_sessions")
+#: Where blocks say how often they were used.
+_TOOLS: Final = frozenset(
+    {"citation_tokens", "num_search_queries", "server_side_tool_usage_details", "server_tool_use"}
+)
+_COSTS: Final = frozenset({"cost", "cost_in_usd_ticks"})
+
+
+def tools(get: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how often the provider's own tools were used, by the names in ``Usage``; without those that were not.
+
+    Args:
+        get: The block.
+    """
+    details = mapping(get.get("prompt_tokens_details"))
+    if _TOOLS.isdisjoint(get) and not (
+        details.get("web_search_requests") or details.get("google_maps_grounding_requests")
+    ):
+        return {}
+    used, calls = mapping(get.get("server_tool_use")), mapping(get.get("server_side_tool_usage_details"))
+    counts = {
+        "searches": first_count(
+            used.get("web_search_requests"),
+            details.get("web_search_requests"),
+            calls.get("web_search_calls"),
+            get.get("num_search_queries"),
+        ),
+        "maps_queries": first_count(details.get("google_maps_grounding_requests")),
+        "code_sessions": first_count(used.get("code_execution_requests"), calls.get("code_interpreter_calls")),
+        "file_searches": first_count(calls.get("file_search_calls")),
+        "citation_tokens": first_count(get.get("citation_tokens")),
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def _cost(get: Mapping[str, Any]) -> Decimal | None:
+    """Return what the provider says that it charges."""
+    cost = get.get("cost")
+    if isinstance(cost, Mapping):
+        cost = cost.get("total_cost")
+    if (ticks := number(get.get("cost_in_usd_ticks"))) is not None:
+        # xAI: ten thousand million of them are a dollar.
+        return Decimal(ticks).scaleb(-10)
+    usd = money(cost)
+    if usd is not None and get.get("is_byok") is True:
+        # The provider behind the broker charges its own account in addition.
+        behind = money(mapping(get.get("cost_details")).get("upstream_inference_cost"))
+        return None if behind is None else usd + behind
+    return usd
+
+
+_COUNTS: Final = tuple(name for name in Usage.__slots__ if name.endswith("_tokens"))
+_counts_of: Final = attrgetter(*_COUNTS)
+
+
+def bounded(usage: Usage) -> Usage:
+    """Return the usage without counts that would make amounts of hundreds of digits."""
+    counts = _counts_of(usage)
+    if max(counts) <= MOST_TOKENS:
+        return usage
+    return replace(usage, **{name: min(count, MOST_TOKENS) for name, count in zip(_COUNTS, counts, strict=True)})

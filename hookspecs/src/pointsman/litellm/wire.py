@@ -1,0 +1,210 @@
+"""Listens to providers' answers on their way to LiteLLM: what they say about what was used, in their own words.
+
+LiteLLM translates answers, and on the way null becomes zero, a stream's first message loses the counts of its input, and
+some facts are dropped. A listener passes every byte on untouched and at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import httpx
+
+from ..types import Usage
+from .usage import Account
+from .usage_blocks import Reading
+
+_EVENTS: Final = "text/event-stream"
+_FRAMES: Final = "application/vnd.amazon.eventstream"
+_LINES: Final = ("application/x-ndjson", "application/stream+json", "application/jsonl")
+#: What is longer is left out: a line of a stream, or a plain answer that is read as a stream.
+_LONGEST: Final = 16_000_000
+#: What the lines have that matter. Most lines of a stream have none of it, many say that there is no usage yet.
+_MARK: Final = re.compile(rb'"usage(?!": ?null)|"url_citation"|"groundingMetadata"|"billed_units"|"tokens"')
+#: The same, or a line that is JSON by itself.
+_MARK_OR_JSON: Final = re.compile(_MARK.pattern + rb"|^\s*\{")
+_ANSWERED: Final = 200
+#: The beginning of one of AWS's frames: its length, that of its headers, and a checksum; another one is its end.
+_PRELUDE: Final = struct.Struct(">III")
+_CHECKSUM_BYTES: Final = 4
+
+
+class Listener:
+    """What one answer of a provider says about what was used.
+
+    Attributes:
+        account: What has been said so far.
+        refused: Whether it is an error, although its status says success.
+    """
+
+    __slots__ = ("_begun", "_by_line", "_first", "_frames", "_parts", "_size", "account", "refused")
+
+    def __init__(self, content_type: str) -> None:
+        self.account = Account()
+        self.refused = False
+        self._begun = False
+        self._by_line = content_type.startswith((_EVENTS, *_LINES))
+        #: What there is of the next frames; None where the answer is text, or its frames cannot be read.
+        self._frames = bytearray() if content_type.startswith(_FRAMES) else None
+        self._first = True
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def hear(self, piece: bytes) -> None:
+        """Take up a piece of an answer, as the network brought it."""
+        if self._frames is not None:
+            self._frames += piece
+            self._end_frames(self._frames)
+            return
+        if not self._by_line:
+            self._keep(piece)
+            return
+        *lines, rest = piece.split(b"\n")
+        if lines and self._size:
+            self._keep(lines.pop(0))
+            self._end()
+        for line in lines:
+            # Nearly all lines say nothing of interest.
+            if self._first or _MARK_OR_JSON.search(line) is not None:
+                self._keep(line)
+                self._end()
+        if rest:
+            self._keep(rest)
+
+    def _end_frames(self, frames: bytearray) -> None:
+        """Read the frames that have ended."""
+        while len(frames) >= _PRELUDE.size:
+            size, headers, _ = _PRELUDE.unpack_from(frames)
+            begin, end = _PRELUDE.size + headers, size - _CHECKSUM_BYTES
+            if begin > end or size > _LONGEST:
+                self._frames = None
+                return
+            if len(frames) < size:
+                return
+            self._read(bytes(frames[begin:end]))
+            del frames[:size]
+
+    def _keep(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size <= _LONGEST:
+            self._parts.append(part)
+
+    def _end(self) -> None:
+        """Read the line, or the whole answer, that has ended."""
+        text = b"".join(self._parts).strip() if self._size <= _LONGEST else b""
+        self._parts, self._size = [], 0
+        if not self._by_line or text.startswith(b"{"):
+            self._read(text)
+        elif text.startswith(b"data:") and self._matters(text):
+            self._read(text[5:])
+
+    def _matters(self, line: bytes) -> bool:
+        if self._first:
+            self._first = False
+            return True
+        return _MARK.search(line) is not None
+
+    def _read(self, text: bytes) -> None:
+        try:
+            said = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        for message in said if isinstance(said, list) else (said,):
+            if isinstance(message, dict):
+                if self._frames is not None and (framed := _framed(message)) is not None:
+                    self._read(framed)
+                    continue
+                if not self._begun:
+                    self._begun, self.refused = True, bool(message.get("error"))
+                self.account.add(message)
+
+    def reading(self) -> Reading | None:
+        """Return what the answer has said so far; None when it has said nothing."""
+        if self._parts:
+            self._end()
+        return self.account.reading()
+
+
+def _framed(message: Mapping[str, Any]) -> bytes | None:
+    """Return what the model's maker says, where AWS passes it on as base64; None where AWS speaks itself."""
+    try:
+        return base64.b64decode(message["bytes"], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        return None
+
+
+def is_refused(listeners: Sequence[Any]) -> bool:
+    """Return whether a provider's last answer is an error from its beginning, although its status says success.
+
+    Args:
+        listeners: As for ``provider_reading``, which has been called before.
+    """
+    last = listeners[-1] if listeners else None
+    return isinstance(last, Listener) and last.refused
+
+
+def listen(response: httpx.Response) -> Listener | None:
+    """Listen to a provider's answer; None for one that failed or only tells what is stored.
+
+    Args:
+        response: The answer. When its body is still to come, its pieces are heard as LiteLLM reads them.
+    """
+    content_type = response.headers.get("content-type", "")
+    if response.status_code != _ANSWERED or response.request.method != "POST":
+        return None
+    if not content_type.startswith(("application/json", _EVENTS, _FRAMES, *_LINES)):
+        return None
+    listener = Listener(content_type)
+    # Google AI Studio says it nowhere else.
+    listener.account.service_tier = response.headers.get("x-gemini-service-tier") or None
+    if response.is_stream_consumed or response.is_closed:
+        listener.hear(response.content)
+        return listener
+    pieces = response.aiter_bytes
+
+    async def heard(chunk_size: int | None = None) -> AsyncIterator[bytes]:
+        source = pieces(chunk_size)
+        try:
+            async for piece in source:
+                listener.hear(piece)
+                yield piece
+        finally:
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    response.aiter_bytes = heard  # type: ignore[method-assign]  # of this answer alone
+    return listener
+
+
+def provider_reading(listeners: Iterable[Any], translated: Callable[[], Usage | None] = lambda: None) -> Reading | None:
+    """Return what the provider of an attempt has said; None when it has said nothing that is understood.
+
+    Args:
+        listeners: What has listened to the answers during the attempt. There are several when LiteLLM asked for
+            something else meanwhile.
+        translated: Returns the usage of the answer as LiteLLM has translated it; only called where several were heard.
+    """
+    found = [
+        reading
+        for listener in listeners
+        if isinstance(listener, Listener) and (reading := listener.reading()) is not None
+    ]
+    if len(found) > 1 and (theirs := translated()) is not None:
+        found = [reading for reading in found if _agrees(reading.usage, theirs)] or found
+    return found[-1] if found else None
+
+
+def heard_model(listeners: Iterable[Any]) -> str | None:
+    """Return the model that has answered as the provider names it, also where it has counted nothing; None if it does not."""
+    named = [one.account.model for one in listeners if isinstance(one, Listener) and one.account.model is not None]
+    return named[-1] if named else None
+
+
+def _agrees(said: Usage, translated: Usage) -> bool:
+    return said.prompt_tokens == translated.prompt_tokens or said.completion_tokens == translated.completion_tokens

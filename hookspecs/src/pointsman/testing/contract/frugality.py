@@ -1,0 +1,157 @@
+"""The contract of time and memory: a hook gives the event loop back, and nothing is kept for each request."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache, partial
+from queue import Queue, SimpleQueue
+from types import AsyncGeneratorType, CellType, CoroutineType, FunctionType, GeneratorType, MethodType, ModuleType
+from typing import Any, ClassVar, Final
+
+from ..harness import Harness
+from ..leaks import open_files
+from ..script import disconnect, error, ok
+from .base import ContractBase, ContractViolation, check
+
+#: A hook that is called this often or more is judged.
+_CALLS: Final = 5
+_ROUND: Final = 100
+_ROUNDS: Final = 3
+#: How requests end in turn, where memory is looked at: whatever their end, nothing of them may be left.
+_ENDINGS: Final[Sequence[Mapping[str, Any]]] = (
+    {"script": ok()},
+    {"script": ok(), "stream": True},
+    {"script": error(400)},
+    {"script": disconnect(1), "stream": True},
+)
+#: Bytes of text that count as one reference.
+_TEXT_BYTES: Final = 16
+#: Types that hold other objects without being collections.
+_HOLDERS: Final = (
+    asyncio.Queue,
+    Queue,
+    SimpleQueue,
+    MethodType,
+    CellType,
+    partial,
+    type(lru_cache(int)),
+    CoroutineType,
+    GeneratorType,
+    AsyncGeneratorType,
+)
+
+
+class FrugalContract(ContractBase):
+    """Time on the event loop, and memory."""
+
+    #: Requests that the plugin remembers in memory, at most; so many are made before memory is looked at.
+    remembers_requests: ClassVar[int] = 0
+    #: A request that was not answered is forgotten within this time, in seconds of the clock.
+    forgets_within_s: ClassVar[float] = 1.0
+    #: What is collected to be written together is written within this time, in real seconds.
+    memory_s: ClassVar[float] = 5.0
+
+    def test_it_gives_the_event_loop_back(self) -> None:
+        """No hook holds up the other requests of its worker: neither for a tenth of a second again and again, nor for ever."""
+        self.run(self._gives_back())
+
+    def test_its_memory_does_not_grow_with_the_requests(self) -> None:
+        """After many requests of one caller it holds as much as before, once what it collects is written."""
+        self.run(self._memory())
+
+    async def _gives_back(self) -> None:
+        async with self.worker() as h:
+            for number in range(_CALLS):
+                await self.ask(h, stream=number % 2 == 1)
+                await h.settled()
+            rows: Any = h.host.describe()["hooks"]
+            for row in rows:
+                # One long turn may be the machine's; most of them are the plugin's.
+                if row["plugin"] == self.info.name and row["calls"] >= _CALLS and row["blocked"] * 2 > row["calls"]:
+                    raise ContractViolation(
+                        f"the hook {row['hook']!r} held the event loop in {row['blocked']} of {row['calls']} calls, for up to "
+                        f"{row['longest_ms']:.0f} ms; move the work to a thread (asyncio.to_thread) or a task"
+                    )
+
+    async def _memory(self) -> None:
+        async with self.worker() as h:
+            await self._many(h, _ROUND + self.remembers_requests)
+            before = self._held(h)
+            await self._many(h, _ROUNDS * _ROUND)
+            # What is collected to be written together goes within a moment of real time.
+            deadline = time.monotonic() + self.memory_s
+            while (  # noqa: ASYNC110  # nothing tells when it is written
+                growth := (self._held(h) - before) // _ROUNDS
+            ) >= _ROUND and time.monotonic() < deadline:
+                await asyncio.sleep(0.05)
+        check(
+            growth < _ROUND,
+            f"each {_ROUND} requests of one caller left {growth} references or more in memory, or as many tasks, timers, threads "
+            "and open files (half of them are answered, a quarter refused by the provider, a quarter left by the client); forget them "
+            "in settle, or say how many requests it keeps: remembers_requests = ...",
+        )
+
+    async def _many(self, h: Harness, requests: int) -> None:
+        for number in range(requests):
+            await self.ask(h, **_ENDINGS[number % len(_ENDINGS)])
+            if number % 20 == 0:  # settlements need not come one by one
+                await h.settled()
+        await h.settled()
+        await h.clock.advance(self.forgets_within_s)
+
+    def _held(self, h: Harness) -> int:
+        """Return how many references the plugin holds, and how many tasks, timers, threads and open files there are.
+
+        What can be reached from it and from its modules is counted, without what is the host's. Text counts by its size.
+        """
+        top = self.info.factory.__module__.partition(".")[0]
+        modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == top]
+        tasks = [task for task in asyncio.all_tasks() if not task.done()]
+        timers = [timer for timer in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not timer.cancelled()]
+        seen = set[int]()
+        left: list[Any] = [h.plugin(self.info.name), *(vars(module) for module in modules)]
+        held = len(tasks) + len(timers) + threading.active_count() + sum(1 for _ in open_files())
+        text_bytes = 0
+        while left:
+            found = left.pop()
+            held += 1
+            if id(found) in seen:
+                continue
+            seen.add(id(found))
+            if _is_entered(found, top):
+                left += _referents(found)
+            elif not isinstance(found, type | ModuleType | FunctionType):
+                text_bytes += sys.getsizeof(found, 0)
+        return held + text_bytes // _TEXT_BYTES
+
+
+def _is_entered(found: object, top: str) -> bool:
+    """Return whether what an object refers to is the plugin's as well."""
+    if isinstance(found, ModuleType):
+        return False
+    if isinstance(found, type | FunctionType):
+        return (found.__module__ or "").partition(".")[0] == top
+    kind = type(found)
+    return (
+        kind.__module__.partition(".")[0] == top
+        or isinstance(found, _HOLDERS)
+        or (isinstance(found, Collection) and not isinstance(found, str | bytes | bytearray | memoryview | array))
+    )
+
+
+def _referents(found: object) -> list[Any]:
+    """Return what an object refers to."""
+    if isinstance(found, FunctionType):
+        # Not its globals: those of the plugin's modules are looked at in any case, others are not the plugin's.
+        return [found.__closure__, found.__defaults__, found.__kwdefaults__, vars(found)]
+    referents = gc.get_referents(found)
+    if isinstance(found, dict):
+        # The garbage collector skips the keys of a dictionary that are all texts.
+        referents += found
+    return referents

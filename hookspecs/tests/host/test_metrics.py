@@ -1,0 +1,264 @@
+"""What the host counts about requests, attempts, hooks and the store, and how it is read."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from pointsman import PluginInfo, hookimpl
+from pointsman.host.measures import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, value_of
+from pointsman.host.peers import DEAD_S, PUBLISH_EVERY_S, Peers
+from pointsman.plugin import PluginConfig
+from pointsman.store import open_store
+from pointsman.testing import Harness, error, ok
+from pointsman.testing.clock import FakeClock
+from pointsman.types import Denial, Endpoint
+
+if TYPE_CHECKING:
+    from opentelemetry.metrics import CallbackOptions, Observation
+
+    from pointsman.plugin import Services
+    from pointsman.types import RequestContext, Route
+
+
+class Gatekeeper:
+    """Denies one model, fails at another, counts with its own meter."""
+
+    def __init__(self, config: PluginConfig) -> None:
+        self.config = config
+
+    @hookimpl
+    async def startup(self, services: Services) -> None:
+        from opentelemetry.metrics import Observation as Seen  # noqa: PLC0415
+
+        self.seen = services.meter.create_counter("gatekeeper.seen", unit="{request}", description="Requests seen.")
+        self.services = services
+
+        def level(_: CallbackOptions) -> Iterator[Observation]:
+            yield Seen(0.5, {"gatekeeper.door": "front"})
+
+        def exits(_: CallbackOptions) -> Iterator[Observation]:
+            raise SystemExit(1)
+
+        services.meter.create_observable_gauge("gatekeeper.exits", callbacks=[exits], unit="1", description="None.")
+        services.meter.create_observable_gauge("gatekeeper.level", callbacks=[level], unit="1", description="Level.")
+
+    @hookimpl
+    async def pre_route(self, ctx: RequestContext, route: Route) -> Route | Denial | None:
+        self.seen.add(1, {"gatekeeper.endpoint": str(ctx.endpoint)})
+        await self.services.store.get("nothing")
+        if ctx.model == "closed":
+            return Denial(status=403, code="closed", message="This is closed.")
+        if ctx.model == "broken":
+            raise RuntimeError("broken")
+        return None
+
+
+GATEKEEPER = PluginInfo(name="gatekeeper", config=PluginConfig, factory=Gatekeeper)
+CONTENT = {"messages": [{"role": "user", "content": "the-secret-prompt"}]}
+
+
+async def read(worker: Harness, accept: str = "") -> tuple[str, str]:
+    answer = await worker.admin.get("/metrics", headers={"accept": accept})
+    assert answer.status_code == 200
+    return answer.text, answer.headers["content-type"]
+
+
+def samples(text: str, *, openmetrics: bool = False) -> dict[tuple[str, tuple[tuple[str, str], ...]], Any]:
+    parse = parse_openmetrics if openmetrics else parse_text
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample
+        for family in parse(text)
+        for sample in family.samples
+    }
+
+
+def total(found: dict[tuple[str, tuple[tuple[str, str], ...]], Any], name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for (sample_name, pairs), sample in found.items()
+        if sample_name == name and set(labels.items()) <= set(pairs)
+    )
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES, Endpoint.EMBEDDINGS])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_requests_attempts_and_tokens_are_counted_with_the_conventions_names(
+    endpoint: Endpoint, stream: bool
+) -> None:
+    async with Harness([GATEKEEPER]) as worker:
+        await worker.request(endpoint=endpoint, stream=stream, body=CONTENT, script=[error(500), ok()])
+        await worker.settled()
+        text, kind = await read(worker)
+    found = samples(text)
+    assert kind.startswith("text/plain")
+    assert total(found, "pointsman_request_duration_seconds_count", pointsman_endpoint=str(endpoint)) == 1
+    assert total(found, "gen_ai_client_operation_duration_seconds_count") == 2
+    assert total(found, "gen_ai_client_operation_duration_seconds_count", error_type="server") == 1
+    assert total(found, "pointsman_attempts_total", pointsman_attempt_result="failed") == 1
+    assert total(found, "pointsman_attempts_total", pointsman_attempt_result="answered") == 1
+    operation = "embeddings" if endpoint is Endpoint.EMBEDDINGS else "chat"
+    assert total(found, "gen_ai_client_token_usage_sum", gen_ai_operation_name=operation) > 0
+    assert total(found, "gen_ai_client_operation_time_to_first_chunk_seconds_count") == int(stream)
+    assert "the-secret-prompt" not in text
+
+
+async def test_denials_faults_hooks_store_and_a_plugins_own_metrics_are_counted() -> None:
+    async with Harness([GATEKEEPER]) as worker:
+        for model in ("chat", "closed", "broken"):
+            await worker.request(model=model)
+        await worker.settled()
+        found = samples((await read(worker))[0])
+    plugin = {"pointsman_plugin": "gatekeeper"}
+    assert total(found, "pointsman_denials_total", **plugin, pointsman_denial_code="closed") == 1
+    assert total(found, "pointsman_plugin_faults_total", **plugin, pointsman_hook="pre_route") == 1
+    assert total(found, "pointsman_hook_calls_total", **plugin, pointsman_hook="pre_route") == 3
+    assert total(found, "pointsman_hook_time_seconds_total", **plugin, pointsman_hook="pre_route") > 0
+    assert total(found, "pointsman_store_duration_seconds_count", **plugin, pointsman_store_operation="get") == 3
+    assert total(found, "gatekeeper_seen_total", gatekeeper_endpoint="chat") == 3
+    assert total(found, "gatekeeper_level_ratio", gatekeeper_door="front") == 0.5
+    assert total(found, "pointsman_workers") == 1
+
+
+async def test_openmetrics_has_the_trace_of_one_request_a_bucket() -> None:
+    async with Harness([GATEKEEPER], tracing=True) as worker:
+        await worker.request()
+        await worker.settled()
+        text, kind = await read(worker, "application/openmetrics-text; version=1.0.0")
+        traces = {f"{span.context.trace_id:032x}" for span in worker.spans if span.context is not None}
+    found = samples(text, openmetrics=True)
+    exemplars = [s.exemplar for (name, _), s in found.items() if name.startswith("pointsman_request") and s.exemplar]
+    assert kind.startswith("application/openmetrics-text")
+    assert exemplars
+    assert {exemplar.labels["trace_id"] for exemplar in exemplars} <= traces
+
+
+async def test_nothing_is_counted_when_metrics_are_off() -> None:
+    async with Harness([GATEKEEPER], host={"metrics": {"enabled": False}}) as worker:
+        await worker.request()
+        await worker.settled()
+        text, _ = await read(worker)
+    assert samples(text) == {}
+
+
+async def test_metrics_are_json_for_programs() -> None:
+    async with Harness([GATEKEEPER]) as worker:
+        await worker.request()
+        await worker.settled()
+        answer = await worker.admin.get("/metrics", params={"format": "json"})
+        wrong = await worker.admin.get("/metrics", params={"format": "xml"})
+    names = {metric["name"] for metric in answer.json()["metrics"]}
+    assert {"pointsman.request.duration", "gen_ai.client.operation.duration"} <= names
+    assert wrong.status_code == 422
+
+
+def test_labels_of_one_instrument_are_bounded() -> None:
+    counter = Counter("c", "C.", "1", ("name",))
+    histogram = Histogram("h", "H.", "s", ("name",), (1.0,))
+    for number in range(MOST_SERIES + 50):
+        counter.add((f"n{number}",))
+        histogram.record((f"n{number}",), 0.5)
+    for family in (counter.read(), histogram.read()):
+        assert len(family.points) == MOST_SERIES + 1
+        assert value_of([family], family.name, {"name": OTHER}) == 50
+
+
+def test_what_is_written_for_other_workers_is_read_as_it_was() -> None:
+    histogram = Histogram("h", "H.", "s", ("name",), (1.0, 2.0))
+    histogram.record(("a",), 1.0, ("0" * 32, "1" * 16, 5.0))
+    assert load(dump([histogram.read()])) == [histogram.read()]
+    with pytest.raises(ValueError, match="not metrics of a worker"):
+        load([["h"], 3])
+
+
+def test_sums_are_added_and_gauges_are_the_highest() -> None:
+    one, other = Counter("c", "C.", "1", ("name",)), Counter("c", "C.", "1", ("name",))
+    one.add(("a",), 2)
+    other.add(("a",), 3)
+    other.add(("b",), 1)
+    both = merged([[one.read()], [other.read()]])
+    assert (value_of(both, "c", {"name": "a"}), value_of(both, "c", {"name": "b"})) == (5, 1)
+
+
+class Crew:
+    """Workers that share a store, as the peers see them."""
+
+    def __init__(self, store: Any, clock: FakeClock) -> None:
+        self.store = store
+        self.clock = clock
+        self.known: dict[str, dict[str, Any]] = {}
+        self.ids = itertools.count()
+
+    def worker(self, name: str) -> tuple[Peers, Counter]:
+        counter = Counter("requests", "R.", "1", ("name",))
+        self.known[name] = {}
+        peers = Peers(
+            self.store,
+            worker=name,
+            clock=self.clock,
+            collect=lambda: [counter.read()],
+            answer=self.known[name].get,
+            new_id=lambda: f"question-{next(self.ids)}",
+        )
+        return peers, counter
+
+
+@pytest.fixture
+async def crew() -> Any:
+    store = await open_store("memory")
+    yield Crew(store, FakeClock())
+    await store.close()
+
+
+async def test_workers_count_as_one_and_no_sum_falls_when_one_ends(crew: Crew) -> None:
+    (one, counts), (other, others) = crew.worker("one"), crew.worker("other")
+    counts.add(("a",), 5)
+    others.add(("a",), 7)
+    await one.tick()
+    await other.tick()
+    assert value_of(await one.metrics(), "requests") == 12
+    counts.add(("a",), 1)
+    assert value_of(await one.metrics(), "requests") == 13  # its own figures are of this moment
+    await other.leave()
+    await other.tick()  # what is still running at that moment writes nothing
+    assert value_of(await one.metrics(), "requests") == 13
+    next_life, more = crew.worker("next")
+    more.add(("a",), 2)
+    assert value_of(await next_life.metrics(), "requests") == 15 - 1  # the other worker's row is seconds old
+
+
+async def test_a_dead_worker_is_counted_once_even_if_it_comes_back(crew: Crew) -> None:
+    (one, counts), (other, others) = crew.worker("one"), crew.worker("other")
+    counts.add(("a",), 5)
+    others.add(("a",), 7)
+    await other.tick()
+    await crew.clock.advance(DEAD_S + PUBLISH_EVERY_S)
+    await one.tick()
+    assert value_of(await one.metrics(), "requests") == 12
+    assert len(await crew.store.scan("{metrics}/worker/")) == 1
+    others.add(("a",), 1)
+    await other.publish()
+    await other.publish()
+    assert value_of(await one.metrics(), "requests") == 13
+    assert value_of(await other.metrics(), "requests") == 13
+
+
+async def test_a_worker_answers_what_another_is_asked(crew: Crew) -> None:
+    (one, _), (other, _) = crew.worker("one"), crew.worker("other")
+    crew.known["other"]["r-1"] = {"request_id": "r-1"}
+
+    async def both() -> Any:
+        asked = asyncio.create_task(one.ask("r-1"))
+        for _ in range(20):
+            await other.tick()
+            await asyncio.sleep(0)
+        return await asked
+
+    assert await crew.clock.run(both()) == {"request_id": "r-1"}
+    assert await crew.clock.run(one.ask("unknown")) is None

@@ -1,0 +1,73 @@
+"""A loop that stood still is not a stuck store; a deadline that has passed while the loop ran is one."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+
+import pytest
+import uvloop
+
+from pointsman.store import deadline, open_store
+
+STILL_S = 1.2
+TIMEOUT_S = 0.1
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run(request):
+    """Run a coroutine in a loop of this kind: uvloop looks at its timers first."""
+
+    def run(work):
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(work)
+
+    return run
+
+
+def test_an_answer_that_came_while_the_loop_stood_still_is_an_answer(run, tmp_path):
+    async def work():
+        store = await open_store("disk", path=tmp_path / "store", timeout_s=TIMEOUT_S)
+        await store.put("a", 1)
+        asked = asyncio.ensure_future(store.get("a"))
+        await asyncio.sleep(0)
+        time.sleep(STILL_S)  # noqa: ASYNC251  # what LiteLLM's imports do
+        assert await asked == 1
+        await store.close()
+
+    run(work())
+
+
+def test_what_arrived_on_a_socket_meanwhile_too(run):
+    async def work():
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        theirs.sendall(b"answer\n")
+        async with deadline.within(TIMEOUT_S):
+            time.sleep(STILL_S)  # noqa: ASYNC251  # what LiteLLM's imports do
+            assert await reader.readline() == b"answer\n"
+        writer.close()
+        theirs.close()
+
+    run(work())
+
+
+def test_no_wait_is_endless(run):
+    async def work():
+        begun = time.monotonic()
+        with pytest.raises(TimeoutError):
+            async with deadline.within(TIMEOUT_S):
+                await asyncio.sleep(3600)
+        assert time.monotonic() - begun > TIMEOUT_S / 2  # uvloop's timers count whole milliseconds
+
+    run(work())
+
+
+def test_a_block_that_has_been_left_is_not_ended_later(run):
+    async def work():
+        async with deadline.within(TIMEOUT_S):
+            time.sleep(STILL_S)  # noqa: ASYNC251  # overdue when the loop goes on
+        await asyncio.sleep(1.5 * STILL_S)
+
+    run(work())

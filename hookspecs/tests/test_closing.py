@@ -1,0 +1,349 @@
+"""How attempts are closed where LiteLLM reports nothing, or reports what must not be charged."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pointsman import PluginConfig, PluginInfo, hookimpl
+from pointsman.host.attempt import OpenAttempt
+from pointsman.testing import FakeClock, Harness, deployment, error
+from pointsman.types import Endpoint, Outcome, RequestContext, Usage
+
+STORED = {
+    "id": "resp_1",
+    "object": "response",
+    "status": "completed",
+    "output": [],
+    "usage": {"input_tokens": 1000, "output_tokens": 2000, "total_tokens": 3000},
+}
+
+
+@pytest.fixture
+def closer() -> Any:
+    """Return a closer with LiteLLM's bundled prices: it must not fetch them from the network."""
+    module = pytest.importorskip("pointsman.litellm.closing")
+    prices = pytest.importorskip("pointsman.litellm.prices")
+    tokenizer = pytest.importorskip("pointsman.litellm.tokenizer")
+    return module.Closer(prices.CostMap(), tokenizer.PromptTokenizer(), FakeClock())
+
+
+async def opened_for(h: Harness, **fields) -> tuple[OpenAttempt, RequestContext]:
+    """Open an attempt of a request like this."""
+    ctx = replace((await h.request(script=error(400))).ctx, request_id="mine", **fields)
+    exchange = h.host.open(ctx)
+    await exchange.admit()
+    _, opened = await exchange.begin(deployment("d", model="gpt-4o-mini"), gateway=True)
+    return opened, ctx
+
+
+@pytest.mark.parametrize("generates", [True, False])
+async def test_reading_a_stored_answer_is_not_charged(harness, closer, generates):
+    """The usage in a stored answer was charged when it was generated."""
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES, generates=generates)
+        closer.succeed(opened, STORED, ctx)
+        assert opened.attempt.outcome is Outcome.OK
+        assert (opened.attempt.usage is not None) == generates
+        assert opened.awaits_cost == generates
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(500, Outcome.ERROR), (429, Outcome.ERROR), (0, Outcome.DISCONNECTED)])
+async def test_a_pass_through_that_fails_or_is_left_is_closed(harness, closer, status, outcome):
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.PASS_THROUGH)
+        closer.finish_pass_through(opened, ctx, status)
+        assert opened.attempt.outcome is outcome
+        assert opened.attempt.status_code == (status or None)
+
+
+@pytest.mark.parametrize(
+    ("logged", "response", "usage"),
+    [
+        ({"response_cost": 0.0}, None, None),
+        ({"response_cost": 0.0}, {"response": '{"usage": {"prompt_tokens": 3, "completion_tokens": 4}}'}, 7),
+        ({"response_cost": 0.5, "metadata": {"usage_object": {"prompt_tokens": 1, "completion_tokens": 1}}}, None, 2),
+    ],
+)
+async def test_a_pass_through_costs_what_is_read_from_its_answer(harness, closer, logged, response, usage):
+    """LiteLLM logs 0 for an answer that it has not read: that is unknown, not free."""
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.PASS_THROUGH)
+        closer.finish(opened, ctx)
+        closer.log(opened, {"call_type": "pass_through_endpoint", **logged}, response)
+        attempt = opened.attempt
+        assert (None if attempt.usage is None else attempt.usage.total_tokens) == usage
+        assert (attempt.cost_usd_micros is None) == (usage is None)
+        assert attempt.gateway_cost_usd == (Decimal("0.5") if logged["response_cost"] else None)
+
+
+async def test_an_answer_that_litellm_reports_to_nobody_is_a_success(harness, closer):
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.SPEECH, body={"input": "Hello."})
+        closer.keep(opened, object(), {"x-request-id": "1"}, ctx)
+        closer.finish(opened, ctx)
+        assert (opened.attempt.outcome, opened.attempt.usage) == (Outcome.OK, Usage(characters=6))
+        assert opened.attempt.headers == {"x-request-id": "1"}
+
+
+FINAL = {"type": "response.completed", "response": STORED}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("said", "estimated"),
+    [
+        ({"object": "chat.completion", "model": "m", "choices": []}, True),
+        ({"model": "m", "usage": {"input_tokens": 1000, "output_tokens": 2000}}, False),
+        (None, False),
+    ],
+)
+async def test_counts_that_the_provider_has_not_made_are_estimates(harness, closer, said, estimated, stream):
+    """Where the provider was heard and has said no counts, those in LiteLLM's answer are LiteLLM's own."""
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+    from pointsman.litellm.wire import Listener  # noqa: PLC0415
+
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES)
+        if said is not None:
+            listener = Listener("application/json")
+            listener.hear(json.dumps(said).encode())
+            opened.listeners.append(listener)
+        if stream:
+            reader = StreamReader()
+            reader.read(FINAL)
+            closer.end_stream(opened, reader, {}, None, ctx)
+        else:
+            closer.succeed(opened, STORED, ctx)
+        usage = opened.attempt.usage
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.estimated) == (1000, 2000, estimated)
+
+
+async def test_a_cost_in_litellms_own_account_of_a_stream_is_not_the_providers(harness, closer):
+    """Nothing has heard the provider, as with Bedrock's events; LiteLLM has written its own figure there."""
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+
+    counts = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050, "cost": 0.00096}
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.CHAT, body={"service_tier": "priority"})
+        reader = StreamReader()
+        reader.read(SimpleNamespace(model="m", choices=[], usage=counts))
+        closer.end_stream(opened, reader, {}, None, ctx)
+        usage = opened.attempt.usage
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.service_tier) == (1000, 50, "priority")
+        assert usage.provider_cost_usd is None
+
+
+@pytest.mark.parametrize(
+    ("cost", "kept"), [(0.0021, Decimal("0.0021")), (0.0, Decimal(0)), (None, None)], ids=["cost", "nothing", "unknown"]
+)
+@pytest.mark.parametrize("first", ["logged", "ended"])
+async def test_what_litellm_logs_of_a_broken_stream_is_its_own_figure(harness, closer, cost, kept, first):
+    """LiteLLM logs a failure, with the cost of what came before the stream broke where it has looked at that."""
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.CHAT)
+        counted = {"prompt_tokens": 8, "completion_tokens": 13, "total_tokens": 21} if cost else None
+        logged = {"response_cost": cost, "metadata": {"usage_object": counted}}
+        reader = StreamReader()
+        reader.text.append("what there was of it")
+        if first == "logged":
+            closer.log_failure(opened, logged)
+        closer.end_stream(opened, reader, {}, RuntimeError("broken"), ctx)
+        ours = opened.attempt.cost_usd_micros
+        closer.log_failure(opened, logged)
+        attempt = opened.attempt
+        assert (attempt.outcome, attempt.gateway_cost_usd) == (Outcome.ERROR, kept)
+        assert not opened.awaits_cost
+        # Without a listener LiteLLM's own count is the better one; a cost of nothing says nothing.
+        assert attempt.cost_usd_micros == (2100 if cost else ours)
+        assert attempt.usage.estimated
+
+
+async def test_a_failure_that_litellm_has_tried_again_is_not_the_last_word(harness, closer):
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES)
+        closer.log_failure(opened, {"response_cost": 0.0})
+        closer.succeed(opened, STORED, ctx)
+        closer.log(opened, {"response_cost": 0.0042, "metadata": {}}, STORED)
+        closer.log(opened, {"response_cost": 7.0, "metadata": {}}, STORED)
+        closer.log_failure(opened, {"response_cost": 0.0})
+        assert opened.attempt.gateway_cost_usd == Decimal("0.0042")
+
+
+class Ledger:
+    """Compares what LiteLLM has counted, as billing does."""
+
+    def __init__(self, config: PluginConfig) -> None: ...
+
+    @hookimpl
+    async def settle(self, ctx, settlement): ...
+
+
+async def test_the_gateways_counts_are_kept_as_it_has_made_them(harness, closer):
+    """LiteLLM charges for what it has read, also where the total says something else."""
+    async with harness([PluginInfo(name="ledger", config=PluginConfig, factory=Ledger)]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES)
+        closer.succeed(opened, STORED, ctx)
+        counted = {"prompt_tokens": 0, "completion_tokens": 2000, "total_tokens": 3000}
+        logged = {"response_cost": 0.0012, "metadata": {"usage_object": counted}, **counted}
+        closer.log(opened, logged, STORED)
+        assert opened.attempt.usage.prompt_tokens == 1000
+        assert (opened.attempt.gateway_usage.prompt_tokens, opened.attempt.gateway_usage.completion_tokens) == (0, 2000)
+
+
+async def test_a_failure_that_litellm_reports_nowhere_else_has_the_cost_that_it_has_logged(harness, closer):
+    """A response that fails before its first content: the provider has counted, and LiteLLM has charged."""
+    from pointsman.litellm.wire import Listener  # noqa: PLC0415  # needs LiteLLM
+
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES, stream=True)
+        listener = Listener("text/event-stream")
+        failed = {"type": "response.failed", "response": {**STORED, "status": "failed"}}
+        listener.hear(b"data: " + json.dumps(failed).encode() + b"\n\n")
+        opened.listeners.append(listener)
+        closer.log_failure(opened, {"response_cost": 0.00116})
+        responded = {"x-ratelimit-remaining-requests": "7", "set-cookie": "secret"}
+        closer.fail_unreported(opened, RuntimeError("failed"), ctx, responded)
+        attempt = opened.attempt
+        assert dict(attempt.headers) == {"x-ratelimit-remaining-requests": "7"}
+        assert (attempt.outcome, attempt.gateway_cost_usd) == (Outcome.ERROR, Decimal("0.00116"))
+        assert (attempt.usage.prompt_tokens, attempt.usage.completion_tokens) == (1000, 2000)
+        assert not opened.awaits_cost
+
+
+@pytest.mark.parametrize("generates", [True, False])
+@pytest.mark.parametrize("said", [STORED["usage"], None, {}])
+async def test_an_answer_that_litellm_cannot_read_has_used_what_its_provider_has_counted(
+    harness, closer, said, generates
+):
+    """The provider has answered with 200, and charges; only where it has counted nothing, nothing is known."""
+    from pointsman.litellm.wire import Listener  # noqa: PLC0415  # needs LiteLLM
+
+    async with harness([]) as h:
+        opened, _ = await opened_for(h, endpoint=Endpoint.CHAT, generates=generates)
+        listener = Listener("application/json")
+        listener.hear(json.dumps({"object": "chat.completion", "choices": None, "usage": said}).encode())
+        opened.listeners.append(listener)
+        closer.fail(opened, TypeError("no choices"))
+        closer.log_failure(opened, {"response_cost": 0.0})
+        attempt = opened.attempt
+        assert attempt.outcome is Outcome.ERROR
+        assert not opened.awaits_cost
+        if said and generates:
+            assert (attempt.usage.prompt_tokens, attempt.usage.completion_tokens) == (1000, 2000)
+            assert attempt.usage.raw
+            assert attempt.cost_usd_micros == 1350
+        else:
+            assert (attempt.usage, attempt.cost_usd_micros) == (None, None)
+
+
+LOST = {"object": "chat.completion", "choices": None}
+REFUSED = {"error": {"message": "overloaded", "code": 529}}
+
+
+@pytest.mark.parametrize("how", ["plain", "stream", "stream-unreported", "stream-failed"])
+@pytest.mark.parametrize(
+    ("answer", "unread"),
+    [
+        ((200, LOST), True),
+        ((200, REFUSED), False),
+        ((200, [REFUSED]), False),
+        ((200, None), True),
+        ((500, None), False),
+        ((None, None), False),
+    ],
+)
+async def test_what_a_provider_has_answered_is_not_known_to_be_free_because_litellm_has_failed(
+    harness, closer, how, answer, unread
+):
+    """The status of the provider decides, not that of LiteLLM's error, unless the provider itself says that it failed."""
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+    from pointsman.litellm.wire import Listener  # noqa: PLC0415
+
+    class UnreadableError(Exception):
+        status_code = 503
+
+    stream, (status, said) = how != "plain", answer
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.MESSAGES, stream=stream)
+        opened.provider_status = status
+        if said is not None:
+            listener = Listener("text/event-stream" if stream else "application/json")
+            listener.hear(b"event: x\ndata: " * stream + json.dumps(said).encode() + b"\n\n" * stream)
+            opened.listeners.append(listener)
+        reader = StreamReader()
+        if how == "plain":
+            closer.fail(opened, UnreadableError())
+        elif how == "stream":
+            closer.end_stream(opened, reader, {}, UnreadableError(), ctx)
+        elif how == "stream-unreported":
+            closer.fail_unreported(opened, UnreadableError(), ctx)
+        else:
+            reader.read(b'event: error\ndata: {"type": "error", "error": {}}\n\n')
+            closer.end_stream(opened, reader, {}, None, ctx)
+        attempt = opened.attempt
+        assert attempt.outcome is Outcome.ERROR
+        assert attempt.unread == unread
+        if said not in (None, LOST):
+            assert (attempt.usage, attempt.cost_usd_micros, opened.awaits_cost) == (None, None, False)
+        elif said is LOST and stream:
+            assert attempt.usage.estimated
+
+
+async def test_what_an_attempt_was_answered_is_what_came_last(harness):
+    """A token that was fetched before is not an answer to the request that the provider then does not answer."""
+    call = pytest.importorskip("pointsman.litellm.call").ClientCall("mine", {"type": "http"})
+    async with harness([]) as h:
+        call.exchange = h.host.open((await h.request(script=error(400))).ctx)
+        await call.exchange.admit()
+        _, opened = await call.exchange.begin(deployment("d"), gateway=True)
+        call.responded(200, {})
+        assert opened.provider_status == 200
+        call.asks()
+        assert opened.provider_status is None
+
+
+@pytest.mark.parametrize("how", ["plain", "stream", "abandoned"])
+@pytest.mark.parametrize(("named", "model"), [("asked", None), ("d", None), ("gpt-4o-mini", "gpt-4o-mini"), ("x", "x")])
+async def test_the_name_that_the_client_asked_for_is_not_the_model_that_answered(harness, closer, how, named, model):
+    """LiteLLM puts it into answers from its cache."""
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+
+    answer = {**STORED, "model": named}
+    reader = StreamReader()
+    reader.read({"type": "response.completed", "response": answer})
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES, model="asked")
+        match how:
+            case "plain":
+                closer.succeed(opened, answer, ctx, cached=True)
+            case "stream":
+                closer.end_stream(opened, reader, {}, None, ctx, cached=True)
+            case _:
+                closer.end_abandoned(opened, reader, ctx, Outcome.DISCONNECTED)
+        assert opened.attempt.model == model
+
+
+@pytest.mark.parametrize("generates", [True, False])
+@pytest.mark.parametrize("given_up", [True, False])
+async def test_an_answer_that_is_no_longer_waited_for_costs_its_prompt(harness, closer, given_up, generates):
+    """As that of a client that has left: the provider has the request, and what it makes of it is not known."""
+    body = {"messages": [{"role": "user", "content": "How is the weather in Turin?"}]}
+    async with harness([]) as h:
+        opened, _ = await opened_for(h, endpoint=Endpoint.CHAT, body=body, generates=generates)
+        opened.given_up = given_up
+        closer.fail(opened, TimeoutError())
+        attempt = opened.attempt
+        assert (attempt.outcome, attempt.cut) == (Outcome.ERROR, given_up and generates)
+        if attempt.cut:
+            assert (attempt.usage.estimated, attempt.usage.completion_tokens) == (True, 0)
+            assert attempt.usage.prompt_tokens > 5
+        else:
+            assert (attempt.usage, attempt.cost_usd_micros) == (None, None)

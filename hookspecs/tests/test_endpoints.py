@@ -1,0 +1,111 @@
+"""Which API a request speaks, whether a model works for it, and where its path names a model."""
+
+from __future__ import annotations
+
+import pytest
+
+from pointsman.litellm import endpoints
+from pointsman.types import Endpoint
+
+#: Call types of LiteLLM that belong to no kind of API of ours.
+UNKNOWN = (
+    "mcp",
+    "message",
+    "skill",
+    "decisions",
+    "systemone",
+    "sandbox",
+    "run_code",
+    "code_interpreter",
+    "cancel_fine",
+)
+
+
+@pytest.fixture
+def call_types() -> list[str]:
+    """Return LiteLLM's own list."""
+    return [call.value for call in pytest.importorskip("litellm.types.utils").CallTypes]
+
+
+def test_every_call_type_of_litellm_has_an_endpoint(call_types):
+    """A new one of a later version shows up here; until then it is ``other``, which the guard keeps closed."""
+    unknown = [name for name in call_types if endpoints.endpoint(name) is Endpoint.OTHER]
+    assert [name for name in unknown if not any(word in name for word in UNKNOWN)] == []
+
+
+@pytest.mark.parametrize(
+    ("call_type", "method", "expected"),
+    [
+        ("acompletion", "POST", True),
+        ("aimage_edit", "POST", True),
+        ("avideo_generation", "POST", True),
+        ("acreate_batch", "POST", True),
+        ("aget_responses", "GET", False),
+        ("adelete_responses", "DELETE", False),
+        ("acancel_responses", "POST", False),
+        ("alist_batches", "GET", False),
+        ("acancel_batch", "POST", False),
+        ("acreate_file", "POST", False),
+        ("afile_content", "GET", False),
+        ("avideo_content", "GET", False),
+        ("pass_through_endpoint", "GET", True),
+        ("not_known_yet", "GET", True),
+        ("not_known_yet", "POST", True),
+    ],
+)
+def test_reading_and_cancelling_do_not_generate(call_type, method, expected):
+    """What is not understood generates."""
+    assert endpoints.generates(call_type, method) is expected
+
+
+@pytest.mark.parametrize(
+    ("path", "model", "provider"),
+    [
+        ("/anthropic/v1/messages", None, "anthropic"),
+        ("/gemini/v1beta/models/gemini-2.5-pro:generateContent", "gemini-2.5-pro", "gemini"),
+        ("/vertex-ai/v1/projects/p/locations/l/publishers/google/models/g-1:predict", "g-1", "vertex_ai"),
+        ("/bedrock/model/anthropic.claude-v2%3A1/invoke", "anthropic.claude-v2:1", "bedrock"),
+        ("/azure/openai/deployments/d-1/chat/completions", "d-1", "azure"),
+        ("/openai_passthrough/v1/chat/completions", None, "openai"),
+        ("/mine", None, "mine"),
+        ("/" + "x" * 5_000, None, "x" * 200),
+    ],
+)
+def test_a_pass_through_path_names_its_model_and_provider(path, model, provider):
+    assert (endpoints.path_model(path), endpoints.path_provider(path)) == (model, provider)
+
+
+@pytest.mark.parametrize(
+    ("path", "metered"),
+    [
+        ("/openai/v1/chat/completions", True),
+        ("/gemini/v1beta/models/gemini-2.5-pro:streamGenerateContent", True),
+        ("/bedrock/model/anthropic.claude-v2%3A1/invoke", True),
+        ("/mine", True),
+        ("/mine/any", True),
+        ("/mines", False),
+        ("/openai/v1/realtime/client_secrets", False),
+        ("/openai/v1/realtime/calls", False),
+        ("/openai/v1/threads/t/runs", False),
+        ("/anthropic/v1/messages/batches", False),
+        ("/gemini/v1beta/models/veo-3:predictLongRunning", False),
+        ("/openai/v1/files", False),
+        ("/openai/v1/not_known_yet", False),
+    ],
+)
+def test_a_pass_through_is_metered_where_its_answer_says_what_was_used(path, metered):
+    """What starts something that is charged later or elsewhere is not; configured ones are the operator's choice."""
+    assert endpoints.answers_with_usage(path, ["/mine"]) is metered
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/messages/count_tokens", "/v1/responses/input_tokens", "/utils/token_counter", "/v1beta/models/a:countTokens"],
+)
+def test_counters_are_known_by_their_paths(path):
+    assert endpoints.counts_tokens(path)
+    assert not endpoints.counts_tokens(path + "/more")
+
+
+def test_only_a_batch_names_its_models_in_a_file(call_types):
+    assert [name for name in call_types if endpoints.in_file(name)] == ["create_batch", "acreate_batch"]

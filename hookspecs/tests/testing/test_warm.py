@@ -1,0 +1,109 @@
+"""Proxies that are forks of a warm parent: what is as after a real start, and what needs one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pointsman.testing import warm
+from pointsman.testing.proxy import ProxyServer
+
+pytestmark = pytest.mark.proxy
+
+MODEL = {"model_name": "chat", "litellm_params": {"model": "openai/gpt-4o", "api_key": "none"}}
+
+CALLBACKS = """
+import json
+import os
+import sys
+
+from litellm.integrations.custom_logger import CustomLogger
+
+print("SHOWN", json.dumps([os.getcwd(), sys.argv, os.environ.get("ONLY_HERE"), os.getsid(0) == os.getpid(), sys.path]))
+handler = CustomLogger()
+"""
+
+ORPHANS = """
+import sys
+from pathlib import Path
+from pointsman.testing import warm
+from pointsman.testing.proxy import ProxyServer
+
+directory = Path(sys.argv[1])
+(directory / "warm").mkdir()
+warm.prepare(directory / "warm")
+server = ProxyServer({"model_list": []}, directory / "proxy")
+server.launch()
+server.wait_ready()
+print(server.pid, warm._parents[0].pid, flush=True)
+os = __import__("os")
+os._exit(0)
+"""
+
+
+def shown(proxy: ProxyServer) -> str:
+    return next(line for line in proxy.log().splitlines() if line.startswith("SHOWN"))
+
+
+def test_a_fork_is_what_a_real_start_is(tmp_path):
+    """Arguments, environment, directory, session, module path and exit codes."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "shows.py").write_text(CALLBACKS)
+    config = {"model_list": [MODEL], "litellm_settings": {"callbacks": ["shows.handler"]}}
+    outputs = {}
+    for name, fresh in (("forked", False), ("real", True)):
+        proxy = ProxyServer(
+            config,
+            tmp_path / name / "proxy",
+            env={"ONLY_HERE": "yes"},
+            python_path=(tmp_path / "library",),
+            fresh=fresh,
+        )
+        with proxy:
+            assert isinstance(proxy._process, warm.Forked) != fresh
+            output = shown(proxy).replace(str(proxy.port), "PORT").replace(f"/{name}", "/NAME")
+        outputs[name] = (output, proxy.stop())
+    assert outputs["forked"] == outputs["real"]
+    with ProxyServer({"model_list": [MODEL]}, tmp_path / "killed") as killed:
+        assert killed.stop(signal.SIGKILL) == -signal.SIGKILL
+
+
+def test_a_variable_that_litellm_reads_at_import_needs_a_real_start(tmp_path):
+    proxy = ProxyServer({"model_list": [MODEL]}, tmp_path, env={"LITELLM_LOG": "ERROR"})
+    proxy.launch()
+    try:
+        assert isinstance(proxy._process, subprocess.Popen)
+    finally:
+        proxy.stop(signal.SIGKILL)
+
+
+def test_without_a_run_every_start_is_real(tmp_path, monkeypatch):
+    monkeypatch.delenv(warm.VARIABLE)
+    assert warm.fork(["litellm"], {}, tmp_path, 1) is None
+
+
+def test_nothing_outlives_the_run(tmp_path):
+    """Not even when the run is killed: its parent ends with it, and the proxies with the parent."""
+    env = {name: value for name, value in os.environ.items() if name != warm.VARIABLE}
+    done = subprocess.run(  # noqa: S603  # our own
+        [sys.executable, "-c", ORPHANS, tmp_path], env=env, capture_output=True, text=True, timeout=150, check=True
+    )
+    pids = [int(word) for word in done.stdout.split()]
+    deadline = time.monotonic() + 30
+    while left := [pid for pid in pids if Path(f"/proc/{pid}").exists() and not zombie(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+
+
+def zombie(pid: int) -> bool:
+    """Say whether a process has ended and waits for its parent, which may be an init that does not look after it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True

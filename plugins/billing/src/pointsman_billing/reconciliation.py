@@ -1,0 +1,192 @@
+"""Two independent figures for one attempt: ours and the gateway's own, and why they differ. Pure functions.
+
+A reason other than ``different`` is verified: the gateway's figure is what results when this one fact is left out, or
+from the gateway's own counts at our prices.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from pointsman.types import Usage
+
+from . import pricing
+
+if TYPE_CHECKING:
+    from .pricing import Quote
+
+AGREES: Final = ""
+#: The gateway has logged no cost of its own.
+UNSEEN: Final = "unseen"
+#: The call was ended here, as one that loses a race is, and the gateway has logged nothing about it.
+CANCELLED: Final = "cancelled"
+#: A response on a websocket: the gateway logs what the connection has cost, and nothing about each response.
+CONNECTION: Final = "connection"
+#: The client left before the first content, and the gateway has logged no cost of a call that came to nothing.
+LEFT: Final = "left"
+#: There is no figure of ours: no price, or no usage, is known.
+UNPRICED: Final = "unpriced"
+DIFFERENT: Final = "different"
+#: A price rule of the configuration replaces the gateway's prices, or is the only one.
+PRICE_RULE: Final = "price_rule"
+#: The provider says itself what it charges, and that is ours.
+PROVIDER_COST: Final = "provider_cost"
+#: Some counts are estimates: the gateway's figure is the price of its own.
+ESTIMATED: Final = "estimated"
+#: The provider's counts contradict one another: the gateway's figure is the price of what it has made of them.
+CONTRADICTORY: Final = "contradictory"
+#: The gateway's figure is the price of other counts than the provider's account has.
+COUNTS: Final = "counts"
+#: The provider charges fewer units than its models have processed, as Cohere does; the gateway charges what they have.
+BILLED_UNITS: Final = "billed_units"
+#: The answer did not reach its end, and the gateway charges nothing for what there was of it.
+UNFINISHED: Final = "unfinished"
+#: Another model answered than the deployment names; the gateway charges the named one.
+SERVED_MODEL: Final = "served_model"
+#: Several models worked on the answer; the gateway charges one.
+SEVERAL_MODELS: Final = "several_models"
+SERVICE_TIER: Final = "service_tier"
+CACHE_LIFETIME: Final = "cache_lifetime"
+#: The gateway does not charge the provider's searches or other tools.
+TOOLS: Final = "tools"
+
+#: What needs attention.
+OPEN: Final = frozenset({UNSEEN, UNPRICED, DIFFERENT, COUNTS})
+
+#: The gateway's figure leaves out something that the provider has said.
+IGNORANT: Final = frozenset(
+    {
+        PROVIDER_COST,
+        ESTIMATED,
+        CONTRADICTORY,
+        COUNTS,
+        BILLED_UNITS,
+        UNFINISHED,
+        SERVED_MODEL,
+        SEVERAL_MODELS,
+        SERVICE_TIER,
+        CACHE_LIFETIME,
+        TOOLS,
+    }
+)
+
+#: The gateway computes in binary floating point.
+_RELATIVE: Final = Decimal("1e-9")
+_LEAST_USD: Final = Decimal("1e-12")
+_COUNTS: Final = tuple(name for name in Usage.__slots__ if name.endswith("_tokens"))
+
+
+def finding(
+    usage: Usage | None,
+    quote: Quote,
+    ours_usd: Decimal | None,
+    gateway_usd: Decimal | None,
+    gateway_usage: Usage | None = None,
+    *,
+    finished: bool = True,
+    cut: bool = False,
+    on_connection: bool = False,
+    left: bool = False,
+) -> str:
+    """Return what comparing both figures of an attempt shows.
+
+    Args:
+        usage: What was used, or None.
+        quote: Its prices.
+        ours_usd: Our own figure, or None.
+        gateway_usd: What the gateway has logged, or None.
+        gateway_usage: What the gateway has counted, or None where that is the same or is not known.
+        finished: Whether the answer reached its end.
+        cut: Whether the call was ended here before.
+        on_connection: Whether it was a response on a websocket.
+        left: Whether its client left before the first content.
+    """
+    if ours_usd is None:
+        return UNPRICED
+    if gateway_usd is None:
+        # Of a model that only a rule has a price of, the gateway has none.
+        otherwise = PRICE_RULE if quote.source == "config" else UNSEEN
+        return CONNECTION if on_connection else CANCELLED if cut else LEFT if left else otherwise
+    if _same(ours_usd, gateway_usd):
+        return AGREES
+    if quote.source == "config":
+        return PRICE_RULE
+    if usage is not None and usage.provider_cost_usd is not None and not quote.price.configured:
+        return PROVIDER_COST
+    if not gateway_usd and not finished:
+        return UNFINISHED
+    return DIFFERENT if usage is None else _verified(usage, quote, gateway_usd, gateway_usage)
+
+
+def _verified(usage: Usage, quote: Quote, gateway_usd: Decimal, gateway_usage: Usage | None) -> str:
+    """Return the fact or the counts that the gateway's figure is the price of, or that there is none."""
+    for reason, cost in _without_one_fact(usage, quote):
+        if cost is not None and _same(cost, gateway_usd):
+            return reason
+    if gateway_usage is not None and any(
+        cost is not None and _same(cost, gateway_usd) for cost in _of_counts(usage, gateway_usage, quote)
+    ):
+        return _of_other_counts(usage, gateway_usage)
+    return DIFFERENT
+
+
+def ignorant(found: str, usage: Usage | None) -> bool:
+    """Return whether the gateway's figure leaves out what the provider has said, so that it is not what is charged.
+
+    Where the provider's counts do not fit together, a figure that nothing explains is of counts that were misread.
+    """
+    return found in IGNORANT or (found == DIFFERENT and usage is not None and usage.contradictory)
+
+
+def _without_one_fact(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal | None]]:
+    """Yield what the attempt would have cost if one fact about it were not known."""
+    price = quote.price
+    if usage.parts:
+        prices = (price, *([quote.configured] if quote.configured is not None else []), *quote.parts)
+        for used in (usage, *usage.parts):
+            yield from ((SEVERAL_MODELS, pricing.cost_usd(used, of_model)) for of_model in prices)
+    if quote.configured is not None and quote.configured is not price:
+        yield SERVED_MODEL, pricing.cost_usd(usage, quote.configured)
+    if usage.service_tier is not None:
+        yield SERVICE_TIER, pricing.cost_usd(replace(usage, service_tier=None), price)
+    if usage.cache_write_1h_tokens:
+        yield CACHE_LIFETIME, pricing.cost_usd(replace(usage, cache_write_1h_tokens=0), price)
+    if usage.searches or usage.maps_queries or usage.file_searches or usage.code_sessions:
+        without = replace(usage, searches=None, maps_queries=None, file_searches=None, code_sessions=None)
+        yield TOOLS, pricing.cost_usd(without, price)
+
+
+def _of_counts(usage: Usage, counted: Usage, quote: Quote) -> Iterator[Decimal | None]:
+    """Yield the price of the gateway's counts: of all else as it was, without one other fact, and of its counts alone."""
+    counts = {name: getattr(counted, name) for name in _COUNTS}
+    theirs = replace(usage, parts=(), **counts)
+    # The gateway charges for reasoning also where it is more than the whole answer.
+    beside = replace(theirs, completion_tokens=max(theirs.completion_tokens, theirs.reasoning_tokens))
+    for used in (theirs, beside, counted):
+        yield pricing.cost_usd(used, quote.price)
+        yield from (cost for _, cost in _without_one_fact(used, quote))
+
+
+def _of_other_counts(usage: Usage, counted: Usage) -> str:
+    """Return why the gateway's figure is the price of other counts than ours."""
+    if _processed(usage) == (counted.prompt_tokens, counted.completion_tokens):
+        return BILLED_UNITS
+    return CONTRADICTORY if usage.contradictory else ESTIMATED if usage.estimated else COUNTS
+
+
+def _processed(usage: Usage) -> tuple[object, object] | None:
+    """Return the tokens that the provider names beside those that it charges; None where it names none."""
+    try:
+        account = json.loads(usage.raw or "")
+        tokens = account["tokens"] if "billed_units" in account else None
+        return None if tokens is None else (tokens["input_tokens"], tokens["output_tokens"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _same(one_usd: Decimal, other_usd: Decimal) -> bool:
+    return abs(one_usd - other_usd) <= max(_LEAST_USD, _RELATIVE * abs(other_usd))

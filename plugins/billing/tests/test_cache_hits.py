@@ -1,0 +1,87 @@
+"""What LiteLLM's response cache answers costs nothing, on every endpoint that it keeps answers of, plain and streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from pointsman.testing import eventually
+from pointsman.testing.provider import UpstreamServer
+from pointsman.testing.proxy import ProxyServer
+
+pytestmark = pytest.mark.proxy
+
+TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+CONTENTS: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
+CASES = [
+    (path, model, body, stream)
+    for path, model, body in (
+        ("chat/completions", "mini", TALK),
+        ("chat/completions", "claude", TALK),
+        ("messages", "mini", TALK),
+        ("messages", "claude", TALK),
+        ("responses", "mini", {"input": "hi"}),
+        ("completions", "mini", {"prompt": "hi"}),
+    )
+    for stream in (False, True)
+] + [
+    ("embeddings", "vectors", {"input": "hi"}, False),
+    # Gemini's API streams at an address of its own.
+    ("/v1beta/models/mini:generateContent", "mini", CONTENTS, False),
+    ("/v1beta/models/mini:streamGenerateContent?alt=sse", "mini", CONTENTS, False),
+]
+NAMES = [f"{path}-{model}-{'stream' if stream else 'plain'}" for path, model, _, stream in CASES]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, UpstreamServer]]:
+    with UpstreamServer() as upstream:
+        models = {
+            "mini": ("openai/gpt-4o-mini", f"{upstream.url}/v1"),
+            "claude": ("anthropic/claude-sonnet-4-5-20250929", upstream.url),
+            "vectors": ("openai/text-embedding-3-small", f"{upstream.url}/v1"),
+        }
+        config = {
+            "model_list": [
+                {"model_name": name, "litellm_params": {"model": model, "api_base": base, "api_key": "any"}}
+                for name, (model, base) in models.items()
+            ],
+            "litellm_settings": {
+                "callbacks": ["pointsman.litellm.handler"],
+                "cache": True,
+                "cache_params": {"type": "local"},
+            },
+            "pointsman": {"store": {"backend": "memory"}, "plugins": [{"billing": {}}]},
+        }
+        with (
+            ProxyServer(config, tmp_path_factory.mktemp("cache-hits")) as proxy,
+            httpx.Client(base_url=proxy.url, headers=proxy.headers, timeout=60, trust_env=False) as client,
+        ):
+            yield client, upstream
+
+
+@pytest.mark.parametrize(("path", "model", "body", "stream"), CASES, ids=NAMES)
+def test_a_hit_is_free(
+    gateway: tuple[httpx.Client, UpstreamServer], path: str, model: str, body: dict[str, Any], stream: bool
+) -> None:
+    client, upstream = gateway
+    # Plain and streamed answers are kept apart, so that each has a miss of its own.
+    asked = {"model": model, **body, **({"stream": True, "temperature": 0.5} if stream else {})}
+
+    def bill() -> dict[str, Any]:
+        answer = client.post(path if path.startswith("/") else f"/v1/{path}", json=asked).raise_for_status()
+        at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
+        found = eventually(lambda: client.get(at), lambda one: one.status_code == 200)
+        return dict(found.json())
+
+    miss = bill()
+    assert (miss["bill"], float(miss["cost_usd"]) > 0) == ("billed", True)
+    # LiteLLM writes to its cache after the answer.
+    hit = eventually(bill, lambda found: found["bill"] == "free")
+    assert hit["cost_usd"] == "0"
+    calls = len(upstream.requests)
+    again = bill()
+    assert (again["bill"], again["cost_usd"], len(upstream.requests)) == ("free", "0", calls)

@@ -1,0 +1,107 @@
+"""What a request is expected to use, in the units that its kind of API is charged by. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from pointsman.types import Endpoint, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pointsman.counting import Prompt
+    from pointsman.types import RequestContext
+
+#: Their answers are not text, or are not charged by their length.
+WITHOUT_OUTPUT_TOKENS: Final = frozenset(
+    {
+        Endpoint.BATCHES,
+        Endpoint.COUNT_TOKENS,
+        Endpoint.EMBEDDINGS,
+        Endpoint.FILES,
+        Endpoint.MODERATIONS,
+        Endpoint.OCR,
+        Endpoint.RERANK,
+        Endpoint.SEARCH,
+        Endpoint.SPEECH,
+        Endpoint.VIDEOS,
+    }
+)
+#: Of a large image of high quality, where a model is charged by tokens.
+_IMAGE_TOKENS: Final = 6_300
+#: Slow speech: 750 characters a minute.
+_MS_A_CHARACTER: Final = 80
+#: Where a request does not say how long a video is to be.
+_VIDEO_S: Final = 10
+_MOST_VIDEO_S: Final = 3_600
+#: A recording of unknown length.
+_RECORDING_MS: Final = 60_000
+#: A reranker charges this many documents as one search.
+_DOCUMENTS: Final = 100
+
+
+def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tokens: int, choices: int) -> Usage:
+    """Return what one model is expected to use for a request.
+
+    Args:
+        ctx: The request.
+        prompt: What it gives the model to read.
+        prompt_tokens: Its tokens.
+        output_tokens: The estimated tokens of all answers together.
+        choices: How many answers it asks for.
+    """
+    body = ctx.body
+    tier = body.get("service_tier")
+    tokens = Usage(
+        prompt_tokens=prompt_tokens,
+        completion_tokens=output_tokens,
+        service_tier=tier if isinstance(tier, str) else None,
+    )
+    match ctx.endpoint:
+        case Endpoint.IMAGES:
+            made = choices * _IMAGE_TOKENS
+            return Usage(
+                prompt_tokens=prompt_tokens,
+                completion_tokens=made,
+                image_completion_tokens=made,
+                image_prompt_tokens=min(prompt_tokens, prompt.media_tokens),
+                images=choices,
+                image_size=_text(body, "size"),
+                image_quality=_text(body, "quality"),
+            )
+        case Endpoint.REALTIME if body.get("output_modalities") != ["text"]:
+            # Sound is dearer than text, and either may come.
+            return replace(tokens, audio_prompt_tokens=prompt_tokens, audio_completion_tokens=output_tokens)
+        case Endpoint.SPEECH:
+            characters = len(prompt.text)
+            return replace(tokens, characters=characters, audio_out_ms=characters * _MS_A_CHARACTER)
+        case Endpoint.TRANSCRIPTIONS:
+            return replace(tokens, audio_ms=prompt.audio_ms or _RECORDING_MS)
+        case Endpoint.RERANK:
+            documents = body.get("documents")
+            count = len(documents) if isinstance(documents, list) else 1
+            return replace(tokens, search_units=max(1, -(-count // _DOCUMENTS)))
+        case Endpoint.OCR:
+            return Usage(pages=max(1, prompt.pages))
+        case Endpoint.VIDEOS:
+            return Usage(video_ms=_video_s(body) * 1000, video_resolution=_text(body, "resolution"))
+        case Endpoint.SEARCH:
+            return Usage(searches=1, requests=1)
+        case Endpoint.BATCHES | Endpoint.FILES | Endpoint.COUNT_TOKENS:
+            # What a batch costs is known when its usage is.
+            return Usage()
+    return tokens
+
+
+def _text(body: Mapping[str, object], field: str) -> str | None:
+    value = body.get(field)
+    return value[:64] if isinstance(value, str) else None
+
+
+def _video_s(body: Mapping[str, object]) -> int:
+    value = body.get("seconds", body.get("duration"))
+    try:
+        return min(_MOST_VIDEO_S, max(1, int(str(value))))
+    except ValueError:
+        return _VIDEO_S

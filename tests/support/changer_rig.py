@@ -1,0 +1,46 @@
+"""A proxy whose plugins change, answer and refuse, as the requests' headers say."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rig import SUPPORT, Rig, deployment
+
+from pointsman.testing.distribution import fake_distribution
+from pointsman.testing.provider import Behaviour
+
+TEXT = "the answer, word by word"
+
+
+def models(upstream: str) -> list[dict[str, Any]]:
+    return [
+        deployment(upstream, "gpt", "gpt-4o-mini", id_="gpt-1"),
+        deployment(upstream, "spare", "gpt-4o", id_="spare-1"),
+        deployment(upstream, "failing", "gpt-failing", id_="failing-1"),
+        deployment(upstream, "claude", "claude-haiku-4-5", id_="claude-1", provider="anthropic"),
+        deployment(upstream, "vectors", "text-embedding-3-small", id_="vectors-1"),
+    ]
+
+
+def start(directory: Path, *plugins: Any, config: Mapping[str, Any] | None = None) -> Rig:
+    """Return a rig, not started, with plugins of ``changer.py``."""
+    library = directory / "lib"
+    library.mkdir(parents=True)
+    shutil.copy(SUPPORT / "changer.py", library / "changer.py")
+    fake_distribution(
+        library, "pointsman-changer", {name: f"changer:{name}" for name in ("changer", "guardian", "policy")}
+    )
+    rig = Rig(
+        directory, models, plugins=list(plugins), config={"router_settings": {"num_retries": 0}, **(config or {})}
+    )
+    for model in ("gpt-4o-mini", "gpt-4o", "claude-haiku-4-5"):
+        rig.upstream.behave(model, Behaviour(text=TEXT))
+    rig.upstream.behave("gpt-failing", Behaviour(error_ratios={500: 1.0}))
+    return rig
+
+
+def headers(rig: Rig, case: str, **more: str) -> dict[str, str]:
+    return {**rig.proxy.headers, "x-test-case": case, **{f"x-test-{name}": value for name, value in more.items()}}

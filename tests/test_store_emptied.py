@@ -1,0 +1,162 @@
+"""All that the configuration says is there again after the store has lost everything."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from pointsman.host.journal import HEARTBEAT_INTERVAL_S
+from pointsman.store.memory import MemoryStore
+from pointsman.testing import FakeClock, Harness, deployment, ok
+from pointsman.types import Endpoint
+from pointsman_billing.plugin import plugin as billing
+from pointsman_canary.plugin import plugin as canary
+from pointsman_quota.plugin import plugin as quota
+from pointsman_registry.plugin import plugin as registry
+from pointsman_shadow.plugin import plugin as shadow
+
+DEPLOYMENTS = [deployment("small-1", "small"), deployment("big-1", "big")]
+PLUGINS = [
+    (quota, {"default_tenant": "acme", "tenants": [{"id": "acme", "limits": {"usd_per_month": 500}}]}),
+    (
+        canary,
+        {
+            "experiments": [
+                {"name": "rollout", "model": "assistant", "canary": {"version": "assistant-2"}, "steps": [50]}
+            ]
+        },
+    ),
+    (
+        registry,
+        {
+            "versions": [
+                {"id": "assistant-1", "name": "assistant", "version": "1", "path": "small", "active": True},
+                {"id": "assistant-2", "name": "assistant", "version": "2", "path": "big"},
+            ]
+        },
+    ),
+    (shadow, {"mirrors": [{"name": "mirror", "model": "small", "challenger": "big", "sample_rate": 0.1}]}),
+]
+
+
+async def test_what_the_configuration_says_is_written_again(tmp_path: Path) -> None:
+    async with Harness(PLUGINS, path=tmp_path, deployments=DEPLOYMENTS) as h:
+        before = await shown(h)
+        assert before[1:] == (200, 200, 200)
+        assert (await h.request(model="assistant")).outcome == "ok"
+        await h.settled()
+        for key, _ in await h.store.scan(""):
+            await h.store.delete(key)
+        await h.clock.advance(4 * HEARTBEAT_INTERVAL_S)
+        await h.host.events.drain(5.0)
+        assert (await h.request(model="assistant")).outcome == "ok"
+        assert await shown(h) == before
+        assert "budgets of that day and month began again at 0" in h.status("quota").summary
+        assert not h.status("quota").ok
+
+
+async def empty(h: Harness) -> None:
+    """Empty the store, and let the workers notice."""
+    for key, _ in await h.store.scan(""):
+        await h.store.delete(key)
+    await h.clock.advance(4 * HEARTBEAT_INTERVAL_S)
+    await h.host.events.drain(5.0)
+
+
+async def spent(h: Harness) -> dict[str, dict[str, object]]:
+    """Return what the ledger has of the tenant's day and month, by scope."""
+    rows = (await h.admin.get("/quota/tenants/acme")).json()["usage"]
+    names = ("day_tokens", "day_usd", "month_tokens", "month_usd", "reserved_tokens")
+    return {f"{row['scope']} {row['name']}": {name: row[name] for name in names} for row in rows}
+
+
+def budgets(money_from: str) -> list[tuple[object, dict[str, object]]]:
+    limits = {"usd_per_month": 500, "tokens_per_day": 10**6, "tokens_per_minute": 10**6}
+    tenant = {"id": "acme", "limits": limits, "model_limits": {"small": {"tokens_per_month": 10**6}}}
+    section = {"default_tenant": "acme", "tenants": [tenant], "money_from": money_from}
+    margins = [{"margin_ratio": 0.5}]
+    return [(quota, {**section, "gateway_limits": {"usd_per_day": 100}}), (billing, {"margins": margins})]
+
+
+@pytest.mark.parametrize("money_from", ["gateway", "events"])
+@pytest.mark.parametrize(
+    ("endpoint", "stream"),
+    [
+        *(
+            (endpoint, stream)
+            for endpoint in (Endpoint.CHAT, Endpoint.MESSAGES, Endpoint.RESPONSES)
+            for stream in (False, True)
+        ),
+        (Endpoint.EMBEDDINGS, False),
+    ],
+)
+async def test_budgets_have_what_had_been_spent(
+    tmp_path: Path, endpoint: Endpoint, stream: bool, money_from: str
+) -> None:
+    """Of the tenant, of all tenants and of a model, of the day and of the days before; levels of rates are not touched."""
+    asked = "input" if endpoint in {Endpoint.RESPONSES, Endpoint.EMBEDDINGS} else "messages"
+    body = {asked: "Hello" if asked == "input" else [{"role": "user", "content": "Hello"}]}
+    # Not at the beginning of a month: the day before belongs to it, too.
+    clock = FakeClock(1_763_000_000.0)
+    async with Harness(budgets(money_from), path=tmp_path, deployments=DEPLOYMENTS, clock=clock) as h:
+        for model in ("small", "big"):
+            assert (await h.request(model=model, endpoint=endpoint, stream=stream, body=body)).outcome == "ok"
+        await h.settled()
+        await h.clock.skip(86_400)
+        assert (await h.request(model="small", endpoint=endpoint, stream=stream, body=body)).outcome == "ok"
+        await h.settled()
+        before = await spent(h)
+        assert before["tenant acme"]["day_tokens"] != before["tenant acme"]["month_tokens"]
+        await empty(h)
+        assert await spent(h) == before
+        assert h.status("quota").ok
+        assert h.status("quota").details["restored"]["known"] is True
+
+
+async def test_two_workers_of_one_outbox_restore_it_once(tmp_path: Path) -> None:
+    clock = FakeClock(1_763_000_000.0)
+    store = MemoryStore(clock=clock.now)
+    given = {"path": tmp_path, "deployments": DEPLOYMENTS, "clock": clock, "store": store}
+    async with (
+        Harness(budgets("gateway"), name="a", **given) as a,
+        Harness(budgets("gateway"), name="b", **given) as b,
+    ):
+        for worker in (a, b):
+            assert (await worker.request(model="small")).outcome == "ok"
+            await worker.settled()
+        before = await spent(a)
+        await empty(a)
+        await b.host.events.drain(5.0)
+        assert await spent(b) == before
+        rows = [worker.status("quota").details["restored"]["spendings"] for worker in (a, b)]
+        assert sum(rows) >= 1
+
+
+async def test_what_runs_while_the_store_is_emptied_is_spent_when_it_ends(tmp_path: Path) -> None:
+    """Its hold is lost; what it used is not, and it counts once."""
+    clock = FakeClock(1_763_000_000.0)
+    async with Harness(budgets("gateway"), path=tmp_path, deployments=DEPLOYMENTS, clock=clock) as h:
+        assert (await h.request(model="small")).outcome == "ok"
+        await h.settled()
+        one = (await spent(h))["tenant acme"]
+        running = asyncio.create_task(h.request(model="small", script=ok(latency_s=60.0), moves_clock=False))
+        await h.clock.advance(1.0)
+        await empty(h)
+        await h.clock.advance(60.0)
+        assert (await running).outcome == "ok"
+        await h.settled()
+        two = (await spent(h))["tenant acme"]
+        assert two["month_tokens"] == 2 * one["month_tokens"]
+        assert two["reserved_tokens"] == 0
+
+
+async def shown(h: Harness) -> tuple[object, ...]:
+    versions = (await h.admin.get("/registry/versions")).json()["versions"]
+    return (
+        [(row["id"], row["path"], row["active"]) for row in versions],
+        (await h.admin.get("/canary/rollout")).status_code,
+        (await h.admin.get("/shadow/mirror")).status_code,
+        (await h.admin.get("/quota/tenants/acme")).status_code,
+    )
