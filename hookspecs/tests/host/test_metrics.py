@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,12 +14,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from pointsman import PluginInfo, hookimpl
 from pointsman.host.measures import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, value_of
+from pointsman.host.metrics import Metrics
 from pointsman.host.peers import DEAD_S, PUBLISH_EVERY_S, Peers
 from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
-from pointsman.testing import Harness, error, ok
+from pointsman.testing import Harness, deployment, error, ok
 from pointsman.testing.clock import FakeClock
-from pointsman.types import Denial, Endpoint
+from pointsman.types import Attempt, AttemptKind, Denial, Deployment, Endpoint, Identity, Outcome, Settlement, Usage
+from pointsman.types import Route as RouteValue
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import CallbackOptions, Observation
@@ -169,6 +172,64 @@ def test_labels_of_one_instrument_are_bounded() -> None:
         assert value_of([family], family.name, {"name": OTHER}) == 50
 
 
+def settlement(attempt: Attempt) -> Settlement:
+    return Settlement(
+        request_id="r",
+        endpoint=Endpoint.CHAT,
+        model=attempt.deployment.model,
+        stream=False,
+        identity=Identity(),
+        route=RouteValue(target=attempt.deployment.group),
+        outcome=attempt.outcome or Outcome.OK,
+        status_code=200,
+        started_at=0.0,
+        finished_at=1.0,
+        attempts=(attempt,),
+    )
+
+
+def test_names_that_clients_make_up_displace_no_other() -> None:
+    """Of a wildcard group and of a pass-through route, whose group is the client's name as well."""
+    wild = deployment("wild-1", group="openai/*", model="real")
+    passed = deployment("pass-through/openai", group="real", model="real")
+
+    def ended(one: Deployment, model: str, outcome: Outcome) -> Settlement:
+        group = model if one is passed else one.group
+        called = replace(one, group=group, model=model)
+        attempt = Attempt(id="a", request_id="r", number=1, kind=AttemptKind.PRIMARY, deployment=called, started_at=0.0)
+        attempt = replace(
+            attempt,
+            outcome=outcome,
+            duration_ms=1.0,
+            usage=Usage(prompt_tokens=1, completion_tokens=1),
+            cost_usd_micros=1,
+        )
+        return settlement(attempt)
+
+    metrics = Metrics()
+    for number in range(MOST_SERIES + 50):
+        for one in (wild, passed):
+            metrics.record(ended(one, "real", Outcome.OK), None, own=False)
+            metrics.record(ended(one, f"made-up-{number}", Outcome.ERROR), None, own=False)
+    for number in range(MOST_SERIES):
+        metrics.record(ended(wild, f"answers-to-anything-{number}", Outcome.OK), None, own=False)
+    for one in (wild, passed):
+        metrics.record(ended(one, "late", Outcome.OK), None, own=False)
+    metrics.record(ended(deployment("new-1", group="new", model="new"), "new", Outcome.ERROR), None, own=False)
+    found = metrics.collect()
+    assert max(len(family.points) for family in found) < MOST_SERIES
+    duration = "gen_ai.client.operation.duration"
+    for one in (wild, passed):
+        labels = {"pointsman.deployment": one.id}
+        assert value_of(found, duration, {**labels, "gen_ai.request.model": "real"}) == MOST_SERIES + 50
+        assert value_of(found, duration, {**labels, "error.type": "error"}) == MOST_SERIES + 50
+        assert value_of(found, duration, {**labels, "gen_ai.request.model": "made-up-1"}) == 0
+        group = {"pointsman.group": OTHER if one is passed else "openai/*", "pointsman.attempt.result": "failed"}
+        assert value_of(found, "pointsman.attempts", {**labels, **group}) == MOST_SERIES + 50
+    assert value_of(found, duration, {"gen_ai.request.model": "late"}) == 1
+    assert value_of(found, duration, {"gen_ai.request.model": "new"}) == 1
+
+
 def test_what_is_written_for_other_workers_is_read_as_it_was() -> None:
     histogram = Histogram("h", "H.", "s", ("name",), (1.0, 2.0))
     histogram.record(("a",), 1.0, ("0" * 32, "1" * 16, 5.0))
@@ -247,6 +308,20 @@ async def test_a_dead_worker_is_counted_once_even_if_it_comes_back(crew: Crew) -
     await other.publish()
     assert value_of(await one.metrics(), "requests") == 13
     assert value_of(await other.metrics(), "requests") == 13
+
+
+async def test_the_sums_of_the_ended_are_bounded_and_none_falls(crew: Crew) -> None:
+    for generation in range(3):
+        worker, counts = crew.worker(f"worker-{generation}")
+        for number in range(MOST_SERIES):
+            counts.add((f"{generation}-{number}",))
+        await worker.tick()
+        await worker.leave()
+    last, _ = crew.worker("last")
+    (found,) = await last.metrics()
+    assert len(found.points) == MOST_SERIES + 1
+    assert value_of([found], "requests", {"name": "0-7"}) == 1
+    assert value_of([found], "requests", {"name": OTHER}) == 2 * MOST_SERIES
 
 
 async def test_a_worker_answers_what_another_is_asked(crew: Crew) -> None:

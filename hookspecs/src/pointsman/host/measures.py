@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 #: Series of one instrument; more count as one whose labels are all ``_other``.
@@ -196,6 +196,19 @@ def merged(workers: Iterable[Iterable[Family]]) -> list[Family]:
             elif (known.kind, known.bounds) == (family.kind, family.bounds):
                 found[family.name] = _added(known, family)
     return [found[name] for name in sorted(found)]
+
+
+def bounded(families: Iterable[Family]) -> list[Family]:
+    """Return families of at most ``MOST_SERIES`` series each, the first ones; the others count as one, as in an instrument."""
+    return [_bounded(family) for family in families]
+
+
+def _bounded(family: Family) -> Family:
+    if len(family.points) <= MOST_SERIES:
+        return family
+    first, more = family.points[:MOST_SERIES], family.points[MOST_SERIES:]
+    others = tuple(replace(point, labels=tuple((name, OTHER) for name, _ in point.labels)) for point in more)
+    return _added(replace(family, points=first), replace(family, points=others))
 
 
 def _added(one: Family, other: Family) -> Family:

@@ -30,11 +30,11 @@ from ..config import Section
 from ..types import AttemptKind, ErrorClass, Outcome
 from .attributes import operation as operation_of
 from .attributes import provider_name
-from .measures import Counter, Exemplar, Family, Histogram, Kind, Point
+from .measures import OTHER, Counter, Exemplar, Family, Histogram, Kind, Point
 from .plugin_meter import Callbacks, PluginMeter
 
 if TYPE_CHECKING:
-    from ..types import Attempt, Settlement
+    from ..types import Attempt, Deployment, Settlement
     from .tracing import SpanIds
 
 log: Final = logging.getLogger("pointsman")
@@ -48,6 +48,8 @@ TOKENS: Final = tuple(4.0**power for power in range(14))
 SHORT_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 _GEN_AI: Final = ("gen_ai.operation.name", "gen_ai.provider.name", "gen_ai.request.model")
+#: Models of one deployment that are told apart: clients choose the names of a wildcard group's and of pass-through routes.
+MOST_MODELS: Final = 50
 #: How often the loop's lag is measured, in seconds.
 _LAG_EVERY_S: Final = 0.5
 
@@ -76,6 +78,8 @@ class Metrics:
         #: What plugins' observable instruments ask, by plugin.
         self.callbacks: dict[str, Callbacks] = {}
         self._lag: asyncio.TimerHandle | None = None
+        #: The models of each deployment that are told apart.
+        self._models: dict[str, set[str]] = {}
         self.request_duration = self._histogram(
             "pointsman.request.duration",
             "From a request's arrival to the end of its answer.",
@@ -203,7 +207,9 @@ class Metrics:
         if span is not None and span.sampled:
             seen = (span.trace_id, span.span_id, settlement.finished_at)
         attempts = settlement.attempts
-        group = attempts[0].deployment.group if attempts else ""
+        for attempt in attempts:
+            self._learn_model(attempt)
+        group = self._group(attempts[0].deployment) if attempts else ""
         if not own:
             endpoint = str(settlement.endpoint)
             duration_s = (settlement.duration_ms or 0.0) / 1000
@@ -227,12 +233,12 @@ class Metrics:
         own: bool,
     ) -> None:
         deployment = attempt.deployment
-        kind = str(attempt.kind)
+        kind, group = str(attempt.kind), self._group(deployment)
         result = result_of(attempt, settlement.answered_by, own=own)
-        self.attempts.add((deployment.group, deployment.id, kind, result))
+        self.attempts.add((group, deployment.id, kind, result))
         if result == "refused":
             return  # nothing was called
-        model = (operation, provider_name(deployment.provider), deployment.model)
+        model = (operation, provider_name(deployment.provider), self._model(deployment))
         error = "" if attempt.outcome is Outcome.OK else _error_type(attempt)
         if attempt.duration_ms is not None:
             self.operation_duration.record((*model, deployment.id, kind, error), attempt.duration_ms / 1000, seen)
@@ -243,9 +249,26 @@ class Metrics:
             self.token_usage.record((*model, "input"), usage.prompt_tokens, seen)
             self.token_usage.record((*model, "output"), usage.completion_tokens, seen)
             if attempt.cost_usd_micros is None and attempt.gateway_cost_usd is None and not usage.is_empty:
-                self.unpriced.add((deployment.group, deployment.id))
+                self.unpriced.add((group, deployment.id))
         if attempt.cost_usd_micros:
-            self.cost.add((deployment.group, deployment.id, kind), attempt.cost_usd_micros / 1_000_000)
+            self.cost.add((group, deployment.id, kind), attempt.cost_usd_micros / 1_000_000)
+
+    def _learn_model(self, attempt: Attempt) -> None:
+        """Tell a deployment's model apart from now on: its first one, and others that it has answered as.
+
+        A name that a client has made up is answered by an error, and displaces no other.
+        """
+        deployment = attempt.deployment
+        known = self._models.setdefault(deployment.id, set())
+        if not known or (attempt.outcome is Outcome.OK and len(known) < MOST_MODELS):
+            known.add(deployment.model)
+
+    def _model(self, deployment: Deployment) -> str:
+        return deployment.model if deployment.model in self._models.get(deployment.id, ()) else OTHER
+
+    def _group(self, deployment: Deployment) -> str:
+        """Return the label of a deployment's group; that of a pass-through route is the model that the client names."""
+        return self._model(deployment) if deployment.group == deployment.model else deployment.group
 
     def watch_loop(self) -> None:
         """Measure from now on how late the running event loop is, in real time, until ``stop``."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..store import modify
 from ..store.protocol import JSON, Put, StateStore, Update
-from .measures import Family, Point, dump, lasting, load, merged
+from .measures import Family, Point, bounded, dump, lasting, load, merged
 
 if TYPE_CHECKING:
     from ..plugin import Clock
@@ -132,7 +132,7 @@ class Peers:
             if await self._store.get(key) != row:
                 return  # another worker was faster, or it lives
             present = await self._store.get(_ENDED)
-            sums = merged([_parsed(present) or [], lasting(_parsed(row) or [])])
+            sums = bounded(merged([_parsed(present) or [], lasting(_parsed(row) or [])]))
             ended: JSON = {"at": self._clock.now(), "families": dump(sums)}
             update = Update(checks={key: row, _ENDED: present}, puts={_ENDED: Put(ended)}, deletes=[key])
             if await self._store.update(update):
