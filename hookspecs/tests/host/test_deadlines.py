@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 
 import pytest
 
@@ -48,6 +49,20 @@ async def test_a_slow_pre_route_is_cut_off(harness, plugin, config, status, capl
         result = await h.request()
         assert (result.status, h.faults, cleaned) == (status, {"bad.pre_route": 1}, [True])
     assert f"hook 'pre_route', request {result.request_id}: took longer than its deadline" in caplog.text
+
+
+@pytest.mark.parametrize("config", [PluginConfig, Strict])
+async def test_time_in_which_the_loop_stood_still_is_not_the_plugins(harness, plugin, config):
+    """What its hook waits for has come meanwhile: another request, or an import of LiteLLM's, held the loop."""
+
+    async def pre_route(self, ctx):
+        answer = asyncio.get_running_loop().run_in_executor(None, time.sleep, 0.05)
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+        await answer
+
+    async with harness([(bad(plugin, "pre_route", pre_route, config), {"deadline_ms": 100})]) as h:
+        result = await h.request()
+        assert (result.status, h.faults) == (200, {})
 
 
 async def test_a_slow_before_attempt_and_authenticate_are_cut_off(harness, plugin):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
+from .. import deadline
 from ..errors import HookError
 from . import span_events
 
@@ -239,15 +240,19 @@ class Waiting(Generic[T]):
         self._cancelled_itself = self._undelivered = cancelled_itself
 
     async def finish(self, seconds: float | None) -> T:
-        """Await the rest for at most ``seconds``; None sets no limit.
+        """Await the rest for at most ``seconds`` in which the event loop could run; None sets no limit.
 
         Raises:
             TimeoutError, StrayCancellationError, SelfCancellationError, SwallowedCancellationError: see ``bounded``.
         """
         try:
             try:
-                async with asyncio.timeout(seconds) as limit:
-                    result: T = await self._to_its_end()
+                async with asyncio.timeout(None) as limit:
+                    timer = None if seconds is None else deadline.arm(limit, seconds)
+                    try:
+                        result: T = await self._to_its_end()
+                    finally:
+                        _stop(timer)
             except SwallowedCancellationError as err:
                 if is_stray():
                     raise TimeoutError(str(err)) from err

@@ -16,8 +16,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisClusterException, RedisError, ResponseError
 
+from .. import deadline
 from ..errors import StoreCorrupt, StoreError, StoreUnavailable
-from . import deadline, json
+from . import json
 from .protocol import JSON, MAX_COUNTER, AtomicOp, Update
 
 if TYPE_CHECKING:

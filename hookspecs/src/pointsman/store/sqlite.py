@@ -28,7 +28,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
-from . import deadline
+from .. import deadline
 
 W = TypeVar("W")
 W_contra = TypeVar("W_contra", contravariant=True)

@@ -1,8 +1,8 @@
 """Deadlines that do not count the time in which the event loop itself stood still.
 
 LiteLLM's first requests import for seconds, and a full garbage collection stops everything. When the loop goes on, timers
-are due before the answers that arrived meanwhile are read: a plain timer would report a store that answered at once as
-stuck. So a timer that is late runs for as long again as it is late, and for at least one turn of the loop: the slack of
+are due before the answers that arrived meanwhile are read: a plain timer would report a store, or a plugin, that answered
+at once as stuck. So a timer that is late runs for as long again as it is late, and for at least one turn of the loop: the slack of
 the deadline.
 """
 
@@ -32,6 +32,16 @@ def after(loop: asyncio.AbstractEventLoop, seconds: float, expire: Callable[[], 
     return loop.call_at(due, overdue)
 
 
+def arm(limit: asyncio.Timeout, seconds: float) -> asyncio.TimerHandle:
+    """Let a limit without a time, which has been entered, expire after this time in which the loop could run.
+
+    Returns:
+        What cancels it; to be called when the limit is left.
+    """
+    loop = asyncio.get_running_loop()
+    return after(loop, seconds, lambda: _end(limit, loop))
+
+
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
     """Bound a block by this time in which the loop could run.
@@ -39,9 +49,8 @@ async def within(seconds: float) -> AsyncIterator[None]:
     Raises:
         TimeoutError: it took longer; what it awaited is cancelled.
     """
-    loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
-        timer = after(loop, seconds, lambda: _end(limit, loop))
+        timer = arm(limit, seconds)
         try:
             yield
         finally:

@@ -9,7 +9,8 @@ import time
 import pytest
 import uvloop
 
-from pointsman.store import deadline, open_store
+from pointsman import deadline
+from pointsman.store import open_store
 
 STILL_S = 1.2
 TIMEOUT_S = 0.1
