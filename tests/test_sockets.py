@@ -14,6 +14,7 @@ from rig import Rig, counts, only
 from speaker import SOUND, SPOKEN, Speaker, speaker
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
 from pointsman.testing import eventually
 
@@ -85,6 +86,18 @@ def socket(rig: Rig, protocol: str, case: str, key: str = "o", *, model: str = "
     return connect(url, additional_headers=sent, open_timeout=30)
 
 
+def with_key_in(header: str, rig: Rig, protocol: str, case: str) -> ClientConnection:
+    """Connect as clients do that cannot, or need not, set ``authorization``."""
+    url = f"{rig.proxy.url.replace('http', 'ws', 1)}{PATHS[protocol]}?model={MODELS[protocol]}"
+    headers = {"x-test-case": case, "x-mcp-mine-authorization": "tenant-o"}
+    if header == "sec-websocket-protocol":
+        spoken = [
+            Subprotocol(name) for name in ("realtime", "openai-insecure-api-key.tenant-o", "openai-beta.realtime-v1")
+        ]
+        return connect(url, additional_headers=headers, subprotocols=spoken, open_timeout=30)
+    return connect(url, additional_headers={**headers, header: "tenant-o"}, open_timeout=30)
+
+
 def ask(connection: ClientConnection, protocol: str, what: str = "", **fields: Any) -> None:
     asked = {"instructions": what, **fields}
     event = (
@@ -133,6 +146,19 @@ def settled(rig: Rig, case: str) -> list[dict[str, Any]]:
 def tokens(settlement: dict[str, Any]) -> tuple[int, int]:
     (attempt,) = settlement["attempts"]
     return attempt["usage"]["prompt_tokens"], attempt["usage"]["completion_tokens"]
+
+
+@BOTH
+@pytest.mark.parametrize("header", ["api-key", "sec-websocket-protocol"])
+def test_a_key_reaches_no_plugin_as_a_header(rig: Rig, header: str, protocol: str) -> None:
+    case = f"key-{protocol}-{header}"
+    with with_key_in(header, rig, protocol, case) as connection:
+        ask(connection, protocol)
+        until(connection, LAST[protocol])
+    settlements(rig, case, 2)
+    shown = [row["headers"] for row in rig.rows() if "headers" in row and row["headers"].get("x-test-case") == case]
+    assert len(shown) >= 2
+    assert not [headers for headers in shown if "tenant-o" in json.dumps(headers)]
 
 
 @BOTH

@@ -37,7 +37,8 @@ def test_an_error_status_has_one_class(status, expected):
 
 
 def test_credentials_are_removed_from_headers():
-    headers = {**dict.fromkeys(CREDENTIAL_HEADERS, "secret"), "x-organization": "acme"}
+    own = {"x-mcp-github-authorization": "secret", "x-organization": "acme"}
+    headers = {**dict.fromkeys(CREDENTIAL_HEADERS, "secret"), **own}
     assert without_credentials(headers) == {"x-organization": "acme"}
     assert all(name == name.lower() for name in CREDENTIAL_HEADERS)
 

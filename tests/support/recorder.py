@@ -90,7 +90,9 @@ class Recorder:
 
     @hookimpl
     async def authenticate(self, credential: Credential) -> Identity | None:
-        self.write("authenticate", None, path=credential.path, peer=credential.client_host)
+        self.write(
+            "authenticate", None, path=credential.path, peer=credential.client_host, headers=dict(credential.headers)
+        )
         name = credential.api_key
         tenant = name.removeprefix("tenant-")[:1]
         if name.startswith("tenant-narrow"):

@@ -18,7 +18,6 @@ from typing import Any, Final, NoReturn
 
 from ..frozen import FrozenDict, FrozenList
 from ..types import (
-    CREDENTIAL_HEADERS,
     FIXED_FIELDS,
     FRAMING_HEADERS,
     HOST_HEADERS,
@@ -35,6 +34,7 @@ from ..types import (
     Status,
     UpstreamResponse,
     Usage,
+    is_credential_header,
 )
 
 #: The label that says which tenant pays. Only the plugin that declares it may set it.
@@ -58,7 +58,7 @@ _FLAGS: Final = tuple(one.name for one in fields(Usage) if str(one.type) == "boo
 _TEXTS: Final = tuple(one.name for one in fields(Usage) if str(one.type).startswith("str"))
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_FORBIDDEN_HEADERS: Final = CREDENTIAL_HEADERS | FRAMING_HEADERS | HOST_HEADERS
+_FORBIDDEN_HEADERS: Final = FRAMING_HEADERS | HOST_HEADERS
 
 
 def route(
@@ -477,7 +477,7 @@ def _added_headers(
             continue
         _name(field, name)
         lower = name.lower()
-        if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS:
+        if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS or is_credential_header(lower):
             _wrong(field, f"{name!r} cannot be set by a plugin")
         new[lower] = _header_value(f"{field}[{name!r}]", value, charset)
     return FrozenDict({**before, **new}) if new else before

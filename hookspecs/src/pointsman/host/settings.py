@@ -22,7 +22,7 @@ from ..errors import ConfigError, PluginLoadError
 from ..plugin import PluginConfig
 from ..store import StateStore
 from ..text import one_line
-from ..types import CREDENTIAL_HEADERS, FRAMING_HEADERS
+from ..types import FRAMING_HEADERS, is_credential_header
 from .metrics import MetricsConfig
 from .notices import NotifyConfig
 from .tracing import TracingConfig
@@ -123,7 +123,7 @@ def _of_every_route(value: object) -> object:
 def _upstream_header(name: str) -> str:
     if not _HEADER_NAME.fullmatch(name):
         raise ValueError("it must be the name of a header, such as anthropic-beta")
-    if name.lower() in CREDENTIAL_HEADERS | FRAMING_HEADERS:
+    if is_credential_header(name.lower()) or name.lower() in FRAMING_HEADERS:
         raise ValueError("it carries credentials or frames the request, and is the gateway's own")
     return name.lower()
 

@@ -54,7 +54,7 @@ async def authenticate(
         Credential(
             api_key=key,
             path=request.url.path,
-            headers=values.request_headers(request.scope["headers"]),
+            headers=values.request_headers(request.scope["headers"], values.key_headers(proxy_server.general_settings)),
             client_host=None if call is None else call.peer,
         )
     )

@@ -494,9 +494,7 @@ def _context(
     call: ClientCall, key: Any, data: Mapping[str, Any], call_type: str, catalog: RouterCatalog, *, now: float
 ) -> RequestContext:
     call_type = str(getattr(call_type, "value", call_type))
-    header_name = (proxy_server.general_settings or {}).get("litellm_key_header_name")
-    extra = frozenset({str(header_name).lower()}) if header_name else frozenset[str]()
-    headers = values.request_headers(call.scope["headers"], extra)
+    headers = values.request_headers(call.scope["headers"], values.key_headers(proxy_server.general_settings))
     body = bodies.sent(call.sent, data)
     if call.socket is not None:
         # What it asks comes in its events.

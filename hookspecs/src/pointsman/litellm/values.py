@@ -9,16 +9,27 @@ from typing import Any, Final
 
 from ..frozen import FrozenDict
 from ..types import (
-    CREDENTIAL_HEADERS,
     Deployment,
     Identity,
     Usage,
+    is_credential_header,
     without_credentials,
 )
 from .usage_blocks import read as read_usage
 
 _PROVIDER_PREFIX: Final = "llm_provider-"
 _MOST_USD: Final = 10**12
+
+
+def key_headers(general_settings: Mapping[str, Any] | None) -> frozenset[str]:
+    """Return the names, in lower case, of the headers in which the configuration lets clients send their key to the proxy."""
+    settings = general_settings or {}
+    passed = settings.get("pass_through_endpoints") or ()
+    names = [settings.get("litellm_key_header_name")]
+    names += [
+        (entry.get("headers") or {}).get("litellm_user_api_key") for entry in passed if isinstance(entry, Mapping)
+    ]
+    return frozenset(str(name).lower() for name in names if name)
 
 
 def request_headers(
@@ -28,7 +39,7 @@ def request_headers(
     headers = {}
     for name_bytes, value in raw:
         name = name_bytes.decode("latin-1").lower()
-        if name not in CREDENTIAL_HEADERS and name not in extra_credentials:
+        if not is_credential_header(name) and name not in extra_credentials:
             headers[name] = value.decode("latin-1")
     return headers
 

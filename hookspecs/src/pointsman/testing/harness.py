@@ -281,7 +281,7 @@ class Harness:
             leave_after_pieces: The client goes away after so many pieces of a stream.
             moves_clock: Whether time passes by itself while the request waits; otherwise the test moves the clock.
         """
-        shown = without_credentials(_lower(headers or {}))
+        shown = _shown(headers)
         if api_key is not None:
             answer = await self.authenticate(api_key, headers=shown)
             if not isinstance(answer, Identity):
@@ -346,7 +346,7 @@ class Harness:
     ) -> Identity | Denial | None:
         """Ask the plugins whose key this is; None when no plugin knows."""
         return await self.host.hooks.run_authenticate(
-            Credential(api_key=api_key, path=path, headers=_lower(headers or {}), client_host=CLIENT_HOST)
+            Credential(api_key=api_key, path=path, headers=_shown(headers), client_host=CLIENT_HOST)
         )
 
     def publish(self, event: Event) -> None:
@@ -424,5 +424,6 @@ def _with_sections(plugins: Sequence[Plugin]) -> list[tuple[PluginInfo, Mapping[
     return [plugin if isinstance(plugin, tuple) else (plugin, {}) for plugin in plugins]
 
 
-def _lower(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items()}
+def _shown(headers: Mapping[str, str] | None) -> dict[str, str]:
+    """Return headers as a plugin sees them."""
+    return without_credentials({name.lower(): value for name, value in (headers or {}).items()})

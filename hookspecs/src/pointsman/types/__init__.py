@@ -18,6 +18,7 @@ from .reserved import (
     FRAMING_HEADERS,
     HOST_HEADERS,
     WITHHELD,
+    is_credential_header,
     without_credentials,
 )
 from .routing import Candidate, Denial, Deployment, Refusal, Reply, Reservation, Route
@@ -68,5 +69,6 @@ __all__ = [
     "UpstreamRequest",
     "UpstreamResponse",
     "Usage",
+    "is_credential_header",
     "without_credentials",
 ]

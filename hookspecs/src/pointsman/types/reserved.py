@@ -10,15 +10,23 @@ CREDENTIAL_HEADERS: Final = frozenset(
         "api-key",
         "authorization",
         "cookie",
+        "litellm_user_api_key",
         "ocp-apim-subscription-key",
         "proxy-authorization",
+        "sec-websocket-protocol",
         "set-cookie",
+        "x-amz-security-token",
         "x-api-key",
         "x-goog-api-key",
         "x-litellm-api-key",
+        "x-mcp-auth",
     }
 )
-"""Headers that carry credentials, lower case. They are removed from requests and answers before a plugin sees them."""
+"""Headers that carry credentials, lower case: LiteLLM's and the providers', and ``sec-websocket-protocol``, in which browsers
+send a key. They, and all whose name ends in ``-authorization``, are removed from requests and answers before a plugin sees
+them."""
+
+_CREDENTIAL_SUFFIX: Final = "-authorization"
 
 
 FRAMING_HEADERS: Final = frozenset(
@@ -71,6 +79,11 @@ HOST_HEADERS: Final = frozenset({"x-pointsman-attempts", "x-pointsman-request-id
 """Headers of answers that the host alone sets, lower case."""
 
 
+def is_credential_header(name: str) -> bool:
+    """Return whether a header, whose name is lower case, carries credentials."""
+    return name in CREDENTIAL_HEADERS or name.endswith(_CREDENTIAL_SUFFIX)
+
+
 def without_credentials(headers: Mapping[str, str]) -> dict[str, str]:
     """Return headers, whose names are lower case, without those that carry credentials."""
-    return {name: value for name, value in headers.items() if name not in CREDENTIAL_HEADERS}
+    return {name: value for name, value in headers.items() if not is_credential_header(name)}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 from pydantic import AfterValidator, Field, StringConstraints, field_validator
 
 from pointsman.config import Section
-from pointsman.types import CREDENTIAL_HEADERS
+from pointsman.types import is_credential_header
 
 from .limits import Limits
 
@@ -137,7 +137,7 @@ class TrustedHeader(Section):
     @field_validator("name")
     @classmethod
     def _visible(cls, name: str) -> str:
-        if name in CREDENTIAL_HEADERS:
+        if is_credential_header(name):
             raise ValueError(
                 f"{name!r} carries credentials, which plugins never see; use a separate header, for example x-tenant"
             )

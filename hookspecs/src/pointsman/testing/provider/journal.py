@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from ...types import CREDENTIAL_HEADERS
+from ...types import is_credential_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -66,7 +66,7 @@ REQUESTS: TypeAdapter[tuple[ReceivedRequest, ...]] = TypeAdapter(tuple[ReceivedR
 def redact(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return headers as text without credentials."""
     decoded = ((name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in headers)
-    return {name: "[redacted]" if name in CREDENTIAL_HEADERS else value for name, value in decoded}
+    return {name: "[redacted]" if is_credential_header(name) else value for name, value in decoded}
 
 
 class Journal:
