@@ -42,6 +42,7 @@ GROUPS = {
     # The pieces come apart: an HTTP client may lose those that arrive together with the end of their connection.
     "early": Behaviour(fault="error_event", fault_after_events=1, per_token=Delay(median_ms=60)),
     "save": Behaviour(text=SAVED),
+    "spare": Behaviour(text="The default."),
 }
 
 
@@ -83,7 +84,7 @@ def configuration(upstream: str) -> dict[str, Any]:
     ]
     return {
         "model_list": [deployment(name) for name in names],
-        "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "default_fallbacks": ["save"]},
+        "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "default_fallbacks": ["spare"]},
         "router_settings": {
             "num_retries": 1,
             "retry_after": 0,

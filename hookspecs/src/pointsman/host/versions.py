@@ -12,9 +12,8 @@ TESTED: Final[Mapping[str, str]] = MappingProxyType(
         "1.106.0": "every test with a proxy; those of reloads, several workers and the quickstart in part",
         "1.108.7": "every test",
         "1.110.2": (
-            "matrix, executed routes, races, balance, shadow, canary, billing, residency, faulty plugins and LiteLLM's router "
-            "features, without its companion litellm-proxy; on messages of Anthropic's deployments a stable that is a name of "
-            "the registry does not save an arm"
+            "matrix, executed routes, races, balance, shadow, canary, registry, billing, residency, faulty plugins and "
+            "LiteLLM's router features, without its companion litellm-proxy"
         ),
     }
 )

@@ -212,7 +212,8 @@ class RouterCatalog:
         if target is None:
             if name in self._listed:
                 del self._listed[name]
-                aliases.pop(name, None)
+                # The native router reads its aliases when they are set, not when the dictionary changes.
+                llm_router.model_group_alias = {alias: of for alias, of in aliases.items() if alias != name}
             return
         if self.is_group(name) or (name in aliases and name not in self._listed):
             raise Conflict(
@@ -222,7 +223,9 @@ class RouterCatalog:
             )
         members = self.deployments(target)
         group = target if self.is_group(target) or not members else members[0].group
-        aliases[name] = {"model": group, "hidden": False}
+        alias = {"model": group, "hidden": False}
+        if aliases.get(name) != alias:
+            llm_router.model_group_alias = {**aliases, name: alias}
         self._listed[name] = dict(info or {})
 
     def listed_info(self, name: str) -> Mapping[str, object]:
