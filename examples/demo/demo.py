@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Runs all eight plugins on a real LiteLLM proxy, and tells in about two minutes what they do.
+"""Runs eight plugins on a real LiteLLM proxy, and tells in about two minutes what they do.
 
 Nothing else is needed: a bundled provider answers as OpenAI does. Everything that the demo says is measured while it
 runs and checked; it ends with 1 and one message when something does not hold.
@@ -63,7 +63,7 @@ def running(console: Console, port: int | None, jaeger: str | None) -> Iterator[
         keep = True
         try:
             proxy.launch()
-            with console.status("Starting the LiteLLM proxy with all eight plugins, which takes 10 to 30 s"):
+            with console.status("Starting the LiteLLM proxy with eight plugins, which takes 10 to 30 s"):
                 proxy.wait_ready()
             yield Story(proxy, provider, collector, console, jaeger=jaeger)
             keep = False

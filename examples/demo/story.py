@@ -115,7 +115,7 @@ class Story:
         """
         began = time.monotonic()
         self.console.print(
-            f"A real LiteLLM proxy with all eight plugins is ready at [bold]{self.proxy.url}[/]", highlight=False
+            f"A real LiteLLM proxy with eight plugins is ready at [bold]{self.proxy.url}[/]", highlight=False
         )
         for scene in (
             self.promotion,

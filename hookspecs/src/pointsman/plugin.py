@@ -178,7 +178,7 @@ class PluginInfo:
             something, and it says what they got.
         requires: The versions of ``pointsman`` that it is made for, as in ``requires-python``: ``">=0.1,<0.2"``. Empty
             means any.
-        needs: Plugins that must be in the configuration beside it. Where one of them cannot be used, this one does not start.
+        needs: Plugins that must also be in the configuration. Where one of them cannot be used, this one does not start.
         conflicts: Plugins that must not be.
         before: Plugins that, where they are in use, come later in the list.
         after: Plugins that, where they are in use, come earlier in the list.

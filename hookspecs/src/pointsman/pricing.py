@@ -83,8 +83,8 @@ def cost_usd(usage: Usage, price: Price) -> Decimal | None:
 
     Tokens are charged where the model has prices for them. What else the answer was made of (images, characters, seconds,
     pages, searches of a reranker) is charged where it has none, where they are zero, or where no tokens were reported: then
-    the cost is unknown when the price of that is, and when nothing says how much of it there was. Sound whose seconds are reported beside its tokens is charged by the
-    second where its tokens have no price of their own. Searches and other tools are added.
+    the cost is unknown when the price of that is, and when nothing says how much of it there was. Sound whose seconds are
+    reported in addition to its tokens is charged by the second where its tokens have no price of their own. Searches and other tools are added.
     """
     work = token_usd(usage, price) if usage.total_tokens else _ZERO
     if work and usage.audio_ms and usage.audio_prompt_tokens:

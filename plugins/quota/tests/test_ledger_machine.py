@@ -106,7 +106,7 @@ class LedgerMachine(RuleBasedStateMachine):
         args = {
             "do": do, "now_ms": now_ms, "day": period.day, "month": period.month,
             "keep_s": KEEP_S, "hold_keep_s": KEEP_S, "caps": [self.scopes[name].caps if limited else {} for name in names],
-            "tokens": 0, "usd_micros": 0, "usd_picos": 0, "requests": 0, "slots": 1, "expires_s": 0, "force": False, "anew": False, **given,
+            "tokens": 0, "usd_micros": 0, "usd_picos": 0, "requests": 0, "slots": 1, "expires_s": 0, "force": False, "without_hold": False, **given,
         }  # fmt: skip
         keys = [f"{self.tag}h/{request}", *(f"{self.tag}{name}" for name in names)]
         return Result.read(self.runner.run(self.store.run(LEDGER, keys, args)))
@@ -171,17 +171,17 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(
         data=st.data(), used=st.integers(0, 200), usd_micros=st.integers(0, 80), usd_picos=picos,
         requests=st.sampled_from([0, 0, 0, 2]), behind_ms=st.sampled_from([0, 0, 900]),
-        anew=st.booleans(), limited=st.sampled_from([True, True, True, False]),
+        without_hold=st.booleans(), limited=st.sampled_from([True, True, True, False]),
     )  # fmt: skip
     def settle(
-        self, *, data: Any, used: int, usd_micros: int, usd_picos: int, requests: int, behind_ms: int, anew: bool,
+        self, *, data: Any, used: int, usd_micros: int, usd_picos: int, requests: int, behind_ms: int, without_hold: bool,
         limited: bool,
     ) -> None:  # fmt: skip
-        """``anew``: the reservation's answer was lost. Not ``limited``: the tenant has been removed meanwhile."""
+        """``without_hold``: the reservation's answer was lost. Not ``limited``: the tenant has been removed meanwhile."""
         request = data.draw(st.sampled_from(sorted(self.open)))
         names, forced = self.open.pop(request)
         spent = {"tokens": used, "usd_micros": usd_micros, "usd_picos": usd_picos, "requests": requests}
-        given = {"behind_ms": behind_ms, "limited": limited, "anew": anew, **spent}
+        given = {"behind_ms": behind_ms, "limited": limited, "without_hold": without_hold, **spent}
         assert self.step("settle", request, names, **given).done
         for name in names:
             now_ms = self.now_ms - behind_ms
@@ -189,15 +189,15 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.scopes[name].settle(
                 request, now_ms, used, usd, forced=forced, limited=limited, requests=requests
             )
-        self.settled.append((request, names, anew))
+        self.settled.append((request, names, without_hold))
 
     @precondition(lambda self: self.settled)
     @rule(data=st.data(), used=tokens)
     def settle_again(self, data: Any, used: int) -> None:
         """The answer was lost, so whoever settles tries again."""
-        request, names, anew = data.draw(st.sampled_from(self.settled))
+        request, names, without_hold = data.draw(st.sampled_from(self.settled))
         before = self.look(names)
-        done = self.step("settle", request, names, tokens=used, usd_micros=used, anew=anew).done
+        done = self.step("settle", request, names, tokens=used, usd_micros=used, without_hold=without_hold).done
         assert [self.scopes[name].settle(request, self.now_ms, used, used * PICOS) for name in names] == [done] * len(
             names
         )
@@ -207,12 +207,12 @@ class LedgerMachine(RuleBasedStateMachine):
     def settle_what_was_never_held(self, used: int, usd_micros: int) -> None:
         request = f"r{self.count}"
         self.count += 1
-        given = {"tokens": used, "usd_micros": usd_micros, "anew": True}
+        given = {"tokens": used, "usd_micros": usd_micros, "without_hold": True}
         assert self.step("settle", request, ["tenant"], **given).done
         assert self.scopes["tenant"].settle(request, self.now_ms, used, usd_micros * PICOS)
         self.settled.append((request, ["tenant"], True))
 
-    @precondition(lambda self: any(anew for _, _, anew in self.settled))
+    @precondition(lambda self: any(without_hold for _, _, without_hold in self.settled))
     @rule(data=st.data(), take=tokens, force=st.booleans())
     def a_reservation_arrives_after_its_settlement(self, data: Any, take: int, force: bool) -> None:
         """Whoever sent it has had no answer in time, and has settled or released it: it is void."""

@@ -39,7 +39,7 @@ def test_what_earlier_versions_have_stored_is_read() -> None:
     """A scope without parts of a micro-dollar, and a hold whose slot nothing had freed."""
     step: Any = {
         "do": "settle", "now_ms": NOW_MS, "day": 1, "month": 1, "keep_s": 60, "hold_keep_s": 60, "caps": [{}], "tokens": 5,
-        "usd_micros": 2, "usd_picos": 400_000, "requests": 0, "slots": 1, "expires_s": 0, "force": False, "anew": False,
+        "usd_micros": 2, "usd_picos": 400_000, "requests": 0, "slots": 1, "expires_s": 0, "force": False, "without_hold": False,
     }  # fmt: skip
     scope = [NOW_MS - 1, 0, 0, 1, 10, 20, 1, 30, 40, {"1030": [2, 100, 200]}]
     writes, (done, *_) = run([[1030, 60, 150], scope], step)  # type: ignore[misc]
@@ -129,7 +129,7 @@ def test_money_is_reserved_and_refused_to_the_picodollar() -> None:
     step: Any = {
         "do": "reserve", "now_ms": NOW_MS, "day": 1, "month": 1, "keep_s": 60, "hold_keep_s": 60, "tokens": 1,
         "caps": [{"month_usd_micros": 10}], "usd_micros": 0, "usd_picos": 400_000, "requests": 0, "slots": 1,
-        "expires_s": 1030, "force": False, "anew": False,
+        "expires_s": 1030, "force": False, "without_hold": False,
     }  # fmt: skip
     scope: Any = None
     holds: list[Any] = []

@@ -27,12 +27,12 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check finding.
+    """What one check found.
 
     Attributes:
         level: The result.
         subject: What was checked, in a word or two.
-        message: What was finding and, unless it is ok, what to do.
+        message: What was found and, unless it is ok, what to do.
     """
 
     level: Level

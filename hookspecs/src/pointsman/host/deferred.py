@@ -1,7 +1,7 @@
 """Answers whose usage comes after their requests: background responses and batches.
 
 What such an answer uses is in the stored answer, which a client may read any number of times, from any worker, or never:
-whoever sees it first, a read or a worker that looks after it, takes its note from the store and charges it.
+the first that sees it, a read or a worker that looks after it, takes its note from the store and charges it.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Reload:
         return self.error is None and bool(self.started or self.stopped)
 
     def as_json(self) -> dict[str, object]:
-        """Return it for the status and for the answer to who has asked for it."""
+        """Return it for the status and for the answer to the request for it."""
         return {
             "ok": self.error is None,
             "at": self.at,

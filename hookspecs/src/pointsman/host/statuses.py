@@ -8,7 +8,7 @@ from ..types import Status
 
 
 class Statuses(Mapping[str, Status]):
-    """Statuses by plugin. Some plugins look at all they know for theirs, and who asks mostly wants that of one.
+    """Statuses by plugin. Some plugins look at all they know for theirs, and most requests need that of one.
 
     Args:
         names: The plugins, in order.

@@ -1,6 +1,6 @@
-"""Spans: one per client request, one per attempt, one per async hook; settlements and own calls have traces of their own.
+"""Spans: one per client request, per attempt, and per ``pre_route`` and ``before_attempt``; settlements and own calls have traces of their own.
 
-Sync hooks become attributes and events of the attempt: a span for each would hide the rest, and takes longer than the call.
+Other hooks become attributes and events of the attempt: a span for each would hide the rest, and takes longer than the call.
 How spans are made is in ``spans``, names and attributes in ``attributes``, the way to the collector in ``pipeline``.
 
 Telemetry never harms a request: every method swallows what the SDK raises, and counts it.

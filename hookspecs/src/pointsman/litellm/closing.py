@@ -317,7 +317,7 @@ class Closer:
         outcome: Outcome,
         error: AttemptError | None = None,
     ) -> None:
-        """Close an attempt of our own whose answer is no longer wanted; its usage is estimated, since it is billed.
+        """Close an attempt whose answer is no longer wanted; its usage is estimated, since it is billed.
 
         Args:
             opened: The attempt.
@@ -401,7 +401,7 @@ class Closer:
         translated = _said(reader.usage)
         reading = provider_reading(opened.listeners, lambda: translated)
         if reading is None and translated is not None:
-            # LiteLLM writes the cost that it has reckoned into the usage of a stream, where providers write theirs.
+            # LiteLLM writes the cost that it has computed into the usage of a stream, where providers write theirs.
             named = replace(
                 translated,
                 model=_answering(translated, opened, reader.model, ctx),

@@ -101,7 +101,7 @@ class Draft:
         )
 
 
-#: Ollama counts beside the answer, without a block of its own.
+#: Ollama counts in the answer itself, without a block of its own.
 OLLAMA: Final = ("prompt_eval_count", "eval_count")
 #: What Cohere charges, and what its models have processed.
 BILLED: Final = ("billed_units", "tokens")
@@ -292,7 +292,7 @@ def _read_bedrock(get: Mapping[str, Any]) -> Draft | None:
 def _read_billed(get: Mapping[str, Any]) -> Draft | None:
     """Read the units that Cohere charges: tokens, or searches.
 
-    ``tokens`` beside them is what its models have processed, with tokens that Cohere adds itself and does not charge
+    ``tokens``, in addition to them, is what its models have processed, with tokens that Cohere adds itself and does not charge
     (docs.cohere.com, "How Does Cohere's Pricing Work?"). Images and classifications have no price in LiteLLM's map.
     """
     billed, processed = mapping(get.get("billed_units")), mapping(get.get("tokens"))
@@ -470,7 +470,7 @@ def _resolved(
         # What cannot be divided was at least not free.
         prompt, completion, wrong = max(0, (total or 0) - outside), 0, True
     if reasoning > (completion or 0) and completion is not None and "citation_tokens" in get:
-        # Perplexity counts it beside the answer, and not in the total.
+        # Perplexity counts it in addition to the answer, and not in the total.
         completion += reasoning
     # What answers has read something.
     wrong = wrong or _oversized(parts, prompt, completion, outside) or (prompt == outside == 0 and bool(completion))

@@ -1,6 +1,6 @@
 """What an answer used on endpoints that count in other units than tokens, or in a provider's own words.
 
-Total: malformed input gives None, never an error. ``values.usage`` reads usage in OpenAI's and Anthropic's words.
+Total: malformed input gives None, never an error. ``usage_blocks.read`` reads the common formats.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from ..types import (
 )
 from .clock import let_runs_wait
 from .fakes import FakeCooldowns
-from .play import ClientGone, StepFailed, answer_body, end_failed, end_left, end_ok, piece_body, play, reckon
+from .play import ClientGone, StepFailed, answer_body, end_failed, end_left, end_ok, piece_body, play, usage_given_up
 from .script import Ending, Script, ScriptSource, Step, error
 from .shapes import sent_body
 
@@ -328,7 +328,9 @@ class FakeCall:
             return
         # As the bridge does: what was sent is paid for, whether anything came back or not.
         outcome = Outcome.DISCONNECTED if self._exchange.disconnected else Outcome.CANCELLED
-        end_left(opened, outcome, step, self._pieces, self._upstream.prices, usage=reckon(self._pieces), error=why)
+        end_left(
+            opened, outcome, step, self._pieces, self._upstream.prices, usage=usage_given_up(self._pieces), error=why
+        )
 
     def _close(self) -> None:
         self.ended = True

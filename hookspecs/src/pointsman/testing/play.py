@@ -137,11 +137,11 @@ def end_left(
 
 
 def estimate(pieces: int) -> Usage | None:
-    """Return what the gateway reckons for an unfinished stream; None when nothing came."""
-    return reckon(pieces) if pieces else None
+    """Return what the gateway estimates for an unfinished stream; None when nothing came."""
+    return usage_given_up(pieces) if pieces else None
 
 
-def reckon(pieces: int) -> Usage:
+def usage_given_up(pieces: int) -> Usage:
     """Return what a call that was given up has used: its prompt, and one token a piece."""
     return Usage(prompt_tokens=10, completion_tokens=pieces, estimated=True)
 

@@ -61,7 +61,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """What a caller showed to the gateway, for the ``authenticate`` hook.
+    """The credentials that a caller presents, for the ``authenticate`` hook.
 
     Attributes:
         api_key: The raw key, without ``Bearer``; empty when missing. It is not part of ``repr``.

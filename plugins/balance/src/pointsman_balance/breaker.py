@@ -3,7 +3,7 @@
 Closed, open and half-open as in M. Nygard, "Release It!". What opens it is derived from the error's class, never from its
 message:
 
-* a 429 opens it until the provider's own reset,
+* a 429 opens it until the provider's own reset (30 s where none is told, ``rate_limit_s``; an hour at most),
 * rejected credentials, and a model that the provider does not have, open it at once,
 * retryable errors open it after a number in a row, or at a ratio over a window,
 * errors that the caller caused, and answers without content, are ignored.
@@ -13,7 +13,7 @@ further opening is longer, and so is each pause after an inconclusive probe. Aft
 a ramp; a failure during the ramp opens it again.
 
 An attempt counts only for the state in which it began: a slow answer to a request from before the opening closes nothing.
-Requests that are let through for want of a better deployment are no probes: their errors change nothing. Only a 429 that
+Requests that are let through for want of a better deployment are not counted as probes: their errors change nothing. Only a 429 that
 names a later reset extends an opening that has not ended yet.
 """
 

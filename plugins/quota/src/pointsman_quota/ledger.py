@@ -153,7 +153,7 @@ class Step(TypedDict):
         expires_s: Unix seconds at which the lease ends (``reserve``, ``renew``).
         slots: 1; 0 where ``reserve`` is for a request that shares another's slot.
         force: ``reserve`` takes although a limit is exceeded.
-        anew: It is not known whether there is a hold: ``settle`` spends also without one, and leaves a mark, so that
+        without_hold: It is not known whether there is a hold: ``settle`` spends also without one, and leaves a mark, so that
             it does so once.
         of_day: Number of the day that something was spent on before (``restore``); ``day`` is the present one.
         of_month: The same of the month.
@@ -176,7 +176,7 @@ class Step(TypedDict):
     expires_s: int
     slots: int
     force: bool
-    anew: bool
+    without_hold: bool
     of_day: NotRequired[int]
     of_month: NotRequired[int]
     day_tokens: NotRequired[int]
@@ -375,8 +375,8 @@ def run(values: Sequence[JSON], args: JSON) -> tuple[Mapping[int, Put | None], J
             fitting = all(map(asked, before, every_caps))
             if fitting or step["force"]:
                 after = [_taken(state, caps, kept) for state, caps in zip(before, every_caps, strict=True)]
-        case "settle" if hold.expires_s if hold is not None else step["anew"]:
-            kept = _SETTLED if step["anew"] else None
+        case "settle" if hold.expires_s if hold is not None else step["without_hold"]:
+            kept = _SETTLED if step["without_hold"] else None
             released = before if hold is None else [_released(state, hold) for state in before]
             after = [_spent(state, caps, step) for state, caps in zip(released, every_caps, strict=True)]
         case "free" if hold is not None and hold.expires_s and hold.slots:

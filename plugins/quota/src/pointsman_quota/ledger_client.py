@@ -186,7 +186,7 @@ class LedgerClient:
                 request_id, (target, until) = next(iter(self._abandoned.items()))
                 if self._clock.monotonic() < until:
                     # It leaves a mark that voids a reservation which reaches the store later.
-                    await self._run(target.keys(request_id), self._step("settle", target, anew=True))
+                    await self._run(target.keys(request_id), self._step("settle", target, without_hold=True))
                 self._abandoned.pop(request_id, None)
             if not self._abandoned:
                 self._any_abandoned.clear()
@@ -222,10 +222,10 @@ class LedgerClient:
         Raises:
             StoreError: the store failed; try again.
         """
-        step = self._spending("settle", target, spent, anew=local)
+        step = self._spending("settle", target, spent, without_hold=local)
         keys = target.keys(request_id)
         if local:
-            self._local.run(keys, {**step, "anew": False})
+            self._local.run(keys, {**step, "without_hold": False})
         return (await self._run(keys, step)).done
 
     async def renew(self, target: Target, request_id: str) -> int | None:
@@ -249,7 +249,7 @@ class LedgerClient:
             StoreError: the store failed; try again.
         """
         if once:
-            step = self._spending("settle", target, Spent(usd=usd), anew=True)
+            step = self._spending("settle", target, Spent(usd=usd), without_hold=True)
             await self._run(target.keys(f"spent/{once}"), step)
         else:
             await self._run(target.keys("-"), self._spending("spend", target, Spent(usd=usd)))
@@ -309,9 +309,9 @@ class LedgerClient:
             self._local.clear()
         return Result.read(result)
 
-    def _spending(self, do: Do, target: Target, spent: Spent, *, anew: bool = False) -> Step:
+    def _spending(self, do: Do, target: Target, spent: Spent, *, without_hold: bool = False) -> Step:
         usd_micros, usd_picos = _micros(spent.usd, MAX_REQUEST_USD_MICROS)
-        step = self._step(do, target, spent.tokens, usd_micros, anew=anew)
+        step = self._step(do, target, spent.tokens, usd_micros, without_hold=without_hold)
         return {**step, "usd_picos": usd_picos, "requests": spent.requests}
 
     def _step(
@@ -322,7 +322,7 @@ class LedgerClient:
         usd_micros: int = 0,
         *,
         force: bool = False,
-        anew: bool = False,
+        without_hold: bool = False,
     ) -> Step:
         now_ms = int(self._clock.now() * 1000)
         ends_s = now_ms // 1000 + self._config.lease_s
@@ -342,7 +342,7 @@ class LedgerClient:
             "slots": 1,
             "expires_s": (ends_s // self._grain_s + 1) * self._grain_s,
             "force": force,
-            "anew": anew,
+            "without_hold": without_hold,
         }
 
     def _resting(self) -> bool:

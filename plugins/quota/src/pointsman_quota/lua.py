@@ -166,13 +166,13 @@ if step['do'] == 'reserve' then
     keep_hold(step.expires_s, step.tokens, step.usd_micros, step.slots, step.usd_picos)
   end
 elseif step['do'] == 'settle' then
-  if held or (not hold and step.anew) then
+  if held or (not hold and step.without_hold) then
     done = true
     for i, caps in ipairs(step.caps) do
       if held then release(states[i], hold[1], slots, hold[2], hold[3], picos) end
       spend(states[i], caps)
     end
-    if step.anew then keep_hold(0, 0, 0, 1, 0) else redis.call('DEL', KEYS[1]) end
+    if step.without_hold then keep_hold(0, 0, 0, 1, 0) else redis.call('DEL', KEYS[1]) end
   end
 elseif step['do'] == 'free' then
   if held and slots > 0 then

@@ -201,7 +201,7 @@ class Race:
         delay_factor: Returns the factor that stretches the delay. Asked again after each delay, because the budget
             fills and empties meanwhile. Nothing is stretched beyond half of the race's time: a hedge that starts later
             rarely answers before the deadline.
-        wanted: Whether somebody still waits for the answer; once not, no further attempt is started, whatever for.
+        wanted: Whether the answer is still waited for; once not, no further attempt is started.
 
     Attributes:
         result: Set when the race is over.

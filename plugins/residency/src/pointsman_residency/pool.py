@@ -71,7 +71,7 @@ class Pool:
         revision: Grows with each change of a state.
         foreign: Device to the bytes of models on the server that are not members.
         reports: Other workers by name.
-        drifts: Changes of the server's that nobody here had caused.
+        drifts: Changes on the server that this gateway has not caused.
         after: Model to those that have to go before its load is tried again, which lacked memory.
 
     Raises:
