@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 CREDENTIAL_HEADERS: Final = frozenset(
@@ -79,6 +80,7 @@ HOST_HEADERS: Final = frozenset({"x-pointsman-attempts", "x-pointsman-request-id
 """Headers of answers that the host alone sets, lower case."""
 
 
+@lru_cache(maxsize=1024)  # every request has the same names
 def is_credential_header(name: str) -> bool:
     """Return whether a header, whose name is lower case, carries credentials."""
     return name in CREDENTIAL_HEADERS or name.endswith(_CREDENTIAL_SUFFIX)
