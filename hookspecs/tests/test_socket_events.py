@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pointsman.counting import read_prompt
 from pointsman.litellm import socket_events as events
 from pointsman.litellm.socket_events import Conversation, ResponseReader
 from pointsman.types import Endpoint, ErrorClass, Usage
@@ -52,20 +53,90 @@ def test_any_event_is_read(sent: list[dict[str, Any]], endpoint: Endpoint) -> No
     assert reading is None or reading.usage.total_tokens >= 0
 
 
+def test_a_frame_has_an_event_or_none() -> None:
+    assert events.parse({"text": '{"type": "x"}'}) == {"type": "x"}
+    assert events.parse({"text": "[1]"}) is None
+
+
 @pytest.mark.parametrize(
-    ("message", "found"),
+    "message",
     [
-        ({"text": '{"type": "x"}'}, {"type": "x"}),
-        ({"bytes": b'{"type": "x"}'}, {"type": "x"}),
-        ({"text": None, "bytes": b"\xff\xfe\x00"}, None),
-        ({"text": "[1]"}, None),
-        ({"text": "[" * 100_000}, None),
-        ({"text": "{"}, None),
-        ({}, None),
+        {"bytes": b'{"type": "x"}'},
+        {"text": None, "bytes": b"\xff\xfe\x00"},
+        {"text": "[" * 100_000},
+        {"text": '{"n": ' + "9" * 5_000 + "}"},
+        {"text": "{"},
+        {},
+    ],
+    ids=["bytes", "no text", "deep", "long number", "cut", "empty"],
+)
+def test_what_cannot_be_read_is_an_error(message: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # json's own among them
+        events.parse(message)
+
+
+LONG, SHORT = "a long text " * 50, "a short one"
+
+
+@pytest.mark.parametrize("endpoint", [Endpoint.REALTIME, Endpoint.RESPONSES])
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"input": LONG},
+        {"response": {"input": LONG}},
+        {"input": LONG, "response": {}},
+        {"input": LONG, "response": {"input": SHORT}},
+        {"input": SHORT, "response": {"input": LONG}},
+        {"input": [{"role": "user", "content": LONG}], "response": {"input": SHORT}},
+        {"instructions": LONG, "response": {"input": SHORT}},
     ],
 )
-def test_a_frame_has_an_event_or_none(message: dict[str, Any], found: object) -> None:
-    assert events.parse(message) == found
+def test_a_text_counts_wherever_it_stands(endpoint: Endpoint, event: dict[str, Any]) -> None:
+    """Providers differ in where they look."""
+    body = Conversation(endpoint).request({"type": "response.create", **event})
+    assert LONG in read_prompt(body).text
+
+
+def test_of_two_limits_the_larger_counts() -> None:
+    event = {"type": "response.create", "max_output_tokens": 1, "response": {"max_output_tokens": 4_000}}
+    assert Conversation(Endpoint.RESPONSES).request(event)["max_output_tokens"] == 4_000
+
+
+def test_a_response_with_an_input_of_its_own_does_not_forget_the_conversation() -> None:
+    """Else a long conversation would be admitted as a short one."""
+    talk = conversation({"type": "conversation.item.create", "item": {"type": "message", "content": LONG}})
+    aside = {"type": "response.create", "response": {"input": [], "conversation": "none"}}
+    assert talk.is_aside(aside)
+    talk.take(aside)
+    talk.answered(Usage(prompt_tokens=5, completion_tokens=2), aside=True)
+    body, carried = talk.take({"type": "response.create"})
+    assert LONG in read_prompt(body).text
+    assert carried == 2
+    talk.answered(Usage(prompt_tokens=900, completion_tokens=100))
+    talk.answered(Usage(prompt_tokens=5, completion_tokens=2), aside=True)
+    assert talk.take({"type": "response.create"})[1] == 1_002
+
+
+def test_an_item_that_is_referred_to_counts() -> None:
+    talk = conversation({"type": "conversation.item.create", "item": {"id": "i", "type": "message", "content": LONG}})
+    aside = {"type": "response.create", "response": {"input": [{"type": "item_reference", "id": "i"}]}}
+    assert LONG in read_prompt(talk.request(aside)).text
+
+
+@pytest.mark.parametrize(
+    ("event", "names"),
+    [
+        ({"type": "response.create", "model": "a"}, {"a"}),
+        ({"type": "response.create", "model": "a", "response": {"model": "b"}}, {"a", "b"}),
+        ({"type": "session.update", "session": {"model": "a"}}, {"a"}),
+        ({"type": "session.update", "session": {"model": ["a"]}}, {"['a']"}),
+        ({"type": "conversation.item.create", "model": "a"}, set()),
+        ({"type": "response.create", "response": "model"}, set()),
+    ],
+)
+def test_the_models_that_an_event_names(event: dict[str, Any], names: set[str]) -> None:
+    assert events.named_models(event) == names
+    assert not events.named_models(events.without_model({**event, "type": "response.create", "session": None}))
 
 
 def conversation(*sent: dict[str, Any]) -> Conversation:

@@ -1,7 +1,7 @@
 """A provider that speaks OpenAI's realtime and responses protocols on websockets, as its clients ask it to.
 
 What a response says it has used is OpenAI's own example. An instruction chooses what goes wrong: ``fail``, ``reject``, ``mute``
-(ends without usage), ``hang`` (goes on for ever), ``hang up``.
+(ends without usage), ``hang`` (goes on for ever), ``twin`` (the same, and all with one id), ``hang up``.
 """
 
 from __future__ import annotations
@@ -165,7 +165,8 @@ class _Realtime(_Voice):
 
     async def answer(self, asked: Mapping[str, Any]) -> bool:
         what = asked.get("instructions")
-        response = {"object": "realtime.response", "id": f"resp_{self.number}", "status_details": None}
+        id_ = "resp_twin" if what == "twin" else f"resp_{self.number}"
+        response = {"object": "realtime.response", "id": id_, "status_details": None}
         begun = {**response, "status": "in_progress", "output": [], "usage": None}
         await self.say("response.created", response=begun)
         if what == "fail":
@@ -176,7 +177,7 @@ class _Realtime(_Voice):
         place = {"response_id": response["id"], "item_id": "item_2", "output_index": 0, "content_index": 0}
         await self.say("response.output_audio_transcript.delta", **place, delta="Good morning to you. ")
         await self.say("response.output_audio.delta", **place, delta=SOUND)
-        if what == "hang":
+        if what in {"hang", "twin"}:
             return True
         if what == "hang up":
             return False

@@ -91,7 +91,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if endpoints.in_file(call_type):
             return data
         self._apply(call, exchange, data)
-        if call.socket is not None and (denial := await call.socket.open(exchange)) is not None:
+        if call.socket is not None and (denial := await call.socket.open(exchange, data)) is not None:
             raise denial_error(denial)
         return data
 

@@ -22,6 +22,8 @@ ERROR: Final = "error"
 #: What makes a realtime provider answer by itself, once it hears that the speaker has ended.
 HEARD: Final = frozenset({"input_audio_buffer.append", "input_audio_buffer.commit"})
 _SETTINGS: Final = frozenset({"session.created", "session.updated", "session.update", "transcription_session.updated"})
+#: What a client may name a model in.
+_NAMING: Final = frozenset({ASKS, "session.update"})
 
 #: Fields of a session that every response of it begins with, by the field of a request that says the same.
 _INHERITED: Final[Mapping[str, str]] = {
@@ -43,16 +45,18 @@ _MOST_CARRIED: Final = 10**9
 
 
 def parse(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the event in a message of a websocket, as ASGI has it; None when there is none."""
-    raw = message.get("text")
-    if raw is None:
-        raw = message.get("bytes")
-    if raw is None:
-        return None
+    """Return the event in a message of a websocket, as ASGI has it; None when it is JSON of another kind.
+
+    Raises:
+        ValueError: the message is not JSON in a text frame.
+    """
+    text = message.get("text")
+    if text is None:
+        raise ValueError("a frame of bytes")
     try:
-        event = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
+        event = json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     return event if isinstance(event, dict) else None
 
 
@@ -60,6 +64,22 @@ def kind(event: Mapping[str, Any]) -> str:
     """Return an event's type; empty when it has none."""
     found = event.get("type")
     return found if isinstance(found, str) else ""
+
+
+def named_models(event: Mapping[str, Any]) -> frozenset[str]:
+    """Return the models that a client's event names, in whichever form."""
+    if kind(event) not in _NAMING:
+        return frozenset()
+    places = (event, _object(event.get("response")), _object(event.get("session")))
+    return frozenset(str(model) for place in places if (model := place.get("model")) is not None)
+
+
+def without_model(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a client's ``response.create`` without a model: the gateway puts in that of the connection."""
+    found = {name: value for name, value in event.items() if name != "model"}
+    if isinstance(nested := found.get("response"), Mapping):
+        found["response"] = {name: value for name, value in nested.items() if name != "model"}
+    return found
 
 
 def response_id(event: Mapping[str, Any]) -> str:
@@ -125,6 +145,8 @@ class Conversation:
             event: The client's ``response.create``; empty where the provider answers by itself.
         """
         found = self.request(event), self.carried(event)
+        if self.is_aside(event):
+            return found
         # However often a client asks before it has its answer: a long text is not counted again each time.
         self._taken += self._chars // _CHARS_A_TOKEN + self._sound // _INPUT_BYTES_A_TOKEN[True]
         self._items, self._chars, self._sound = [], 0, 0
@@ -136,11 +158,12 @@ class Conversation:
         Args:
             event: The client's ``response.create``; empty where the provider answers by itself.
         """
-        nested = event.get("response")
-        own = dict(nested) if isinstance(nested, Mapping) else {k: v for k, v in event.items() if k != "type"}
+        own = _asked(event)
         if self._endpoint is Endpoint.RESPONSES:
             return own
         body = {**self._settings, "input": list(self._items), **own}
+        if "item_reference" in str(own.get("input")):
+            body["input"] = [*self._items, own["input"]]
         limit = body.get("max_output_tokens")
         if not isinstance(limit, int):  # "inf"
             body.pop("max_output_tokens", None)
@@ -158,8 +181,24 @@ class Conversation:
         heard = self._sound // _INPUT_BYTES_A_TOKEN[True]
         return min(_MOST_CARRIED, self._used + self._taken + unkept + heard)
 
-    def answered(self, usage: Usage) -> None:
-        """Note that a response has ended: all that came before is part of what it has read."""
+    def is_aside(self, event: Mapping[str, Any]) -> bool:
+        """Return whether a response reads an input of its own in place of the conversation, which stays as it is.
+
+        Args:
+            event: As for ``request``.
+        """
+        return self._endpoint is Endpoint.REALTIME and _asked(event).get("input") is not None
+
+    def answered(self, usage: Usage, *, aside: bool = False) -> None:
+        """Note that a response has ended: all that came before is part of what it has read.
+
+        Args:
+            usage: What it has used.
+            aside: It has read an input of its own, and the conversation is longer by its answer at most.
+        """
+        if aside:
+            self._used = min(_MOST_CARRIED, self._used + max(0, usage.completion_tokens))
+            return
         self._used, self._taken = max(0, min(_MOST_CARRIED, usage.total_tokens)), 0
 
 
@@ -269,6 +308,29 @@ def _error(details: Mapping[str, Any]) -> AttemptError:
     else:
         found = ErrorClass.SERVER
     return AttemptError(kind=found, message="the provider reports that the response failed")
+
+
+def _asked(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a ``response.create``, beside its type or within its ``response``.
+
+    Providers differ in which of the two they read, so that of a field in both places the texts count together, and the
+    larger number.
+    """
+    flat = {name: value for name, value in event.items() if name not in {"type", "event_id"}}
+    nested = flat.get("response")
+    if not isinstance(nested, Mapping):
+        return flat
+    del flat["response"]
+    found = {**flat, **nested}
+    for name in flat.keys() & nested.keys():
+        one, other = flat[name], nested[name]
+        if one == other:
+            continue
+        if isinstance(one, int) and isinstance(other, int):
+            found[name] = max(one, other)
+        elif isinstance(one, str | list | dict) and isinstance(other, str | list | dict):
+            found[name] = [one, other]
+    return found
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from ..host.runtime import new_id
+from ..types import Denial
 from . import denials, socket_events
 from .outgoing import answer_headers, refusal
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
-    from ..types import Denial
     from .call import ClientCall
+    from .sockets import MeteredSocket
 
 #: ASGI's extension for answering a websocket's handshake, and the beginning of its messages' names.
 _HANDSHAKE_ANSWER: Final = "websocket.http.response"
@@ -24,6 +25,12 @@ _TRY_AGAIN_LATER: Final = 1013
 #: A close frame has room for 123 bytes.
 _MOST_REASON_CHARS: Final = 64
 _ENDED: Final[Mapping[str, object]] = {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
+_UNREADABLE: Final = Denial(
+    status=400,
+    code="invalid_json",
+    type="invalid_request_error",
+    message="The event is not JSON in a text frame, and has not been passed on.",
+)
 #: The first error status that is not the client's fault.
 _FIRST_FAULT: Final = 500
 
@@ -48,23 +55,36 @@ class SocketWatch:
 
     async def receive(self) -> Message:
         """Let what the client sends be metered before it is passed on."""
-        if self._closed:
-            return dict(_ENDED)
-        await self._answer_handshake()
-        message = await self._receive()
-        socket = self._call.socket
-        if socket is None:
+        while not self._closed:
+            await self._answer_handshake()
+            message = await self._receive()
+            if (socket := self._call.socket) is None:
+                return message
+            if message["type"] == "websocket.disconnect":
+                socket.left()
+                if not socket.connected:
+                    self._call.leave()
+                return message
+            if (received := await self._received(socket, message)) is not None:
+                return received
+        return dict(_ENDED)
+
+    async def _received(self, socket: MeteredSocket, message: Message) -> Message | None:
+        """Return what is passed on of a client's message; None for nothing."""
+        if message["type"] != "websocket.receive":
             return message
-        if message["type"] == "websocket.disconnect":
-            socket.left()
-            if not socket.connected:
-                self._call.leave()
-        elif message["type"] == "websocket.receive" and (event := socket_events.parse(message)) is not None:
-            denial = await socket.received(event)
-            if denial is not None:
-                await self._end(denial)
-                return dict(_ENDED)
-        return message
+        try:
+            event = socket_events.parse(message)
+        except ValueError:
+            # What cannot be read here may be a request to the provider.
+            await self._send({"type": "websocket.send", "text": json.dumps(denials.event(_UNREADABLE, new_id()))})
+            return None
+        if event is None:
+            return message
+        if (denial := await socket.received(event)) is not None:
+            await self._end(denial)
+            return None
+        return message if (text := socket.kept_to_model(event)) is None else {**message, "text": text}
 
     async def send(self, message: Message) -> None:
         """Pass a message on; a handshake that is refused is answered with the call's denial."""
@@ -82,12 +102,20 @@ class SocketWatch:
         await self._answer_handshake()
         if kind == "websocket.close":
             self._closed = True
-        elif call.socket is not None and (event := socket_events.parse(message)) is not None:
-            denial = await call.socket.sent(event)
+        elif call.socket is not None:
+            denial = await self._sent(call.socket, message)
             if denial is not None:
                 await self._end(denial)
                 return
         await self._send(message)
+
+    @staticmethod
+    async def _sent(socket: MeteredSocket, message: Message) -> Denial | None:
+        try:
+            event = socket_events.parse(message)
+        except ValueError:
+            return None
+        return None if event is None else await socket.sent(event)
 
     async def _answer_handshake(self) -> None:
         if self._accept is None:

@@ -7,12 +7,14 @@ by itself, when the client sends the first sound after the last response. It is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from ..host.endings import refusal_denial
-from ..types import AttemptError, ErrorClass, Outcome
+from ..text import printable
+from ..types import AttemptError, Denial, Endpoint, ErrorClass, Outcome
 from . import socket_events as events
 from .socket_events import Conversation, ResponseReader
 
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
     from ..host.attempt import OpenAttempt
     from ..host.exchange import Exchange
     from ..host.host import Host
-    from ..types import Denial
     from .closing import Closer
 
 _OK: Final = 200
 _SWITCHED: Final = 101
+_MOST_NAME_CHARS: Final = 200
 _NOT_REACHED: Final = AttemptError(
     kind=ErrorClass.CONNECTION, message="the provider's websocket could not be opened, or was closed at once"
 )
@@ -40,6 +42,8 @@ class _Turn:
         opened: Its attempt; None before it is asked for or begins.
         asked: Whether the client has asked for it.
         event_id: The client's own id of the event that has asked for it.
+        aside: Whether it reads an input of its own in place of the conversation.
+        models: The models that the client names for it.
     """
 
     exchange: Exchange
@@ -47,6 +51,8 @@ class _Turn:
     opened: OpenAttempt | None = None
     asked: bool = False
     event_id: str = field(default="")
+    aside: bool = False
+    models: frozenset[str] = frozenset()
 
 
 class MeteredSocket:
@@ -70,16 +76,21 @@ class MeteredSocket:
         #: Whether the provider has said something: what the gateway does from then on is no attempt of its own.
         self.connected = False
 
-    async def open(self, session: Exchange) -> Denial | None:
+    async def open(self, session: Exchange, data: dict[str, Any]) -> Denial | None:
         """Take up a connection that has been admitted; return why its first response is denied, or None.
 
         Args:
             session: The connection's request.
+            data: LiteLLM's; what the client has asked for already is changed as later events are.
         """
         self._session = session
         self._conversation = Conversation(session.ctx.endpoint)
         early, self._early = self._early, None
-        return None if early is None else await self._ask(early)
+        if early is None:
+            return None
+        if "first_message" in data:
+            data["first_message"] = self.kept_to_model(early) or data["first_message"]
+        return await self._ask(early)
 
     async def chosen(self) -> Denial | None:
         """Take up that a deployment has been chosen; return why it may not answer what has been asked, or None."""
@@ -89,6 +100,19 @@ class MeteredSocket:
                 turn.opened = None
             denial = await self._start(turn) or denial
         return denial
+
+    def kept_to_model(self, event: Mapping[str, Any]) -> str | None:
+        """Return what is passed on in place of an event that asks for a response, without a model; None leaves it as it is.
+
+        Where LiteLLM makes HTTP requests of a websocket's responses, it asks whatever model each of them names.
+
+        Args:
+            event: The event, which has been taken up.
+        """
+        session = self._session
+        if session is None or session.ctx.endpoint is not Endpoint.RESPONSES or events.kind(event) != events.ASKS:
+            return None
+        return json.dumps(events.without_model(event))
 
     def left(self) -> None:
         """Note that the client has closed the connection."""
@@ -103,9 +127,12 @@ class MeteredSocket:
             event: The event.
         """
         what = events.kind(event)
-        if self._session is None:
+        session = self._session
+        if session is None:
             self._early = event if what == events.ASKS else self._early
             return None
+        if what != events.ASKS and (denial := self._other_model(session, events.named_models(event))) is not None:
+            return denial
         self._conversation.note(event)
         if what == events.ASKS:
             return await self._ask(event)
@@ -174,6 +201,7 @@ class MeteredSocket:
                 return denial
         turn.asked, own = True, event.get("event_id")
         turn.event_id = own if isinstance(own, str) else ""
+        turn.aside, turn.models = self._conversation.is_aside(event), events.named_models(event)
         return await self._start(turn)
 
     async def _admit(self, event: Mapping[str, Any]) -> tuple[_Turn | None, Denial | None]:
@@ -209,8 +237,13 @@ class MeteredSocket:
         """Open a response's attempt; return why it is refused, or None."""
         session = self._session
         chosen = None if session is None else session.current
-        if turn.opened is not None or chosen is None:
+        if session is None or turn.opened is not None or chosen is None:
             return None
+        if (other := self._other_model(session, turn.models)) is not None:
+            self._waiting.remove(turn)
+            turn.exchange.denial = other
+            turn.exchange.close(other.status)
+            return other
         refusal, turn.opened = await turn.exchange.begin(chosen.attempt.deployment, gateway=True)
         if refusal is None:
             return None
@@ -229,8 +262,29 @@ class MeteredSocket:
         if (denial := await self._start(turn)) is not None:
             return denial
         self._waiting.remove(turn)
+        if (same := self._running.get(response_id)) is not None:
+            self._end(same)
         self._running[response_id] = turn
         return None
+
+    @staticmethod
+    def _other_model(session: Exchange, models: Iterable[str]) -> Denial | None:
+        """Return the denial of an event that names another model than that of its connection, or None."""
+        chosen = None if session.current is None else session.current.attempt.deployment
+        own = {session.ctx.model, session.ctx.alias, session.route.target}
+        if chosen is not None:
+            own |= {chosen.group, chosen.model, f"{chosen.provider}/{chosen.model}"}
+        other = next((model for model in sorted(models) if model not in own), None)
+        if other is None:
+            return None
+        return Denial(
+            status=403,
+            code="model_not_allowed",
+            type="permission_error",
+            message=f"This connection is for model {printable(session.ctx.model, _MOST_NAME_CHARS)!r}; open another one for "
+            f"{printable(other, _MOST_NAME_CHARS)!r}.",
+            param="model",
+        )
 
     def _turn(self, event: Mapping[str, Any]) -> _Turn | None:
         """Return the response that an event belongs to."""
@@ -254,7 +308,7 @@ class MeteredSocket:
         assert turn.opened is not None  # noqa: S101  # it has begun
         failure = turn.reader.failure
         usage = self._closer.end_spoken(turn.opened, turn.reader, turn.exchange.ctx, failure, cut=False)
-        self._conversation.answered(usage)
+        self._conversation.answered(usage, aside=turn.aside)
         turn.exchange.answered()
         turn.exchange.close(_OK)
 
