@@ -12,6 +12,9 @@ from .errors import ConfigError
 log: Final = logging.getLogger("pointsman")
 T = TypeVar("T")
 
+#: Top-level packages of the extensions that this process has loaded: a fault is said to be at their lines.
+PACKAGES: Final = set[str]()
+
 
 class Extensions(Mapping[str, T]):
     """What a plugin can be extended with, by name: its own, and what installed distributions add.
@@ -130,9 +133,10 @@ def _load(entry: EntryPoint, group: str, check: Callable[[object], T], usable: d
         return f"{where} cannot be imported: {type(err).__name__}: {err}"
     try:
         usable[entry.name] = check(found)
+        PACKAGES.add(entry.value.partition(":")[0].partition(".")[0])
     except (TypeError, ValueError) as err:
         return f"{where} is wrong: {err}"
     return None
 
 
-__all__ = ["Extensions", "extensions", "loaded"]
+__all__ = ["PACKAGES", "Extensions", "extensions", "loaded"]

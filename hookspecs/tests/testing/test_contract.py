@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
+import warnings
 from collections import deque
 from typing import ClassVar
 
@@ -92,9 +94,24 @@ OK, STREAM, NO_USAGE, ERROR = (
         (faulty.ReservesForAnother, "test_it_settles_once", (OK,), "pre_route"),
         (faulty.SplitsTheAnswer, "test_it_settles_once", (OK,), "pre_route"),
         (faulty.ReplacesTheBody, "test_it_settles_once", (OK,), "transform_request"),
-        (faulty.BlocksTheLoop, "test_it_gives_the_event_loop_back", (), "'pre_route' held the event loop in 5 of 5"),
-        (faulty.KeepsEveryRequest, "test_its_memory_does_not_grow_with_the_requests", (), "remembers_requests"),
-        (faulty.KeepsEveryKey, "test_its_memory_does_not_grow_with_the_requests", (), "remembers_requests"),
+        (
+            faulty.BlocksTheLoop,
+            "test_it_gives_the_event_loop_back",
+            (),
+            r"'pre_route' held the event loop in 5 of 5 calls, .*, in BlocksTheLoop.pre_route \(.*faulty_plugins.py:\d+\)",
+        ),
+        (
+            faulty.KeepsEveryRequest,
+            "test_its_memory_does_not_grow_with_the_requests",
+            (),
+            r"most of them in KeepsEveryRequest.all; .*remembers_requests",
+        ),
+        (
+            faulty.KeepsEveryKey,
+            "test_its_memory_does_not_grow_with_the_requests",
+            (),
+            r"most of them in KeepsEveryKey.all; .*remembers_requests",
+        ),
         (faulty.KeepsWhatFails, "test_its_memory_does_not_grow_with_the_requests", (), "refused by the provider"),
         (
             faulty.CancelsItsTask,
@@ -125,18 +142,59 @@ def test_who_breaks_the_contract_is_found(factory, test, arguments, says):
         getattr(Suite(), test)(*arguments)
 
 
-@pytest.mark.parametrize("factory", [faulty.NeverReturns, faulty.WaitsForALock], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "factory", [faulty.NeverReturns, faulty.WaitsForALock, faulty.MatchesForEver], ids=lambda one: one.__name__
+)
 def test_a_hook_that_never_returns_is_ended_once(factory):
     """Whichever test meets it first names its line; the others are skipped with the reason."""
 
     class Suite(Good):
         info = info_of(factory)
-        held_s = 0.5
 
-    with pytest.raises(ContractViolation, match=r"post_response \(.*faulty_plugins.py:\d+\) held the event loop"):
+    says = r"'budget': the hook 'post_response' held the event loop for more than 0.5 s, in .*post_response \(.*faulty_plugins.py:\d+\)"
+    with pytest.raises(ContractViolation, match=says):
         Suite().test_it_settles_once(OK)
-    with pytest.raises(pytest.skip.Exception, match=r"'budget' holds the event loop: .*post_response"):
+    with pytest.raises(pytest.skip.Exception, match="not run, since 'budget': the hook 'post_response'"):
         Suite().test_it_gives_the_event_loop_back()
+
+
+@pytest.mark.parametrize(
+    ("factory", "test", "says"),
+    [
+        (
+            faulty.ForgetsToAwaitThePut,
+            "test_it_settles_once",
+            r"'budget': hook 'settle': \w+.put\(...\) is not awaited in settle \(.*faulty_plugins.py:{line}\)",
+        ),
+        (
+            faulty.ForgetsToAwaitItsOwn,
+            "test_it_settles_once",
+            r"'budget': hook 'pre_route': ForgetsToAwaitItsOwn.look\(...\) is not awaited in helper \(.*faulty_plugins.py:{line}\)",
+        ),
+    ],
+)
+def test_what_is_not_awaited_is_named(factory, test, says):
+    """The hook and the line, whether the coroutine is dropped at once or with its function."""
+
+    class Suite(Good):
+        info = info_of(factory)
+
+    lines, first = inspect.getsourcelines(factory)
+    line = first + next(number for number, text in enumerate(lines) if "# not awaited" in text)
+    with pytest.raises(ContractViolation, match=says.format(line=line)):
+        getattr(Suite(), test)(OK)
+
+
+def test_warnings_of_others_go_on():
+    """A warning of other code reaches the author's filters as without the suite."""
+
+    class Suite(Good):
+        async def work(self):
+            warnings.warn("of somebody else", UserWarning, stacklevel=1)
+
+    suite = Suite()
+    with pytest.warns(UserWarning, match="of somebody else"):
+        suite.run(suite.work())
 
 
 def test_memory_may_be_used_where_the_suite_is_told():
@@ -159,21 +217,23 @@ def test_memory_may_be_used_where_the_suite_is_told():
 
 
 async def test_memory_is_seen_wherever_it_is():
-    """Whatever holds what a request leaves: containers, queues, caches, closures, classes, modules, texts, timers, tasks."""
+    """Whatever holds what a request leaves: containers, queues, caches, closures, classes, modules, texts, timers, tasks; the place is named."""
 
     class Suite(Good):
         info = info_of(faulty.Hoarder)
 
     async with Suite().worker() as h:
-        for hoard in faulty.HOARDS:
+        for hoard, where in faulty.HOARDS.items():
             keep = hoard(h.plugin("budget"))
             keep("the first")
             before = Suite()._held(h)
             for number in range(100):
                 keep(f"request-{number}")
-            grown = Suite()._held(h) - before
+            grown = Suite()._held(h)
+            grown.subtract(before)
             faulty.throw_away()
-            assert grown >= 100, hoard.__name__
+            assert grown.total() >= 100, hoard.__name__
+            assert grown.most_common(1)[0][0] == where, hoard.__name__
 
 
 def test_a_call_that_nobody_cancels_is_found():

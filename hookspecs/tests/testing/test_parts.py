@@ -192,6 +192,21 @@ class TestDialect(DialectContract):
     resets = {"requests": 30.0}  # noqa: RUF012  # the suite's attribute
 
 
+class Panic(BaseException):
+    """As the panics of extensions that are written in Rust."""
+
+
+def sleeps(*_):
+    time.sleep(2.0)
+
+
+def raises(err):
+    def reset(*_):
+        raise err
+
+    return reset
+
+
 def never_understands(text, now, axis):
     return float(text)
 
@@ -202,6 +217,14 @@ def never_understands(text, now, axis):
         ({"name": "groq"}, "test_it_is_found", "built-in"),
         ({"parts": {"left": "limit", "max": "remaining"}}, "test_it_reads_answers", "instead of"),
         ({"reset": lambda *_: None}, "test_it_reads_answers", "resets at None"),
+        (
+            {"headers": (*ACME["headers"], r"acme-calls-left(-a1|-a1)+x")},
+            "test_it_survives_whatever_a_provider_sends",
+            r"the dialect held",
+        ),
+        ({"reset": sleeps}, "test_it_reads_answers", r"the dialect held .* in sleeps \(.*test_parts.py:\d+\)"),
+        ({"reset": raises(SystemExit(1))}, "test_it_reads_answers", "cannot be read: SystemExit: 1"),
+        ({"reset": raises(Panic("a"))}, "test_it_survives_whatever_a_provider_sends", "cannot be read: Panic: a"),
         ({"providers": ("acme", "openai"), "name": "acme"}, None, ""),
     ],
 )

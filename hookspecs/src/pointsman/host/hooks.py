@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, Self
@@ -86,7 +86,7 @@ def _fault_refusal(plugin: str) -> Refusal:
     return Refusal(reason=denial.message, status=denial.status, code=denial.code, plugin=plugin)
 
 
-def _timed(impl: Impl, *args: object) -> Any:
+def timed(impl: Impl, *args: object) -> Any:
     """Run a sync hook."""
     timing = impl.timing
     timing.calls += 1
@@ -291,7 +291,7 @@ class Hooks:
         if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
             return None
         try:
-            answer = _timed(impl, *args)
+            answer = timed(impl, *args)
             if answer is not None and check is not None:
                 answer = check(impl.plugin, answer)
         except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
@@ -443,7 +443,7 @@ class Hooks:
         self, impl: Impl, ctx: RequestContext, attempt: Attempt, pieces: AsyncIterator[Mapping[str, Any]]
     ) -> AsyncIterator[Any] | None:
         """Ask one plugin for its stage of a stream; None leaves the stream as it is."""
-        made: object = _timed(impl, ctx, attempt, pieces)
+        made: object = timed(impl, ctx, attempt, pieces)
         if made is not None and not isinstance(made, AsyncIterator):
             raise TypeError(f"transform_stream returned {type(made).__name__}, not an async iterator or None")
         return made
@@ -543,8 +543,8 @@ class Hooks:
             found = getattr(self, hook)
             yield from found.values() if isinstance(found, Mapping) else found
 
-    def timings(self) -> list[dict[str, object]]:
-        """Return the time on the event loop of every implementation that has been called, for the status."""
+    def timings(self, others: Iterable[Timing] = ()) -> list[dict[str, object]]:
+        """Return the time on the event loop of every implementation that has been called, and of others, for the status."""
         now = self.monotonic()
         return [
             {
@@ -555,10 +555,11 @@ class Hooks:
                 "mean_us": round(timing.total_s / timing.calls * 1_000_000, 1),
                 "longest_ms": round(timing.longest_s * 1000, 3),
                 "blocked": timing.blocked,
+                "held_at": timing.held_at,
                 "off_for_s": round(max(0.0, timing.off_until - now), 1),
             }
-            for impl in self.implementations()
-            if (timing := impl.timing).calls
+            for timing in (*(impl.timing for impl in self.implementations()), *others)
+            if timing.calls
         ]
 
     def run_status(self, plugin: str) -> Status:
@@ -567,7 +568,7 @@ class Hooks:
         status: Status | None = None
         if impl is not None:
             try:
-                given: object = _timed(impl)
+                given: object = timed(impl)
                 status = None if given is None else returned.status(plugin, given)
             except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                 status = Status(ok=False, summary=f"broken: {self._failed(impl, None, err)}")

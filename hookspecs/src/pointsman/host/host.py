@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.applications import Starlette
 
-from .. import __version__
+from .. import __version__, extensions
 from ..errors import ConfigError, Conflict, PluginLoadError
 from ..plugin import Catalog, Clock, Prices, Services, Tokenizer, Upstream
 from ..store import ScopedStore
@@ -54,6 +54,7 @@ from .settings import Policy, Settings, open_store, unmetered
 from .statuses import Statuses
 from .takeovers import REBUILT, Takeovers
 from .tracing import Tracing
+from .watchdog import Watchdog
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -178,6 +179,15 @@ class Host:
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
         self._open: set[Exchange] = set()
         self._announcement: Announcement | None = None
+        self._watchdog = Watchdog(self._packages, lambda: extensions.PACKAGES)
+
+    def _packages(self) -> dict[str, str]:
+        """Return the plugins by their top-level packages."""
+        packages = {
+            plugin.info.factory.__module__.partition(".")[0]: plugin.name for plugin in tuple(self.plugins.loaded)
+        }
+        packages.pop(__package__.partition(".")[0], None)
+        return packages
 
     def _compiled(self) -> Hooks:
         return Hooks.compile(
@@ -216,6 +226,7 @@ class Host:
 
     async def _start(self) -> None:
         config = self.settings.host
+        self._watchdog.start()
         if self._store is None:
             try:
                 self._store = await open_store(
@@ -347,6 +358,7 @@ class Host:
 
     async def abandon(self) -> None:
         """Cancel all background work at once. Without ``stop`` this simulates a crash: nothing is flushed."""
+        self._watchdog.stop()
         for tasks in (*self._instances.tasks.values(), self._tasks):
             await tasks.cancel()
         for instance in self._instances.leaving:
@@ -540,7 +552,7 @@ class Host:
                 {"plugin": plugin, "hook": hook, "count": count}
                 for (plugin, hook), count in sorted(self.faults.counts.items())
             ],
-            "hooks": self.hooks.timings(),
+            "hooks": self.hooks.timings(self._watchdog.timings()),
             "plugins": [
                 {"name": name, "ok": status.ok, "summary": status.summary, "details": dict(status.details)}
                 for name, status in self.statuses().items()

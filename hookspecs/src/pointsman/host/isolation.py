@@ -10,11 +10,12 @@ import time
 import traceback
 import types
 from collections import Counter
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
-from .. import deadline
+from .. import deadline, extensions
 from ..errors import HookError
 from . import span_events
 
@@ -116,6 +117,8 @@ class Timing:
         waited_s: Time that they have waited besides.
         longest_s: The longest time without giving the event loop back.
         blocked: How often it held the loop for longer than ``BLOCKED_S``.
+        seen_at: Where it holds the loop for longer than that at the moment, if the watchdog has seen it.
+        held_at: Where it last did, as far as seen.
         failed_in_a_row: Calls that have failed since one succeeded.
         off_until: Monotonic seconds until which it is not called; 0 while it is.
     """
@@ -124,10 +127,12 @@ class Timing:
         "blocked",
         "calls",
         "failed_in_a_row",
+        "held_at",
         "hook",
         "longest_s",
         "off_until",
         "plugin",
+        "seen_at",
         "total_s",
         "waited_s",
     )
@@ -140,8 +145,14 @@ class Timing:
         self.waited_s = 0.0
         self.longest_s = 0.0
         self.blocked = 0
+        self.seen_at = self.held_at = ""
         self.failed_in_a_row = 0
         self.off_until = 0.0
+
+    @property
+    def what(self) -> str:
+        """The hook, in a sentence."""
+        return f"hook {self.hook!r}" if self.hook.isidentifier() else self.hook
 
     def held(self, seconds: float) -> None:
         """Note that the hook held the event loop for this long."""
@@ -155,13 +166,16 @@ class Timing:
         if seconds <= BLOCKED_S:
             return
         self.blocked += 1
+        seen_at, self.seen_at = self.seen_at, ""
+        self.held_at = seen_at or self.held_at
         if self.blocked.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
             log.warning(
-                "plugin %r: hook %r held the event loop for %.0f ms: no other request was served in that time; "
-                "move the work to a thread (asyncio.to_thread) or a task (%d times so far)",
+                "plugin %r: %s held the event loop for %.0f ms%s: no other request was served in that time; "
+                "move the work to a thread (asyncio.to_thread) (%d times so far)",
                 self.plugin,
-                self.hook,
+                self.what,
                 seconds * 1000,
+                seen_at and f", in {seen_at}",
                 self.blocked,
             )
 
@@ -287,6 +301,7 @@ class Waiting(Generic[T]):
         Raises:
             BaseException: what it raises; StopIteration at its end.
         """
+        timing = self._timing
         before = 0 if task is None else task.cancelling()
         started = time.perf_counter()
         try:
@@ -294,7 +309,7 @@ class Waiting(Generic[T]):
         finally:
             seconds = time.perf_counter() - started
             self.held_s += seconds
-            self._timing.held(seconds)
+            timing.held(seconds)
             if _taken_back(task, before):
                 self._cancelled_itself = self._undelivered = True
 
@@ -480,7 +495,8 @@ class Faults:
         now = self._last_at[key] = time.monotonic()
         if now - self._logged_at.get(key, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
             self._logged_at[key] = now
-            self.logged[key] = f"{what}{_place(err)}"
+            where = place(traceback.walk_tb(err.__traceback__), extensions.PACKAGES)
+            self.logged[key] = f"{what}{where and f', in {where}'}"
             log.error("%s (%d so far)", error, self.counts[key], exc_info=err)
         return error
 
@@ -489,15 +505,20 @@ class Faults:
         return {hook: n for (name, hook), n in self.counts.items() if name == plugin}
 
 
-def _place(err: BaseException) -> str:
-    """Return where a plugin's code has raised: its innermost line, without the libraries that it calls; empty if unknown."""
+def place(frames: Iterable[tuple[FrameType, int]], own: Collection[str] = ()) -> str:
+    """Return the innermost line of a plugin's code, without the libraries that it calls; empty if unknown.
+
+    Args:
+        frames: With their lines, outermost first.
+        own: Packages that are no libraries, wherever they are installed.
+    """
     found, package = "", ""
-    for frame, line in traceback.walk_tb(err.__traceback__):
+    for frame, line in frames:
         module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         code = frame.f_code
-        is_library = "site-packages" in code.co_filename and package not in {"", module}
+        is_library = "site-packages" in code.co_filename and package not in {"", module} and module not in own
         if module != "pointsman" and module not in sys.stdlib_module_names and not is_library:
-            found, package = f", in {code.co_qualname} ({code.co_filename}:{line})", module
+            found, package = f"{code.co_qualname} ({code.co_filename}:{line})", module
     return found
 
 

@@ -69,10 +69,14 @@ _place: Final[ContextVar[int]] = ContextVar("place", default=0)
 
 
 class TaskGroup:
-    """Background tasks of one plugin (or of the host); ended together."""
+    """Background tasks of one plugin (or of the host); ended together.
+
+    Attributes:
+        owner: The plugin, or ``pointsman``.
+    """
 
     def __init__(self, owner: str, clock: Clock, faults: Faults) -> None:
-        self._owner = owner
+        self.owner = owner
         self._clock = clock
         self._faults = faults
         self._tasks: set[asyncio.Task[object]] = set()
@@ -81,7 +85,7 @@ class TaskGroup:
 
     def spawn(self, work: Coroutine[object, object, object], *, name: str) -> None:
         """Run a coroutine in the background; an error is logged and counted under ``task <name>``."""
-        task = asyncio.create_task(self._guard(work, name), name=f"{self._owner}:{name}")
+        task = asyncio.create_task(self.guard(work, name), name=f"{self.owner}:{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # A task that is cancelled before its first step never touches its coroutine.
@@ -90,7 +94,7 @@ class TaskGroup:
     def every(self, interval_s: float, work: Callable[[], Awaitable[object]], *, name: str) -> None:
         """Call ``work`` now and ``interval_s`` seconds after each call has ended."""
         if not interval_s > 0:
-            raise ValueError(f"task {name!r} of plugin {self._owner!r}: the interval must be more than 0 seconds")
+            raise ValueError(f"task {name!r} of plugin {self.owner!r}: the interval must be more than 0 seconds")
         self.spawn(self._repeat(interval_s, work, name), name=name)
 
     async def _repeat(self, interval_s: float, work: Callable[[], Awaitable[object]], name: str) -> None:
@@ -102,7 +106,7 @@ class TaskGroup:
                 if isinstance(err, GeneratorExit) and not is_stray():
                     raise
                 # The next round may succeed.
-                self._faults.record(self._owner, f"task {name}", None, err)
+                self._faults.record(self.owner, f"task {name}", None, err)
             await self._clock.sleep(interval_s)
 
     def forever(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:
@@ -122,7 +126,7 @@ class TaskGroup:
                 if isinstance(raised, GeneratorExit) and not is_stray():
                     raise
                 err = raised
-            self._faults.record(self._owner, f"task {name}", None, err)
+            self._faults.record(self.owner, f"task {name}", None, err)
             now = self._clock.monotonic()
             if now - started >= RESTART_MOST_S:
                 wait_s = RESTART_FIRST_S
@@ -134,19 +138,20 @@ class TaskGroup:
         """Return which tasks that run for ever have failed within the last minutes."""
         now = self._clock.monotonic()
         return [
-            f"the background task {name!r} of {self._owner} failed {now - at:.0f} s ago and is restarted: {why}"
+            f"the background task {name!r} of {self.owner} failed {now - at:.0f} s ago and is restarted: {why}"
             for name, (at, why) in sorted(self._failed.items())
             if now - at < SHOWN_S
         ]
 
-    async def _guard(self, work: Coroutine[object, object, object], name: str) -> object:
+    async def guard(self, work: Coroutine[object, object, object], name: str) -> object:
+        """Await the work of a task; an error is logged and counted."""
         try:
             return await work
         except BaseException as err:  # a background task has no caller to raise to
             let_through(err)
             if isinstance(err, GeneratorExit) and not is_stray():
                 raise
-            self._faults.record(self._owner, f"task {name}", None, err)
+            self._faults.record(self.owner, f"task {name}", None, err)
             return None
 
     def names(self) -> list[str]:

@@ -30,7 +30,8 @@ from pydantic import ValidationError
 
 from ..host.isolation import Timing, bounded
 from ..types import Outcome
-from .contract.base import ContractViolation, check, described, run
+from .contract.base import ContractViolation, Judged, check, described, top_package
+from .contract.watching import LoopHeldError
 from .fakes import deployment
 from .harness import Harness
 from .leaks import no_leaks
@@ -44,7 +45,7 @@ _NOW: Final = 1_750_000_000.0
 _DELIVERED_WITHIN_S: Final = 20.0
 
 
-class TacticContract:
+class TacticContract(Judged):
     """Derive from it, in a class whose name starts with ``Test``.
 
     Attributes:
@@ -56,6 +57,10 @@ class TacticContract:
     tactic: ClassVar[type[Any]]
     settings: ClassVar[Mapping[str, Any]] = {}
     bad_settings: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    def under_test(self) -> tuple[str, frozenset[str]]:
+        """Return ``balance``, and the tactic's package."""
+        return "balance", frozenset({top_package(self.tactic)})
 
     def test_unknown_and_bad_settings_are_refused(self) -> None:
         """A misspelt key is an error, and so is each of ``bad_settings``."""
@@ -70,11 +75,11 @@ class TacticContract:
         """Whatever is known of one, two or many deployments, every request is served, and no choice fails."""
         for size in (1, 2, 9):
             for prices in _PRICES:
-                run(self._serves(size, prices))
+                self.run(self._serves(size, prices))
 
     def test_it_leaves_what_fails(self) -> None:
         """A deployment that fails is not the end of a request while there are others."""
-        run(self._survives())
+        self.run(self._survives())
 
     def _worker(self, size: int, **arguments: Any) -> Harness:
         balance = importlib.import_module("pointsman_balance.plugin").plugin
@@ -102,7 +107,8 @@ class TacticContract:
                     often = row["blocked"] * 2 > row["calls"]
                     check(
                         not often,
-                        f"it held the event loop for up to {row['longest_ms']:.0f} ms: a choice takes microseconds",
+                        f"it held the event loop for up to {row['longest_ms']:.0f} ms, in {row['held_at'] or 'an unknown place'}: a "
+                        "choice takes microseconds",
                     )
 
     async def _survives(self) -> None:
@@ -119,7 +125,7 @@ class TacticContract:
                 await h.settled()
 
 
-class SinkContract:
+class SinkContract(Judged):
     """Derive from it, in a class whose name starts with ``Test``, and say where events go and what has arrived.
 
     Attributes:
@@ -129,6 +135,10 @@ class SinkContract:
 
     sink: ClassVar[Any]
     unreachable: ClassVar[Mapping[str, Any] | None] = None
+
+    def under_test(self) -> tuple[str, frozenset[str]]:
+        """Return ``billing``, and the sink's package."""
+        return "billing", frozenset({top_package(self.sink.factory)})
 
     def section(self, directory: Path) -> Mapping[str, Any]:
         """Return the sink's section; ``directory`` is empty and its own."""
@@ -151,13 +161,13 @@ class SinkContract:
     def test_every_event_arrives(self) -> None:
         """Of all requests, in the first life of a worker and in the next one."""
         with tempfile.TemporaryDirectory() as directory:
-            run(self._delivers(Path(directory)))
+            self.run(self._delivers(Path(directory)))
 
     def test_a_receiver_that_is_away_harms_nobody(self) -> None:
         """Requests are answered, nothing is lost, and the failure is said in the plugin's status."""
         if self.unreachable is not None:
             with tempfile.TemporaryDirectory() as directory:
-                run(self._is_away(Path(directory)))
+                self.run(self._is_away(Path(directory)))
 
     @contextmanager
     def _installed(self) -> Iterator[set[str]]:
@@ -182,7 +192,7 @@ class SinkContract:
         for method, timing in timings.items():
             check(
                 timing.blocked * 2 <= timing.calls,
-                f"its {method!r} held the event loop for up to {timing.longest_s * 1000:.0f} ms, in which no request of the worker is "
+                f"its {method!r} held the event loop for up to {timing.longest_s * 1000:.0f} ms, in {timing.held_at or 'an unknown place'}: no request of the worker is "
                 "served: await what it waits for, or move the work to a thread (asyncio.to_thread)",
             )
 
@@ -300,7 +310,7 @@ class _Watched:
         await bounded(function(*given), None, self._timings[method])
 
 
-class DialectContract:
+class DialectContract(Judged):
     """Derive from it, in a class whose name starts with ``Test``.
 
     Attributes:
@@ -312,9 +322,17 @@ class DialectContract:
     dialect: ClassVar[Any]
     answers: ClassVar[Sequence[tuple[Mapping[str, str], Mapping[str, tuple[float | None, float | None]]]]]
     resets: ClassVar[Mapping[str, float]] = {}
+    outside: ClassVar[str] = "the dialect"
+
+    def under_test(self) -> tuple[str, frozenset[str]]:
+        """Return ``signals``, and the package of the dialect's function and of what reads by its expressions."""
+        return "signals", frozenset({top_package(self.dialect.reset), "pointsman_signals"})
 
     def test_it_reads_answers(self) -> None:
         """Each of ``answers`` says what it should: limits, what is left, and when."""
+        self.run(self._reads_answers())
+
+    async def _reads_answers(self) -> None:
         for number, (headers, expected) in enumerate(self.answers):
             limits = {limit.axis: limit for limit in self._read(headers).limits}
             found = {axis: (limit.limit, limit.remaining) for axis, limit in limits.items()}
@@ -339,6 +357,9 @@ class DialectContract:
 
     def test_it_survives_whatever_a_provider_sends(self) -> None:
         """Odd values and names of its own headers neither fail nor take long."""
+        self.run(self._survives())
+
+    async def _survives(self) -> None:
         chance = random.Random(5)  # noqa: S311  # repeatable test data
         odd = (
             "",
@@ -354,22 +375,22 @@ class DialectContract:
             "6m0s",
         )
         names = [name for headers, _ in self.answers for name in headers] or ["x-a"]
-        started = time.process_time()
         for _ in range(300):
             headers = {name: chance.choice(odd) for name in chance.sample(names, chance.randint(1, len(names)))}
             longer = f"{chance.choice(names)}{'-a1' * chance.randint(0, 2000)}"
             for limit in self._read({**headers, longer: "5"}).limits:
                 for value in (limit.limit, limit.remaining, limit.resets_at):
                     check(value is None or math.isfinite(value), f"{headers} says {limit}")
-        spent_s = time.process_time() - started
-        check(spent_s < 10.0, f"300 answers with long names took {spent_s:.0f} s: an expression has to be bounded")  # noqa: PLR2004  # far above
+            await asyncio.sleep(0)  # what one answer takes is judged, not what all of them take
 
     def _read(self, headers: Mapping[str, str]) -> Any:
         module = importlib.import_module("pointsman_signals.dialects")
         reader = module.DialectTable([*module.DIALECTS, self.dialect], {"contract": self.dialect.name})
         try:
             return reader.reader(deployment("d", "contract")).read(headers, _NOW)
-        except Exception as err:
+        except (KeyboardInterrupt, LoopHeldError):
+            raise
+        except BaseException as err:
             raise ContractViolation(f"{dict(headers)!r:.300} cannot be read: {type(err).__name__}: {err}") from err
 
 

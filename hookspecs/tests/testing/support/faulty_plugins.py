@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import threading
 import time
 from collections import deque
@@ -244,6 +245,31 @@ class WaitsForALock(Budget):
         lock.acquire()
 
 
+class MatchesForEver(Budget):
+    @hookimpl
+    def post_response(self, attempt):
+        re.fullmatch(r"(a+)+b", "a" * 60)  # the interpreter is given to no other thread meanwhile
+
+
+class ForgetsToAwaitThePut(Budget):
+    @hookimpl
+    async def settle(self, ctx, settlement):
+        self.services.store.put("last", 1)  # not awaited
+
+
+class ForgetsToAwaitItsOwn(Budget):
+    @hookimpl
+    async def pre_route(self, ctx, route):
+        await self.helper()
+
+    async def helper(self):
+        kept = self.look()  # not awaited
+        return kept is None
+
+    async def look(self):
+        pass
+
+
 class KeepsEveryRequest(Budget):
     @hookimpl
     async def pre_route(self, ctx, route):
@@ -355,20 +381,20 @@ def in_tasks(plugin):
     return lambda _: plugin.services.tasks.spawn(asyncio.sleep(3600), name="kept")
 
 
-HOARDS = (
-    in_keys,
-    in_slots,
-    in_the_class,
-    in_the_module,
-    in_a_cache,
-    in_a_cached_function,
-    in_a_queue,
-    in_a_closure,
-    in_a_text,
-    the_same_again_and_again,
-    in_timers,
-    in_tasks,
-)
+HOARDS = {
+    in_keys: "Hoarder.kept",
+    in_slots: "Hoarder.kept",
+    in_the_class: "faulty_plugins.Shared",
+    in_the_module: "faulty_plugins.KEPT",
+    in_a_cache: "Hoarder.kept._FIFOCache__order",
+    in_a_cached_function: "Hoarder.kept",
+    in_a_queue: "Hoarder.kept._queue",
+    in_a_closure: "Hoarder.kept",
+    in_a_text: "Hoarder.kept",
+    the_same_again_and_again: "Hoarder.kept",
+    in_timers: "timers",
+    in_tasks: "tasks",
+}
 
 
 def throw_away():

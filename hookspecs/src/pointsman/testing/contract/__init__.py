@@ -43,7 +43,8 @@ class ContractSuite(
         keeps_request_keys: The plugin keeps something for each request for ever, and means to.
         remembers_requests: Requests that the plugin remembers in memory, at most; 0 where it forgets them when they are settled.
         forgets_within_s: Seconds within which it forgets a request that was not answered.
-        held_s: A hook that holds the event loop for this long is ended, in seconds; the plugin's other tests are then skipped.
+        held_s: A hook that holds the event loop for this long is ended, in seconds, and the plugin's other tests are skipped; its
+            construction, start and end may take 20 times as long.
         background_s: Seconds that the clock moves before two worlds are compared after a restart, for a plugin that keeps what
             it has seen in the background; 0 where ``settle`` or the shutdown does.
         routes_without_body: Paths of admin routes that ignore the body; all others refuse a malformed one.

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import pytest
 
+from ...host.watchdog import OUTSIDE
 from ...plugin import PluginConfig, PluginInfo
 from ...specs import hookimpl
 from ...types import Denial, Deployment, Identity, RequestContext, Route
@@ -18,6 +19,7 @@ from ..fakes import DEFAULT_DEPLOYMENTS
 from ..harness import BODY, IDENTITY, Harness, Plugin
 from ..leaks import no_leaks
 from ..script import breaks, cancel, disconnect, error, ok
+from .unawaited import unawaited
 from .watching import LoopWatch
 
 T = TypeVar("T")
@@ -35,11 +37,6 @@ def check(condition: object, message: str) -> None:
     """
     if not condition:
         raise ContractViolation(message)
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine in an event loop of its own, whatever the author's pytest does with async tests."""
-    return asyncio.run(work)
 
 
 class _Denier:
@@ -104,7 +101,65 @@ def described(h: Harness, plugin: str | None = None) -> str:
     )
 
 
-class ContractBase:
+def top_package(found: Any) -> str:
+    """Return the top-level package of a class or function."""
+    return str(found.__module__).partition(".")[0]
+
+
+class Judged:
+    """Runs tests of an author's code, each in an event loop of its own, whatever the author's pytest does with async tests."""
+
+    held_s: ClassVar[float] = 0.5
+
+    #: What runs outside the hooks.
+    outside: ClassVar[str] = OUTSIDE
+
+    #: Why the tests that follow are skipped: the code under test has held the event loop.
+    held: ClassVar[str] = ""
+
+    def under_test(self) -> tuple[str, frozenset[str]]:
+        """Return the name of the plugin that runs the code, and the top-level packages of the code."""
+        raise NotImplementedError
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a test; what does not give the loop back is ended and named, and so is what is not awaited.
+
+        Raises:
+            ContractViolation: a hook held the event loop for ``held_s``, or a coroutine was never awaited.
+        """
+        suite = type(self)
+        if suite.held:
+            work.close()
+            pytest.skip(f"not run, since {suite.held}")
+        name, packages = self.under_test()
+        watch = LoopWatch(self.held_s, dict.fromkeys(packages, name), self.outside)
+
+        async def watched() -> T:
+            with watch.watching():
+                return await work
+
+        with unawaited(name, packages) as lost:
+            try:
+                result = asyncio.run(watched())
+            except KeyboardInterrupt:
+                raise
+            except BaseException as err:
+                if watch.held:
+                    raise self._violation(watch.held) from err
+                raise
+        if watch.held:
+            raise self._violation(watch.held)
+        check(not lost, "; ".join(dict.fromkeys(lost)))
+        return result
+
+    def _violation(self, held: str) -> ContractViolation:
+        type(self).held = held
+        return ContractViolation(
+            f"{held}, and was ended; move the work to a thread (asyncio.to_thread), or say how long it may take: held_s = ..."
+        )
+
+
+class ContractBase(Judged):
     """The plugin under test. See ``ContractSuite``."""
 
     info: ClassVar[PluginInfo]
@@ -117,48 +172,13 @@ class ContractBase:
     headers: ClassVar[Mapping[str, str]] = {}
     body: ClassVar[Mapping[str, object]] = BODY
     keeps_request_keys: ClassVar[bool] = False
-    held_s: ClassVar[float] = 10.0
     background_s: ClassVar[float] = 0.0
     routes_without_body: ClassVar[Sequence[str]] = ()
     streaming_routes: ClassVar[Sequence[str]] = ()
 
-    #: Why the plugin's tests that follow are skipped: it has held the event loop.
-    held_where: ClassVar[str] = ""
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a test in an event loop of its own; what does not give the loop back is ended and named.
-
-        Raises:
-            ContractViolation: the plugin held the event loop for ``held_s``.
-        """
-        suite = type(self)
-        if suite.held_where:
-            work.close()
-            pytest.skip(suite.held_where)
-        watch = LoopWatch(self.held_s, self.info.factory.__module__.partition(".")[0])
-
-        async def watched() -> T:
-            with watch.watching():
-                return await work
-
-        try:
-            result = run(watched())
-        except KeyboardInterrupt:
-            raise
-        except BaseException as err:
-            if watch.where:
-                raise self._held_in(watch.where) from err
-            raise
-        if watch.where:
-            raise self._held_in(watch.where)
-        return result
-
-    def _held_in(self, where: str) -> ContractViolation:
-        type(self).held_where = f"not run, since {self.info.name!r} holds the event loop: {where}"
-        return ContractViolation(
-            f"{where} held the event loop for more than {self.held_s:g} s, and was ended; move the work to a thread "
-            "(asyncio.to_thread) or a task"
-        )
+    def under_test(self) -> tuple[str, frozenset[str]]:
+        """Return the plugin's name and its package."""
+        return self.info.name, frozenset({top_package(self.info.factory)})
 
     async def prepare(self, h: Harness) -> None:
         """Bring the plugin into the state in which it does its work: register, create, activate what it needs."""

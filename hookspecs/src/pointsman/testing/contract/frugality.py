@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from array import array
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from queue import Queue, SimpleQueue
 from types import AsyncGeneratorType, CellType, CoroutineType, FunctionType, GeneratorType, MethodType, ModuleType
@@ -17,7 +18,7 @@ from typing import Any, ClassVar, Final
 from ..harness import Harness
 from ..leaks import open_files
 from ..script import disconnect, error, ok
-from .base import ContractBase, ContractViolation, check
+from .base import ContractBase, ContractViolation, check, top_package
 
 #: A hook that is called this often or more is judged.
 _CALLS: Final = 5
@@ -76,7 +77,8 @@ class FrugalContract(ContractBase):
                 if row["plugin"] == self.info.name and row["calls"] >= _CALLS and row["blocked"] * 2 > row["calls"]:
                     raise ContractViolation(
                         f"the hook {row['hook']!r} held the event loop in {row['blocked']} of {row['calls']} calls, for up to "
-                        f"{row['longest_ms']:.0f} ms; move the work to a thread (asyncio.to_thread) or a task"
+                        f"{row['longest_ms']:.0f} ms, in {row['held_at'] or 'an unknown place'}; move the work to a thread "
+                        "(asyncio.to_thread)"
                     )
 
     async def _memory(self) -> None:
@@ -87,14 +89,16 @@ class FrugalContract(ContractBase):
             # What is collected to be written together goes within a moment of real time.
             deadline = time.monotonic() + self.memory_s
             while (  # noqa: ASYNC110  # nothing tells when it is written
-                growth := (self._held(h) - before) // _ROUNDS
+                growth := ((after := self._held(h)).total() - before.total()) // _ROUNDS
             ) >= _ROUND and time.monotonic() < deadline:
                 await asyncio.sleep(0.05)
+        after.subtract(before)
+        ((place, _),) = after.most_common(1)
         check(
             growth < _ROUND,
             f"each {_ROUND} requests of one caller left {growth} references or more in memory, or as many tasks, timers, threads "
-            "and open files (half of them are answered, a quarter refused by the provider, a quarter left by the client); forget them "
-            "in settle, or say how many requests it keeps: remembers_requests = ...",
+            "and open files (half of them are answered, a quarter refused by the provider, a quarter left by the client), most of "
+            f"them in {place}; forget them in settle, or say how many requests it keeps: remembers_requests = ...",
         )
 
     async def _many(self, h: Harness, requests: int) -> None:
@@ -105,30 +109,40 @@ class FrugalContract(ContractBase):
         await h.settled()
         await h.clock.advance(self.forgets_within_s)
 
-    def _held(self, h: Harness) -> int:
+    def _held(self, h: Harness) -> Counter[str]:
         """Return how many references the plugin holds, and how many tasks, timers, threads and open files there are.
 
-        What can be reached from it and from its modules is counted, without what is the host's. Text counts by its size.
+        What can be reached from it and from its modules is counted by the place where it is, without what is the host's. Text
+        counts by its size.
         """
-        top = self.info.factory.__module__.partition(".")[0]
-        modules = [module for name, module in sys.modules.items() if name.partition(".")[0] == top]
-        tasks = [task for task in asyncio.all_tasks() if not task.done()]
-        timers = [timer for timer in getattr(asyncio.get_running_loop(), "_scheduled", ()) if not timer.cancelled()]
+        top = top_package(self.info.factory)
+        plugin = h.plugin(self.info.name)
+        left: list[tuple[Any, str]] = [(plugin, type(plugin).__qualname__)]
+        for name, module in sys.modules.items():
+            if name.partition(".")[0] == top:
+                left += _named(vars(module), name)
+        held = Counter(
+            {
+                "tasks": sum(not task.done() for task in asyncio.all_tasks()),
+                "timers": sum(not one.cancelled() for one in getattr(asyncio.get_running_loop(), "_scheduled", ())),
+                "threads": threading.active_count(),
+                "open files": sum(1 for _ in open_files()),
+            }
+        )
+        text_bytes = Counter[str]()
         seen = set[int]()
-        left: list[Any] = [h.plugin(self.info.name), *(vars(module) for module in modules)]
-        held = len(tasks) + len(timers) + threading.active_count() + sum(1 for _ in open_files())
-        text_bytes = 0
         while left:
-            found = left.pop()
-            held += 1
+            found, place = left.pop()
+            held[place] += 1
             if id(found) in seen:
                 continue
             seen.add(id(found))
             if _is_entered(found, top):
-                left += _referents(found)
+                left += _referents(found, place)
             elif not isinstance(found, type | ModuleType | FunctionType):
-                text_bytes += sys.getsizeof(found, 0)
-        return held + text_bytes // _TEXT_BYTES
+                text_bytes[place] += sys.getsizeof(found, 0)
+        held.update({place: size // _TEXT_BYTES for place, size in text_bytes.items()})
+        return held
 
 
 def _is_entered(found: object, top: str) -> bool:
@@ -145,13 +159,25 @@ def _is_entered(found: object, top: str) -> bool:
     )
 
 
-def _referents(found: object) -> list[Any]:
-    """Return what an object refers to."""
+def _referents(found: object, place: str) -> Iterator[tuple[Any, str]]:
+    """Yield what an object refers to, each with its place: a name of the object's, or the object's own place."""
     if isinstance(found, FunctionType):
         # Not its globals: those of the plugin's modules are looked at in any case, others are not the plugin's.
-        return [found.__closure__, found.__defaults__, found.__kwdefaults__, vars(found)]
-    referents = gc.get_referents(found)
+        referents = [found.__closure__, found.__defaults__, found.__kwdefaults__]
+    else:
+        referents = gc.get_referents(found)
+    names = getattr(found, "__dict__", None)
+    if isinstance(names, Mapping):
+        named = _named(names, place)
+        known = {id(names), *(id(value) for value, _ in named)}
+        yield from named
+        referents = [one for one in referents if id(one) not in known]
+    for one in referents:
+        yield one, place
     if isinstance(found, dict):
         # The garbage collector skips the keys of a dictionary that are all texts.
-        referents += found
-    return referents
+        yield from ((key, place) for key in found)
+
+
+def _named(names: Mapping[str, Any], place: str) -> list[tuple[Any, str]]:
+    return [(value, f"{place}.{name}") for name, value in tuple(names.items())]

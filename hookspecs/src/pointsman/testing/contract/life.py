@@ -21,6 +21,7 @@ _LOOKS: Final = 200
 _IMPORTER = """
 import importlib, importlib.util, json, os, sys, threading
 name, file = sys.argv[1:3]
+sys.dont_write_bytecode = True
 seen = []
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 WATCHED = {"socket.connect", "socket.bind", "subprocess.Popen", "os.system", "os.mkdir", "os.remove", "os.rename",
@@ -59,7 +60,7 @@ class LifeContract(ContractBase):
         module = self.info.factory.__module__
         file = getattr(sys.modules.get(module), "__file__", None) or ""
         done = subprocess.run(  # noqa: S603  # our own command
-            [sys.executable, "-B", "-c", _IMPORTER, module, file],
+            [sys.executable, "-c", _IMPORTER, module, file],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
