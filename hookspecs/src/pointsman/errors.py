@@ -71,7 +71,7 @@ class HookError(PluginError):
     """
 
     def __init__(self, plugin: str, hook: str, request_id: str | None, message: str) -> None:
-        where = f"hook {hook!r}" + (f", request {request_id}" if request_id else "")
+        where = (f"hook {hook!r}" if hook.isidentifier() else hook) + (f", request {request_id}" if request_id else "")
         super().__init__(plugin, f"{where}: {message}")
         self.hook = hook
         self.request_id = request_id

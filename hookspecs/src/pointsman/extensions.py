@@ -122,21 +122,27 @@ def loaded(
     return Extensions(usable, broken)
 
 
+def load_extension(entry: EntryPoint) -> object:
+    """Import and return what an entry point names; from now on a fault is said to be at the lines of its package."""
+    PACKAGES.add(entry.value.partition(":")[0].partition(".")[0])
+    found: object = entry.load()
+    return found
+
+
 def _load(entry: EntryPoint, group: str, check: Callable[[object], T], usable: dict[str, T]) -> str | None:
     """Add what an entry point names; return what is wrong with it instead."""
     where = f"entry point {entry.name!r} of {group} ({entry.value})"
     try:
-        found = entry.load()
+        found = load_extension(entry)
     except KeyboardInterrupt:
         raise
     except BaseException as err:  # noqa: BLE001  # a module may raise anything, such as SystemExit or a panic
         return f"{where} cannot be imported: {type(err).__name__}: {err}"
     try:
         usable[entry.name] = check(found)
-        PACKAGES.add(entry.value.partition(":")[0].partition(".")[0])
     except (TypeError, ValueError) as err:
         return f"{where} is wrong: {err}"
     return None
 
 
-__all__ = ["PACKAGES", "Extensions", "extensions", "loaded"]
+__all__ = ["PACKAGES", "Extensions", "extensions", "load_extension", "loaded"]

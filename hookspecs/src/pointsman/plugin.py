@@ -22,7 +22,7 @@ from pydantic import Field
 
 from .config import Section
 from .errors import nearest
-from .extensions import Extensions, extensions, loaded
+from .extensions import Extensions, extensions, load_extension, loaded
 from .types import (
     Answer,
     Attempt,
@@ -497,6 +497,10 @@ def _not_traced(attributes: Mapping[str, str | bool | int | float | Sequence[str
     """Write nothing."""
 
 
+def _not_counted(part: str, err: BaseException) -> None:
+    """Count nothing."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Everything the host offers a plugin; the argument of ``startup``.
@@ -527,6 +531,8 @@ class Services:
         annotate: Writes attributes on the span of the hook that runs, each as ``pointsman.<plugin>.<name>``: what was decided,
             and why. Names are lower-case letters, digits, ``_`` and ``.``; values texts, numbers or lists of them. At most 16
             at a time, and long texts are cut. Nothing happens where nothing is traced. Never a prompt, an answer or a key.
+        fault: Counts and logs a fault of something that extends the plugin, under the plugin and the part's name, such as
+            ``tactic cheapest``, where the plugin goes on without it.
     """
 
     plugin: str
@@ -549,6 +555,7 @@ class Services:
     takeovers: Takeovers = _ALONE
     meter: Meter = field(default_factory=lambda: NoOpMeter("pointsman"))
     annotate: Callable[[Mapping[str, str | bool | int | float | Sequence[str] | Sequence[float]]], None] = _not_traced
+    fault: Callable[[str, BaseException], None] = _not_counted
 
 
 __all__ = [
@@ -571,6 +578,7 @@ __all__ = [
     "Upstream",
     "UpstreamCall",
     "extensions",
+    "load_extension",
     "loaded",
     "observe",
 ]

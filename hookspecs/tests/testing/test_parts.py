@@ -58,11 +58,11 @@ class Lax(ByName):
 @pytest.mark.parametrize(
     ("kind", "test", "says"),
     [
-        (OutOfRange, "test_it_chooses_among_what_is_there", "select"),
+        (OutOfRange, "test_it_chooses_among_what_is_there", "balance.tactic contract-part"),
         (
             NeedsPrices,
             "test_it_chooses_among_what_is_there",
-            r"balance.select .*TypeError: .*, in NeedsPrices.choose.* \(.*test_parts.py:\d+\)",
+            r"balance.tactic contract-part .*TypeError: .*, in NeedsPrices.choose.* \(.*test_parts.py:\d+\)",
         ),
         (Returns, "test_it_chooses_among_what_is_there", r"Returns.choose returned Option, not a Choice"),
         (Slow, "test_it_chooses_among_what_is_there", "held the event loop"),

@@ -47,6 +47,10 @@ DEPLOYMENTS = 20
 TURNS, ROUNDS = 10, 1_500
 
 
+def _raise(part: str, err: BaseException) -> None:  # noqa: ARG001  # of any part
+    raise err
+
+
 class NoPrices:
     """A cost map that knows nothing."""
 
@@ -91,6 +95,7 @@ class Bench:
             signal_of=signals.get,
             prices=NoPrices(),
             random=rng,
+            fault=_raise,
         )
         self.observer = Observer(self.members, self.tried, signal_of=signals.get, changed=lambda _: None)
         for one in self.fleet:

@@ -35,6 +35,11 @@ def make_deployment(id_="d1", group="chat", **changes):
     return Deployment(**{"id": id_, "group": group, "provider": "openai", "model": "m", **changes})
 
 
+def raises(part, err):
+    """Let a fault of a tactic fail the test."""
+    raise err
+
+
 def make_request(**changes):
     made = {
         "request_id": f"request-{next(_numbers)}",
@@ -94,6 +99,7 @@ class Table:
             signal_of=self.signals.get,
             prices=FakePrices(),
             random=random.Random(7),
+            fault=raises,
         )
         self.observer = Observer(
             self.members,

@@ -15,6 +15,8 @@ from pointsman.store import open_store
 from pointsman.testing import FakeClock, Harness, deployment, disconnect, error, ok
 from pointsman.types import AttemptKind, ErrorClass, Outcome, Refusal, UpstreamRequest
 from pointsman_balance.plugin import plugin
+from pointsman_balance.tactic import Choice, Tactic
+from pointsman_balance.tactics import registry
 
 FLEET = [deployment(one, "chat") for one in ("a", "b", "c")]
 #: At random, so that a deployment that has failed is not avoided for that reason too.
@@ -385,3 +387,55 @@ async def test_a_reload_with_other_settings_goes_on_with_loads_and_breakers(harn
         assert (await running).outcome is Outcome.OK
         assert [member(h, one).load.in_flight for one in "abc"] == [0, 0, 0]
         assert h.faults == {}
+
+
+def failing(what):
+    """Return a tactic that fails in a way of its own."""
+
+    class Fails(Tactic):
+        def choose(self, ask):
+            return what(ask)
+
+    return Fails
+
+
+def raising(err):
+    def choose(ask):
+        ask.options.clear()
+        raise err
+
+    return choose
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        raising(RuntimeError("a")),
+        raising(SystemExit(1)),
+        raising(asyncio.CancelledError()),
+        raising(BaseExceptionGroup("a", [SystemExit(1)])),
+        lambda _: None,
+        lambda ask: Choice(99, [0.0] * len(ask.options)),
+        lambda _: Choice(0, [0.0]),
+        lambda ask: Choice(0, ["much"] * len(ask.options)),
+    ],
+)
+async def test_a_tactic_that_fails_is_counted_by_its_name_and_costs_the_choice_only(harness, monkeypatch, what):
+    """Requests go on at random, and breakers and signals are respected as before."""
+    monkeypatch.setattr(registry, "BUILT_IN", {**registry.BUILT_IN, "broken": failing(what)})
+    section = {**SWIFT, "tactic": "broken"}
+    async with harness([(plugin, section)], deployments=FLEET) as h:
+        await break_a(h, error(500))
+        results = [await h.request(retries=0) for _ in range(20)]
+        assert {one.outcome for one in results} == {Outcome.OK}
+        assert {name for one in results for name in served(one)} == {"b", "c"}
+        assert set(h.faults) == {"balance.tactic broken"}
+        assert any(row["hook"] == "tactic broken" for row in h.host.describe()["faults"])
+
+
+async def test_a_tactic_that_fails_denies_where_the_policy_says_so(harness, monkeypatch):
+    monkeypatch.setattr(registry, "BUILT_IN", {**registry.BUILT_IN, "broken": failing(raising(RuntimeError("a")))})
+    async with harness([(plugin, {"tactic": "broken", "on_failure": "deny"})], deployments=FLEET) as h:
+        result = await h.request(retries=0)
+        assert (result.attempts, result.status) == ((), 429)
+        assert set(h.faults) == {"balance.select"}

@@ -10,10 +10,11 @@ from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.config import validate
 from pointsman.errors import ConfigError
 from pointsman.events import Notice
+from pointsman.plugin import Extensions
 from pointsman.store import open_store
 from pointsman.testing import DEFAULT_DEPLOYMENTS, FakeClock, Harness, deployment, disconnect, error, ok
 from pointsman.types import Outcome, SignalStatus, Status
-from pointsman_signals.dialects import DIALECTS
+from pointsman_signals.dialects import DIALECTS, Dialect
 from pointsman_signals.plugin import plugin
 from pointsman_signals.repository import key_of
 
@@ -450,3 +451,35 @@ async def test_a_reload_with_other_settings_goes_on_with_what_was_observed(harne
         await h.clock.advance(1.0)
         assert signal(h).extra["requests"] == 4
         assert h.faults == {}
+
+
+class Panic(BaseException):
+    """As the panics of extensions that are written in Rust."""
+
+
+def gives(what):
+    def reset(*_):
+        if isinstance(what, BaseException):
+            raise what
+        return what
+
+    return reset
+
+
+@pytest.mark.parametrize(
+    "what", [RuntimeError("a"), Panic("a"), SystemExit(1), asyncio.CancelledError(), "soon", float("nan"), True, [1.0]]
+)
+async def test_a_dialect_that_fails_is_counted_by_its_name_and_costs_the_reset_only(harness, monkeypatch, what):
+    """What else the answer says is learnt, and a failure is seen."""
+    broken = Dialect(name="acme", providers=("fake",), headers=DIALECTS[0].headers, reset=gives(what))
+    rows = {**{row.name: (row,) for row in DIALECTS}, "acme": (broken,)}
+    monkeypatch.setattr("pointsman_signals.plugin.installed_dialects", lambda: Extensions(rows, {}))
+    fleet = [deployment("chat-a", "chat", provider="fake")]
+    async with harness([plugin], deployments=fleet) as h:
+        for _ in range(12):
+            await h.request(script=error(500, headers=GROQ_LIKE), retries=0)
+        await h.clock.advance(1.0)
+        seen = signal(h)
+        assert (seen.consecutive_errors, seen.in_flight) == (12, 0)
+        assert {limit.axis: limit.remaining for limit in seen.limits} == {"tokens": 0.0, "requests": 50.0}
+        assert set(h.faults) == {"signals.dialect acme"}

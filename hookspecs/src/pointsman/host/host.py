@@ -490,7 +490,11 @@ class Host:
             base=self.settings.base,
             takeovers=self._takeovers.of(plugin),
             annotate=annotator(plugin),
+            fault=lambda part, err: self._fault(plugin, part, err),
         )
+
+    def _fault(self, plugin: str, part: str, err: BaseException) -> None:
+        self.faults.record(plugin, part, None, err)
 
     def publish(self, event: Event) -> None:
         """Announce an event to the plugins of this worker, and of the others where it says so."""

@@ -77,6 +77,7 @@ class BalancePlugin:
             signal_of=signal_of,
             prices=services.prices,
             random=services.random,
+            fault=services.fault,
         )
         self._observer = Observer(self._members, self._tried, signal_of=signal_of, changed=self._changed)
         self._prober = Prober(self._members, services)

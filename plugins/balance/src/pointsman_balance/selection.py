@@ -9,6 +9,7 @@ from pointsman.types import Candidate, SignalStatus
 from .breaker import ALL, BLOCKED, CLOSED, PROBE, Cause
 from .load import MAX_UNANSWERED
 from .tactic import Ask, Choice, Option
+from .tactics import BUILT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .config import BalanceConfig
     from .members import Member, Members
     from .policies import Policies
+    from .tactic import Tactic
 
 #: How bad it is to use a deployment that should not be used. Having failed this request is worse than errors in general,
 #: and better than rejected credentials.
@@ -67,6 +69,7 @@ class Chooser:
         signal_of: Returns the latest signal of a deployment, or None.
         prices: Unit prices.
         random: Source of random numbers.
+        fault: Counts a fault of a part of the plugin, by its name.
 
     Attributes:
         chosen: Number of choices.
@@ -85,7 +88,11 @@ class Chooser:
         signal_of: Callable[[str], Signal | None],
         prices: Prices,
         random: Random,
+        fault: Callable[[str, BaseException], None],
     ) -> None:
+        self._denies = config.on_failure == "deny"
+        self._fault = fault
+        self._otherwise = BUILT_IN["random"]({})
         self._degraded_share = config.degraded_share_ratio
         self._policies = policies
         self._members = members
@@ -212,9 +219,22 @@ class Chooser:
         return ALL, ""
 
     def _ask(self, case: _Case) -> tuple[int, float | None]:
-        """Let the tactic choose; return the index and the score."""
+        """Let the tactic choose; return the index and the score. A tactic that fails is counted, and the choice is random."""
+        group, options = case.candidates[0].deployment.group, tuple(case.ask.options)
+        try:
+            return self._asked(case, *self._policies.tactic(group))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as err:
+            if self._denies:
+                raise
+            name = self._policies.choice(group).name
+            self._fault(f"tactic {name}", err)
+            case.ask.options[:] = options
+            return self._asked(case, f"random, since the tactic {name} failed", self._otherwise)
+
+    def _asked(self, case: _Case, name: str, tactic: Tactic) -> tuple[int, float | None]:
         ask, reasons, places = case.ask, case.reasons, case.places
-        name, tactic = self._policies.tactic(case.candidates[0].deployment.group)
         choice: object = tactic.choose(ask)
         if not isinstance(choice, Choice):
             kind = type(tactic).__qualname__
@@ -232,7 +252,7 @@ class Chooser:
                 reasons[place] = ""
         why = f", {choice.note}" if choice.note else ""
         reasons[chosen] = f"{name}{why}; against {against}"
-        return chosen, score
+        return chosen, None if score is None else float(score)
 
     def _thin(self, case: _Case) -> None:
         """Admit options with a share of the traffic to that share of the choices; to all when there are no others."""

@@ -47,7 +47,9 @@ class SignalsPlugin:
     def __init__(self, config: SignalsConfig) -> None:
         self._config = config
         self._installed = installed_dialects()
-        dialects = DialectTable((row for rows in self._installed.values() for row in rows), config.dialects)
+        dialects = DialectTable(
+            (row for rows in self._installed.values() for row in rows), config.dialects, self._count
+        )
         self._tracker = Tracker(config, dialects, on_forget=self._forget)
         self._adopted_at = float("-inf")
         #: Whether to take part in ``select``; None until the first request, when all plugins are running.
@@ -160,6 +162,9 @@ class SignalsPlugin:
         span = trace.get_current_span()
         if span.is_recording():
             span.set_attributes(span_attributes(signals[0], now))
+
+    def _count(self, part: str, err: BaseException) -> None:
+        self._services.fault(part, err)
 
     def _forget(self, deployment_id: str) -> None:
         self._services.signals.forget(deployment_id)

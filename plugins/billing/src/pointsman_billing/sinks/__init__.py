@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pointsman.config import message_of
 from pointsman.errors import nearest
+from pointsman.plugin import load_extension
 
 from .base import EventsKnown, EventsRejected, Sink, SinkConfig, SinkContext, SinkError, SinkInfo, SinkUnavailable
 
@@ -88,7 +89,7 @@ def _loaded(kind: str) -> object:
             f"there is no sink {kind!r}{nearest(kind, names)}; installed: {', '.join(sorted(names)) or 'none'}"
         )
     try:
-        found: object = (point or next(iter(values.values()))).load()
+        found = load_extension(point or next(iter(values.values())))
     except KeyboardInterrupt:
         raise
     except BaseException as err:

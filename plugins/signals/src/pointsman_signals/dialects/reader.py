@@ -5,6 +5,7 @@ A ``Dialect`` describes a provider's headers, a ``Reader`` reads them, and a ``R
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ PER_S: Final = {"second": 1.0, "minute": 60.0, "hour": 3_600.0, "day": 86_400.0,
 
 #: ``(text, now, axis so far) -> Unix seconds or None``; the axis so far has the figures of the other headers.
 ResetParser = Callable[[str, float, "Axis"], float | None]
+#: Gets the name of a part that has failed, and what it has raised.
+Fault = Callable[[str, BaseException], None]
 
 
 class Axis(NamedTuple):
@@ -150,6 +153,7 @@ class Reader:
     Args:
         dialect: The row to read by.
         structured: Reads the headers that need more than one expression per header, after the row's own.
+        fault: Gets what the row's own function has raised; the reset is then unknown. By default it is raised.
 
     Raises:
         ValueError: an expression of the row is not a regular expression.
@@ -159,7 +163,9 @@ class Reader:
         self,
         dialect: Dialect,
         structured: Callable[[Mapping[str, str], float], Sequence[Limit]] | None = None,
+        fault: Fault | None = None,
     ) -> None:
+        self._fault = fault
         self.dialect = dialect
         self._structured = structured
         self._plans: dict[tuple[str, ...], _Plan] = {}
@@ -212,10 +218,22 @@ class Reader:
                 if parse is clock_reset:
                     resets_at = parse_reset(text, now)
                 else:
-                    resets_at = parse(text, now, Axis(axis, window_s, size, remaining))
+                    resets_at = self._parsed(text, now, Axis(axis, window_s, size, remaining))
             if size is not None or remaining is not None or resets_at is not None:
                 limits.append(Limit(axis=axis, window_s=window_s, limit=size, remaining=remaining, resets_at=resets_at))
         return limits
+
+    def _parsed(self, text: str, now: float, axis: Axis) -> float | None:
+        """Read a reset by the row's own function, which a third party may have written."""
+        try:
+            return _time(self.dialect.reset(text, now, axis))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as err:
+            if self._fault is None:
+                raise
+            self._fault(f"dialect {self.dialect.name}", err)
+            return None
 
     def _plan(self, names: tuple[str, ...]) -> _Plan:
         rows: dict[tuple[str, float | None], list[str | None]] = {}
@@ -267,6 +285,19 @@ class Reader:
                 window_s = PER_S[unit] * int(groups.get("count") or 1)
             return _Meaning(part, axis, window_s)
         return None
+
+
+def _time(made: object) -> float | None:
+    """Return the time that a function of a dialect has returned.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if made is None:
+        return None
+    if isinstance(made, bool) or not isinstance(made, float | int) or not math.isfinite(made):
+        raise TypeError(f"its reset function returned {made!r:.80}, neither Unix seconds nor None")
+    return made
 
 
 def _figure(text: str) -> float | None:

@@ -18,7 +18,7 @@ from pointsman.plugin import Extensions, loaded
 
 from ..parsing import parse_number
 from .ietf import read_ietf
-from .reader import PER_S, Axis, Dialect, Reader, clock_reset
+from .reader import PER_S, Axis, Dialect, Fault, Reader, clock_reset
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -192,14 +192,20 @@ class DialectTable:
     Args:
         dialects: Rows; a later one replaces an earlier one of the same name and its providers and hosts win.
         chosen: Name of the row by deployment id, model group or provider, as configured.
+        fault: Gets what a row's own function has raised; by default it is raised.
 
     Raises:
         ValueError: a row is wrong.
     """
 
-    def __init__(self, dialects: Iterable[Dialect] = DIALECTS, chosen: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        dialects: Iterable[Dialect] = DIALECTS,
+        chosen: Mapping[str, str] | None = None,
+        fault: Fault | None = None,
+    ) -> None:
         rows = {dialect.name: dialect for dialect in dialects}
-        self._readers = {name: Reader(row, read_ietf) for name, row in rows.items()}
+        self._readers = {name: Reader(row, read_ietf, fault) for name, row in rows.items()}
         self._providers = {provider: row.name for row in rows.values() for provider in row.providers}
         self._hosts = [(host, row.name) for row in reversed(rows.values()) for host in row.hosts]
         self._chosen = dict(chosen or {})
