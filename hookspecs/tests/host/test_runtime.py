@@ -154,7 +154,7 @@ async def test_a_task_that_fails_is_counted_and_logged(group, caplog):
     group.spawn(fail(), name="work")
     await group.wait(5.0)
     assert group._faults.of("owner") == {"task work": 1}
-    assert "plugin 'owner': hook 'task work': ValueError: broken" in caplog.text
+    assert "plugin 'owner': task work: ValueError: broken" in caplog.text
 
 
 @pytest.mark.parametrize("how", [ValueError, asyncio.CancelledError])
