@@ -187,6 +187,7 @@ def test_the_gateway_falls_back_from_an_executed_request(rig: Rig, endpoint: str
     attempts = only(rows, "settle")["settlement"]["attempts"]
     assert [a["kind"] for a in attempts] == ["primary", "retry", "retry", "fallback"]
     assert [a["outcome"] for a in attempts] == ["error", "error", "error", "ok"]
+    assert [a["fallback"] for a in attempts] == [False, False, False, True]
     assert attempts[-1]["usage"]["completion_tokens"] > 0
 
 
@@ -196,7 +197,9 @@ def test_a_plugin_may_execute_fallbacks_too(rig: Rig) -> None:
     assert answer.headers["x-pointsman-raced"] == "1"
     rows = rig.of_case("executes-fallbacks")
     assert [row["target"] for row in rows if row["hook"] == "execute"] == ["broken", "broken", "broken", "pair"]
-    assert only(rows, "settle")["settlement"]["attempts"][-1]["kind"] == "fallback"
+    attempts = only(rows, "settle")["settlement"]["attempts"]
+    assert attempts[-1]["kind"] == "fallback"
+    assert [a["fallback"] for a in attempts] == [False, False, False, True]
 
 
 def test_the_providers_retry_after_reaches_the_client_of_an_executed_request(rig: Rig) -> None:

@@ -14,7 +14,7 @@ import pytest
 from combined import PLUGINS, worker
 
 from pointsman.testing import Harness
-from pointsman.testing.script import ok
+from pointsman.testing.script import error, ok
 from pointsman.types import OWN_CALLS, Outcome, Usage
 
 README = Path(__file__).parents[1] / "plugins" / "README.md"
@@ -220,6 +220,49 @@ async def test_a_raced_arm_is_one_attempt_and_is_saved_by_stable(tmp_path: Path)
         assert {len(r.attempts) for r in canaries} == {3}
         counts = await arms(h, "saved")
         assert counts["canary"] == {**counts["canary"], "requests": len(canaries), "failed": len(canaries)}
+
+
+@pytest.mark.parametrize("raced", [["g1"], ["g0", "g1"]], ids=["stable plain", "stable raced"])
+@pytest.mark.parametrize(
+    ("answers", "case"),
+    [
+        # What each attempt gets, of which the first race has two; then retries, whether stable answers, and a failure.
+        ([error(503), ok()], (0, False, False)),
+        ([ok("", usage=None), ok()], (0, False, False)),
+        ([ok(latency_s=3.0), ok()], (0, False, False)),
+        ([error(503), error(503), ok()], (1, False, True)),
+        ([error(503), error(503), error(503), ok()], (1, False, True)),
+        ([ok("", usage=None), ok("", usage=None)], (0, False, True)),
+        ([error(503), error(503), ok()], (0, True, True)),
+        ([error(503), error(503), ok(latency_s=3.0), ok()], (0, True, True)),
+        ([*[error(503)] * 5, ok()], (1, True, True)),
+    ],
+    ids=[
+        "replaced",
+        "replaced an empty answer",
+        "hedged",
+        "retried",
+        "retried and replaced",
+        "empty",
+        "saved",
+        "saved by a hedge",
+        "saved by a replacement or a retry",
+    ],
+)
+async def test_the_first_race_of_an_arm_is_what_counts(
+    tmp_path: Path, answers: list[Any], case: tuple[int, bool, bool], raced: list[str]
+) -> None:
+    """A race that is won is no failure, however many of its attempts failed; one that a retry or stable makes good is one."""
+    two = ("good", "good")
+    retries, saves, failed = case
+    async with together(tmp_path, "canary", "racing", g0=two, g1=two, raced=raced) as h:
+        while "canary" not in (seen := await shown(h, "/canary/saved"))["totals"]:
+            result = await h.request(model="saved-trial", retries=retries, script=list(answers))
+        assert result.status == 200
+        assert result.attempts[-1].deployment.group == ("g0" if saves else "g1")
+        assert (seen["totals"]["canary"]["requests"], seen["totals"]["canary"]["failed"]) == (1, int(failed))
+        (latency,) = [one for one in seen["analysis"]["canary"] if one["metric"].startswith("latency_ms")]
+        assert latency["canary_samples"] + latency["canary_waiting"] == int(not saves and result.text != "")
 
 
 async def test_an_arm_whose_breakers_are_open_is_saved_at_once_and_counted(tmp_path: Path) -> None:

@@ -257,6 +257,15 @@ def test_stable_that_answers_nothing_does_not_block_a_canary_that_answers(before
     assert "stable has only 0 observations" in latency.note
 
 
+@pytest.mark.parametrize("canary", [None, {600: 1}])
+def test_latency_that_the_canary_hardly_shows_does_not_keep_a_broken_stable(canary):
+    """First tokens of plain answers, speeds of short ones: there is nothing to wait for."""
+    made = experiment("error_rate", "latency_ms")
+    state, said, _ = watch(made, [*broken_stable(None), *broken_stable(canary, number=1)])
+    assert said is Verdict.PASS
+    assert not analysis.findings(state, made)[1].needed
+
+
 def test_broken_stable_does_not_promote_a_canary_that_is_as_broken():
     made = experiment("error_rate", "latency_ms")
     _, said, _ = watch(made, broken_stable(None, canary_errors={1000: 10}, number=200))

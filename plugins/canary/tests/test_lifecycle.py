@@ -100,7 +100,7 @@ def test_undecided_step_waits_and_then_pauses():
     life.tick(THIN)
     assert life.state.phase is Phase.PAUSED
     assert life.percent == 1
-    assert "undecided after 70 s" in life.state.reason
+    assert "undecided after 70 s (error_rate:mean of canary: " in life.state.reason
     life.do(lifecycle.resume).tick(THIN, times=9)
     assert life.state.phase is Phase.RUNNING
 

@@ -142,6 +142,7 @@ class Exchange:
         "denial",
         "detached",
         "disconnected",
+        "executes_fallback",
         "first_token_at",
         "hooks",
         "host",
@@ -186,6 +187,8 @@ class Exchange:
         self.current: OpenAttempt | None = None
         #: The attempt that the client's answer is from, where an executor has several that succeeded.
         self.answered_by: str | None = None
+        #: Whether the executor that runs makes the attempts of a fallback.
+        self.executes_fallback = False
         self.disconnected = False
         self.detached = detached
         self.opened_at = host.clock.monotonic()
@@ -329,6 +332,7 @@ class Exchange:
             key: As for ``select``.
         """
         host = self.host
+        kind = kind or self._next_kind(deployment)
         if gateway and self.current is not None and not self.current.closed:
             self.current.end(
                 Outcome.ERROR,
@@ -338,7 +342,8 @@ class Exchange:
             id=host.new_id(),
             request_id=self.ctx.request_id,
             number=len(self.attempts) + 1,
-            kind=kind or self._next_kind(deployment),
+            kind=kind,
+            fallback=kind is AttemptKind.FALLBACK if gateway else self.executes_fallback,
             deployment=deployment,
             started_at=host.clock.now(),
             labels=FrozenDict({**self.route.labels, **labels}) if labels else self.route.labels,

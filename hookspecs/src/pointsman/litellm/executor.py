@@ -160,6 +160,7 @@ class Executor:
         exchange = call.exchange
         assert exchange is not None  # noqa: S101  # a call that awaits an executor has one
         call.executor_starts()
+        exchange.executes_fallback = route.fallback
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if exchange.attempts else None
         upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)
         try:

@@ -361,6 +361,7 @@ class Drive:
             return await self._attempt(group, fallback=group != first, has_fallback=has_fallback)
         if group != first:
             route = replace(route, target=group, fallback=True)
+        self._exchange.executes_fallback = route.fallback
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if self._exchange.attempts else None
         upstream = _RouteUpstream(self._gateway, self._exchange.ctx, self._script, again)
         try:

@@ -52,6 +52,8 @@ class Attempt:
         request_id: The client request it belongs to.
         number: 1 for the first attempt of a request.
         kind: Why it was made.
+        fallback: Whether it belongs to a model group, or another ``order`` of one, that the gateway has fallen back to. An
+            attempt of the kind ``fallback`` that an executor makes in place of another of its own does not.
         deployment: The deployment that was called.
         labels: The route's labels.
         started_at: Unix seconds.
@@ -80,6 +82,7 @@ class Attempt:
     kind: AttemptKind
     deployment: Deployment
     started_at: float
+    fallback: bool = False
     labels: Mapping[str, str] = field(default_factory=FrozenDict)
     outcome: Outcome | None = None
     duration_ms: float | None = None

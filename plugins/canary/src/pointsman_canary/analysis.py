@@ -245,6 +245,8 @@ def findings(analysis: Analysis, experiment: Experiment) -> tuple[Finding, ...]:
     errors = next((finding for finding in results if finding.metric == _ERRORS.key), None)
     if errors is None or errors.verdict is not Verdict.PASS or (errors.stable or 0.0) <= _BROKEN:
         return tuple(results)
+    if errors.canary_samples * (1 - (errors.canary or 0.0)) < experiment.min_samples:
+        return tuple(results)  # it is as broken
     unbounded = {metric.key for metric in experiment.metrics if metric.metric not in BOUNDED}
     return tuple(
         _without_reference(finding, experiment) if finding.metric in unbounded else finding for finding in results
@@ -254,12 +256,7 @@ def findings(analysis: Analysis, experiment: Experiment) -> tuple[Finding, ...]:
 def _without_reference(finding: Finding, experiment: Experiment) -> Finding:
     """Return the finding as not needed when stable has answered too rarely to be compared with."""
     stable = finding.stable_samples + finding.stable_waiting
-    canary = finding.canary_samples + finding.canary_waiting
-    if (
-        finding.verdict is not Verdict.INCONCLUSIVE
-        or stable >= max(experiment.min_samples, LEAST_REFERENCE)
-        or canary < experiment.min_samples
-    ):
+    if finding.verdict is not Verdict.INCONCLUSIVE or stable >= max(experiment.min_samples, LEAST_REFERENCE):
         return finding
     note = f"not needed: stable has only {stable} observations to compare with, and the error rate has passed"
     return replace(finding, needed=False, note=note)
@@ -334,6 +331,10 @@ def verdict(results: tuple[Finding, ...]) -> Verdict:
     """Return the verdict over all metrics: one fail is a fail, a pass needs every needed metric and at least one."""
     if any(finding.verdict is Verdict.FAIL for finding in results):
         return Verdict.FAIL
-    needed = [finding for finding in results if finding.needed]
-    passed = all(finding.verdict is Verdict.PASS for finding in needed)
-    return Verdict.PASS if needed and passed else Verdict.INCONCLUSIVE
+    needed = any(finding.needed for finding in results)
+    return Verdict.PASS if needed and not undecided(results) else Verdict.INCONCLUSIVE
+
+
+def undecided(results: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    """Return what a pass still needs."""
+    return tuple(finding for finding in results if finding.needed and finding.verdict is not Verdict.PASS)

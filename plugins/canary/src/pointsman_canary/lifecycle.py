@@ -173,7 +173,12 @@ def tick(
     enough = rollout.stage_samples >= experiment.inconclusive_samples
     if enough or rollout.elapsed_s >= experiment.interval_s + experiment.inconclusive_limit_s:
         after = f"{rollout.stage_samples} requests" if enough else f"{rollout.elapsed_s:.0f} s"
-        cause = Cause(ITSELF, f"undecided after {after}; resume, promote or roll back", now)
+        why = ", ".join(
+            f"{finding.metric} of {arm}: {finding.canary_samples} observations, {finding.stable_samples} of stable"
+            for arm, results in rollout.findings().items()
+            for finding in analysis.undecided(results)
+        )
+        cause = Cause(ITSELF, f"undecided after {after} ({why}); resume, promote or roll back", now)
         return _changed(rollout, replace(rollout, phase=Phase.PAUSED), "pause", cause)
     return rollout, ()
 

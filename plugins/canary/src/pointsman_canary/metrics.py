@@ -22,7 +22,7 @@ from math import ceil, exp, floor, fsum, log, log1p
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pointsman.stats import quantile_indices
-from pointsman.types import ErrorClass, Outcome
+from pointsman.types import AttemptKind, ErrorClass, Outcome
 
 from .eprocess import guess
 from .experiment import BOUNDED, RATES, Metric, MetricName
@@ -93,11 +93,18 @@ def observe(settlement: Settlement, own: Sequence[Attempt]) -> dict[MetricName, 
         return {metric: index(metric, value) for metric, value in seen.items()}
     answer = next((attempt for attempt in own if attempt is answering and not _failed(attempt)), None)
     raced = settlement.route.executor is not None or not made or made[0].outcome is Outcome.CANCELLED
-    failed = answer is None if raced else _failed(made[0])
+    failed = not _won(made, answer) if raced else _failed(made[0])
     seen = {MetricName.DISCONNECT_RATE: 0.0, MetricName.ERROR_RATE: float(failed)}
     if answer is not None:
         seen |= _answer(settlement, answer, own)
     return {metric: index(metric, value) for metric, value in seen.items()}
+
+
+def _won(made: Sequence[Attempt], answer: Attempt | None) -> bool:
+    """Say whether the answer came from the first of the gateway's attempts, which is a whole race: a retry begins the next."""
+    ends = (place for place, attempt in enumerate(made) if place and attempt.kind is AttemptKind.RETRY)
+    first = made[: next(ends, len(made))]
+    return answer is not None and (not made or any(attempt is answer for attempt in first))
 
 
 _NOT_COUNTED: Final = frozenset({Outcome.DENIED, Outcome.CANCELLED})

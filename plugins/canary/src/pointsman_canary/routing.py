@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from pointsman.types import OWN_CALLS, AttemptKind
+from pointsman.types import OWN_CALLS
 
 from .assignment import FULL_BP, Hasher, Split
 from .experiment import STABLE, Experiment, Filter, Target, Version
@@ -26,8 +26,6 @@ LABEL_WEIGHT: Final = "weight"
 LABEL_VERSION_ID: Final = "version_id"
 #: Set by the registry plugin when it has served a version.
 LABEL_VERSION: Final = "version"
-
-_OTHERS: Final = OWN_CALLS | {AttemptKind.FALLBACK}
 
 UnitOf: TypeAlias = "Callable[[RequestContext], str | None]"
 
@@ -110,7 +108,7 @@ class Entry:
 
     def own_attempts(self, arm: str, settlement: Settlement, catalog: Catalog) -> list[Attempt]:
         """Return the attempts that were the arm's own: not a plugin's calls for itself, and not those of a fallback."""
-        attempts = [attempt for attempt in settlement.attempts if attempt.kind not in _OTHERS]
+        attempts = [one for one in settlement.attempts if one.kind not in OWN_CALLS and not one.fallback]
         route = settlement.route
         if route.executor is not None or self._target(arm) is None:
             return attempts
