@@ -128,13 +128,23 @@ class Prompt:
         return len(self.text) // MOST_CHARS_A_TOKEN
 
     @property
+    def image_tokens(self) -> int:
+        """The tokens of the images."""
+        return self.images * IMAGE_TOKENS
+
+    @property
+    def audio_tokens(self) -> int:
+        """The tokens of the sound."""
+        return -(-self.audio_ms * AUDIO_TOKENS_A_S // 1000)
+
+    @property
     def media_tokens(self) -> int:
         """The tokens of everything but the text, in the units of the provider that takes most."""
         return (
             self.token_ids
-            + self.images * IMAGE_TOKENS
+            + self.image_tokens
             + self.pages * PAGE_TOKENS
-            + -(-self.audio_ms * AUDIO_TOKENS_A_S // 1000)
+            + self.audio_tokens
             + -(-self.video_ms * VIDEO_TOKENS_A_S // 1000)
             + -(-self.file_bytes // 3)
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -209,6 +211,15 @@ async def test_a_free_model_is_not_refused_because_the_budget_is_used_up() -> No
         assert (await call(h, model="backup")).status == 200
 
 
+#: A millionth of a dollar a token that is read, and two that is written, but for sound and pictures.
+SOUND = replace(CHEAP, audio_input_usd=Decimal("0.00001"), audio_output_usd=Decimal("0.00002"))
+PICTURES = replace(CHEAP, image_output_usd=Decimal("0.00003"))
+CONTENTS = {"contents": [{"parts": [{"text": "one two"}]}]}
+SAID = {"messages": [{"role": "user", "content": "one two"}]}
+CLIP = {"data": base64.b64encode(bytes(160_000)).decode(), "format": "wav"}
+HEARD = [{"role": "user", "content": [{"type": "input_audio", "input_audio": CLIP}]}]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "price", "body", "usd_micros"),
     [
@@ -227,6 +238,29 @@ async def test_a_free_model_is_not_refused_because_the_budget_is_used_up() -> No
         (Endpoint.EMBEDDINGS, CHEAP, {"input": ["one two"]}, 2),
         (Endpoint.COMPLETIONS, CHEAP, {"prompt": "one two", "max_tokens": 10}, 22),
         (Endpoint.GENERATE_CONTENT, CHEAP, {"contents": [{"parts": [{"text": "one two"}]}], "max_tokens": 1}, 4),
+        (Endpoint.COMPLETIONS, CHEAP, {"prompt": ["one", "two"], "max_tokens": 10, "n": 2}, 82),
+        (
+            Endpoint.GENERATE_CONTENT,
+            CHEAP,
+            {**CONTENTS, "generationConfig": {"maxOutputTokens": 100, "candidateCount": 3}},
+            # a configuration's words count as well, since it may hold a schema
+            602 + 4,
+        ),
+        # 10 seconds of 32 tokens, rounded up, and those that a message has in addition
+        (Endpoint.CHAT, SOUND, {"messages": HEARD, "max_tokens": 1}, 321 * 10 + 7 + 2),
+        (Endpoint.CHAT, SOUND, {**SAID, "modalities": ["text", "audio"], "max_tokens": 100}, 9 + 100 * 20),
+        (
+            Endpoint.GENERATE_CONTENT,
+            SOUND,
+            {**CONTENTS, "generationConfig": {"responseModalities": ["AUDIO"], "maxOutputTokens": 100}},
+            2 + 4 + 100 * 20,
+        ),
+        (
+            Endpoint.GENERATE_CONTENT,
+            PICTURES,
+            {**CONTENTS, "generationConfig": {"responseModalities": ["TEXT", "IMAGE"], "maxOutputTokens": 100}},
+            2 + 5 + 100 * 30,
+        ),
     ],
 )
 async def test_every_kind_of_answer_is_reserved_in_the_units_it_is_charged_by(

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pointsman.types import CREDENTIAL_HEADERS, Credential, Identity
+from pointsman.types import CREDENTIAL_HEADERS, Credential, Endpoint, Identity
 from pointsman_quota.request_limits import (
     InvalidRequest,
     choices,
     models_named,
     output_limit,
     primary_models,
+    thinking_budget,
 )
 from pointsman_quota.tenants import (
     KEY_CLAIM,
@@ -238,6 +239,62 @@ def test_sensible_output_limits_are_read() -> None:
         choices({"n": -1})
 
 
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [
+        ({"generationConfig": {"maxOutputTokens": 4_000}}, 4_000),
+        ({"generation_config": {"max_output_tokens": 4_000}}, 4_000),
+        ({"inferenceConfig": {"maxTokens": 4_000}}, 4_000),
+        ({"textGenerationConfig": {"maxTokenCount": 4_000}}, 4_000),
+        ({"parameters": {"maxOutputTokens": 4_000}}, 4_000),
+        ({"max_gen_len": 4_000}, 4_000),
+        ({"max_tokens": 5, "generationConfig": {"maxOutputTokens": 4_000}}, 4_000),
+        ({"generationConfig": "maxOutputTokens"}, None),
+        ({"generationConfig": {}}, None),
+    ],
+)
+def test_the_limit_of_any_api_is_read(body: dict[str, object], limit: int | None) -> None:
+    assert output_limit(body) == limit
+
+
+@pytest.mark.parametrize("value", [-5, 0, "5", 10**30, math.inf])
+def test_an_absurd_limit_within_an_object_is_refused(value: object) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        output_limit({"generationConfig": {"maxOutputTokens": value}})
+    assert caught.value.param == "generationConfig.maxOutputTokens"
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"thinking": {"type": "enabled", "budget_tokens": 4_000}}, 4_000),
+        ({"generationConfig": {"thinkingConfig": {"thinkingBudget": 4_000}}}, 4_000),
+        ({"reasoning": {"max_tokens": 4_000}}, 4_000),
+        ({"generationConfig": {"thinkingConfig": {"thinkingBudget": -1}}}, 0),
+        ({"thinking": {"type": "disabled"}}, 0),
+        ({"thinking": "much", "reasoning": {"effort": "high"}}, 0),
+    ],
+)
+def test_what_a_model_may_think_is_read(body: dict[str, object], tokens: int) -> None:
+    assert thinking_budget(body) == tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "answers"),
+    [
+        ({"prompt": "a"}, 1),
+        ({"prompt": ["a"] * 40}, 40),
+        ({"prompt": ["a"] * 40, "n": 2}, 80),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": []}, 1),
+        ({"generationConfig": {"candidateCount": 8}}, 8),
+    ],
+)
+def test_each_prompt_has_its_answers(body: dict[str, object], answers: int) -> None:
+    assert choices(body, Endpoint.COMPLETIONS) == answers
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
@@ -253,6 +310,11 @@ json_values = st.recursive(
 )
 def test_any_body_is_read_or_refused(model: str, body: dict[str, object]) -> None:
     """No body makes the reader fail, which ``on_failure: allow`` would turn into a free pass."""
-    for read in (lambda: models_named(model, body), lambda: output_limit(body), lambda: choices(body)):
+    for read in (
+        lambda: models_named(model, body),
+        lambda: output_limit(body),
+        lambda: choices(body),
+        lambda: thinking_budget(body),
+    ):
         with contextlib.suppress(InvalidRequest):
             read()

@@ -18,7 +18,7 @@ from pointsman.types import Deployment, Endpoint, Usage
 
 from .expected import WITHOUT_OUTPUT_TOKENS, usage_of
 from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS, PICOS
-from .request_limits import InvalidRequest, output_limit
+from .request_limits import InvalidRequest, output_limit, thinking_budget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -111,12 +111,13 @@ class Estimator:
 
     def _output(self, ctx: RequestContext, tenant: str) -> int:
         """Return the estimated tokens of one answer."""
-        limit = output_limit(ctx.body)
+        limit, thinks = output_limit(ctx.body), thinking_budget(ctx.body)
         if ctx.endpoint in WITHOUT_OUTPUT_TOKENS:
             return 0
         learnt = self._outputs.quantile(tenant, ctx.model, self._config.quantile_ratio)
         if limit is None:
-            return learnt or self._config.default_tokens
+            return max(learnt or self._config.default_tokens, thinks)
+        limit = max(limit, thinks)
         return min(limit, learnt) if self._config.by == "learnt" and learnt is not None else limit
 
     async def _count(self, ctx: RequestContext, prompt: Prompt) -> int:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Endpoint, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from pointsman.counting import Prompt
     from pointsman.types import RequestContext
 
@@ -91,7 +90,34 @@ def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tok
         case Endpoint.BATCHES | Endpoint.FILES | Endpoint.COUNT_TOKENS:
             # What a batch costs is known when its usage is.
             return Usage()
-    return tokens
+    return _with_media(tokens, prompt, body)
+
+
+def _with_media(tokens: Usage, prompt: Prompt, body: Mapping[str, object]) -> Usage:
+    """Return the usage of a text model with the parts of it that are no text, which may be dearer."""
+    heard, seen = prompt.audio_tokens, prompt.image_tokens
+    spoken, drawn = _answers_in(body, "audio"), _answers_in(body, "image")
+    if not (heard or seen or spoken or drawn):
+        return tokens
+    return replace(
+        tokens,
+        audio_prompt_tokens=min(heard, tokens.prompt_tokens),
+        image_prompt_tokens=min(seen, max(0, tokens.prompt_tokens - heard)),
+        audio_completion_tokens=tokens.completion_tokens if spoken else 0,
+        image_completion_tokens=tokens.completion_tokens if drawn and not spoken else 0,
+    )
+
+
+def _answers_in(body: Mapping[str, object], kind: str) -> bool:
+    """Return whether a request asks for sound or pictures, which may come in place of text."""
+    for settings in (body, body.get("generationConfig"), body.get("generation_config")):
+        if not isinstance(settings, Mapping):
+            continue
+        for name in ("modalities", "responseModalities", "response_modalities"):
+            wanted = settings.get(name)
+            if isinstance(wanted, list) and any(isinstance(one, str) and one.lower() == kind for one in wanted):
+                return True
+    return False
 
 
 def _text(body: Mapping[str, object], field: str) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
+
+from pointsman.types import Endpoint
 
 from .ledger import MAX_REQUEST_TOKENS
 
@@ -13,9 +15,36 @@ if TYPE_CHECKING:
 MAX_MODELS: Final = 32
 MAX_CHOICES: Final = 128
 
-#: The fields in which the supported APIs limit the output, and those in which they ask for several answers.
-_OUTPUT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "max_tokens_to_sample")
-_CHOICE_FIELDS: Final = ("n", "best_of")
+#: The fields in which the supported APIs limit the output, and those in which they ask for several answers: OpenAI's,
+#: Anthropic's, Google's, Amazon's.
+_OUTPUT_FIELDS: Final = (
+    "max_completion_tokens",
+    "max_tokens",
+    "max_output_tokens",
+    "max_tokens_to_sample",
+    "maxOutputTokens",
+    "maxTokens",
+    "maxTokenCount",
+    "max_gen_len",
+    "max_new_tokens",
+)
+_CHOICE_FIELDS: Final = ("n", "best_of", "candidateCount", "candidate_count", "sampleCount", "numberOfImages")
+#: Objects of a request that may hold them.
+_SETTINGS: Final = (
+    "generationConfig",
+    "generation_config",
+    "imageGenerationConfig",
+    "inferenceConfig",
+    "parameters",
+    "textGenerationConfig",
+)
+#: How much a model may think, which is output as well: objects and their fields.
+_BUDGETS: Final = (
+    ("thinking", "budget_tokens"),
+    ("reasoning", "max_tokens"),
+    ("thinkingConfig", "thinkingBudget"),
+    ("thinking_config", "thinking_budget"),
+)
 _FALLBACK_FIELDS: Final = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 
 
@@ -85,25 +114,61 @@ def output_limit(body: Mapping[str, object]) -> int | None:
     Raises:
         InvalidRequest: it is not a whole number from 1 to 10^9: a value that lowers the reservation below the real usage is refused.
     """
-    limits = [_whole(body[field], field, MAX_REQUEST_TOKENS) for field in _OUTPUT_FIELDS if body.get(field) is not None]
-    return max(limits, default=None)
+    return max(_numbers(body, _OUTPUT_FIELDS, MAX_REQUEST_TOKENS), default=None)
 
 
-def choices(body: Mapping[str, object]) -> int:
+def thinking_budget(body: Mapping[str, object]) -> int:
+    """Return how many tokens a model may think for one answer; 0 where the request does not say it.
+
+    Raises:
+        InvalidRequest: it is larger than 10^9.
+    """
+    found = 0
+    for _, settings in _settings(body):
+        for name, field in _BUDGETS:
+            within = settings.get(name)
+            budget = within.get(field) if isinstance(within, Mapping) else None
+            # Some providers let -1 stand for as much as the model likes.
+            if isinstance(budget, int | float) and budget > 0:
+                found = max(found, _whole(budget, f"{name}.{field}", MAX_REQUEST_TOKENS))
+    return found
+
+
+def choices(body: Mapping[str, object], endpoint: Endpoint | None = None) -> int:
     """Return how many answers the request asks for.
+
+    Args:
+        body: The request.
+        endpoint: Its API; a request for completions may hold several prompts, each of which is answered.
 
     Raises:
         InvalidRequest: it is not a whole number from 1 to 128.
     """
-    return max(
-        [_whole(body[field], field, MAX_CHOICES) for field in _CHOICE_FIELDS if body.get(field) is not None] or [1]
-    )
+    prompts = body.get("prompt") if endpoint is Endpoint.COMPLETIONS else None
+    several = isinstance(prompts, list) and not all(type(token) is int for token in prompts)
+    answers = len(prompts) if several and isinstance(prompts, list) else 1
+    return answers * max(_numbers(body, _CHOICE_FIELDS, MAX_CHOICES), default=1)
 
 
 def chooses_retries(ctx: RequestContext) -> bool:
     """Return whether the client has chosen how often the gateway tries again."""
     named = (ctx.body.get("num_retries"), ctx.body.get("max_retries"), ctx.headers.get("x-litellm-num-retries"))
     return any(value is not None for value in named)
+
+
+def _settings(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Yield the request and the objects of it that hold settings, with what to put before their fields' names."""
+    yield "", body
+    for name in _SETTINGS:
+        if isinstance(found := body.get(name), Mapping):
+            yield f"{name}.", found
+
+
+def _numbers(body: Mapping[str, object], fields: Iterable[str], most: int) -> Iterator[int]:
+    for before, settings in _settings(body):
+        for field in fields:
+            if (value := settings.get(field)) is not None:
+                yield _whole(value, f"{before}{field}", most)
 
 
 def _whole(value: object, field: str, most: int) -> int:
