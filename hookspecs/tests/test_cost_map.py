@@ -77,6 +77,18 @@ def test_a_deployment_costs_what_its_base_model_costs(prices: Any, base: str, pr
     assert cost_map.cost_usd_micros(one, usage) == cost_map.cost_usd_micros(other, usage) > 0
 
 
+@pytest.mark.parametrize(
+    ("provider", "api", "model"),
+    [("openai", "text-completion-openai", "gpt-3.5-turbo-instruct"), ("azure", "azure_text", "gpt-35-turbo-instruct")],
+)
+def test_a_model_of_a_providers_older_api_has_its_price(prices: Any, provider: str, api: str, model: str) -> None:
+    """The map has it under the name of that API, and a deployment may be of the provider."""
+    cost_map = prices.CostMap()
+    one, other = (Deployment(id=name, group="g", provider=name, model=model) for name in (provider, api))
+    usage = Usage(prompt_tokens=1000, completion_tokens=100)
+    assert cost_map.cost_usd_micros(one, usage) == cost_map.cost_usd_micros(other, usage) > 0
+
+
 def test_prices_are_made_anew_only_when_the_map_has_changed(prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are looked up again after a while; what was changed meanwhile counts, also deep inside an entry."""
     searches = {"search_context_size_medium": 0.01}

@@ -139,7 +139,7 @@ def token_usd(usage: Usage, price: Price) -> Decimal | None:
 
 def tool_usd(usage: Usage, price: Price) -> Decimal | None:
     """Return what searches, other tools and the request itself cost, in US dollars; None when a price is unknown."""
-    if price.request_usd is None and not any(_tools(usage)):
+    if price.request_usd is None and not uses_tools(usage):
         return _ZERO
     search = {"low": price.search_low_usd, "high": price.search_high_usd}.get(
         usage.search_context or "", price.search_medium_usd
@@ -155,6 +155,11 @@ def tool_usd(usage: Usage, price: Price) -> Decimal | None:
     if price.request_usd is not None:
         costs.append(_times(1 if usage.requests is None else usage.requests, price.request_usd))
     return _sum(costs)
+
+
+def uses_tools(usage: Usage) -> bool:
+    """Return whether searches or other tools of the provider were used, which are charged in addition to tokens."""
+    return any(_tools(usage))
 
 
 def _tokens_usd(tokens: int, usd: Decimal | None) -> Decimal | None:

@@ -417,9 +417,21 @@ def test_a_replay_gives_the_same_bill_byte_for_byte(found: Settlement, quote: Qu
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_the_gateways_figure_does_not_stand_in_for_the_price_of_a_part(trusted: bool) -> None:
-    """It charges nothing for the part that has no price; without any price it is all that is known."""
+    """It charges nothing for the part that has no price; without any price it is all that is known.
+
+    Except beside a tool: the gateway knows what a search costs also of a model that it has no price of.
+    """
     logged = Decimal("0.001")
-    used = attempt(usage=Usage(prompt_tokens=1000, completion_tokens=500), gateway_cost_usd=logged)
-    for price, cost in ((Price(input_usd=Decimal("1e-6")), None), (Price(), logged)):
+    tokens = Usage(prompt_tokens=1000, completion_tokens=500)
+    for price, usage, cost in (
+        (Price(input_usd=Decimal("1e-6")), tokens, None),
+        (Price(), tokens, logged),
+        (Price(), replace(tokens, searches=2), None),
+        (Price(search_medium_usd=Decimal("0.01")), replace(tokens, searches=2), None),
+        (Price(), replace(tokens, code_sessions=1), None),
+        (Price(), Usage(searches=1), logged),
+        (Price(), Usage(images=1), logged),
+    ):
+        used = attempt(usage=usage, gateway_cost_usd=logged)
         (line,) = made(used, quote=Quote(price=price, trust_gateway=trusted)).lines
-        assert line.cost_usd == cost
+        assert line.cost_usd == cost, usage

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pointsman.types import Outcome, Price, Usage
+from pointsman.types import Endpoint, Outcome, Price, Usage
 from pointsman_billing import bill, events, reconciliation
 from pointsman_billing.pricing import Quote
 
@@ -30,6 +30,7 @@ USED = Usage(prompt_tokens=1000, completion_tokens=100)
 
 COHERE = '{"billed_units":{"input_tokens":1000},"tokens":{"input_tokens":900,"output_tokens":50}}'
 COUNTED = Usage(prompt_tokens=900, completion_tokens=50)
+SPOKEN = Usage(characters=100)
 
 
 def billed(quote: Quote, usage: Usage | None, gateway: str | None, **more: Any) -> bill.Bill:
@@ -59,6 +60,9 @@ def billed(quote: Quote, usage: Usage | None, gateway: str | None, **more: Any) 
         ({"configured": DEAR}, replace(USED, model="other"), "0.011", "served_model"),
         ({"configured": DEAR}, replace(USED, model="other"), "0.012", "different"),
         ({"parts": (FULL, DEAR)}, replace(USED, parts=(USED, USED)), "0.0035", "several_models"),
+        ({"unlisted": True}, replace(USED, model="other"), "0", "unlisted"),
+        ({"unlisted": True}, replace(USED, model="other"), "0.001", "different"),
+        ({"unlisted": True, "price": Price()}, replace(USED, model="other"), "0", "unpriced"),
     ],
 )
 def test_a_difference_has_its_reason_or_none(
@@ -90,6 +94,10 @@ def test_a_difference_has_its_reason_or_none(
         (replace(USED, contradictory=True), Usage(), "0", "contradictory"),
         (replace(USED, contradictory=True), None, "0", "different"),
         (USED, Usage(), "0", "counts"),
+        # Characters without white space.
+        (SPOKEN, Usage(characters=80), "0.0012", "characters"),
+        (SPOKEN, Usage(characters=80), "0.0011", "different"),
+        (SPOKEN, Usage(characters=100), "0.0012", "different"),
         # Reasoning beside an answer of one token.
         (
             replace(USED, contradictory=True),
@@ -103,9 +111,10 @@ def test_counts_explain_a_difference_where_the_gateways_figure_is_their_price(
     usage: Usage, counted: Usage | None, gateway: str, finding: str
 ) -> None:
     """An estimate or a contradiction is not believed to be the reason without a look at what the gateway has counted."""
-    found = billed(Quote(price=FULL), usage, gateway, gateway_usage=counted)
+    price = replace(FULL, character_usd=USD("0.000015"))
+    found = billed(Quote(price=price), usage, gateway, gateway_usage=counted)
     assert found.lines[0].finding == finding
-    assert found.lines[0].finding in reconciliation.OPEN or finding in {"estimated", "contradictory", "billed_units"}
+    assert (finding in reconciliation.OPEN) is (finding in {"counts", "different"})
 
 
 @pytest.mark.parametrize("outcome", [Outcome.OK, Outcome.DISCONNECTED])
@@ -169,9 +178,23 @@ def test_a_client_that_left_before_the_first_content_is_no_riddle(
     found = billed(Quote(price=FULL), used, gateway, outcome=outcome, first_token_ms=None, cut=cut)
     assert found.lines[0].finding == finding
     assert found.amount_usd_micros == 3500
-    if outcome is Outcome.DISCONNECTED and gateway is None:
-        begun = billed(Quote(price=FULL), used, None, outcome=outcome, first_token_ms=3.0)
-        assert begun.lines[0].finding == "unseen", "what was begun is logged"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "finding"),
+    [
+        (Endpoint.CHAT, "unseen"),
+        (Endpoint.MESSAGES, "unseen"),
+        (Endpoint.COMPLETIONS, "left"),
+        (Endpoint.GENERATE_CONTENT, "left"),
+    ],
+)
+def test_a_stream_that_was_left_within_its_content_is_logged_on_some_endpoints(
+    endpoint: Endpoint, finding: str
+) -> None:
+    begun = attempt(usage=USED, gateway_cost_usd=None, outcome=Outcome.DISCONNECTED, first_token_ms=3.0)
+    found = bill.of_settlement(settlement(begun, endpoint=endpoint), "acme", lambda _: Quote(price=FULL))
+    assert found.lines[0].finding == finding
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 #: The error of an attempt that is still open when the gateway begins the next one.
 WENT_ON: Final = AttemptError(kind=ErrorClass.UNKNOWN, message="the gateway went on to another attempt")
 
-_counts_of: Final = attrgetter(*(name for name in Usage.__slots__ if name.endswith("_tokens")))
+_counts_of: Final = attrgetter("characters", *(name for name in Usage.__slots__ if name.endswith("_tokens")))
 
 
 class Logged(NamedTuple):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..host.exchange import Exchange
     from ..types import Denial, Deployment, Identity, Refusal, Reply
     from .sockets import MeteredSocket
+    from .stream import StreamReader
 
 #: No client waits for these: their failures must not take a deployment from the clients that do.
 _WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
@@ -50,9 +51,10 @@ class Call(ABC):
         metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
         provider_headers: Headers of the provider's latest response, as the HTTP client saw them; None before it.
         failure: Why LiteLLM has logged the running attempt as failed; None when it has not.
+        reader: Has read the stream of the running attempt; None before its first piece.
     """
 
-    __slots__ = ("_selected", "exchange", "failure", "metadata", "provider_headers", "request_id")
+    __slots__ = ("_made", "_selected", "exchange", "failure", "metadata", "provider_headers", "reader", "request_id")
 
     def __init__(self, request_id: str, exchange: Exchange | None, metadata: Mapping[str, Any]) -> None:
         self.request_id = request_id
@@ -60,7 +62,9 @@ class Call(ABC):
         self.metadata = metadata
         self.provider_headers: Any = None
         self.failure: Exception | None = None
+        self.reader: StreamReader | None = None
         self._selected = False
+        self._made: list[OpenAttempt] = []
 
     @property
     @abstractmethod
@@ -109,8 +113,18 @@ class Call(ABC):
         """
         self._selected = False
         self.provider_headers = None
-        self.failure = None
-        return await self._begin(deployment, fallback=fallback)
+        self.failure = self.reader = None
+        refusal, opened = await self._begin(deployment, fallback=fallback)
+        self._made.append(opened)
+        return refusal, opened
+
+    def failed_on(self, deployment_id: object) -> OpenAttempt | None:
+        """Return the attempt on a deployment that LiteLLM has logged as failed; None where this call has none there.
+
+        LiteLLM may log the failure of a stream when it has already gone on to another attempt.
+        """
+        waiting = [opened for opened in self._made if opened.closed and opened.awaits_cost]
+        return next((o for o in (*waiting, self.latest) if o and o.attempt.deployment.id == deployment_id), None)
 
     @abstractmethod
     async def _begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]: ...

@@ -228,7 +228,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             {"model_name": _metadata(kwargs).get("model_group"), "litellm_params": kwargs, "model_info": info}
         )
         if running is not None and call.failure is not None:
-            self._closer.fail_unreported(running, call.failure, call.exchange.ctx, call.provider_headers)
+            self._closer.fail_unreported(running, call.failure, call.exchange.ctx, call.provider_headers, call.reader)
         if isinstance(call, ClientCall):
             self._guard.beginning(call, call.exchange, deployment)
         opened = await self._begin(call, deployment, kwargs, fallback=bool(kwargs.get("fallback_depth")))
@@ -321,15 +321,15 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         logged, error = kwargs.get("standard_logging_object"), kwargs.get("exception")
         if call is None or not isinstance(logged, Mapping):
             return
-        model_id, running, latest = logged.get("model_id"), call.running, call.latest
+        model_id, running = logged.get("model_id"), call.running
         if (
             running is not None
             and isinstance(error, Exception)
             and model_id in {running.attempt.deployment.id, "", None}
         ):
             call.failure = error
-        if latest is not None and model_id == latest.attempt.deployment.id:
-            self._closer.log_failure(latest, logged)
+        if (failed := call.failed_on(model_id)) is not None:
+            self._closer.log_failure(failed, logged)
 
     def finish(self, call: ClientCall) -> None:
         """Close what is still open when the answer is out."""
@@ -337,7 +337,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if exchange is None or running is None:
             return
         if call.failure is not None and call.status >= _FIRST_ERROR and not call.gone:
-            self._closer.fail_unreported(running, call.failure, exchange.ctx, call.provider_headers)
+            self._closer.fail_unreported(running, call.failure, exchange.ctx, call.provider_headers, call.reader)
         elif running.answered or (0 < call.status < _FIRST_ERROR and not call.gone):
             self._closer.finish(running, exchange.ctx)
         elif exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
@@ -357,13 +357,15 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         return self._watched(call, call.exchange, response, request_data)
 
     async def _watched(self, call: ClientCall, exchange: Exchange, response: Any, request_data: dict[str, Any]) -> Any:
-        reader = StreamReader()
-        seen_content = False
+        seen: StreamReader | None = None
         error: BaseException | None = None
         try:
             async for piece in response:
-                if reader.read(piece) and not seen_content:
-                    seen_content = True
+                # LiteLLM may have gone on to another attempt, which has a reader of its own.
+                if (reader := call.reader) is None:
+                    reader = call.reader = StreamReader()
+                if reader.read(piece) and reader is not seen:
+                    seen = reader
                     if (running := call.running) is not None:
                         running.first_token()
                 yield piece
@@ -381,6 +383,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             if (running := call.running) is not None:
                 headers = _headers(call, request_data, response)
                 cached = values.from_cache(request_data.get("litellm_logging_obj"))
+                reader = call.reader or StreamReader()
                 reader.read_inner(response)
                 self._closer.end_stream(running, reader, headers, error, exchange.ctx, cached=cached)
             if error is not None and (close := getattr(response, "aclose", None)) is not None:

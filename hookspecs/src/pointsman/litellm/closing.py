@@ -23,6 +23,7 @@ from .usage_units import (
     logged_counts,
     logged_usage,
     passed_usage,
+    spoken_counts,
     used_tools,
 )
 from .wire import heard_model, is_refused, provider_reading
@@ -138,7 +139,10 @@ class Closer:
         def used() -> Logged:
             usage = logged_usage(logged) or passed_usage(response)
             micros = None if cost else self._prices.cost_usd_micros(deployment, usage)
-            return Logged(usage, micros, logged_counts(logged, usage))
+            counted = logged_counts(logged, usage)
+            if opened.ctx.endpoint is Endpoint.SPEECH:
+                counted = spoken_counts(opened.ctx.body, counted)
+            return Logged(usage, micros, counted)
 
         opened.log_cost(cost, used, failure=failure, cached=logged.get("cache_hit") is True)
 
@@ -228,7 +232,12 @@ class Closer:
         )
 
     def fail_unreported(
-        self, opened: OpenAttempt, err: BaseException, ctx: RequestContext, responded: Any = None
+        self,
+        opened: OpenAttempt,
+        err: BaseException,
+        ctx: RequestContext,
+        responded: Any = None,
+        reader: StreamReader | None = None,
     ) -> None:
         """Close an attempt with an error that LiteLLM reports to no callback of the attempt.
 
@@ -240,6 +249,7 @@ class Closer:
             err: What LiteLLM goes on with.
             ctx: The request, for an estimate of its prompt.
             responded: The headers of the provider's response, as the HTTP client saw them; None without a response.
+            reader: Has read the stream as far as it came; None before its first piece.
         """
         if opened.closed:
             return
@@ -248,7 +258,7 @@ class Closer:
             return
         kept = opened.answered.get("usage")
         usage = kept.usage if isinstance(kept, Translated) else None
-        tokens = self._streamed(opened, StreamReader(), ctx) if usage is None else usage
+        tokens = self._streamed(opened, reader or StreamReader(), ctx) if usage is None else usage
         # LiteLLM has logged it already, with what it costs: otherwise its error would not be known.
         opened.awaits_cost = tokens is not None
         given = opened.answered.get("headers")

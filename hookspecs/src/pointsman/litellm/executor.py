@@ -141,7 +141,7 @@ class Executor:
     def _fail(self, call: ClientCall, err: Exception) -> None:
         """Close the attempt that the gateway goes on from, unless a callback has closed it."""
         if (running := call.running) is not None and call.exchange is not None:
-            self._closer.fail_unreported(running, err, call.exchange.ctx, call.provider_headers)
+            self._closer.fail_unreported(running, err, call.exchange.ctx, call.provider_headers, call.reader)
 
     async def _execute(self, call: ClientCall, arguments: Mapping[str, Any], depth: object) -> Any:
         """Return the plugin's answer to the attempt that LiteLLM is about to make, or ``_NOT_EXECUTED``.

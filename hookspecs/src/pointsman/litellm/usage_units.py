@@ -12,6 +12,8 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
+import litellm
+
 from ..types import Endpoint, Usage
 from . import values
 from .counts import decimal, mapping
@@ -279,6 +281,19 @@ def logged_counts(logged: Mapping[str, Any], used: Usage | None) -> Usage | None
     if used is not None and (used.prompt_tokens, used.completion_tokens) == (prompt, completion):
         return used
     return replace(used or Usage(), prompt_tokens=prompt, completion_tokens=completion)
+
+
+def spoken_counts(body: Mapping[str, object], counted: Usage | None) -> Usage | None:
+    """Return LiteLLM's usage with the characters of a spoken text as LiteLLM itself counts them: without white space.
+
+    Args:
+        body: The request.
+        counted: What ``logged_counts`` has returned.
+    """
+    spoken = body.get("input")
+    if not isinstance(spoken, str):
+        return counted
+    return replace(counted or Usage(), characters=litellm.utils.count_characters(spoken))
 
 
 def passed_usage(response: Any) -> Usage | None:

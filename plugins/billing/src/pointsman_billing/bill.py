@@ -13,7 +13,8 @@ from decimal import Decimal
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from pointsman.types import Attempt, Outcome, RequestContext, Settlement, Usage
+from pointsman.pricing import uses_tools
+from pointsman.types import Attempt, Endpoint, Outcome, RequestContext, Settlement, Usage
 
 from . import events, pricing, reconciliation
 from .events import BillEvent, storable
@@ -30,6 +31,8 @@ FREE: Final = "free"
 MOST_TOKENS: Final = 10**10
 
 _FAILED: Final = 400
+#: LiteLLM logs no cost of these streams when their clients leave, also where content has come.
+_UNLOGGED_WHEN_LEFT: Final = frozenset({Endpoint.COMPLETIONS, Endpoint.GENERATE_CONTENT})
 _counts = attrgetter(*(field.name for field in fields(Usage) if field.type in {"int", "int | None"}))
 
 
@@ -274,11 +277,11 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         finished=attempt.outcome is Outcome.OK,
         cut=attempt.cut,
         on_connection=about.on_connection,
-        left=attempt.outcome is Outcome.DISCONNECTED and attempt.first_token_ms is None,
+        left=attempt.outcome is Outcome.DISCONNECTED
+        and (attempt.first_token_ms is None or about.endpoint in _UNLOGGED_WHEN_LEFT),
     )
     trusted = quote.trust_gateway and not reconciliation.ignorant(finding, usage)
-    # Where a part of what was used has no price, the gateway's figure leaves that part out.
-    partly = priced is None and usage is not None and not usage.is_empty and pricing.has_token_price(quote.price)
+    partly = priced is None and usage is not None and not usage.is_empty and _leaves_out(usage, quote.price)
     basis = _basis(priced, None if partly else gateway_cost, trusted=trusted, by_provider=by_provider)
     cost, amount, costs = events.cost_fields(
         usage=usage,
@@ -342,6 +345,11 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
     )
     event = BillEvent(id=id_, type=events.ATTEMPT, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
     return _Billed(line=line, event=event)
+
+
+def _leaves_out(usage: Usage, price: Price) -> bool:
+    """Return whether the gateway's figure is without something that has no price: it adds up what it has prices for."""
+    return pricing.has_token_price(price) or (usage.total_tokens > 0 and uses_tools(usage))
 
 
 def _by_provider(usage: Usage | None, quote: Quote) -> bool:

@@ -136,6 +136,7 @@ class Quote:
         source: The origin of the prices: ``gateway`` or ``config``.
         margin_ratio: What the tenant pays in addition: 0.2 is a fifth more, -1 is free.
         trust_gateway: Take the gateway's own figure for the cost, where there is one.
+        unlisted: The gateway has logged a cost of zero, and has no price of the model that answered.
     """
 
     price: Price
@@ -144,6 +145,7 @@ class Quote:
     source: str = "gateway"
     margin_ratio: Decimal = Decimal(0)
     trust_gateway: bool = False
+    unlisted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,12 @@ class Tariff:
             configured=self._prices.get(deployment) if usage is not None and usage.model is not None else None,
             margin_ratio=margin_ratio,
             trust_gateway=self._trust_gateway,
+            unlisted=attempt.gateway_cost_usd == 0 and usage is not None and self._is_unlisted(deployment, usage),
         )
+
+    def _is_unlisted(self, deployment: Deployment, usage: Usage) -> bool:
+        """Return whether the model that answered is one that the gateway has no price of."""
+        return usage.model is not None and self._prices.get(deployment, replace(usage, is_part=True)) == Price()
 
     def without_price(self, deployments: Iterable[Deployment]) -> list[str]:
         """Return the ids of the deployments that have no price, or one only for half of their tokens.

@@ -43,8 +43,12 @@ CONTRADICTORY: Final = "contradictory"
 COUNTS: Final = "counts"
 #: The provider charges fewer units than its models have processed, as Cohere does; the gateway charges what they have.
 BILLED_UNITS: Final = "billed_units"
+#: The provider charges every character of a spoken text; the gateway leaves out white space.
+CHARACTERS: Final = "characters"
 #: The answer did not reach its end, and the gateway charges nothing for what there was of it.
 UNFINISHED: Final = "unfinished"
+#: The gateway has no price of the model that answered and charges nothing; ours is that of the model that the deployment names.
+UNLISTED: Final = "unlisted"
 #: Another model answered than the deployment names; the gateway charges the named one.
 SERVED_MODEL: Final = "served_model"
 #: Several models worked on the answer; the gateway charges one.
@@ -65,6 +69,8 @@ IGNORANT: Final = frozenset(
         CONTRADICTORY,
         COUNTS,
         BILLED_UNITS,
+        CHARACTERS,
+        UNLISTED,
         UNFINISHED,
         SERVED_MODEL,
         SEVERAL_MODELS,
@@ -119,7 +125,8 @@ def finding(
         return PROVIDER_COST
     if not gateway_usd and not finished:
         return UNFINISHED
-    return DIFFERENT if usage is None else _verified(usage, quote, gateway_usd, gateway_usage)
+    reason = DIFFERENT if usage is None else _verified(usage, quote, gateway_usd, gateway_usage)
+    return UNLISTED if reason == DIFFERENT and quote.unlisted and not gateway_usd else reason
 
 
 def _verified(usage: Usage, quote: Quote, gateway_usd: Decimal, gateway_usage: Usage | None) -> str:
@@ -163,6 +170,8 @@ def _without_one_fact(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal
 def _of_counts(usage: Usage, counted: Usage, quote: Quote) -> Iterator[Decimal | None]:
     """Yield the price of the gateway's counts: of all else as it was, without one other fact, and of its counts alone."""
     counts = {name: getattr(counted, name) for name in _COUNTS}
+    if counted.characters is not None:
+        counts["characters"] = counted.characters
     theirs = replace(usage, parts=(), **counts)
     # The gateway charges for reasoning also where it is more than the whole answer.
     beside = replace(theirs, completion_tokens=max(theirs.completion_tokens, theirs.reasoning_tokens))
@@ -173,6 +182,8 @@ def _of_counts(usage: Usage, counted: Usage, quote: Quote) -> Iterator[Decimal |
 
 def _of_other_counts(usage: Usage, counted: Usage) -> str:
     """Return why the gateway's figure is the price of other counts than ours."""
+    if counted.characters is not None and counted.characters != usage.characters:
+        return CHARACTERS
     if _processed(usage) == (counted.prompt_tokens, counted.completion_tokens):
         return BILLED_UNITS
     return CONTRADICTORY if usage.contradictory else ESTIMATED if usage.estimated else COUNTS
