@@ -119,8 +119,7 @@ def test_the_model_of_a_connection_is_the_one_that_is_admitted(rig: Rig, provide
     try:
         with connect(url, additional_headers={"authorization": "Bearer tenant-o"}, open_timeout=30) as connection:
             ask(connection, "realtime")
-            until(connection, "response.done", "error")
-        status = None
+            status = 400 if until(connection, "response.done", "error")["type"] == "error" else None
     except InvalidStatus as err:
         status = err.response.status_code
     except ConnectionClosed:

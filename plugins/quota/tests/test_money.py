@@ -234,6 +234,18 @@ HEARD = [{"role": "user", "content": [{"type": "input_audio", "input_audio": CLI
             2000,
         ),
         (Endpoint.OCR, Price(page_usd=Decimal("0.001")), {"document": {"document_url": "https://host/a"}}, 1000),
+        (
+            Endpoint.OCR,
+            Price(page_usd=Decimal("0.001")),
+            {"document": {"document_url": "https://host/a"}, "pages": list(range(30))},
+            30_000,
+        ),
+        (
+            Endpoint.TRANSCRIPTIONS,
+            Price(audio_second_usd=Decimal("0.0001")),
+            {"file": {"filename": "a", "type": "audio/wav", "data": bytes(16_000 * 500)}},
+            50_000,
+        ),
         (Endpoint.VIDEOS, Price(video_second_usd=Decimal("0.1")), {"prompt": "a cat", "seconds": "8"}, 800_000),
         (Endpoint.EMBEDDINGS, CHEAP, {"input": ["one two"]}, 2),
         (Endpoint.COMPLETIONS, CHEAP, {"prompt": "one two", "max_tokens": 10}, 22),

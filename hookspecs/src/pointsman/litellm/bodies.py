@@ -11,6 +11,7 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..frozen import frozen, thawed
@@ -89,6 +90,38 @@ def sent(noted: Mapping[str, Any] | None, data: Mapping[str, Any]) -> dict[str, 
             # LiteLLM takes some of them out; that the client uses its own account is still of interest.
             found[name] = WITHHELD
     return found
+
+
+#: What an upload is, where its API says it.
+_UPLOADS: Final[Mapping[Endpoint, str]] = {
+    Endpoint.IMAGES: "image",
+    Endpoint.TRANSCRIPTIONS: "audio",
+    Endpoint.VIDEOS: "image",
+}
+_WAVE: Final = b"RIFF"
+
+
+def uploads(endpoint: Endpoint, data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the files of a form, by field: of each its name, its kind and its content. LiteLLM keeps them beside the body.
+
+    Args:
+        endpoint: The request's API.
+        data: LiteLLM's request.
+    """
+    kind, found = _UPLOADS.get(endpoint), {}
+    for name, value in data.items():
+        if isinstance(value, BytesIO):
+            found[name] = _upload(value, kind)
+        elif isinstance(value, list) and value and isinstance(value[0], BytesIO):
+            found[name] = [_upload(one, kind) for one in value if isinstance(one, BytesIO)]
+    return found
+
+
+def _upload(file: BytesIO, kind: str | None) -> dict[str, Any]:
+    content = file.getvalue()
+    if kind == "audio" and content.startswith(_WAVE):
+        kind = "audio/wav"
+    return {"filename": str(getattr(file, "name", "")), **({} if kind is None else {"type": kind}), "data": content}
 
 
 def taken(arguments: Mapping[str, Any], ctx: RequestContext) -> dict[str, Any]:

@@ -504,6 +504,7 @@ def _context(
         body = {"model": data.get("model")}
     path = endpoints.route_path(call.scope)
     endpoint = endpoints.endpoint(call_type, path)
+    body |= bodies.uploads(endpoint, data)
     model, stream = data.get("model"), data.get("stream") is True or call.socket is not None
     if endpoint is Endpoint.PASS_THROUGH:
         model = endpoints.path_model(path) or model

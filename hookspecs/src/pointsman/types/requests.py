@@ -91,7 +91,8 @@ class RequestContext:
         session_id: The session that the client names in one of the places that ``pointsman.sessions`` lists, or None.
         headers: Request headers, lower case, without credentials and cookies.
         body: The client's request as it was sent, read-only; nothing of the gateway's is added. Of CREDENTIAL_FIELDS the
-            values are withheld. Never log it, never put it in a span.
+            values are withheld. A file of a form is ``filename``, ``data`` and, where its API says it, ``type``. Never log
+            it, never put it in a span.
         received_at: Unix seconds.
         client_host: The peer's address as the server sees it, or None; behind a load balancer, the balancer's.
         generates: Whether a model works for it. A request that only reads, cancels, deletes or counts is admitted, and

@@ -82,7 +82,9 @@ def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tok
             count = len(documents) if isinstance(documents, list) else 1
             return replace(tokens, search_units=max(1, -(-count // _DOCUMENTS)))
         case Endpoint.OCR:
-            return Usage(pages=max(1, prompt.pages))
+            # A document of which only the address is known has as many pages as the request names.
+            named = body.get("pages")
+            return Usage(pages=max(1, prompt.pages, len(named) if isinstance(named, list) else 0))
         case Endpoint.VIDEOS:
             return Usage(video_ms=_video_s(body) * 1000, video_resolution=_text(body, "resolution"))
         case Endpoint.SEARCH:
