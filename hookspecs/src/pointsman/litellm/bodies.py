@@ -108,7 +108,8 @@ def uploads(endpoint: Endpoint, data: Mapping[str, Any]) -> dict[str, Any]:
         endpoint: The request's API.
         data: LiteLLM's request.
     """
-    kind, found = _UPLOADS.get(endpoint), {}
+    kind = _UPLOADS.get(endpoint)
+    found: dict[str, Any] = {}
     for name, value in data.items():
         if isinstance(value, BytesIO):
             found[name] = _upload(value, kind)
