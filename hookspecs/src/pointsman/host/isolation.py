@@ -47,6 +47,11 @@ class SwallowedCancellationError(Exception):
     """A plugin went on although it had been cancelled; it was ended."""
 
 
+# What ``asyncio.current_task`` looks up, which costs as much as a whole hook before Python 3.12.
+_running_loop: Final = asyncio._get_running_loop  # noqa: SLF001  # documented for implementations of event loops
+_task_of: Final[Callable[[object], asyncio.Task[Any] | None]] = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001  # as above
+
+
 def is_stray() -> bool:
     """Return whether a ``CancelledError`` or ``GeneratorExit`` that was just caught was not meant for the running task.
 
@@ -88,12 +93,9 @@ def _delivered() -> Generator[None, None, None]:
 
 def apart(call: Callable[..., T], *args: object) -> T:
     """Call a sync function of a plugin as a callback of the event loop, without a running task that it could cancel."""
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return call(*args)
-    task = asyncio.current_task(loop)
-    if task is None:
+    loop = _running_loop()
+    task = _task_of(loop)
+    if task is None or loop is None:
         return call(*args)
     asyncio.tasks._leave_task(loop, task)  # noqa: SLF001  # documented for implementations of tasks
     try:
@@ -390,7 +392,7 @@ def begin(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T | Waiting[T]:
     Raises:
         StrayCancellationError: see ``bounded``.
     """
-    task = asyncio.current_task()
+    task = _task_of(_running_loop())
     before = 0 if task is None else task.cancelling()
     started = time.perf_counter()
     try:
@@ -403,7 +405,7 @@ def begin(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T | Waiting[T]:
             if held_s > timing.longest_s or held_s > BLOCKED_S:
                 timing.held_long(held_s)
     except StopIteration as stop:
-        if not _taken_back(task, before):
+        if task is None or task.cancelling() <= before or not _taken_back(task, before):
             value: T = stop.value
             return value
     except BaseException as err:
