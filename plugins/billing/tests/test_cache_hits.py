@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -14,24 +14,35 @@ from pointsman.testing.proxy import ProxyServer
 
 pytestmark = pytest.mark.proxy
 
-TALK: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
-CONTENTS: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
+
+def talk(words: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": words}], "max_tokens": 9}
+
+
+def contents(words: str) -> dict[str, Any]:
+    return {"contents": [{"role": "user", "parts": [{"text": words}]}]}
+
+
+def said_as(name: str) -> Callable[[str], dict[str, Any]]:
+    return lambda words: {name: words}
+
+
 CASES = [
     (path, model, body, stream)
     for path, model, body in (
-        ("chat/completions", "mini", TALK),
-        ("chat/completions", "claude", TALK),
-        ("messages", "mini", TALK),
-        ("messages", "claude", TALK),
-        ("responses", "mini", {"input": "hi"}),
-        ("completions", "mini", {"prompt": "hi"}),
+        ("chat/completions", "mini", talk),
+        ("chat/completions", "claude", talk),
+        ("messages", "mini", talk),
+        ("messages", "claude", talk),
+        ("responses", "mini", said_as("input")),
+        ("completions", "mini", said_as("prompt")),
     )
     for stream in (False, True)
 ] + [
-    ("embeddings", "vectors", {"input": "hi"}, False),
+    ("embeddings", "vectors", said_as("input"), False),
     # Gemini's API streams at an address of its own.
-    ("/v1beta/models/mini:generateContent", "mini", CONTENTS, False),
-    ("/v1beta/models/mini:streamGenerateContent?alt=sse", "mini", CONTENTS, False),
+    ("/v1beta/models/mini:generateContent", "mini", contents, False),
+    ("/v1beta/models/mini:streamGenerateContent?alt=sse", "mini", contents, False),
 ]
 NAMES = [f"{path}-{model}-{'stream' if stream else 'plain'}" for path, model, _, stream in CASES]
 
@@ -65,11 +76,19 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cl
 
 @pytest.mark.parametrize(("path", "model", "body", "stream"), CASES, ids=NAMES)
 def test_a_hit_is_free(
-    gateway: tuple[httpx.Client, UpstreamServer], path: str, model: str, body: dict[str, Any], stream: bool
+    gateway: tuple[httpx.Client, UpstreamServer],
+    path: str,
+    model: str,
+    body: Callable[[str], dict[str, Any]],
+    stream: bool,
 ) -> None:
     client, upstream = gateway
-    # Plain and streamed answers are kept apart, so that each has a miss of its own.
-    asked = {"model": model, **body, **({"stream": True, "temperature": 0.5} if stream else {})}
+    # Each asks something else, so that each has a miss of its own: LiteLLM may keep one answer for several endpoints.
+    asked = {
+        "model": model,
+        **body(f"hi, {path} of {model}"),
+        **({"stream": True, "temperature": 0.5} if stream else {}),
+    }
 
     def bill() -> dict[str, Any]:
         answer = client.post(path if path.startswith("/") else f"/v1/{path}", json=asked).raise_for_status()
