@@ -104,3 +104,25 @@ def test_a_hit_is_free(
     calls = len(upstream.requests)
     again = bill()
     assert (again["bill"], again["cost_usd"], len(upstream.requests)) == ("free", "0", calls)
+
+
+def test_the_texts_that_the_cache_has_not_had_are_paid_for(gateway: tuple[httpx.Client, UpstreamServer]) -> None:
+    """LiteLLM asks the provider for these alone, and marks the answer as one from its cache."""
+    client, upstream = gateway
+
+    def bill(*texts: str) -> dict[str, Any]:
+        asked = {"model": "vectors", "input": [f"The {text} of several texts." for text in texts]}
+        answer = client.post("/v1/embeddings", json=asked).raise_for_status()
+        assert len(answer.json()["data"]) == len(texts)
+        at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
+        return dict(eventually(lambda: client.get(at), lambda one: one.status_code == 200).json())
+
+    assert bill("first", "second")["bill"] == "billed"
+    eventually(lambda: bill("first", "second"), lambda found: found["bill"] == "free")
+    calls = len(upstream.requests)
+    (attempt, _) = bill("first", "third")["events"]
+    assert len(upstream.requests) == calls + 1
+    assert upstream.requests[-1].body["input"] == ["The third of several texts."]
+    assert attempt["metering"] == "exact"
+    assert attempt["gateway_cost_usd"] == attempt["cost_usd"] != "0"
+    eventually(lambda: bill("third", "first", "second"), lambda found: found["bill"] == "free")

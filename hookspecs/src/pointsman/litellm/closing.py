@@ -176,7 +176,9 @@ class Closer:
         answered = opened.answered
         translated = answered.get("usage") or Translated(ctx.endpoint, response, ctx.body)
         assert isinstance(translated, Translated)  # noqa: S101  # written by keep
-        cached = cached or bool(hidden.get("cache_hit"))
+        # Of several texts, LiteLLM says so already when its cache has had one: it asks the provider for the others.
+        partly = ctx.endpoint is Endpoint.EMBEDDINGS and opened.provider_status is not None
+        cached = cached or (bool(hidden.get("cache_hit")) and not partly)
         tokens = translated.usage if cached else self._used(opened, translated, response, ctx)
         if tokens is None and ctx.endpoint is Endpoint.MODERATIONS:
             # No provider counts them, and some charge for them.
