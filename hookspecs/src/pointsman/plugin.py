@@ -12,6 +12,7 @@ configuration, calls ``startup(services)``, and from then on only hooks.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +163,26 @@ class PluginConfig(Section):
         return False
 
 
+_NAME: Final = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_NAME_CHARS: Final = 64
+#: Names of the gateway's own: where it keeps its state, routes under ``/pointsman``, commands; and what YAML reads as no text.
+_RESERVED: Final = frozenset(
+    {
+        *("pointsman", "host", "deferred"),
+        *("metrics", "reload", "requests", "status"),
+        *("check", "doctor", "explain", "hooks", "new-plugin", "plugins", "schema", "top"),
+        *("true", "false", "yes", "no", "on", "off", "null"),
+    }
+)
+
+
+def name_problem(name: object) -> str:
+    """Return why a plugin cannot have this name; empty where it can."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > _NAME_CHARS:
+        return f"must be at most {_NAME_CHARS} lower-case letters, digits and single hyphens, for example night-shift"
+    return f"must not be {name!r}, which the gateway or YAML uses itself" if name in _RESERVED else ""
+
+
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
     """A plugin, as its entry point names it.
@@ -182,6 +203,10 @@ class PluginInfo:
         conflicts: Plugins that must not be.
         before: Plugins that, where they are in use, come later in the list.
         after: Plugins that, where they are in use, come earlier in the list.
+
+    Raises:
+        ValueError: the gateway uses the name itself, or it has other characters.
+        TypeError: what has to be a tuple of names is something else, such as one name.
     """
 
     name: str
@@ -197,6 +222,16 @@ class PluginInfo:
     conflicts: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if problem := name_problem(self.name):
+            raise ValueError(f"the name of PluginInfo(name={self.name!r:.80}) {problem}")
+        for names in ("labels", "replaces_labels", "needs", "conflicts", "before", "after"):
+            given: object = getattr(self, names)
+            if not isinstance(given, tuple | list) or not all(isinstance(name, str) for name in given):
+                raise TypeError(
+                    f"PluginInfo(name={self.name!r}): {names} is {given!r:.80}, not a tuple of names: ('quota',)"
+                )
 
 
 class Clock(Protocol):

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 
+import click
 import pytest
 from click.shell_completion import ShellComplete
 
 from pointsman import __version__
 from pointsman.cli import main
+from pointsman.plugin import name_problem
 
 COMMANDS = """
 import click
@@ -127,3 +129,8 @@ def test_completion_offers_commands_and_survives_a_broken_plugin(install, with_c
     assert {"tool", "status", "broken"} <= offered([], "")
     assert offered(["tool"], "e") == {"echo"}
     assert offered(["broken"], "") == set()
+
+
+def test_no_plugin_is_called_as_a_command_of_ours(monkeypatch):
+    monkeypatch.setattr("pointsman.cli.root.discover", dict)
+    assert [name for name in main.list_commands(click.Context(main)) if not name_problem(name)] == []

@@ -13,11 +13,22 @@ from pointsman.cli.scaffold import distribution
 from pointsman.testing.distribution import fake_distribution
 
 
-@pytest.mark.parametrize("name", ["Night", "night shift", "../x", "-x", "x-", "a" * 61, "class", "good"])
-def test_a_name_that_cannot_be_used_is_refused(run, install, tmp_path, name):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        *(
+            (name, "lower-case letters")
+            for name in ("", "Night", "night shift", "night_shift", "../x", "-x", "x-", "a" * 65)
+        ),
+        *((name, "the gateway or YAML uses itself") for name in ("host", "pointsman", "status", "check", "off")),
+        ("good", "is installed"),
+    ],
+)
+def test_a_name_that_cannot_be_used_is_refused(run, install, tmp_path, name, says):
     install("good")
     result = run("new-plugin", "--directory", str(tmp_path / "new"), "--", name)
     assert result.exit_code == 2
+    assert says in " ".join(result.output.split())
     assert not (tmp_path / "new").exists()
 
 

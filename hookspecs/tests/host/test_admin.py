@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from pointsman import hookimpl
 from pointsman.errors import AdminError, Conflict, InvalidInput, NotFound, StoreCorrupt, StoreUnavailable
+from pointsman.plugin import name_problem
 
 pytestmark = pytest.mark.usefixtures("leak_check")
 
@@ -120,3 +121,11 @@ async def test_the_status_page_says_it_all(harness, plugin):
         assert [p["name"] for p in page["plugins"]] == ["first", "second"]
         assert page["journal"]["waiting"] == {}
         opened.close(200)
+
+
+async def test_no_plugin_is_called_as_a_route_of_the_hosts(harness):
+    """It would not be reached."""
+    async with harness([]) as h:
+        paths = {route.path.split("/")[1] for route in h.host.admin.routes}
+        assert {"status", "metrics", "requests"} <= paths
+        assert [path for path in paths if not name_problem(path)] == []

@@ -341,3 +341,31 @@ async def test_an_optional_plugin_that_cannot_start_is_left_out(harness, plugin,
         assert not shown["ok"]
         assert "left out: plugin 'broken': its start-up failed: OSError: no disk" in shown["summary"]
     assert h.faults == {}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "Mine",
+        "my plugin",
+        "mine/x",
+        "..",
+        "mine-",
+        "a" * 65,
+        7,
+        *("host", "deferred", "pointsman", "status", "requests", "check", "no", "null"),
+    ],
+)
+def test_a_name_that_the_gateway_cannot_use_is_refused(name):
+    """A plugin called as the host's own keys, routes or commands would share them."""
+    with pytest.raises(ValueError, match="the name of PluginInfo"):
+        PluginInfo(name=name, config=PluginConfig, factory=object)
+
+
+@pytest.mark.parametrize("field", ["labels", "replaces_labels", "needs", "conflicts", "before", "after"])
+@pytest.mark.parametrize("value", ["quota", None, (7,), {"quota"}])
+def test_one_name_instead_of_a_tuple_is_refused(field, value):
+    """Its letters would be taken for names."""
+    with pytest.raises(TypeError, match=f"{field} is .*, not a tuple of names"):
+        PluginInfo(name="mine", config=PluginConfig, factory=object, **{field: value})

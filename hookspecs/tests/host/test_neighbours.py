@@ -74,14 +74,14 @@ def test_a_plugin_does_not_start_without_one_that_it_needs_and_that_is_left_out(
     infos = [
         replace(info("base"), factory=_no),
         info("middle", needs=("base",)),
-        info("top", needs=("middle",)),
+        info("upper", needs=("middle",)),
         info("other"),
     ]
     with pytest.raises(
         PluginLoadError, match=r"it needs the plugin '.*', which cannot be used .*no such device.*correct that"
     ):
         load(tmp_path, *infos[::turn], optional=("base",))
-    assert load(tmp_path, *infos[::turn], optional=("base", "middle", "top")) == ["other"]
+    assert load(tmp_path, *infos[::turn], optional=("base", "middle", "upper")) == ["other"]
 
 
 class _Life:

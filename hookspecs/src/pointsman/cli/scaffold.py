@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import keyword
-import re
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -13,9 +11,7 @@ import click
 
 from .. import __version__
 from ..host.discovery import discover
-
-_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_MOST_CHARS: Final = 60
+from ..plugin import name_problem
 
 #: Files of the distribution, each with the template it is made from; ``{module}`` stands for the package's name.
 _FILES: Final = {
@@ -60,8 +56,9 @@ def distribution(name: str, pointsman: str) -> dict[str, str]:
 
 
 def _checked(_: click.Context, __: click.Parameter, name: str) -> str:
-    if not _NAME.fullmatch(name) or len(name) > _MOST_CHARS or keyword.iskeyword(name):
-        raise click.BadParameter("it must be lower-case letters, digits and single hyphens, for example night-shift")
+    problem = name_problem(name)
+    if problem or "_" in name:
+        raise click.BadParameter(f"it {problem or name_problem('')}")
     if name in discover():
         raise click.BadParameter(f"a plugin {name!r} is installed; choose another name")
     return name
