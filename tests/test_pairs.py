@@ -396,6 +396,16 @@ async def test_a_hedge_goes_elsewhere_and_a_loser_is_no_error(tmp_path: Path) ->
         assert ((await breaker(h, "g0-0"))["failed"], (await breaker(h, "g0-0"))["breaker"]["state"]) == (0, "closed")
 
 
+async def test_a_race_behind_open_breakers_calls_nothing_where_there_is_a_fallback(tmp_path: Path) -> None:
+    async with together(tmp_path, "racing", "balance", g0=("broken", "broken"), raced=["g0"]) as h:
+        for _ in range(6):
+            result = await h.request(model="g0", fallbacks=["g1"], retries=0, moves_clock=False)
+            assert result.status == 200
+        assert [attempt.deployment.group for attempt in result.attempts] == ["g1"]
+        # Without one, the load spreads over what is least bad.
+        assert len((await h.request(model="g0", retries=0)).attempts) == 2
+
+
 async def test_a_race_is_mirrored_once_with_its_winner(tmp_path: Path) -> None:
     async with together(tmp_path, "racing", "shadow", g0=("broken", "good"), raced=["g0"]) as h:
         for _ in range(4):

@@ -120,6 +120,21 @@ def _without(candidates: list[Candidate], out: Mapping[str, str]) -> tuple[list[
     return free, [Dropped(name, "pointsman", out[name]) for name in gone]
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One of the gateway's attempts that an executor makes, in as many attempts of its own as it likes.
+
+    Attributes:
+        fallback: Whether the gateway has fallen back to it.
+        elsewhere: Whether the gateway goes on in another model group when it fails.
+        by_order: Whether the gateway goes on with another ``order`` of the group, where there is one.
+    """
+
+    fallback: bool = False
+    elsewhere: bool = False
+    by_order: bool = False
+
+
 class Exchange:
     """One client request, or a plugin's own call (``detached``: it has attempts but is never settled)."""
 
@@ -142,7 +157,6 @@ class Exchange:
         "denial",
         "detached",
         "disconnected",
-        "executes_fallback",
         "first_token_at",
         "hooks",
         "host",
@@ -150,6 +164,7 @@ class Exchange:
         "reply",
         "route",
         "span",
+        "turn",
     )
 
     def __init__(
@@ -187,8 +202,8 @@ class Exchange:
         self.current: OpenAttempt | None = None
         #: The attempt that the client's answer is from, where an executor has several that succeeded.
         self.answered_by: str | None = None
-        #: Whether the executor that runs makes the attempts of a fallback.
-        self.executes_fallback = False
+        #: The gateway's attempt that an executor makes.
+        self.turn = Turn()
         self.disconnected = False
         self.detached = detached
         self.opened_at = host.clock.monotonic()
@@ -343,7 +358,7 @@ class Exchange:
             request_id=self.ctx.request_id,
             number=len(self.attempts) + 1,
             kind=kind,
-            fallback=kind is AttemptKind.FALLBACK if gateway else self.executes_fallback,
+            fallback=kind is AttemptKind.FALLBACK if gateway else self.turn.fallback,
             deployment=deployment,
             started_at=host.clock.now(),
             labels=FrozenDict({**self.route.labels, **labels}) if labels else self.route.labels,

@@ -21,10 +21,12 @@ import litellm
 from litellm.exceptions import APIError
 
 from ..errors import HookError, UpstreamError
+from ..host.exchange import Turn
 from ..types import AttemptKind, Chunk, Endpoint, ErrorClass, Execution, Route
 from . import native_router, patches
 from .call import ClientCall, client_call
 from .catalog import router
+from .fallbacks import goes_on
 from .upstream import GatewayError
 
 if TYPE_CHECKING:
@@ -160,7 +162,8 @@ class Executor:
         exchange = call.exchange
         assert exchange is not None  # noqa: S101  # a call that awaits an executor has one
         call.executor_starts()
-        exchange.executes_fallback = route.fallback
+        elsewhere, by_order = goes_on(call, str(arguments.get("model")), depth)
+        exchange.turn = Turn(fallback=route.fallback, elsewhere=elsewhere, by_order=by_order)
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if exchange.attempts else None
         upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)
         try:

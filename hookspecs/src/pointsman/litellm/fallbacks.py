@@ -85,6 +85,26 @@ def next_groups(fallbacks: object, *, asked: str, group: str) -> list[str]:
     return [name for name in chain if name not in {asked, group}]
 
 
+def goes_on(call: ClientCall, group: str, depth: object) -> tuple[bool, bool]:
+    """Return whether LiteLLM goes on when it finds no deployment, or its attempt fails; False in doubt.
+
+    Args:
+        call: The request.
+        group: The model group, or an alias, of the attempt.
+        depth: How many fallbacks LiteLLM has gone on to before; None or 0 for none.
+
+    Returns:
+        Whether in another model group, and whether with another ``order`` of this one, where there is one.
+    """
+    llm_router = router()
+    if llm_router is None or call.fallbacks_disabled:
+        return False, False
+    if isinstance(depth, int) and depth >= int(getattr(llm_router, "max_fallbacks", 0) or 0):
+        return False, False
+    fallbacks = call.fallbacks if call.fallbacks is not None else llm_router.fallbacks
+    return bool(next_groups(fallbacks, asked=call.asked or group, group=group)), True
+
+
 def fallback_rule(call: ClientCall, group: str) -> str:
     """Return which rule has led a request to a fallback group, for the trace.
 

@@ -20,7 +20,7 @@ from litellm.router_utils.handle_error import async_raise_no_deployment_exceptio
 from ..host.hooks import Dropped
 from .call import Call, ClientCall, current_call
 from .catalog import router
-from .fallbacks import next_groups
+from .fallbacks import goes_on
 from .filters import COOLDOWN, ORDER, left_out
 from .native_router import NATIVE_ROUTER
 
@@ -189,7 +189,7 @@ class Selection:
         left = exchange.select(
             found,
             key=call,
-            has_fallback=isinstance(call, ClientCall) and _has_fallback(call, pick, entries, request),
+            has_fallback=_has_fallback(call, pick, entries, request),
             withheld=self._withheld(
                 self._catalog.deployments(found[0].group), found, pick, exchange.ctx.identity.team_id
             ),
@@ -287,16 +287,13 @@ def _order(entry: Mapping[str, Any]) -> int | None:
     return order if isinstance(order, int) else None
 
 
-def _has_fallback(call: ClientCall, pick: _Pick, entries: Sequence[Entry], request: Mapping[str, Any]) -> bool:
-    """Return whether LiteLLM goes on elsewhere when this pick finds no deployment; False in doubt."""
-    llm_router = router()
-    if llm_router is None or call.fallbacks_disabled:
-        return False
-    depth = request.get("fallback_depth")
-    if isinstance(depth, int) and depth >= int(getattr(llm_router, "max_fallbacks", 0) or 0):
-        return False
+def _has_fallback(call: Call, pick: _Pick, entries: Sequence[Entry], request: Mapping[str, Any]) -> bool:
+    """Return whether LiteLLM goes on elsewhere when this pick, or the attempt that it is a part of, finds no deployment."""
+    if isinstance(call, ClientCall):
+        elsewhere, by_order = goes_on(call, pick.model, request.get("fallback_depth"))
+    else:
+        assert call.exchange is not None  # noqa: S101  # the caller has looked
+        elsewhere, by_order = call.exchange.turn.elsewhere, call.exchange.turn.by_order
     orders = [order for entry in entries if (order := _order(entry)) is not None]
-    if orders and any((_order(entry) or 0) > max(orders) for entry in pick.available or ()):
-        return True
-    fallbacks = call.fallbacks if call.fallbacks is not None else llm_router.fallbacks
-    return bool(next_groups(fallbacks, asked=call.asked or pick.model, group=pick.model))
+    higher = orders and any((_order(entry) or 0) > max(orders) for entry in pick.available or ())
+    return elsewhere or bool(by_order and higher)

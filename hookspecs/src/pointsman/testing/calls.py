@@ -212,7 +212,7 @@ class FakeCall:
         found = self._upstream.catalog.deployments(request.target)
         if self._upstream.catalog.is_group(request.target):
             offered = self._upstream.cooldowns.offered(found, self._host.clock.monotonic())
-            candidates = exchange.select(offered, key=self) if offered else []
+            candidates = exchange.select(offered, key=self, has_fallback=exchange.turn.elsewhere) if offered else []
             if not candidates:
                 raise UpstreamError(
                     f"no deployment of {request.target!r} can serve", status=429, error_class="rate_limit"

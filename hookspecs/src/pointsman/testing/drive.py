@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from ..errors import HookError, UpstreamError
+from ..host.exchange import Turn
 from ..host.transforms import StreamDeniedError
 from ..types import (
     Attempt,
@@ -361,7 +362,7 @@ class Drive:
             return await self._attempt(group, fallback=group != first, has_fallback=has_fallback)
         if group != first:
             route = replace(route, target=group, fallback=True)
-        self._exchange.executes_fallback = route.fallback
+        self._exchange.turn = Turn(fallback=route.fallback, elsewhere=has_fallback)
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if self._exchange.attempts else None
         upstream = _RouteUpstream(self._gateway, self._exchange.ctx, self._script, again)
         try:

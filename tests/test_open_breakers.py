@@ -1,0 +1,101 @@
+"""When every breaker of a group is open, what the request falls back to answers at once, raced or not: on a real proxy."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+
+from pointsman.testing.provider import Behaviour, UpstreamServer
+from pointsman.testing.proxy import ProxyServer
+
+pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
+
+PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses": "/v1/responses"}
+#: Groups whose deployments all fail, by how a request gets to them.
+GROUPS = ("plain", "raced", "own-plain", "own-raced", "ordered-plain", "ordered-raced")
+ASKED = ("plain", "raced", "swift", "own-plain", "own-raced", "ordered-plain", "ordered-raced")
+#: Breakers stay open for the whole test.
+OPEN_S = 3600
+
+
+@dataclass
+class Gateway:
+    http: httpx.Client
+    upstream: UpstreamServer
+
+    def ask(self, group: str, endpoint: str, *, stream: bool) -> Counter[str]:
+        """Return what was called for one request."""
+        before = len(self.upstream.requests)
+        body: dict[str, Any] = {"model": group, "stream": stream}
+        if group.startswith("own-"):
+            body["fallbacks"] = ["spare"]
+        words = [{"role": "user", "content": "Say something."}]
+        body |= {"input": words} if endpoint == "responses" else {"messages": words, "max_tokens": 64}
+        answer = self.http.post(PATHS[endpoint], json=body)
+        assert answer.status_code == 200, answer.text
+        return Counter(request.model for request in self.upstream.requests[before:])
+
+
+def configuration(upstream: str) -> dict[str, Any]:
+    def deployment(group: str, name: str, **params: Any) -> dict[str, Any]:
+        params = {"model": f"openai/{name}", "api_base": f"{upstream}/v1", "api_key": "upstream-key", **params}
+        return {"model_name": group, "litellm_params": params, "model_info": {"id": name}}
+
+    broken = [
+        deployment(group, f"{group}-{number}", **({"order": 1} if group.startswith("ordered") else {}))
+        for group in GROUPS
+        for number in range(2)
+    ]
+    spares = [deployment("spare", "spare")]
+    spares += [deployment(group, f"spare-{group}", order=2) for group in GROUPS if group.startswith("ordered")]
+    race = {"name": "swift", "candidates": ["raced"]}
+    breaker = {"open_s": OPEN_S, "max_open_s": OPEN_S, "consecutive_errors": 1}
+    return {
+        "model_list": [*broken, *spares],
+        "litellm_settings": {"callbacks": ["pointsman.litellm.handler"]},
+        "router_settings": {
+            "num_retries": 0,
+            "disable_cooldowns": True,
+            "fallbacks": [{name: ["spare"]} for name in ("plain", "raced")],
+        },
+        "pointsman": {
+            "store": {"backend": "memory"},
+            "plugins": [
+                {"racing": {"models": [race], "groups": {name: {} for name in GROUPS if name.endswith("raced")}}},
+                {"balance": {"tactic": "round_robin", "breaker": breaker}},
+            ],
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    with UpstreamServer() as upstream:
+        for group in GROUPS:
+            for number in range(2):
+                upstream.behave(f"{group}-{number}", Behaviour(error_ratios={503: 1.0}))
+            upstream.behave(f"spare-{group}", Behaviour())
+        upstream.behave("spare", Behaviour())
+        directory = tmp_path_factory.mktemp("breakers")
+        with ProxyServer(configuration(upstream.url), directory) as proxy, proxy.client(timeout=60) as http:
+            gateway = Gateway(http, upstream)
+            for group in ASKED:
+                for _ in range(3):
+                    gateway.ask(group, "chat", stream=False)
+            yield gateway
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("endpoint", PATHS)
+@pytest.mark.parametrize("group", ASKED)
+def test_nothing_is_called_behind_open_breakers_when_there_is_a_fallback(
+    gateway: Gateway, group: str, endpoint: str, stream: bool
+) -> None:
+    """The gateway's, the client's own, and another ``order`` of the group."""
+    calls = gateway.ask(group, endpoint, stream=stream)
+    assert calls == {f"spare-{group}" if group.startswith("ordered") else "spare": 1}
