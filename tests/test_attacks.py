@@ -100,6 +100,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("a model of 2 MB", {"model": "m" * 2 * MEGABYTE}, "model_name_too_long"),
     ("several models", {"model": "chat,chat"}, "model_list_not_supported"),
     ("another model in extra_body", {"extra_body": {"model": "secret"}}, "extra_body_not_supported"),
+    ("another model of the provider's", {"deployment_id": "gpt-4o"}, "deployment_id_not_supported"),
     ("a timeout of 2 MB", {"timeout": "1a" * MEGABYTE}, "setting_too_long"),
     ("a provider of 2 MB", {"custom_llm_provider": "1a" * MEGABYTE}, "setting_too_long"),
     ("a key of 2 MB", {"api_key": "k" * 2 * MEGABYTE}, "setting_too_long"),
@@ -212,15 +213,25 @@ def test_errors_that_a_client_causes_are_its_own(rig: Rig, status: int) -> None:
     assert chat(rig).status_code == 200
 
 
-def test_another_path_at_the_provider_is_the_clients_own_error(rig: Rig, provider: Anything) -> None:
-    """LiteLLM puts ``deployment_id`` into the path, and a deployment whose provider knows no such path into cooldown."""
-    case = "path"
-    answer = chat(rig, case, deployment_id="elsewhere", messages=[{"role": "user", "content": "fail with 404"}])
-    assert answer.status_code == 404
-    assert "elsewhere" in provider.calls[-1][1]
-    settlement = only(rig.of_case(case), "settle")["settlement"]
-    assert settlement["attempts"][-1]["error"]["client_caused"]
-    assert chat(rig).status_code == 200
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_deployment_of_the_provider_is_not_reached(rig: Rig, provider: Anything, path: str) -> None:
+    """LiteLLM would put ``deployment_id`` into the path, in place of the model that was admitted."""
+    before = len(provider.calls)
+    body = {"model": "chat", "messages": HI, "prompt": "hi", "deployment_id": "gpt-4o"}
+    answer = httpx.post(f"{rig.proxy.url}{path}", json=body, headers={"authorization": "Bearer tenant-a"}, timeout=60)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "deployment_id_not_supported")
+    assert len(provider.calls) == before
+
+
+@pytest.mark.parametrize(
+    "choice", [{"custom_llm_provider": "cohere"}, {"custom_llm_provider": "azure"}, {"azure": True}]
+)
+def test_a_client_does_not_choose_the_provider(rig: Rig, provider: Anything, choice: dict[str, Any]) -> None:
+    """Else its requests would fail at a provider that does not speak the protocol, and the deployment be left out for all."""
+    answer = chat(rig, **choice)
+    assert answer.status_code == 200
+    assert provider.calls[-1] == ("POST", "/v1/chat/completions")
+    assert json.loads(provider.requests[-1][2])["model"] == "gpt-4o-mini"
 
 
 def test_a_client_cannot_name_its_own_address(rig: Rig) -> None:

@@ -188,6 +188,11 @@ def test_two_tenants_cannot_claim_the_same_caller(one: Tenant, two: Tenant, mess
         ("gpt-4o", {"context_window_fallbacks": [{"gpt-4o": ["secret"]}]}, False),
         ("gpt-4o", {"content_policy_fallbacks": [{"gpt-4o": ["secret"]}]}, False),
         ("gpt-4o", {"router_settings_override": {"fallbacks": [{"gpt-4o": ["secret"]}]}}, False),
+        ("gpt-4o", {"models": ["gpt-4.1"]}, True),
+        ("gpt-4o", {"models": ["gpt-4.1", "secret"]}, False),
+        ("gpt-4o", {"tools": [{"type": "image_generation", "model": "secret"}]}, False),
+        ("gpt-4o", {"tools": [{"type": "function", "function": {"name": "f"}}, {"model": "gpt-4.1"}]}, True),
+        ("gpt-4o", {"tools": "secret"}, True),
     ],
 )
 def test_no_way_of_naming_a_model_gets_round_the_list(model: str, body: dict[str, object], ok: bool) -> None:

@@ -182,6 +182,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             # A deployment is reached through its group, so that cooldowns, select and fallbacks still apply.
             one = len(found) == 1 and found[0].id == route.target
             data["model"] = found[0].group if one else route.target
+        if self._catalog.deployments(data.get("model") or ""):
+            # They would go before the deployment's own provider, and make its attempts fail for everyone.
+            for name in _PROVIDER_FIELDS:
+                data.pop(name, None)
         if self._executor.prepare(exchange.ctx.endpoint) and route.executor is not None:
             call.await_executor(data.get("litellm_call_id"))
         if route.timeout_s is not None:
@@ -419,6 +423,10 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
         # The SDK underneath writes these over the body that was admitted.
         message = f"extra_body must not contain {', '.join(misplaced)}; set it at the top level of the request."
         return Denial(status=status, code="extra_body_not_supported", message=message, param="extra_body")
+    if data.get("deployment_id") is not None:
+        # LiteLLM would ask the provider for this model, whatever was admitted.
+        message = "deployment_id must not be set; name a model of the gateway's in model."
+        return Denial(status=status, code="deployment_id_not_supported", message=message, param="deployment_id")
     if (setting := too_long(data)) is not None:
         message = f"{setting} has more than {MOST_SETTING_CHARS} characters; send a shorter one."
         return Denial(status=status, code="setting_too_long", message=message, param=setting)
@@ -431,6 +439,8 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
     return None
 
 
+#: Parameters in which a client chooses a provider.
+_PROVIDER_FIELDS: Final = ("custom_llm_provider", "azure")
 #: Parameters that decide where a request goes, what it asks and how much it may cost: they are admitted in the body.
 _TOP_LEVEL: Final = frozenset(
     {

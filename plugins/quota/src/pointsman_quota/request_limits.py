@@ -67,7 +67,7 @@ def primary_models(model: str) -> tuple[str, ...]:
 
 
 def models_named(model: str, body: Mapping[str, object]) -> tuple[str, ...]:
-    """Return every model that could answer the request: those asked for, and those the client names as fallbacks.
+    """Return every model that could work for the request: those asked for, and those named as fallbacks and for tools.
 
     Args:
         model: The model asked for, empty when it is missing.
@@ -82,10 +82,21 @@ def models_named(model: str, body: Mapping[str, object]) -> tuple[str, ...]:
         for field in _FALLBACK_FIELDS:
             if source.get(field) is not None:
                 names.extend(_fallbacks(source[field], field, depth=0))
+    if body.get("models") is not None:
+        # Some providers fall back by themselves.
+        names.extend(_fallbacks(body["models"], "models", depth=0))
+    names.extend(_of_tools(body.get("tools")))
     distinct = tuple(dict.fromkeys(names))
     if len(distinct) > MAX_MODELS:
         raise InvalidRequest(f"The request names {len(distinct)} models; name at most {MAX_MODELS}.", "model")
     return distinct
+
+
+def _of_tools(tools: object) -> Iterator[str]:
+    """Yield the models of tools that draw, or advise, with one of their own."""
+    for tool in tools if isinstance(tools, list) else ():
+        if isinstance(tool, Mapping) and isinstance(model := tool.get("model"), str):
+            yield model
 
 
 def _fallbacks(value: object, field: str, depth: int) -> Iterator[str]:
