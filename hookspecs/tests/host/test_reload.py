@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from pydantic import field_validator
 from starlette.responses import JSONResponse
 from starlette.routing import Route as HttpRoute
 
@@ -28,6 +29,25 @@ class Config(PluginConfig):
     breaks: str = ""
     lists: tuple[str, ...] = ()
     raises: bool = False
+
+    @field_validator("breaks")
+    @classmethod
+    def _breaks(cls, breaks: str) -> str:
+        if breaks == "validation":
+            raise RuntimeError("the validation is broken")
+        if breaks == "validation with exit":
+            raise SystemExit(1)
+        return breaks
+
+    def warnings(self) -> list[str]:
+        """Fail where the test says so."""
+        if self.breaks == "warnings":
+            raise RuntimeError("the warnings are broken")
+        return []
+
+    def notes(self) -> list[str]:
+        """Fail where the test says so."""
+        return None if self.breaks == "notes" else []  # type: ignore[return-value]  # what it does wrong
 
 
 class Noted:
@@ -155,6 +175,10 @@ async def test_what_has_changed_takes_over_and_requests_in_flight_end_on_what_th
         ([(OTHER, {"name": "first"}), (PLUGIN, {"name": "new", "breaks": "startup"})], {}, "the start is broken"),
         ([(PLUGIN, {"name": "new", "breaks": "routes"})], {}, "the routes are broken"),
         ([(PLUGIN, {"name": "new", "breaks": "startup", "optional": True})], {}, "the start is broken"),
+        ([(PLUGIN, {"name": "new", "breaks": "validation"})], {}, "RuntimeError: the validation is broken"),
+        ([(PLUGIN, {"name": "new", "breaks": "validation with exit"})], {}, "SystemExit: 1"),
+        ([(PLUGIN, {"name": "new", "breaks": "warnings"})], {}, "RuntimeError: the warnings are broken"),
+        ([(PLUGIN, {"name": "new", "breaks": "notes"})], {}, "TypeError: 'NoneType'"),
         ([(PLUGIN, {"name": "new"})], {"journal_window_ms": 7}, "pointsman.journal_window_ms"),
         ([(PLUGIN, {"name": "new"})], {"store": {"backend": "disk", "path": "x"}}, "pointsman.store"),
         ([(PLUGIN, {"name": "new"})], {"unknown_key": 1}, "unknown_key"),

@@ -40,6 +40,8 @@ class Loaded:
         instance: The plugin object.
         hooks: Its hook implementations by hook, checked.
         distribution: Name and version of the package it comes from.
+        warnings: What in its configuration is probably a mistake.
+        notes: What its configuration comes to.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Loaded:
     instance: object
     hooks: Mapping[str, Impl]
     distribution: str = ""
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -265,10 +269,10 @@ def _load_one(entry: PluginEntry, available: Mapping[str, Available], former: Lo
             "Correct the name, or install the package that has the plugin.",
         )
     info = plugin_info(point)
-    config = entry.validate(info.config)
-    if former is not None and former.info is info and former.config == config:
-        return former
     try:
+        config = entry.validate(info.config)
+        if former is not None and former.info is info and former.config == config:
+            return former
         instance = info.factory(config)
         loaded = Loaded(
             name=entry.name,
@@ -277,6 +281,8 @@ def _load_one(entry: PluginEntry, available: Mapping[str, Available], former: Lo
             instance=instance,
             hooks=implementations(entry.name, instance, config),
             distribution="" if isinstance(point, PluginInfo | PluginLoadError) else origin(point),
+            warnings=tuple(map(str, config.warnings())),
+            notes=tuple(map(str, config.notes())),
         )
     except PluginError:
         raise

@@ -124,7 +124,7 @@ def changed(before: Sequence[Loaded], after: Sequence[Loaded]) -> tuple[list[Loa
 
 def warnings(plugins: Iterable[Loaded]) -> tuple[str, ...]:
     """Return what ``pointsman check`` warns of."""
-    return tuple(f"{plugin.name}: {warning}" for plugin in plugins for warning in plugin.config.warnings())
+    return tuple(f"{plugin.name}: {warning}" for plugin in plugins for warning in plugin.warnings)
 
 
 async def drained(busy: Callable[[], bool], clock: Clock) -> bool:
