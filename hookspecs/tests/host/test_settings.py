@@ -72,6 +72,18 @@ def test_every_wrong_key_is_reported_at_once():
         parse({"stor": {}, "plugins": ["X", "good"]}, "f.yaml", Path())
 
 
+@pytest.mark.parametrize("depth", [1, 2000])
+def test_a_section_that_contains_itself_or_is_very_deep_is_one_line(depth):
+    """YAML's anchors can write the first."""
+    inner: dict = {}
+    section = {"plugins": [inner]}
+    for _ in range(depth - 1):
+        inner["more"] = inner = {}
+    inner["more"] = inner if depth == 1 else {}
+    with pytest.raises(ConfigError, match=r"^proxy.yaml: pointsman: contains itself or is nested too deeply$"):
+        parse(section, "proxy.yaml", Path())
+
+
 def test_environment_reference_is_replaced_wherever_it_stands(monkeypatch):
     monkeypatch.setenv("POINTSMAN_TEST_PATH", "elsewhere")
     section = {

@@ -32,6 +32,8 @@ def test_included_lists_are_appended_and_everything_else_replaces(tmp_path):
         (b"a: \xff", "is not YAML"),
         (b"a: 2024-13-45", "is not YAML"),
         (b"a: \x00", "is not YAML"),
+        (b"a: " + b"[" * 5000, "is nested too deeply"),
+        (b"a: " + b"[" * 900 + b"]" * 900, "is nested too deeply"),
         (b"", "must be a mapping"),
         (b"- a", "must be a mapping"),
         (b"include: x.yaml", "include: must be a list of file names"),

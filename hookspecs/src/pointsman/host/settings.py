@@ -321,7 +321,10 @@ def survey(section: object, source: str) -> Survey:
     if not isinstance(section, Mapping):
         return Survey(None, (), (f"{where}: must be a mapping, not {type(section).__name__}",))
     problems: list[str] = []
-    written: Mapping[Any, Any] = resolve(section, os.environ, where, problems)
+    try:
+        written: Mapping[Any, Any] = resolve(section, os.environ, where, problems)
+    except RecursionError:
+        return Survey(None, (), (f"{where}: contains itself or is nested too deeply",))
     host = None
     try:
         host = validate(HostConfig, written, where)
@@ -360,11 +363,17 @@ def _entry(element: object, at: str) -> PluginEntry:
         ((element, raw),) = element.items()
     if not isinstance(element, str) or not _NAME.match(element):
         raise ConfigError(
-            f"{at}: {element!r} is not a plugin name; allowed are lower-case letters, digits and hyphens; {how}"
+            f"{at}: {_short(element)} is not a plugin name; allowed are lower-case letters, digits and hyphens; {how}"
         )
     if raw is not None and not isinstance(raw, Mapping):
         raise ConfigError(f"{at}.{element}: must be a mapping, not {type(raw).__name__}; {how}")
     return PluginEntry(element, raw or {}, at)
+
+
+def _short(element: object) -> str:
+    if isinstance(element, list | dict):
+        return f"a {type(element).__name__}"
+    return f"{element!r:.80}"
 
 
 def read_document(path: str | Path) -> dict[str, Any]:
@@ -407,6 +416,8 @@ def _load(file: Path) -> dict[str, Any]:
         mark = err.problem_mark
         at = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{file}: is not YAML{at}: {err.problem or err.context}") from err
+    except RecursionError as err:
+        raise ConfigError(f"{file}: is nested too deeply") from err
     except (yaml.YAMLError, ValueError) as err:
         raise ConfigError(f"{file}: is not YAML: {one_line(str(err))}") from err
     if not isinstance(document, Mapping):
