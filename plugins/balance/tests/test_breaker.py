@@ -105,6 +105,21 @@ def test_a_429_from_before_an_opening_lengthens_only_one_that_lasts():
     assert (one.state, one.admits(NOW + 21)) == (BreakerState.HALF_OPEN, PROBE)
 
 
+@pytest.mark.parametrize("kind", [ErrorClass.SERVER, ErrorClass.RATE_LIMIT, ErrorClass.AUTH])
+@pytest.mark.parametrize("ended", [False, True], ids=["while it lasts", "after its end"])
+def test_a_429_of_a_request_that_was_let_through_counts_only_with_a_later_reset(kind, ended):
+    """Such a request is no probe, and the usual time after a 429 is a guess."""
+    one = breaker(consecutive_errors=1, open_s=10, auth_s=10, rate_limit_s=50)
+    fail(one, NOW, kind, comes_back_at=NOW + 10 if kind is ErrorClass.RATE_LIMIT else None)
+    end = NOW + 12 if ended else NOW + 2
+    one.elapse(end)
+    before = (one.state, one.cause, one.until)
+    assert not one.record_failure(ErrorClass.RATE_LIMIT, NOW + 1, end, let_through=True)
+    assert (one.state, one.cause, one.until) == before
+    assert one.record_failure(ErrorClass.RATE_LIMIT, NOW + 1, end, NOW + 70, let_through=True)
+    assert one.until == NOW + 70
+
+
 @pytest.mark.parametrize(("kind", "cause"), [(ErrorClass.AUTH, Cause.AUTH), (ErrorClass.NOT_FOUND, Cause.NOT_FOUND)])
 def test_what_only_an_administrator_mends_opens_it_at_once(kind, cause):
     one = breaker(auth_s=90, max_open_s=60)

@@ -390,6 +390,8 @@ class Breaker:
         """
         rules = self.rules
         if kind is ErrorClass.RATE_LIMIT:
+            if let_through and self.state is not CLOSED and comes_back_at is None:
+                return False
             return self._limited(started_at, now, comes_back_at)
         if started_at < self.changed_at:
             return False
