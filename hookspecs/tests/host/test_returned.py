@@ -61,6 +61,15 @@ WRONG_ROUTES = {
     "labels are not a mapping": lambda r: Route(target=r.target, labels=[("a", "b")]),
     "label of another plugin": lambda r: r.with_labels(first="forged"),
     "the tenant": lambda r: r.with_labels(tenant="forged"),
+    "many fallbacks": lambda r: replace(r, fallbacks=tuple(f"f{n}" for n in range(300))),
+    "many headers": lambda r: r.with_headers({f"x-{n}": "a" for n in range(40)}),
+    "long headers": lambda r: r.with_headers({"x-a": "a" * 3000, "x-b": "b" * 3000}),
+    "many target headers": lambda r: replace(r, target_headers={f"t{n}": {"x-a": "a"} for n in range(300)}),
+    "reservation of many amounts": lambda r: r.with_reservation(reservation(amounts={f"a{n}": 1 for n in range(300)})),
+    "reservation with much data": lambda r: r.with_reservation(reservation(data={f"a{n}": 1 for n in range(300)})),
+    "denial with many headers": lambda r: Denial(
+        status=429, code="c", message="m", headers={f"x-{n}": "a" for n in range(40)}
+    ),
     "fallbacks are a text": lambda r: Route(target=r.target, fallbacks="backup"),
     "fallbacks are a list": lambda r: Route(target=r.target, fallbacks=["backup"]),
     "fallback is not a text": lambda r: Route(target=r.target, fallbacks=(None,)),
@@ -287,6 +296,7 @@ WRONG_SELECTIONS = {
     "another key of a deployment": lambda cs: [_replaced(cs[0], deployment=_same_id(cs[0].deployment))],
     "a weight that is not a number": lambda cs: [_replaced(cs[0], weight=float("nan"))],
     "a negative weight": lambda cs: [_replaced(cs[0], weight=-1.0)],
+    "many notes": lambda cs: [_replaced(cs[0], notes=("a",) * 300)],
     "a score that is a text": lambda cs: [cs[0].scored("high")],
     "an infinite score": lambda cs: [cs[0].scored(float("inf"))],
     "a reason that is not a text": lambda cs: [c.drop(5) for c in cs],
@@ -546,7 +556,14 @@ async def test_deployments_and_headers_of_attempts_cannot_be_changed(harness, pl
 
 @pytest.mark.parametrize(
     "value",
-    [Identity(tenant=5), Identity(claims=["a"]), Identity(claims={"a": 1}), Identity(models=["a"]), "someone"],
+    [
+        Identity(tenant=5),
+        Identity(claims=["a"]),
+        Identity(claims={"a": 1}),
+        Identity(models=["a"]),
+        Identity(claims={f"c{n}": "a" for n in range(300)}),
+        "someone",
+    ],
 )
 async def test_a_wrong_identity_denies(harness, plugin, value):
     """What does not say who calls lets no request in."""

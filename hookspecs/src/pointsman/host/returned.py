@@ -43,7 +43,12 @@ TENANT: Final = "tenant"
 _MOST_NAME_CHARS: Final = 512
 _MOST_TEXT_CHARS: Final = 16_384
 _MOST_RETRIES: Final = 100
-_MOST_LABELS: Final = 256
+#: Labels, fallbacks, notes and the like.
+_MOST_ITEMS: Final = 256
+#: Clients and the proxies in front refuse an answer with more: ``http.client`` above 100 headers, nginx above 4 or 8 kB, in both
+#: cases with those of the provider and of LiteLLM.
+_MOST_HEADERS: Final = 32
+_MOST_HEADER_CHARS: Final = 4_000
 _MOST_RESERVATIONS: Final = 1_000
 _MOST_DEPTH: Final = 200
 _MOST_INTEGER: Final = 2**63
@@ -95,6 +100,7 @@ def route(
         _name("target", after.target)
     if after.fallbacks != before.fallbacks:
         _tuple("fallbacks", after.fallbacks)
+        _few("fallbacks", after.fallbacks)
         for group in after.fallbacks:
             _name("fallbacks", group)
     if after.executor is not None and after.executor not in executors:
@@ -159,10 +165,9 @@ def _labels(
         new[name] = value
     if not new:
         return before
-    if len(before) + len(new) > _MOST_LABELS:
-        _wrong("labels", f"there are more than {_MOST_LABELS}")
+    _few("labels", merged := {**before, **new})
     owners.update(dict.fromkeys(new, plugin))
-    return FrozenDict({**before, **new})
+    return FrozenDict(merged)
 
 
 def _reservations(
@@ -191,11 +196,13 @@ def _reservation(plugin: str, one: object) -> Reservation:
     _name("reservations.id", one.id)
     _amount("reservations.expires_at", one.expires_at)
     _mapping("reservations.amounts", one.amounts)
+    _few("reservations.amounts", one.amounts)
     for name, amount in one.amounts.items():
         _name("reservations.amounts", name)
         if type(amount) is not int or abs(amount) > _MOST_INTEGER:
             _wrong(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
     _mapping("reservations.data", one.data)
+    _few("reservations.data", one.data)
     for name, value in one.data.items():
         _name("reservations.data", name)
         where = f"reservations.data[{name!r}]"
@@ -356,6 +363,7 @@ def _identity(value: Identity) -> Identity:
         if (text := getattr(value, field)) is not None:
             _encodable(field, text)
     _mapping("claims", value.claims)
+    _few("claims", value.claims)
     for name, claim in value.claims.items():
         _encodable("claims", name)
         _encodable(f"claims[{name!r}]", claim)
@@ -401,6 +409,7 @@ def _candidate(known: Candidate, one: Candidate) -> None:
         _wrong("score", f"must be a finite number or None, not {one.score!r:.100}")
     if one.notes is not known.notes:
         _tuple("notes", one.notes)
+        _few("notes", one.notes)
         for note in one.notes:
             _encodable("notes", note)
     if type(one.dropped) is not bool:
@@ -480,7 +489,17 @@ def _added_headers(
         if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS or is_credential_header(lower):
             _wrong(field, f"{name!r} cannot be set by a plugin")
         new[lower] = _header_value(f"{field}[{name!r}]", value, charset)
-    return FrozenDict({**before, **new}) if new else before
+    if not new:
+        return before
+    merged = FrozenDict({**before, **new})
+    chars = sum(len(name) + len(value) for name, value in merged.items())
+    if len(merged) > _MOST_HEADERS or chars > _MOST_HEADER_CHARS:
+        _wrong(
+            field,
+            f"there are {len(merged)} with {chars} characters; at most {_MOST_HEADERS} with {_MOST_HEADER_CHARS} are possible, since "
+            "clients refuse larger answers",
+        )
+    return merged
 
 
 def _header_value(field: str, value: str, charset: str) -> str:
@@ -509,7 +528,10 @@ def _target_headers(
             continue
         _name("target_headers", target)
         new[target] = _added_headers(f"target_headers[{target!r}]", held, headers)
-    return FrozenDict({**before, **new}) if new else before
+    if not new:
+        return before
+    _few("target_headers", merged := {**before, **new})
+    return FrozenDict(merged)
 
 
 def _usage(field: str, value: object) -> None:
@@ -591,6 +613,12 @@ def _amount(field: str, value: object, most: float = _MOST_INTEGER) -> None:
 def _duration(field: str, value: object) -> None:
     """Check that a value is a time span in seconds."""
     _amount(field, value, _MOST_SECONDS)
+
+
+def _few(field: str, value: Collection[object]) -> None:
+    """Check that there are not too many."""
+    if len(value) > _MOST_ITEMS:
+        _wrong(field, f"there are {len(value)}; at most {_MOST_ITEMS} are possible")
 
 
 def _mapping(field: str, value: object) -> None:
