@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from pointsman.litellm.client_settings import blamed, cap_retries, malformed, may_fail_alone, wrong_timeout
+from pointsman.litellm.client_settings import (
+    blamed,
+    cap_retries,
+    malformed,
+    may_fail_alone,
+    misshapen,
+    too_long,
+    wrong_timeout,
+)
 from pointsman.types import AttemptError, Endpoint, ErrorClass, Identity, RequestContext
 
 
@@ -102,3 +110,46 @@ def test_headers_that_litellm_takes_for_numbers_have_to_be_numbers(name: bytes, 
 )
 def test_timeouts_have_to_be_seconds(body: dict[str, Any], wrong: str | None) -> None:
     assert wrong_timeout(body) == wrong
+
+
+DEEP: Any = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize(
+    ("data", "long"),
+    [
+        ({"api_key": "k" * 8_193}, "api_key"),
+        ({"extra_headers": {"a": "b" * 8_193}}, "extra_headers"),
+        ({"extra_headers": {"b" * 8_193: "a"}}, "extra_headers"),
+        ({"extra_headers": {str(number): number for number in range(10_000)}}, "extra_headers"),
+        ({"extra_query": {"a": [[["b" * 8_193]]]}}, "extra_query"),
+        ({"extra_query": DEEP}, "extra_query"),
+        ({"organization": ["a"] * 10_000}, "organization"),
+        ({"extra_headers": {"a": "b"}, "extra_query": {"c": ["d"] * 100}, "api_key": None}, None),
+        ({"response_format": {"schema": "s" * 100_000}}, None),
+        ({"messages": "a" * 100_000}, None),
+    ],
+)
+def test_a_setting_has_a_bounded_length_whatever_its_shape(data: dict[str, object], long: str | None) -> None:
+    assert too_long(data) == long
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ({"extra_headers": {"a": 1}}, "extra_headers"),
+        ({"extra_headers": ["a"]}, "extra_headers"),
+        ({"headers": "a: b"}, "headers"),
+        ({"extra_body": "a"}, "extra_body"),
+        ({"extra_query": ["a"]}, "extra_query"),
+        ({"response_format": ["json"]}, "response_format"),
+        ({"organization": ["a"]}, "organization"),
+        ({"api_version": {}}, "api_version"),
+        ({"response_format": "json", "extra_body": {}, "extra_headers": {"a": "b"}, "organization": None}, None),
+    ],
+)
+def test_a_setting_of_another_shape_is_named(data: dict[str, object], name: str | None) -> None:
+    found = misshapen(data)
+    assert (None if found is None else found[0]) == name

@@ -33,6 +33,12 @@ def test_a_sample_sees_all_parts_of_a_mixed_text(tokenizer):
     assert tokenizer.estimate(MODEL, body) == pytest.approx(tokenizer.count(MODEL, body), rel=0.1)
 
 
+def test_nothing_is_hidden_between_the_pieces_of_a_sample(tokenizer):
+    """Not even by a text that is blank wherever pieces of equal distance would be taken."""
+    text = (" " * 250 + "字" * 2_250) * 1_600
+    assert tokenizer.count_text(MODEL, text) == pytest.approx(2_250 * 1_600, rel=0.2)
+
+
 def test_an_extremely_long_text_does_not_take_minutes(tokenizer):
     text = "word " * 2_000_000
     assert tokenizer.count_text(MODEL, text) == pytest.approx(2_000_000, rel=0.1)

@@ -22,7 +22,7 @@ from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, Req
 from . import bodies, endpoints, stored_answers, values
 from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
-from .client_settings import MOST_SETTING_CHARS, cap_retries, too_long, wrong_timeout
+from .client_settings import MOST_SETTING_CHARS, cap_retries, misshapen, too_long, wrong_timeout
 from .fallbacks import fallback_rule, follow_route, own_fallbacks
 from .stream import StreamReader
 
@@ -430,6 +430,9 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
     if (setting := too_long(data)) is not None:
         message = f"{setting} has more than {MOST_SETTING_CHARS} characters; send a shorter one."
         return Denial(status=status, code="setting_too_long", message=message, param=setting)
+    if (odd := misshapen(data)) is not None:
+        message = f"{odd[0]} must be {odd[1]}."
+        return Denial(status=status, code="invalid_setting", message=message, param=odd[0])
     if (wrong := wrong_timeout(data)) is not None:
         message = f"{wrong} must be a number of seconds that is not negative."
         return Denial(status=status, code="invalid_timeout", message=message, param=wrong)

@@ -67,13 +67,58 @@ def blamed(error: AttemptError, ctx: RequestContext) -> AttemptError:
 
 
 def too_long(data: Mapping[str, object]) -> str | None:
-    """Return the name of a setting whose text is longer than any; None when there is none.
+    """Return the name of a setting that is longer than any; None when there is none.
 
     Args:
         data: LiteLLM's request.
     """
-    found = ((name, data[name]) for name in sorted(_REPEATED & data.keys()))
-    return next((name for name, text in found if isinstance(text, str) and len(text) > MOST_SETTING_CHARS), None)
+    for name in sorted(_REPEATED & data.keys()):
+        value = data[name]
+        if isinstance(value, str):
+            if len(value) > MOST_SETTING_CHARS:
+                return name
+        elif name in _CONNECTION and _is_longer(value, MOST_SETTING_CHARS):
+            return name
+    return None
+
+
+def _is_longer(value: object, most: int) -> bool:
+    """Return whether a value has more than so many characters, parts counted as one each."""
+    waiting, chars = [value], 0
+    while waiting:
+        part = waiting.pop()
+        chars += 1 + (len(part) if isinstance(part, str) else 0)
+        if isinstance(part, Mapping):
+            chars += sum(len(str(name)) for name in part)
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
+        if chars + len(waiting) > most:
+            return True
+    return False
+
+
+def misshapen(data: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return a setting over whose shape LiteLLM would fail with an error of the server's, and what it must be; or None.
+
+    Args:
+        data: LiteLLM's request.
+    """
+    for name in ("extra_headers", "headers"):
+        found = data.get(name)
+        if found is not None and not (
+            isinstance(found, Mapping) and all(isinstance(value, str) for value in found.values())
+        ):
+            return name, "an object of texts"
+    for name in ("extra_body", "extra_query"):
+        if data.get(name) is not None and not isinstance(data[name], Mapping):
+            return name, "an object"
+    if isinstance(data.get("response_format"), list | int | float):
+        return "response_format", "an object"
+    wrong = next(
+        (name for name in ("api_version", "organization") if not isinstance(data.get(name, ""), str | None)), None
+    )
+    return None if wrong is None else (wrong, "a text")
 
 
 def cap_retries(data: dict[str, object], most: int) -> str | None:
