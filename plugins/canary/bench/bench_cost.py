@@ -47,7 +47,7 @@ def request_cost_us(experiments: int) -> tuple[float, float]:
         for number in range(experiments)
     ]
     plugin = CanaryPlugin(CanaryConfig())
-    plugin._coordinator = RoutingOnly(routing.build(rollouts))  # type: ignore[assignment]  # noqa: SLF001  # all that pre_route reads
+    plugin._coordinator = RoutingOnly(routing.build(rollouts, {r.name: routing.compiled(r) for r in rollouts}))  # type: ignore[assignment]  # noqa: SLF001  # all that pre_route reads
     contexts = [
         RequestContext(
             request_id=uuid.uuid4().hex,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+
 import pytest
 
 from pointsman.testing import error, ok
@@ -71,6 +74,24 @@ async def test_promotion_activates_the_version_and_then_steps_aside(fleet, kit):
     (result,) = await kit.send(worker, 1, FINE)
     assert result.text == "new"
     assert "x-pointsman-arm" not in result.headers
+
+
+async def test_requests_that_run_while_the_version_becomes_active_are_in_the_totals(fleet, kit):
+    worker = await start(fleet, kit)
+    slow = {name: ok(name, latency_s=60) for name in ("old", "new")}
+    running = [asyncio.create_task(worker.request(script=slow, moves_clock=False)) for _ in range(8)]
+    await fleet.ticks(2)
+    await worker.admin.post("/canary/chat-v2/promote")
+    await fleet.ticks(10)
+    await worker.settled()
+    await fleet.ticks(10)
+    assert await active(worker) == "chat-2"
+    await fleet.clock.advance(60)
+    arms = kit.arms([await request for request in running])
+    await worker.settled()
+    await fleet.ticks(10)
+    totals = (await fleet.state()).totals
+    assert {arm: total.requests for arm, total in totals.items()} == Counter(arms)
 
 
 async def test_rollback_after_the_promotion_activates_the_version_before(fleet, kit):

@@ -248,8 +248,9 @@ class Coordinator:
             if name in rollouts and (name in self._defined or rollouts[name].origin == "http")
         }
         self.blind = blind
-        self.table = routing.build(self.rollouts.values(), blind=blind)
-        self.entries = {entry.experiment.name: entry for entries in self.table.values() for entry in entries}
+        # Requests that began before a promotion end after it.
+        self.entries = {name: routing.compiled(rollout, blind=blind) for name, rollout in self.rollouts.items()}
+        self.table = routing.build(self.rollouts.values(), self.entries)
         self._list_models()
 
     def _list_models(self) -> None:

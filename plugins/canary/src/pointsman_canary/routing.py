@@ -127,25 +127,32 @@ class Entry:
 Table: TypeAlias = Mapping[str, Sequence[Entry]]
 
 
-def build(rollouts: Iterable[Rollout], *, blind: bool = False) -> dict[str, tuple[Entry, ...]]:
-    """Compile experiments, in the order in which they are asked.
+def compiled(rollout: Rollout, *, blind: bool = False) -> Entry:
+    """Compile an experiment.
+
+    Args:
+        rollout: The experiment.
+        blind: Whether the store is lost, so that an experiment that would roll back goes to stable.
+    """
+    lost = blind and not rollout.finished and rollout.experiment.failing == "rollback"
+    return _compiled(rollout, (0,) * len(rollout.weights_bp) if lost else rollout.weights_bp)
+
+
+def build(rollouts: Iterable[Rollout], entries: Mapping[str, Entry]) -> dict[str, tuple[Entry, ...]]:
+    """Return the experiments of each model name, in the order in which they are asked.
+
+    One whose version has been promoted and activated is left out: the registry serves it now.
 
     Args:
         rollouts: The experiments.
-        blind: Whether the store is lost, so that experiments that would roll back go to stable.
-
-    Returns:
-        Model name to its experiments. One whose version has been promoted and activated is left out: the registry
-        serves it now.
+        entries: Each of them compiled, by its name.
     """
     table: dict[str, list[Entry]] = {}
     for rollout in rollouts:
         if rollout.phase is Phase.PROMOTED and rollout.activation is not None and rollout.activation.done:
             continue
-        lost = blind and not rollout.finished and rollout.experiment.failing == "rollback"
-        weights = (0,) * len(rollout.weights_bp) if lost else rollout.weights_bp
-        table.setdefault(rollout.experiment.model, []).append(_compiled(rollout, weights))
-    return {model: tuple(entries) for model, entries in table.items()}
+        table.setdefault(rollout.experiment.model, []).append(entries[rollout.name])
+    return {model: tuple(found) for model, found in table.items()}
 
 
 def _compiled(rollout: Rollout, weights: tuple[int, ...]) -> Entry:
