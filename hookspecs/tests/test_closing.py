@@ -124,7 +124,8 @@ async def test_counts_that_the_provider_has_not_made_are_estimates(harness, clos
         assert (usage.prompt_tokens, usage.completion_tokens, usage.estimated) == (1000, 2000, estimated)
 
 
-async def test_a_cost_in_litellms_own_account_of_a_stream_is_not_the_providers(harness, closer):
+@pytest.mark.parametrize("cached", [False, True])
+async def test_a_cost_in_litellms_own_account_of_a_stream_is_not_the_providers(harness, closer, cached):
     """Nothing has heard the provider, as with Bedrock's events; LiteLLM has written its own figure there."""
     from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
 
@@ -133,10 +134,10 @@ async def test_a_cost_in_litellms_own_account_of_a_stream_is_not_the_providers(h
         opened, ctx = await opened_for(h, endpoint=Endpoint.CHAT, body={"service_tier": "priority"})
         reader = StreamReader()
         reader.read(SimpleNamespace(model="m", choices=[], usage=counts))
-        closer.end_stream(opened, reader, {}, None, ctx)
+        closer.end_stream(opened, reader, {}, None, ctx, cached=cached)
         usage = opened.attempt.usage
-        assert (usage.prompt_tokens, usage.completion_tokens, usage.service_tier) == (1000, 50, "priority")
-        assert usage.provider_cost_usd is None
+        assert (usage.prompt_tokens, usage.completion_tokens, usage.provider_cost_usd) == (1000, 50, None)
+        assert usage.service_tier == (None if cached else "priority"), "what was asked for"
 
 
 @pytest.mark.parametrize(

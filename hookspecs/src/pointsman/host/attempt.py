@@ -100,6 +100,7 @@ class OpenAttempt:
         "given_up",
         "listeners",
         "provider_status",
+        "sent",
         "span",
         "works_later",
     )
@@ -124,6 +125,8 @@ class OpenAttempt:
         self.answered: dict[str, object] = {}
         #: What listens to the provider's answers on their way to the gateway.
         self.listeners: list[object] = []
+        #: Whether the gateway has asked a provider, or was about to; it does not where its own cache answers.
+        self.sent = False
         #: Whether the gateway has stopped waiting for an answer to what it has sent: the provider may charge for it.
         self.given_up = False
         #: The HTTP status of what the provider answered last; None without an answer.

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 #: No client waits for these: their failures must not take a deployment from the clients that do.
 _WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
 
+#: The providers that this process has been seen to ask: it asks them by the HTTP client that tells so.
+_seen_asking: Final[set[str]] = set()
+
 
 class EndedError(BaseException):
     """Ends a request at once: the middleware sends what the call keeps for its client.
@@ -129,9 +132,16 @@ class Call(ABC):
     @abstractmethod
     async def _begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]: ...
 
+    def prepares(self) -> None:
+        """Note that a request is about to go to a provider, for those whose requests are not seen on their way."""
+        if (running := self.running) is not None and running.attempt.deployment.provider not in _seen_asking:
+            running.sent = True
+
     def asks(self) -> None:
         """Note that a request goes to a provider: what an earlier one was answered does not matter any more."""
         if (running := self.running) is not None:
+            _seen_asking.add(running.attempt.deployment.provider)
+            running.sent = True
             running.provider_status = None
             running.given_up = False
 

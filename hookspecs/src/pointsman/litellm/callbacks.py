@@ -256,6 +256,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if headers:
             kwargs["extra_headers"] = {**(kwargs.get("extra_headers") or {}), **headers}
 
+    def log_pre_api_call(self, model: str, messages: Any, kwargs: Mapping[str, Any]) -> None:
+        """Note that LiteLLM is about to ask a provider, however it reaches it; for answers from its cache it does not."""
+        if (call := current_call.get()) is not None:
+            call.prepares()
+
     async def async_post_call_success_deployment_hook(
         self, request_data: dict[str, Any], response: Any, call_type: Any
     ) -> None:

@@ -179,7 +179,7 @@ class Closer:
         # Of several texts, LiteLLM says so already when its cache has had one: it asks the provider for the others.
         partly = ctx.endpoint is Endpoint.EMBEDDINGS and opened.provider_status is not None
         cached = cached or (bool(hidden.get("cache_hit")) and not partly)
-        tokens = translated.usage if cached else self._used(opened, translated, response, ctx)
+        tokens = _kept(translated.usage) if cached else self._used(opened, translated, response, ctx)
         if tokens is None and ctx.endpoint is Endpoint.MODERATIONS:
             # No provider counts them, and some charge for them.
             prompt = self._tokenizer.estimate(opened.attempt.deployment.model, ctx.body)
@@ -297,7 +297,7 @@ class Closer:
         """
         left = isinstance(error, asyncio.CancelledError | GeneratorExit)
         begun = left or error is None or opened.listeners or reader.text or reader.hidden
-        tokens = reader.usage if cached or not begun else self._streamed(opened, reader, ctx)
+        tokens = _kept(reader.usage) if cached or not begun else self._streamed(opened, reader, ctx)
         opened.awaits_cost = bool(begun) and not cached and tokens is not None
         facts: dict[str, Any] = {
             "usage": tokens,
@@ -480,6 +480,11 @@ def _counted_here(opened: OpenAttempt, usage: Usage | None, ctx: RequestContext)
 def _said(usage: Usage | None) -> Usage | None:
     """Return the usage; None for zeros alone: LiteLLM's objects begin with them, and no answer uses nothing."""
     return None if usage is None or usage.is_empty else usage
+
+
+def _kept(usage: Usage | None) -> Usage | None:
+    """Return the usage of an answer from the cache: a cost in it is LiteLLM's, or what was charged when it was made."""
+    return None if usage is None else replace(usage, provider_cost_usd=None)
 
 
 def _named(usage: Usage | None, model: str | None) -> Usage | None:

@@ -361,7 +361,7 @@ class RouterCall:
         text = f"no answer within {self._timeout_s:g} s"
         if self._call.opened is not None:
             why = AttemptError(kind=ErrorClass.TIMEOUT, status=_TIMEOUT_STATUS, message=text)
-            self._closer.end_abandoned(self._call.opened, self._reader, self._exchange.ctx, Outcome.ERROR, why)
+            self._end_abandoned(self._call.opened, Outcome.ERROR, why)
         self.abandon()
         return UpstreamError(text, status=_TIMEOUT_STATUS, error_class=str(ErrorClass.TIMEOUT))
 
@@ -374,6 +374,13 @@ class RouterCall:
         )
         cached = values.from_cache(getattr(self.source, "logging_obj", None))
         self._closer.end_stream(opened, self._reader, headers, error, self._exchange.ctx, cached=cached)
+
+    def _end_abandoned(self, opened: OpenAttempt, outcome: Outcome, error: AttemptError | None = None) -> None:
+        if opened.sent:
+            self._closer.end_abandoned(opened, self._reader, self._exchange.ctx, outcome, error)
+        else:
+            # No provider was asked, as where LiteLLM's cache answers: nothing was used.
+            opened.end(outcome, error=error, cut=True)
 
     def _opened(self) -> OpenAttempt:
         if self._call.opened is None:
@@ -398,7 +405,7 @@ class RouterCall:
         if opened is not None and not opened.closed:
             gone = self._exchange.disconnected or (self._parent is not None and self._parent.gone)
             outcome = Outcome.DISCONNECTED if gone else Outcome.CANCELLED
-            self._closer.end_abandoned(opened, self._reader, self._exchange.ctx, outcome)
+            self._end_abandoned(opened, outcome)
         self._close()
         self._closing = asyncio.create_task(self._shut(), name="pointsman:close")
 
