@@ -67,12 +67,40 @@ def test_reading_and_cancelling_do_not_generate(call_type, method, expected):
         ("/bedrock/model/anthropic.claude-v2%3A1/invoke", "anthropic.claude-v2:1", "bedrock"),
         ("/azure/openai/deployments/d-1/chat/completions", "d-1", "azure"),
         ("/openai_passthrough/v1/chat/completions", None, "openai"),
+        ("/gemini/v1beta/models/a/models/b:generateContent", "a,b", "gemini"),
+        ("/gemini/v1beta/models/a/models/a:generateContent", "a", "gemini"),
         ("/mine", None, "mine"),
         ("/" + "x" * 5_000, None, "x" * 200),
     ],
 )
 def test_a_pass_through_path_names_its_model_and_provider(path, model, provider):
     assert (endpoints.path_model(path), endpoints.path_provider(path)) == (model, provider)
+
+
+@pytest.mark.parametrize(
+    ("path", "dots"),
+    [
+        ("/v1/chat/completions", False),
+        ("/v1/models/gpt-4.1", False),
+        ("/v1/models/..gpt..", False),
+        ("/v1/models/a%2Fb", False),
+        ("/", False),
+        ("", False),
+        ("/v1/../v1", True),
+        ("/v1/./v1", True),
+        ("/v1/..", True),
+        ("..", True),
+        ("/a/%2e%2E/b", True),
+        ("/a%2F..%2Fb", True),
+        ("/a%252F..%252Fb", True),
+        ("/a\\..\\b", True),
+        ("/a%5c..%5cb", True),
+        # what is encoded without end
+        ("/%" + "25" * 30_000, True),
+    ],
+)
+def test_a_path_that_leads_elsewhere_is_seen(path, dots):
+    assert endpoints.has_dots(path) is dots
 
 
 @pytest.mark.parametrize(

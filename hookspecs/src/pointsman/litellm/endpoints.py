@@ -125,6 +125,10 @@ _READING: Final = frozenset({"GET", "HEAD", "DELETE"})
 
 #: Where a provider's own API names the model in the path: Gemini and Vertex AI, Bedrock, Azure.
 _PATH_MODEL: Final = re.compile(r"/(?:models|model|deployments)/([^/:?]+)")
+#: No path is encoded more often by accident.
+_MOST_ENCODINGS: Final = 4
+_DOTS: Final = frozenset({".", ".."})
+_SEPARATORS: Final = re.compile(r"[/\\]")
 #: The first part of LiteLLM's routes to providers, where it is not LiteLLM's name of the provider.
 _PROVIDERS: Final[Mapping[str, str]] = {
     "openai_passthrough": "openai",
@@ -181,10 +185,26 @@ def route_path(scope: Mapping[str, Any]) -> str:
 def path_model(path: str) -> str | None:
     """Return the model that the path of a request to a provider's own API names; None when it names none.
 
-    The provider does not look for another one in the body.
+    The provider does not look for another one in the body. Several are joined by commas, as LiteLLM's lists of models are:
+    which of them the provider takes is not known here.
     """
-    found = _PATH_MODEL.search(path)
-    return None if found is None else unquote(found[1])
+    found = dict.fromkeys(unquote(name) for name in _PATH_MODEL.findall(path))
+    return ",".join(found) or None
+
+
+def has_dots(path: str) -> bool:
+    """Return whether a path leads up or nowhere, as ``..`` and ``.`` do, however often they are encoded.
+
+    The client of the provider resolves them, after the model in the path has been admitted.
+    """
+    if "." not in path and "%" not in path:
+        return False
+    for _ in range(_MOST_ENCODINGS):
+        plain = unquote(path)
+        if plain == path:
+            return not _DOTS.isdisjoint(_SEPARATORS.split(path))
+        path = plain
+    return True
 
 
 def path_provider(path: str) -> str:

@@ -18,6 +18,7 @@ from . import client_settings, early, unadmitted
 from .bodies import Rewriter, rewriter
 from .call import ClientCall, EndedError, current_call
 from .departures import Departures, has_gone
+from .endpoints import has_dots
 from .outgoing import answer_headers, events, merged, whole
 from .socket_watch import SocketWatch
 
@@ -35,6 +36,9 @@ _OK: Final = 200
 _MOST_HELD: Final = 16
 #: HTTP's first error status.
 _FIRST_ERROR: Final = 400
+_DOTTED: Final = Denial(
+    status=400, code="invalid_path", message="The path must not contain '.' or '..'; write the path that they lead to."
+)
 
 
 class RequestMiddleware:
@@ -128,6 +132,8 @@ class RequestMiddleware:
 
     async def _run(self, call: ClientCall, watch: _Watch | SocketWatch) -> None:
         malformed = client_settings.malformed(call.scope["headers"])
+        if has_dots(call.scope["path"]):
+            malformed = _DOTTED
         if malformed is None:
             await self.app(call.scope, watch.receive, watch.send)
         else:

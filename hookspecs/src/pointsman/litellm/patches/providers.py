@@ -14,7 +14,9 @@ from litellm.proxy import utils
 from litellm.proxy.auth import user_api_key_auth
 from websockets.asyncio import client as websocket_client
 
+from ...types import Denial
 from .. import bodies
+from ..auth import denial_error
 from ..call import client_call, current_call
 from ..wire import listen
 from .patch import Patch, a_function, an_async_function
@@ -121,8 +123,12 @@ def _database(guard: Guard) -> Iterable[Patch]:
 
 def _noting_authentication(build: Any, guard: Guard, authenticated: Authenticated) -> Any:
     async def noting(*args: Any, **kwargs: Any) -> Any:
-        body = kwargs.get("request_data")
+        body = kwargs.get("request_data", {})
         call = client_call()
+        if call is not None and not isinstance(body, Mapping):
+            # LiteLLM looks for fields in it, and fails.
+            message = "The body must be a JSON object."
+            raise denial_error(Denial(status=400, code="invalid_body", message=message))
         if call is not None and isinstance(body, Mapping):
             call.arrive(bodies.noted(body))
         key = await build(*args, **kwargs)
