@@ -62,7 +62,11 @@ async def test_a_fault_stays_its_own(name: str, who: str) -> None:
         assert set(h.faults) == expected, "the fault is counted against its own plugin and hook"
         if fault.blocks:
             rows: Any = h.host.describe()["hooks"]
-            assert (who, fault.hook) in [(row["plugin"], row["hook"]) for row in rows if row["blocked"]]
+            (held_at,) = [
+                row["held_at"] for row in rows if row["blocked"] and (row["plugin"], row["hook"]) == (who, fault.hook)
+            ]
+            assert held_at.startswith("_block (")
+            assert "faults.py:" in held_at
 
 
 @pytest.mark.thorough

@@ -211,6 +211,9 @@ def test_a_fault_stays_its_own(rig: Rig, name: str, who: str) -> None:
     assert counted.keys() == expected.keys(), "the fault is counted against its own plugin and hook, and no other"
     if fault.blocks:
         assert blocked(after, who, fault.hook) > blocked(before, who, fault.hook)
+        (held_at,) = [row["held_at"] for row in after["hooks"] if (row["plugin"], row["hook"]) == (who, fault.hook)]
+        assert "_block (" in held_at
+        assert "faults.py:" in held_at
 
 
 def test_what_could_not_be_loaded_is_reported(rig: Rig) -> None:
