@@ -47,6 +47,24 @@ def test_status_shows_plugins_worker_and_faults(run, install, serving, tmp_path)
     assert "\x1b" not in result.output
 
 
+def test_what_holds_up_all_requests_is_shown_with_its_line(run, findings, install, serving, tmp_path):
+    install("good")
+    section = {"store": {"backend": "memory"}, "plugins": ["good"]}
+    with serving(section, tmp_path) as (url, host):
+        before = run("status", "--url", url).output
+        timing = next(impl.timing for impl in host.hooks.implementations())
+        timing.seen_at = "work (good.py:7)"
+        timing.calls = 1
+        timing.held(0.25)
+        result = run("status", "--url", url)
+        found = findings(section, url)
+    assert "Held up" not in before
+    lines = [" ".join(line.replace("│", " ").split()) for line in result.output.splitlines()]
+    assert f"good {timing.hook} 1 250 ms work (good.py:7)" in lines
+    says = f"{timing.hook} has held up all other requests 1 times, for up to 250 ms, in work (good.py:7)"
+    assert ("warning", says) in about(found, "good")
+
+
 def test_reload_says_what_has_changed_and_what_is_wrong(run, install, serving, tmp_path):
     install("good")
     section = {"store": {"backend": "memory"}, "plugins": ["good"]}

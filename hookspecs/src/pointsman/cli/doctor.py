@@ -347,6 +347,11 @@ def judge(answer: Mapping[str, Any], report: Report) -> Iterator[Finding]:
     for fault in answer["faults"]:
         text = f"{fault['hook']} failed {fault['count']} times since the start; the proxy's log says why"
         yield Finding(Level.WARNING, fault["plugin"], text)
+    for hook in answer.get("hooks", ()):
+        if hook["blocked"]:
+            where = f", in {hook['held_at']}" if hook.get("held_at") else ""
+            text = f"{hook['hook']} has held up all other requests {hook['blocked']} times, for up to {hook['longest_ms']:.0f} ms{where}"
+            yield Finding(Level.WARNING, hook["plugin"], text)
     for problem in answer.get("problems", ()):
         yield Finding(Level.FAILED, "proxy", problem)
     yield from _journal(answer["journal"])

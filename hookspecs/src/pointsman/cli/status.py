@@ -35,6 +35,8 @@ def status(admin: AdminClient) -> None:
         tables.insert(0, lambda: table(["problem"], [(text,) for text in answer["problems"]], title="Problems"))
     if answer.get("faults"):
         tables.append(lambda: _faults(answer))
+    if any(hook["blocked"] for hook in answer.get("hooks", ())):
+        tables.append(lambda: _blocked(answer))
     admin.show(answer, *tables)
 
 
@@ -84,6 +86,21 @@ def _spans(counts: Mapping[str, Any] | None) -> str:
 def _faults(answer: Mapping[str, Any]) -> Table:
     rows = [(fault["plugin"], fault["hook"], fault["count"]) for fault in answer["faults"]]
     return table(["plugin", "hook", "faults"], rows, title="Faults since the start")
+
+
+def _blocked(answer: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            hook["plugin"],
+            hook["hook"],
+            hook["blocked"],
+            f"{hook['longest_ms']:.0f} ms",
+            hook.get("held_at") or "not seen",
+        )
+        for hook in answer["hooks"]
+        if hook["blocked"]
+    ]
+    return table(["plugin", "hook", "times", "at most", "where"], rows, title="Held up all other requests")
 
 
 @dataclass(frozen=True, slots=True)
