@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
+import time
+import types
 import warnings
 from collections import deque
 from typing import ClassVar
@@ -156,6 +158,23 @@ def test_a_hook_that_never_returns_is_ended_once(factory):
         Suite().test_it_settles_once(OK)
     with pytest.raises(pytest.skip.Exception, match="not run, since 'budget': the hook 'post_response'"):
         Suite().test_it_gives_the_event_loop_back()
+
+
+def test_a_hook_that_is_stopped_in_a_debugger_is_not_ended():
+    """Nor once its author goes on."""
+    stopped = types.ModuleType("pdb")  # as far as its frames tell
+    exec("import time\ndef interaction():\n    time.sleep(0.8)\n", vars(stopped))  # noqa: S102  # a module of that name
+
+    class Stopped(Budget):
+        @hookimpl
+        def first_token(self):
+            stopped.interaction()
+            time.sleep(0.06)  # seen once more
+
+    class Suite(Good):
+        info = info_of(Stopped)
+
+    Suite().test_it_settles_once(STREAM)
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ class Slow(Tactic):
         return ask.best([0.0] * len(ask.options))
 
 
+class NeverReturns(Tactic):
+    def choose(self, ask):
+        while True:
+            pass
+
+
 class Returns(Tactic):
     def choose(self, ask):
         return ask.options[0]
@@ -66,6 +72,11 @@ class Lax(ByName):
         ),
         (Returns, "test_it_chooses_among_what_is_there", r"Returns.choose returned Option, not a Choice"),
         (Slow, "test_it_chooses_among_what_is_there", "held the event loop"),
+        (
+            NeverReturns,
+            "test_it_leaves_what_fails",
+            r"'balance': the hook 'select' held the event loop for more than 0.5 s, in NeverReturns.choose \(.*test_parts.py:\d+\)",
+        ),
         (Lax, "test_unknown_and_bad_settings_are_refused", "not refused"),
     ],
 )
@@ -152,6 +163,20 @@ class Blocks(File):
         await super().send(batch)
 
 
+class NeverSends(File):
+    async def send(self, batch):
+        time.sleep(30)  # noqa: ASYNC251  # its fault
+
+
+class ForgetsToAwait(File):
+    async def send(self, batch):
+        await super().send(batch)
+        self.note()
+
+    async def note(self):
+        pass
+
+
 class LaxConfig(FileConfig):
     model_config = ConfigDict(extra="ignore")
 
@@ -162,6 +187,18 @@ class LaxConfig(FileConfig):
         (Loses, FileConfig, "test_every_event_arrives", "have arrived"),
         (NotAsynchronous, FileConfig, "test_every_event_arrives", "NotAsynchronous.send is not a coroutine function"),
         (Blocks, FileConfig, "test_every_event_arrives", r"'send' held the event loop .*to_thread"),
+        (
+            NeverSends,
+            FileConfig,
+            "test_every_event_arrives",
+            r"'send' held the event loop for more than 0.5 s, in NeverSends.send \(.*test_parts.py:\d+\)",
+        ),
+        (
+            ForgetsToAwait,
+            FileConfig,
+            "test_every_event_arrives",
+            r"ForgetsToAwait.note\(...\) is not awaited in send \(.*test_parts.py:\d+\)",
+        ),
         (File, LaxConfig, "test_an_unknown_key_is_refused", "was not refused"),
     ],
 )

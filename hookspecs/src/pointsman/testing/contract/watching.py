@@ -124,12 +124,15 @@ class LoopWatch:
         if self._looks <= min(_LOOKS_AGAIN, self._most):
             return False
         frames = tuple(stack(frame))
+        if any(package_of(one) in _DEBUGGERS for one in frames):
+            self._looks = 0
+            return False
         step = running(frame, self._packages)
         if step is None or (not self.held and any(one.f_code in _LIVES for one in frames)):
             most = _LIFE * self._most
         else:
             most = _LOOKS_AGAIN if self.held else self._most
-        if self._looks <= most or any(package_of(one) in _DEBUGGERS for one in frames):
+        if self._looks <= most:
             return False
         if not self.held:
             what = "what the test calls" if step is None else f"{step.plugin!r}: {self._what(step.hook)}"
