@@ -398,7 +398,9 @@ def bench(given: argparse.Namespace, store_name: str, console: Console) -> None:
         wanted = [name for name in NAMES if name == BARE or not given.only or any(part in name for part in given.only)]
         places = {name: (name, None) for name in wanted}
         if given.against is not None:
-            places |= {f"{name}{THERE}": (name, given.against) for name in wanted if name in PLUGINS}
+            # An older checkout may not know the settings of the last.
+            there = [name for name in wanted if name in PLUGINS and name != UNWATCHED]
+            places |= {f"{name}{THERE}": (name, given.against) for name in there}
         proxies = {
             label: variant(name, Path(folder) / f"{number}", provider.url, collector.url, store, python=python)
             for number, (label, (name, python)) in enumerate(places.items())
