@@ -26,7 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import idle  # beside this file
 
 from pointsman.host.host import Host
-from pointsman.host.settings import HostConfig, parse
+
+try:
+    from pointsman.host.settings import HostConfig, parse
+except ImportError:  # another checkout may have them elsewhere
+    from pointsman.host.config import HostConfig, parse  # type: ignore[import-not-found,no-redef]  # as above
 from pointsman.host.tracing import Tracing
 from pointsman.types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage
 

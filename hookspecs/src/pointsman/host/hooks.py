@@ -34,7 +34,8 @@ from ..types import (
 )
 from . import returned, span_events
 from .implementations import HOOK_NAMES, Impl, is_async
-from .isolation import BLOCKED_S, Faults, SwallowedCancellationError, Timing, Waiting, apart, begin, is_stray, resumed
+from .isolation import Faults, SwallowedCancellationError, Timing, Waiting, begin, is_stray, resumed, timed
+from .span_events import LEAST_WAIT_S
 
 #: Returns what the host goes on with for what a plugin has returned, or raises: then it is a fault of the plugin.
 Check = Callable[[str, Any], Any]
@@ -84,21 +85,6 @@ def _fault_denial(plugin: str) -> Denial:
 def _fault_refusal(plugin: str) -> Refusal:
     denial = _fault_denial(plugin)
     return Refusal(reason=denial.message, status=denial.status, code=denial.code, plugin=plugin)
-
-
-def timed(impl: Impl, *args: object) -> Any:
-    """Run a sync hook."""
-    timing = impl.timing
-    timing.calls += 1
-    started = time.perf_counter()
-    try:
-        return apart(impl.call, *args)
-    finally:
-        held_s = time.perf_counter() - started
-        # As ``held``, written out: this surrounds every call.
-        timing.total_s += held_s
-        if held_s > timing.longest_s or held_s > BLOCKED_S:
-            timing.held_long(held_s)
 
 
 async def _rest(impl: Impl, waiting: Waiting[Any]) -> object:
@@ -274,7 +260,7 @@ class Hooks:
             answer = begin(impl.call(*args), timing)
             if type(answer) is Waiting:
                 answer = await _rest(impl, answer)
-            elif timing.total_s - before_s >= span_events.LEAST_WAIT_S:
+            elif timing.total_s - before_s >= LEAST_WAIT_S:
                 span_events.waited(impl.plugin, impl.hook, timing.total_s - before_s)
             if answer is not None and check is not None:
                 answer = check(impl.plugin, answer)
@@ -291,7 +277,7 @@ class Hooks:
         if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
             return None
         try:
-            answer = timed(impl, *args)
+            answer = timed(impl.call, impl.timing, *args)
             if answer is not None and check is not None:
                 answer = check(impl.plugin, answer)
         except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
@@ -443,7 +429,7 @@ class Hooks:
         self, impl: Impl, ctx: RequestContext, attempt: Attempt, pieces: AsyncIterator[Mapping[str, Any]]
     ) -> AsyncIterator[Any] | None:
         """Ask one plugin for its stage of a stream; None leaves the stream as it is."""
-        made: object = timed(impl, ctx, attempt, pieces)
+        made: object = timed(impl.call, impl.timing, ctx, attempt, pieces)
         if made is not None and not isinstance(made, AsyncIterator):
             raise TypeError(f"transform_stream returned {type(made).__name__}, not an async iterator or None")
         return made
@@ -568,7 +554,7 @@ class Hooks:
         status: Status | None = None
         if impl is not None:
             try:
-                given: object = timed(impl)
+                given: object = timed(impl.call, impl.timing)
                 status = None if given is None else returned.status(plugin, given)
             except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                 status = Status(ok=False, summary=f"broken: {self._failed(impl, None, err)}")

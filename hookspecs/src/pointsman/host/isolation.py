@@ -12,6 +12,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 from types import FrameType
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -49,6 +50,8 @@ class SwallowedCancellationError(Exception):
 
 # What ``asyncio.current_task`` looks up, which costs as much as a whole hook before Python 3.12.
 _running_loop: Final = asyncio._get_running_loop  # noqa: SLF001  # documented for implementations of event loops
+_leave_task: Final = asyncio.tasks._leave_task  # noqa: SLF001  # documented for implementations of tasks
+_enter_task: Final = asyncio.tasks._enter_task  # noqa: SLF001  # as above
 _task_of: Final[Callable[[object], asyncio.Task[Any] | None]] = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001  # as above
 
 
@@ -89,19 +92,6 @@ def _delivered() -> Generator[None, None, None]:
     except asyncio.CancelledError:
         if not is_stray():
             raise
-
-
-def apart(call: Callable[..., T], *args: object) -> T:
-    """Call a sync function of a plugin as a callback of the event loop, without a running task that it could cancel."""
-    loop = _running_loop()
-    task = _task_of(loop)
-    if task is None or loop is None:
-        return call(*args)
-    asyncio.tasks._leave_task(loop, task)  # noqa: SLF001  # documented for implementations of tasks
-    try:
-        return call(*args)
-    finally:
-        asyncio.tasks._enter_task(loop, task)  # noqa: SLF001  # as above
 
 
 class Timing:
@@ -305,11 +295,11 @@ class Waiting(Generic[T]):
         """
         timing = self._timing
         before = 0 if task is None else task.cancelling()
-        started = time.perf_counter()
+        started = perf_counter()
         try:
             return advance(value)
         finally:
-            seconds = time.perf_counter() - started
+            seconds = perf_counter() - started
             self.held_s += seconds
             timing.held(seconds)
             if _taken_back(task, before):
@@ -394,12 +384,12 @@ def begin(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T | Waiting[T]:
     """
     task = _task_of(_running_loop())
     before = 0 if task is None else task.cancelling()
-    started = time.perf_counter()
+    started = perf_counter()
     try:
         try:
             yielded = coroutine.send(None)
         finally:
-            held_s = time.perf_counter() - started
+            held_s = perf_counter() - started
             # As ``held``, written out: this surrounds every call.
             timing.total_s += held_s
             if held_s > timing.longest_s or held_s > BLOCKED_S:
@@ -418,6 +408,26 @@ def begin(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T | Waiting[T]:
         return Waiting(coroutine, yielded, timing, started, held_s, cancelled_itself=itself)
     rest = _ended_by_itself()
     return Waiting(rest, rest.send(None), timing, started, held_s)
+
+
+def timed(call: Callable[..., T], timing: Timing, *args: object) -> T:
+    """Run a sync hook as a callback of the event loop, without a running task that it could cancel."""
+    timing.calls += 1
+    loop = _running_loop()
+    task = _task_of(loop)
+    if task is not None and loop is not None:
+        _leave_task(loop, task)
+    started = perf_counter()
+    try:
+        return call(*args)
+    finally:
+        held_s = perf_counter() - started
+        if task is not None and loop is not None:
+            _enter_task(loop, task)
+        # As ``held``, written out: this surrounds every call.
+        timing.total_s += held_s
+        if held_s > timing.longest_s or held_s > BLOCKED_S:
+            timing.held_long(held_s)
 
 
 async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float | None, timing: Timing | None = None) -> T:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-from . import hooks, isolation
+from . import isolation
 from .isolation import BLOCKED_S, Timing, place
 from .runtime import TaskGroup
 
@@ -33,7 +33,7 @@ _END_S: Final = 1.0
 _HOST: Final = "pointsman"
 
 #: The functions that run hooks. Each has the locals ``timing`` and ``started``.
-_RUN_HOOKS: Final = frozenset({isolation.begin.__code__, isolation.Waiting._step.__code__, hooks.timed.__code__})  # noqa: SLF001  # as above
+_RUN_HOOKS: Final = frozenset({isolation.begin.__code__, isolation.Waiting._step.__code__, isolation.timed.__code__})  # noqa: SLF001  # as above
 
 
 @dataclass(frozen=True, slots=True)
