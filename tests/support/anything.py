@@ -58,6 +58,7 @@ class Anything:
         calls: Method and path of each request; ``WEBSOCKET`` for a websocket.
         requests: The same with the bodies.
         kept: How often each background response or batch has been read.
+        listed: What a list of files or batches holds.
         results: By the id of a batch's input file, the lines of its results; where there are none, a batch says its usage.
     """
 
@@ -65,6 +66,7 @@ class Anything:
     calls: list[tuple[str, str]] = field(default_factory=list)
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
+    listed: list[dict[str, object]] = field(default_factory=list)
     results: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
 
@@ -81,8 +83,12 @@ class Anything:
         self.requests.append((request.method, request.url.path, await request.body()))
         if (lines := self._results(request.url.path)) is not None:
             return Response("\n".join(map(json.dumps, lines)), media_type="application/jsonl")
+        if self.listed and request.method == "GET" and request.url.path in {"/v1/files", "/v1/batches"}:
+            return JSONResponse({"object": "list", "data": self.listed, "has_more": False})
         if (kept := self._kept(request, await request.body())) is not None:
             return JSONResponse(kept)
+        if request.url.path.startswith("/v1/videos"):
+            return JSONResponse({**ANSWER, "object": "video", "id": "video_1", "seconds": "4", "usage": None})
         asked = _ASKED.search(await request.body())
         status = int(asked[1] if asked else request.headers.get("x-fail", "200"))
         quoted = f"It's too much: you've said '{asked[0].decode()}', which isn't allowed" if asked else "no"

@@ -48,6 +48,7 @@ from .measuring import hook_families
 from .metrics import Metrics
 from .notices import Notices
 from .observing import Observed, present_families
+from .owners import Owners
 from .reloading import Announcement, Instance, Reload, Reloading, changed, check_host, drained, plan, warnings
 from .runtime import EventBus, SignalBoard, SystemClock, TaskGroup, new_id
 from .settings import Policy, Settings, open_store, unmetered
@@ -255,6 +256,7 @@ class Host:
         self.hooks = self._compiled()
         self.admin = self._admin_surface()
         self.deferred = Deferred(ScopedStore(self._store, "deferred/"))
+        self.owners = Owners(ScopedStore(self._store, "owners/"))
         lifetime = Lifetime(journal_store, self.new_id, self.clock.now)
         self._journal = Journal(
             store=journal_store,

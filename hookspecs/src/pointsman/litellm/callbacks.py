@@ -19,7 +19,7 @@ from ..host.endings import refusal_denial
 from ..host.tracing import outgoing_headers
 from ..sessions import end_user_of, session_of
 from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, RequestContext
-from . import bodies, endpoints, stored_answers, values
+from . import bodies, endpoints, kept, stored_answers, values
 from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
 from .client_settings import MOST_SETTING_CHARS, cap_retries, misshapen, too_long, wrong_timeout
@@ -84,6 +84,12 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if (unfit := _unfit(data, self._catalog, self._host.settings.host.client_retries)) is not None:
             raise denial_error(unfit)
         exchange = await self._admit(call, user_api_key_dict, data, call_type)
+        if (
+            denial := await kept.refused(self._host.owners, exchange.ctx, endpoints.route_path(call.scope))
+        ) is not None:
+            exchange.denial = denial
+            call.refuse(denial)
+            raise EndedError
         if exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
             # What is sent to the provider is the client's; and LiteLLM makes one attempt, about which it asks no callback.
             await self._pass_through(call, exchange, data)
@@ -282,6 +288,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> None:
         """Close the attempt of a plain request."""
         call = client_call()
+        if call is not None and call.exchange is not None:
+            await kept.answered(self._host.owners, call.exchange.ctx, endpoints.route_path(call.scope), response)
         running = None if call is None else call.running
         if call is not None and call.exchange is not None and running is not None:
             later = await self._charged_later(call, running, response, user_api_key_dict)

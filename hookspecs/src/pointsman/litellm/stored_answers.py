@@ -55,10 +55,11 @@ def _id(response: Any) -> str | None:
     found = getattr(response, "id", None)
     if not isinstance(found, str) or not found or len(found) > _LONGEST_ID:
         return None
-    return _unwrapped(found)
+    return unwrapped(found)
 
 
-def _unwrapped(wrapped: str) -> str:
+def unwrapped(wrapped: str) -> str:
+    """Return the provider's id of a response or a batch, without what LiteLLM has put around it."""
     coded = wrapped.partition("_")[2].encode()
     try:
         inside = _WRAPPED.search(base64.b64decode(coded + b"=" * (-len(coded) % 4)))
