@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,75 @@ def test_every_setting_is_shown_with_its_bounds():
     assert (found["inner.share_ratio"].bounds, found["inner.share_ratio"].default) == ("at least 0, at most 1", "0.5")
     assert found["many"].bounds == "at most 3 items"
     assert all(each.description for each in settings_of(PluginConfig))
+
+
+class Tree(PluginConfig):
+    """A model that contains itself."""
+
+    target: str
+    trees: tuple[Tree, ...] = ()
+
+
+class Unshown(PluginConfig):
+    made: list[str] = Field(default_factory=lambda: ["a", "b"])
+    fails: int = Field(default_factory=lambda: 1 // 0)
+    call: Callable[[], int] = lambda: 1
+    most: float = float("inf")
+
+
+class Schemaless(PluginConfig):
+    @classmethod
+    def __get_pydantic_json_schema__(cls, *_: object) -> dict[str, Any]:
+        raise RuntimeError("no schema")
+
+
+def test_defaults_are_shown_as_they_are():
+    """Those that are made each time too; one that cannot be written is not said to be null."""
+    found = {each.key: each.default for each in settings_of(Unshown)}
+    assert found["made"] == '["a", "b"]'
+    assert (found["fails"], found["call"], found["most"], found["deadline_ms"]) == (
+        "not shown",
+        "not shown",
+        "inf",
+        "null",
+    )
+
+
+def test_a_model_that_contains_itself_is_shown_once():
+    found = {each.key: each.default for each in settings_of(Tree)}
+    assert (found["target"], found["trees"], found["trees[].target"]) == ("required", "[]", "required")
+    assert not any(key.startswith("trees[].trees[]") for key in found)
+
+
+def test_plugins_of_others_do_not_break_the_schema(capsys):
+    """One without a schema may have any section; JSON can hold the rest."""
+    configs = {"mine": Config, "tree": Tree, "unshown": Unshown, "schemaless": Schemaless}
+    made = schema_of({name: PluginInfo(name=name, config=config, factory=object) for name, config in configs.items()})
+    json.dumps(made, allow_nan=False)
+    says = (
+        "plugin 'schemaless': its configuration model has no schema: RuntimeError: no schema; it may have any section"
+    )
+    assert says in capsys.readouterr().err
+    validator = jsonschema.Draft202012Validator(made)
+    for right, plugins in (
+        (True, [{"tree": {"target": "a", "trees": [{"target": "b"}]}}, "unshown", {"schemaless": {"any": 1}}]),
+        (False, ["tree"]),
+        (False, [{"tree": {"target": "a", "trees": [{"targett": "b"}]}}]),
+    ):
+        assert validator.is_valid({"pointsman": {"plugins": plugins}}) is right
+
+
+def test_show_says_why_a_plugin_has_no_settings_to_show(run, install):
+    install(
+        "odd",
+        (
+            "class Config(PluginConfig):",
+            "class Config(PluginConfig):\n    __get_pydantic_json_schema__ = classmethod(lambda *_: 1 / 0)",
+        ),
+    )
+    result = run("plugins", "show", "odd")
+    assert result.exit_code == 1
+    assert "plugin 'odd': its configuration model has no schema: ZeroDivisionError" in result.output
 
 
 def test_the_hosts_settings_all_have_a_meaning():

@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import click
-from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core.core_schema import BeforeValidatorFunctionSchema, CoreSchema, ModelSchema
+from pydantic.json_schema import (
+    DEFAULT_REF_TEMPLATE,
+    GenerateJsonSchema,
+    JsonSchemaValue,
+    PydanticJsonSchemaWarning,
+)
+from pydantic_core.core_schema import BeforeValidatorFunctionSchema, CoreSchema, ModelSchema, WithDefaultSchema
 
 from ..client import table
-from ..errors import PluginLoadError, nearest
+from ..errors import ConfigError, PluginLoadError, nearest
 from ..host.discovery import discover, plugin_info
 from ..host.settings import HostConfig
 from ..plugin import PluginConfig, PluginInfo
@@ -47,6 +55,19 @@ class _Schema(GenerateJsonSchema):
 
     def handle_invalid_for_json_schema(self, schema: CoreSchema, error_info: str) -> JsonSchemaValue:  # noqa: ARG002  # pydantic's signature
         return {}
+
+    def get_default_value(self, schema: WithDefaultSchema) -> Any:
+        """Return a default, also one that is made each time."""
+        factory: Any = schema.get("default_factory")
+        if factory is not None and not schema.get("default_factory_takes_data"):
+            with suppress(Exception):  # it may need what is there at the start only
+                return factory()
+        return super().get_default_value(schema)
+
+    def encode_default(self, dft: Any) -> Any:
+        """Return a default as JSON can hold it."""
+        made = super().encode_default(dft)
+        return f"{made}" if isinstance(made, float) and not math.isfinite(made) else made
 
     def function_before_schema(self, schema: BeforeValidatorFunctionSchema) -> JsonSchemaValue:
         """Return the schema of a value that has a short form: that of the value, or a text."""
@@ -81,9 +102,35 @@ class Setting:
 
 
 def settings_of(model: type[PluginConfig | HostConfig]) -> list[Setting]:
-    """Return every setting of a model, with those of the models in it, in the order of their definition."""
-    schema = model.model_json_schema(schema_generator=_Schema)
-    return list(_settings(schema, schema.get("$defs", {}), "", ()))
+    """Return every setting of a model, with those of the models in it, in the order of their definition.
+
+    Raises:
+        ConfigError: the model has no schema.
+    """
+    schema, defs = _schema_of(model, DEFAULT_REF_TEMPLATE)
+    return list(_settings(schema, defs, "", ()))
+
+
+def _schema_of(model: type[PluginConfig | HostConfig], template: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the JSON schema of a model, and those of the models in it.
+
+    Raises:
+        ConfigError: a plugin's own code has failed at it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of a default that JSON cannot hold, which is then left out.
+            warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+            made = dict(model.model_json_schema(ref_template=template, schema_generator=_Schema))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as err:
+        raise ConfigError(f"its configuration model has no schema: {type(err).__name__}: {err}") from err
+    defs = made.pop("$defs", {})
+    # A model that contains itself is nothing but a reference to itself.
+    if reference := made.get("$ref"):
+        made = next(dict(found) for name, found in defs.items() if template.format(model=name) == reference)
+    return made, defs
 
 
 def _settings(
@@ -95,7 +142,7 @@ def _settings(
         yield Setting(
             key=key,
             kind=_kind(field, defs),
-            default="required" if name in required else _text(field.get("default")),
+            default="required" if name in required else _text(field["default"]) if "default" in field else "not shown",
             bounds=", ".join(_bounds(field)),
             description=" ".join(str(field.get("description", "")).split()),
         )
@@ -166,7 +213,10 @@ def _find(name: str) -> PluginInfo:
 def show(name: str, *, json_wanted: bool) -> None:
     """Show every setting of a plugin: what it takes, its default, its bounds."""
     info = _find(name)
-    found = settings_of(info.config)
+    try:
+        found = settings_of(info.config)
+    except ConfigError as err:
+        raise click.ClickException(f"plugin {name!r}: {err}") from err
     relations = {
         key: value
         for key in ("requires", "needs", "conflicts", "before", "after", "labels")
@@ -189,18 +239,23 @@ def schema_of(infos: Mapping[str, PluginInfo]) -> dict[str, Any]:
     """Return a JSON schema (draft 2020-12) of a LiteLLM configuration with the ``pointsman:`` section.
 
     Args:
-        infos: The plugins whose sections it describes.
+        infos: The plugins whose sections it describes. One without a schema may have any section, and the standard error says why.
     """
     defs: dict[str, Any] = {}
 
     def add(prefix: str, model: type[PluginConfig | HostConfig]) -> dict[str, Any]:
-        made = model.model_json_schema(ref_template=f"#/$defs/{prefix}.{{model}}", schema_generator=_Schema)
-        defs.update({f"{prefix}.{name}": each for name, each in made.pop("$defs", {}).items()})
-        return dict(made)
+        made, inner = _schema_of(model, f"#/$defs/{prefix}.{{model}}")
+        defs.update({f"{prefix}.{name}": each for name, each in inner.items()})
+        return made
 
     sections: dict[str, Any] = {}
     for name, info in infos.items():
-        defs[name] = {**add(name, info.config), "description": info.summary}
+        try:
+            made = add(name, info.config)
+        except ConfigError as err:
+            click.echo(f"plugin {name!r}: {err}; it may have any section", err=True)
+            made = {}
+        defs[name] = {**made, "description": info.summary}
         # A plugin whose settings all have defaults may be written without a section.
         bare = [] if defs[name].get("required") else [{"type": "null"}]
         sections[name] = {"anyOf": [{"$ref": f"#/$defs/{name}"}, *bare], "description": info.summary}
