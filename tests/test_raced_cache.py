@@ -59,7 +59,10 @@ def test_a_race_that_the_cache_answers_is_free(gateway: tuple[httpx.Client, Upst
         at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
         return dict(eventually(lambda: client.get(at), lambda one: one.status_code == 200).json())
 
-    assert bill("race", stream=False)["bill"] == "billed"
+    raced = bill("race", stream=False)
+    assert raced["bill"] == "billed"
+    # LiteLLM logs the first attempt as the client's call.
+    assert [event["gateway_cost_usd"] for event in raced["events"]] == [event["cost_usd"] for event in raced["events"]]
     for stream in (False, True):
         for name in MODELS:
             # LiteLLM writes to its cache after the answer, and keeps nothing of what is cancelled.

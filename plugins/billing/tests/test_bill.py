@@ -419,7 +419,8 @@ def test_a_replay_gives_the_same_bill_byte_for_byte(found: Settlement, quote: Qu
 def test_the_gateways_figure_does_not_stand_in_for_the_price_of_a_part(trusted: bool) -> None:
     """It charges nothing for the part that has no price; without any price it is all that is known.
 
-    Except beside a tool: the gateway knows what a search costs also of a model that it has no price of.
+    Except beside a tool, since the gateway knows what a search costs also of a model that it has no price of, and where
+    a broker has used the operator's own key.
     """
     logged = Decimal("0.001")
     tokens = Usage(prompt_tokens=1000, completion_tokens=500)
@@ -429,6 +430,10 @@ def test_the_gateways_figure_does_not_stand_in_for_the_price_of_a_part(trusted: 
         (Price(), replace(tokens, searches=2), None),
         (Price(search_medium_usd=Decimal("0.01")), replace(tokens, searches=2), None),
         (Price(), replace(tokens, code_sessions=1), None),
+        # A broker's fee is not what the provider behind it charges for the operator's own key.
+        (Price(), replace(tokens, raw='{"cost":0.001,"is_byok":true}'), None),
+        (Price(), replace(tokens, raw='{"cost":0.001,"is_byok":false}'), logged),
+        (Price(), replace(tokens, raw='{"cost":0.001,"is_byok":true'), logged),
         (Price(), Usage(searches=1), logged),
         (Price(), Usage(images=1), logged),
     ):

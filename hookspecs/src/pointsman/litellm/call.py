@@ -202,6 +202,7 @@ class ClientCall(Call):
 
     __slots__ = (
         "_complete",
+        "_executed_first",
         "_executed_id",
         "_gone",
         "_maker",
@@ -249,6 +250,7 @@ class ClientCall(Call):
         self.socket: MeteredSocket | None = None
         self._maker = _Maker.GATEWAY
         self._executed_id: str | None = None
+        self._executed_first: Call | None = None
         self._gone = False
         self._complete = False
 
@@ -335,6 +337,17 @@ class ClientCall(Call):
         A guardrail may ask a model on behalf of the same request; its call has another id.
         """
         return self._executed_id is not None and call_id == self._executed_id
+
+    def executes_first(self, call: Call) -> None:
+        """Note the first attempt of a plugin that executes the route."""
+        self._executed_first = call
+
+    def logged_as(self, call_id: object) -> Call:
+        """Return the call that LiteLLM has logged under an id of its own.
+
+        It logs the first attempt of a plugin as the client's call, and its newer versions do so in the client's context.
+        """
+        return self._executed_first if self._executed_first is not None and self.is_for_executor(call_id) else self
 
     def is_route(self, group: object) -> bool:
         """Return whether the model that LiteLLM calls is the route's own, not one that it falls back to."""

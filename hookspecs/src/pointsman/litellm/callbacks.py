@@ -322,7 +322,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         logged = kwargs.get("standard_logging_object")
         if call is None or not isinstance(logged, Mapping) or (isinstance(call, ClientCall) and call.followed):
             return
-        opened = call.latest
+        opened = _logged(call, kwargs).latest
         # A guardrail may ask another model on behalf of the same request.
         if opened is not None and logged.get("model_id") in {opened.attempt.deployment.id, "", None}:
             self._closer.log(opened, logged, response_obj)
@@ -338,6 +338,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         logged, error = kwargs.get("standard_logging_object"), kwargs.get("exception")
         if call is None or not isinstance(logged, Mapping):
             return
+        call = _logged(call, kwargs)
         model_id, running = logged.get("model_id"), call.running
         if (
             running is not None
@@ -490,6 +491,10 @@ async def _executed(call: ClientCall, response: Any) -> Any:
     finally:
         # LiteLLM does not tell the executor that its client has gone.
         await response.aclose()
+
+
+def _logged(call: Call, kwargs: Mapping[str, Any]) -> Call:
+    return call.logged_as(kwargs.get("litellm_call_id")) if isinstance(call, ClientCall) else call
 
 
 def _metadata(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

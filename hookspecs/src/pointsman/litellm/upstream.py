@@ -29,7 +29,7 @@ from ..types import (
 )
 from . import provider_errors, values
 from .answers import response_answer
-from .call import Call, OwnCall, current_call
+from .call import Call, ClientCall, OwnCall, current_call
 from .catalog import router
 from .patches import ROUTER_METHODS, Method
 from .stream import StreamReader
@@ -123,7 +123,7 @@ class RouterUpstream:
         return call is not None and call.exchange is not None and call.exchange.disconnected
 
     def of_route(
-        self, call: Call, endpoint: Endpoint, arguments: Mapping[str, Any], again: AttemptKind | None
+        self, call: ClientCall, endpoint: Endpoint, arguments: Mapping[str, Any], again: AttemptKind | None
     ) -> RouteUpstream:
         """Return what starts the attempts of a route that a plugin executes; see ``RouteUpstream``."""
         return RouteUpstream(self, call, endpoint, arguments, again)
@@ -170,7 +170,7 @@ class RouteUpstream:
     def __init__(
         self,
         upstream: RouterUpstream,
-        call: Call,
+        call: ClientCall,
         endpoint: Endpoint,
         arguments: Mapping[str, Any],
         again: AttemptKind | None,
@@ -202,6 +202,8 @@ class RouteUpstream:
         kind = self._again if self._again is not None and request.kind is AttemptKind.PRIMARY else request.kind
         request = replace(request, kind=kind, endpoint=self._endpoint, stream=self.stream)
         call = self._upstream.begin(request, self._call, self._method, arguments)
+        if not self._started:
+            self._call.executes_first(call.own)
         self._started.append(call)
         return call
 
@@ -258,6 +260,11 @@ class RouterCall:
         self._deadline = None if request.timeout_s is None else loop.time() + request.timeout_s
         self._timeout_s = request.timeout_s
         self._step = self._task = self._run(_awaited(work), f"pointsman:{request.kind}")
+
+    @property
+    def own(self) -> OwnCall:
+        """What LiteLLM works for."""
+        return self._call
 
     def _run(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name, context=self._context)

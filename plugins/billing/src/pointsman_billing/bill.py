@@ -349,7 +349,8 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
 
 def _leaves_out(usage: Usage, price: Price) -> bool:
     """Return whether the gateway's figure is without something that has no price: it adds up what it has prices for."""
-    return pricing.has_token_price(price) or (usage.total_tokens > 0 and uses_tools(usage))
+    beside_tools = usage.total_tokens > 0 and uses_tools(usage)
+    return pricing.has_token_price(price) or beside_tools or reconciliation.by_own_key(usage)
 
 
 def _by_provider(usage: Usage | None, quote: Quote) -> bool:

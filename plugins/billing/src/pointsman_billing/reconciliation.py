@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pointsman.types import Usage
 
@@ -191,12 +191,23 @@ def _of_other_counts(usage: Usage, counted: Usage) -> str:
 
 def _processed(usage: Usage) -> tuple[object, object] | None:
     """Return the tokens that the provider names beside those that it charges; None where it names none."""
+    account = _account(usage)
+    tokens = account.get("tokens") if "billed_units" in account else None
+    return (tokens.get("input_tokens"), tokens.get("output_tokens")) if isinstance(tokens, dict) else None
+
+
+def by_own_key(usage: Usage) -> bool:
+    """Return whether a broker has used a key of the operator's own: what it charges is its fee alone."""
+    return usage.provider_cost_usd is None and _account(usage).get("is_byok") is True
+
+
+def _account(usage: Usage) -> dict[str, Any]:
+    """Return the provider's own account; empty where there is none, or only a part of it was kept."""
     try:
-        account = json.loads(usage.raw or "")
-        tokens = account["tokens"] if "billed_units" in account else None
-        return None if tokens is None else (tokens["input_tokens"], tokens["output_tokens"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
+        account = json.loads(usage.raw or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return account if isinstance(account, dict) else {}
 
 
 def _same(one_usd: Decimal, other_usd: Decimal) -> bool:
