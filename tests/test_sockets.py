@@ -138,6 +138,29 @@ def test_responses_on_a_websocket_are_reconciled(rig: Rig, protocol: str) -> Non
     assert not findings & {"unseen", "different"}
 
 
+@BOTH
+def test_a_websocket_is_explained_with_the_responses_on_it(rig: Rig, protocol: str) -> None:
+    """By the id in the answer to its handshake; each response by its own."""
+    with socket(rig, protocol, f"explained-{protocol}") as talk:
+        assert talk.response is not None
+        request_id = talk.response.headers["x-pointsman-request-id"]
+        for _ in range(2):
+            ask(talk, protocol)
+            until(talk, LAST[protocol])
+    connection, responses = settlements(rig, f"explained-{protocol}", 3)
+    assert connection["request_id"] == request_id
+    with rig.proxy.client() as admin:
+        whole = admin.get(f"/pointsman/requests/{request_id}").raise_for_status().json()
+        assert whole["related"] == [one["request_id"] for one in responses]
+        told = "\n".join(whole["lines"])
+        assert "ended: ok, status 101" in told
+        for one in responses:
+            assert f"response on it: {one['request_id']}: ok, status 200" in told
+            alone = admin.get(f"/pointsman/requests/{one['request_id']}").raise_for_status().json()
+            assert alone["lines"][0].endswith(f"on the websocket {request_id}")
+            assert f"{USED[protocol][0]}+{USED[protocol][1]} tokens" in "\n".join(alone["lines"])
+
+
 def until_done(connection: Any) -> Iterator[Any]:
     for event in connection:
         yield event

@@ -64,9 +64,10 @@ def not_admitted(request_id: str, **fields: Any) -> NotAdmitted:
     return NotAdmitted(request_id=request_id, trace_id=f"trace-{number}", at=float(number or 0) + 2, **facts | fields)
 
 
-def settlement(request_id: str) -> Settlement:
+def settlement(request_id: str, *, at: float = 1.0, within: str | None = None) -> Settlement:
     return Settlement(
         request_id=request_id,
+        within=within,
         endpoint=Endpoint.CHAT,
         model="chat",
         stream=False,
@@ -75,7 +76,7 @@ def settlement(request_id: str) -> Settlement:
         outcome=Outcome.OK,
         status_code=200,
         started_at=0.0,
-        finished_at=1.0,
+        finished_at=at,
     )
 
 
@@ -180,7 +181,51 @@ def test_none_is_remembered_where_none_is_asked_for() -> None:
         ({"error_type": "auth_error"}, "ended by the gateway: auth_error"),
         ({"denial": Denial(status=401, code="unknown", message="Unknown.")}, "denied by pointsman: unknown: Unknown."),
         ({"outcome": Outcome.DISCONNECTED, "status": 0}, "ended: disconnected, status 0"),
+        (
+            {"outcome": Outcome.OK, "status": 101},
+            "answered by the gateway, which asks no plugin about this route: nothing was decided or counted for it",
+        ),
     ],
 )
 def test_a_request_that_was_not_admitted_says_why(fields: dict[str, Any], line: str) -> None:
     assert line in explanation(not_admitted("one", **fields), "worker")["lines"]
+
+
+@pytest.mark.parametrize("responses", [1, 4, 9])
+def test_a_websocket_is_explained_with_the_responses_on_it(responses: int) -> None:
+    """By its id and by its trace's, while it is open and afterwards."""
+    recent = Recent(20)
+    recent.keep(settlement("other"), (), trace_id="trace-2")
+    ids = [f"response-{number}" for number in range(responses)]
+    for number, name in enumerate(ids):
+        recent.keep(settlement(name, at=2.0 + number, within="socket"), (), trace_id="trace-1")
+    for name in ("socket", "trace-1"):
+        open_one = recent.find(name)
+        assert open_one is recent.find(ids[-1])
+        assert open_one is not None
+        shown = explanation(open_one, "worker", recent.related(open_one))
+        assert shown["lines"][0].endswith("on the websocket socket")
+        assert shown["related"] == ids[:-1]
+    recent.keep(settlement("socket", at=20.0), (), trace_id="trace-1")
+    for name in ("socket", "trace-1"):
+        closed = recent.find(name)
+        assert closed is not None
+        shown = explanation(closed, "worker", recent.related(closed))
+        assert shown["request_id"] == "socket"
+        assert shown["related"] == ids
+        assert f"response on it: {ids[0]}: ok, status 200" in shown["lines"]
+        assert len(shown["lines"]) <= 10
+        assert (f"{responses - 4} more responses on it" in shown["lines"]) == (responses > 4)
+
+
+def test_other_requests_of_a_clients_trace_are_named() -> None:
+    recent = Recent(20)
+    recent.keep_not_admitted(not_admitted("refused-1"))
+    for number in range(6):
+        recent.keep(settlement(f"r-{number}", at=5.0 + number), (), trace_id="trace-1")
+    found = recent.find("trace-1")
+    assert found is recent.find("r-5")
+    assert found is not None
+    shown = explanation(found, "worker", recent.related(found))
+    assert shown["lines"][-1] == "in the same trace: r-1, r-2, r-3, r-4 and 2 more"
+    assert shown["related"] == ["refused-1", "r-0", "r-1", "r-2", "r-3", "r-4"]

@@ -22,7 +22,8 @@ def caller(name: str = "acme", **given: Any) -> Identity:
 
 
 def worker(*tenants: Mapping[str, Any], others: Any = (), **section: Any) -> Harness:
-    kit = {name: section.pop(name) for name in ("store", "clock", "name", "prices", "path", "host") if name in section}
+    names = ("store", "clock", "name", "prices", "path", "host", "tracing")
+    kit = {name: section.pop(name) for name in names if name in section}
     return Harness([(plugin, {"tenants": list(tenants), **section}), *others], **kit)
 
 

@@ -414,3 +414,31 @@ async def test_the_tenant_is_on_the_route_for_others_to_see() -> None:
         assert result.route.labels["tenant"] == "acme"
         assert result.attempts[0].labels["tenant"] == "acme"
         assert result.outcome is Outcome.OK
+
+
+async def test_the_trace_says_what_is_left_before_and_after() -> None:
+    """Of requests, tokens and money: at admission without what is set aside, after settlement without what was used."""
+    limits = {"requests_per_minute": 60, "tokens_per_day": 1000, "usd_per_day": 1}
+    async with worker(tenant(limits=limits), tracing=True) as h:
+        for _ in range(2):
+            await call(h)
+            await h.settled()
+        every = {
+            name: [dict(span.attributes or {}) for span in h.spans if span.name == name]
+            for name in ("pre_route", "settle chat")
+        }
+        shown = (await usage(h))["tenant"]
+
+    def left(name: str) -> list[tuple[object, ...]]:
+        return [
+            tuple(span[f"pointsman.quota.remaining_{unit}"] for unit in ("requests", "tokens", "usd_micros"))
+            for span in every[name]
+        ]
+
+    assert left("pre_route") == [(59, 908, 999_818), (58, 893, 999_798)]
+    assert left("settle chat") == [(59, 985, 999_980), (58, 970, 999_960)]
+    assert left("settle chat")[-1] == (
+        shown["requests_left"],
+        1000 - shown["day_tokens"],
+        1_000_000 - shown["day_usd_micros"],
+    )

@@ -18,9 +18,9 @@ from ..text import printable
 def explain(admin: AdminClient, request_id: str) -> None:
     """Say why a recent request went where it went.
 
-    REQUEST_ID is the answer's header x-pointsman-request-id, x-pointsman-trace-id, or LiteLLM's call id. Each worker
-    remembers its last 500 finished requests ('recent_requests') and as many that were never admitted, without prompts,
-    answers and keys; with several workers, all of them are asked.
+    REQUEST_ID is the answer's header x-pointsman-request-id, x-pointsman-trace-id, or LiteLLM's call id. A websocket is
+    explained with the responses on it. Each worker remembers its last 500 finished requests ('recent_requests') and as many
+    that were never admitted, without prompts, answers and keys; with several workers, all of them are asked.
     """
     answer = admin.get(f"/requests/{segment(request_id)}")
     if admin.as_json:

@@ -132,7 +132,7 @@ class Observed:
     def explain(self, request_id: str) -> JSON:
         """Return why one of this worker's recent requests went where it went, or None when it is not among them."""
         record = self.recent.find(request_id)
-        return None if record is None else explanation(record, self.worker)
+        return None if record is None else explanation(record, self.worker, self.recent.related(record))
 
     async def explain_anywhere(self, request_id: str) -> JSON:
         """Return why a recent request of any worker went where it went, or None when it is none's.

@@ -6,7 +6,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Final
 
 from ..text import one_line
@@ -20,6 +20,8 @@ _MOST_CHARS: Final = 300
 _MOST_NAMED: Final = 6
 #: Attempts that are explained one by one.
 _MOST_ATTEMPTS: Final = 6
+#: Responses on a websocket that are told one by one, and other requests of a trace that are named.
+_MOST_RELATED: Final = 4
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -42,7 +44,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class NotAdmitted:
-    """One request that ended before it was admitted: its key was refused, for instance.
+    """One request that was never admitted: its key was refused, or no plugin is asked about its route.
 
     Attributes:
         request_id: Our id of it.
@@ -95,7 +97,7 @@ class Recent:
             self._records.popitem(last=False)
 
     def keep_not_admitted(self, ended: NotAdmitted) -> None:
-        """Keep a request that ended before it was admitted, in place of the oldest of these."""
+        """Keep a request that was never admitted, in place of the oldest of these."""
         if not self.capacity:
             return
         self._not_admitted[ended.request_id] = ended
@@ -103,20 +105,49 @@ class Recent:
             self._not_admitted.popitem(last=False)
 
     def find(self, request_id: str) -> Record | NotAdmitted | None:
-        """Return a request by our id, by LiteLLM's call id or by its trace's (the latest that has it), or None."""
+        """Return a request by our id, by LiteLLM's call id or by its trace's, or None.
+
+        Of several in one trace it is the latest, and a websocket rather than a response on it. While a websocket is open, its id
+        finds the latest response on it.
+        """
         found = self._records.get(request_id) or self._not_admitted.get(request_id)
         if found is not None or not _ID.fullmatch(request_id):
             return found
-        for record in reversed(self._records.values()):
-            if request_id in {record.settlement.call_id, record.trace_id}:
-                return record
-        return next((one for one in reversed(self._not_admitted.values()) if one.trace_id == request_id), None)
+        named = [r for r in reversed(self._records.values()) if request_id in {r.settlement.call_id, r.trace_id}]
+        whole = [r for r in named if r.settlement.within is None]
+        passed = (one for one in reversed(self._not_admitted.values()) if one.trace_id == request_id)
+        on_it = (r for r in reversed(self._records.values()) if r.settlement.within == request_id)
+        every: Iterator[Record | NotAdmitted] = chain(whole, passed, named, on_it)
+        return next(every, None)
+
+    def related(self, record: Record | NotAdmitted) -> list[Record | NotAdmitted]:
+        """Return the other requests of the same trace, and the responses on a websocket, in the order of their end."""
+        every: list[Record | NotAdmitted] = [*self._records.values(), *self._not_admitted.values()]
+        trace_id, request_id = record.trace_id, _id_of(record)
+        return sorted(
+            (
+                other
+                for other in every
+                if other is not record
+                and ((trace_id is not None and other.trace_id == trace_id) or _socket_of(other) == request_id)
+            ),
+            key=_ended_at,
+        )
 
     def latest(self, count: int) -> list[Record | NotAdmitted]:
         """Return the latest requests, newest first."""
         both: list[Record | NotAdmitted] = [*islice(reversed(self._records.values()), count)]
         both += islice(reversed(self._not_admitted.values()), count)
         return sorted(both, key=_ended_at, reverse=True)[:count]
+
+
+def _id_of(record: Record | NotAdmitted) -> str:
+    return record.request_id if isinstance(record, NotAdmitted) else record.settlement.request_id
+
+
+def _socket_of(record: Record | NotAdmitted) -> str | None:
+    """Return the id of the request that opened the websocket of a response; None for any other."""
+    return None if isinstance(record, NotAdmitted) else record.settlement.within
 
 
 def _ended_at(record: Record | NotAdmitted) -> float:
@@ -167,12 +198,21 @@ def summary(record: Record | NotAdmitted) -> dict[str, Any]:
     }
 
 
-def explanation(record: Record | NotAdmitted, worker: str) -> dict[str, Any]:
-    """Return why a request went where it went, as JSON: ``lines`` for people, and the facts behind them."""
+def explanation(
+    record: Record | NotAdmitted, worker: str, related: Sequence[Record | NotAdmitted] = ()
+) -> dict[str, Any]:
+    """Return why a request went where it went, as JSON: ``lines`` for people, and the facts behind them.
+
+    Args:
+        record: The request.
+        worker: The worker that remembers it.
+        related: Other requests of its trace, and the responses on it if it is a websocket.
+    """
     shown = {
         **summary(record),
         "worker": worker,
-        "lines": [one_line(line, _MOST_CHARS) for line in lines(record)],
+        "lines": [one_line(line, _MOST_CHARS) for line in (*lines(record), *_others(record, related))],
+        "related": [_id_of(other) for other in related],
     }
     if isinstance(record, NotAdmitted):
         return {**shown, "routes": [], "selections": [], "made": []}
@@ -248,6 +288,19 @@ def lines(record: Record | NotAdmitted) -> Iterator[str]:
         yield f"trace: {record.trace_id}"
 
 
+def _others(record: Record | NotAdmitted, related: Sequence[Record | NotAdmitted]) -> Iterator[str]:
+    """Return the responses on a websocket, and which other requests are in the trace."""
+    responses = [r for r in related if isinstance(r, Record) and r.settlement.within == _id_of(record)]
+    for response in responses[:_MOST_RELATED]:
+        yield f"response on it: {response.settlement.request_id}: {_ended(response.settlement).removeprefix('ended: ')}"
+    if len(responses) > _MOST_RELATED:
+        yield f"{len(responses) - _MOST_RELATED} more responses on it"
+    others = [_id_of(other) for other in related if other not in responses]
+    if others:
+        more = f" and {len(others) - _MOST_RELATED} more" if len(others) > _MOST_RELATED else ""
+        yield f"in the same trace: {', '.join(others[-_MOST_RELATED:])}{more}"
+
+
 def _denied(denial: Denial) -> str:
     again = f"; retry after {denial.retry_after_s:g} s" if denial.retry_after_s is not None else ""
     return f"denied by {denial.plugin or 'pointsman'}: {denial.code}: {denial.message}{again}"
@@ -257,7 +310,9 @@ def _not_admitted(ended: NotAdmitted) -> Iterator[str]:
     """Return why a request was not admitted; the gateway's own message is not known here, since it can contain a key."""
     caller = f" for {ended.tenant}" if ended.tenant else ""
     yield f"{ended.request_id}: {ended.method} {ended.path}{caller}, never admitted"
-    if ended.denial is not None:
+    if ended.outcome is Outcome.OK:
+        yield "answered by the gateway, which asks no plugin about this route: nothing was decided or counted for it"
+    elif ended.denial is not None:
         yield _denied(ended.denial)
     elif ended.status:
         yield f"ended by the gateway: {ended.error_type or 'it does not say why'}"
@@ -278,7 +333,8 @@ def _asked(record: Record) -> str:
     payer = settlement.identity.tenant or settlement.identity.key_alias or settlement.identity.user_id
     caller = f" for {payer}" if payer else ""
     own = "own call: " if record.own else ""
-    return f"{settlement.request_id}: {own}{settlement.endpoint}{stream} of {settlement.model!r}{caller}"
+    socket = f", on the websocket {settlement.within}" if settlement.within is not None else ""
+    return f"{settlement.request_id}: {own}{settlement.endpoint}{stream} of {settlement.model!r}{caller}{socket}"
 
 
 def _changed(before: Route | None, after: Route, model: str) -> str:

@@ -106,9 +106,9 @@ class Bridge:
         return MeteredSocket(self.host, self._closer) if is_metered_socket(scope) else None
 
     def not_admitted(self, call: ClientCall) -> None:
-        """Remember a request to a model that ended before it was admitted."""
-        if asks_a_model(route_path(call.scope)) and (ended := remembered(call, self.host.clock.now())) is not None:
-            self.host.observed.recent.keep_not_admitted(ended)
+        """Remember a request to a model that was never admitted."""
+        if asks_a_model(route_path(call.scope)):
+            self.host.observed.recent.keep_not_admitted(remembered(call, self.host.clock.now()))
 
     async def ready(self) -> None:
         """Wait until the host has started; the first call starts it."""

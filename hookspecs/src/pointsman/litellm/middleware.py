@@ -51,7 +51,7 @@ class RequestMiddleware:
         spans: Makes the requests' spans; None makes none.
         patience_s: How long a plain request is continued whose client has left, in seconds.
         meter: Returns what meters the responses on a connection; None where it is not a websocket whose protocol is known.
-        not_admitted: Called with each request that ended before it was admitted.
+        not_admitted: Called with each request that was never admitted.
     """
 
     def __init__(

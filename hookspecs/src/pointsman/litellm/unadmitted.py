@@ -1,4 +1,4 @@
-"""Requests that end before they are admitted: a refused key, a closed route, a body that cannot be read. Pure."""
+"""Requests that are never admitted: a refused key, a body that cannot be read, a route that no plugin is asked about. Pure."""
 
 from __future__ import annotations
 
@@ -50,23 +50,20 @@ def error_type(body: bytes) -> str:
     return found if isinstance(found, str) and len(found) <= _MOST_TYPE_CHARS and _TYPE.fullmatch(found) else ""
 
 
-def remembered(call: ClientCall, now: float) -> NotAdmitted | None:
-    """Return what to remember of a request that was not admitted; None for one that nothing kept from its answer.
+def remembered(call: ClientCall, now: float) -> NotAdmitted:
+    """Return what to remember of a request that was not admitted.
 
     Args:
         call: The request, at its end.
         now: Unix seconds.
     """
-    ended = outcome(call)
-    if ended is Outcome.OK:
-        return None
     return NotAdmitted(
         request_id=call.request_id,
         trace_id=call.trace_id,
         method=str(call.scope.get("method") or "GET"),
         path=printable(route_path(call.scope), _MOST_PATH_CHARS),
         at=now,
-        outcome=ended,
+        outcome=outcome(call),
         status=call.status,
         tenant=None if call.identity is None else call.identity.tenant,
         denial=call.denial,

@@ -15,7 +15,7 @@ from pointsman.types import Denial, Endpoint, Reservation, Usage
 
 from . import responses
 from .ledger import PICOS
-from .limits import LimitName, breaches, left, others_first
+from .limits import LimitName, breaches, left, money_left, others_first
 from .notices import LimitNotices
 from .request_limits import InvalidRequest, choices, chooses_retries, models_named, primary_models
 from .scopes import USD_PICOS, target_of
@@ -249,6 +249,9 @@ class Admission:
         headers = responses.limit_headers(*axes)
         span = trace.get_current_span()
         if span.is_recording():
+            taken_picos = ask.take[1] if reserved.result.done else 0
+            remains = {name: axis and axis.remaining for name, axis in zip(_AXES, axes, strict=True)}
+            remains["usd_micros"] = money_left(reserved.result.scopes, ask.target.caps, taken_picos)
             span.set_attributes(
                 {
                     "pointsman.quota.tenant": ask.caller.tenant.id,
@@ -262,11 +265,7 @@ class Admission:
                         if reserved.result.done
                         else {}
                     ),
-                    **{
-                        f"pointsman.quota.remaining_{n}": a.remaining
-                        for n, a in zip(_AXES, axes, strict=True)
-                        if a is not None
-                    },
+                    **{f"pointsman.quota.remaining_{n}": most for n, most in remains.items() if most is not None},
                 }
             )
         if answer.why is not None and not ask.dry:

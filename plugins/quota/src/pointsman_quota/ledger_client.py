@@ -207,17 +207,14 @@ class LedgerClient:
                 if self._config.on_failure == "deny":
                     raise
 
-    async def settle(self, target: Target, request_id: str, spent: Spent, *, local: bool) -> bool:
-        """End a reservation and spend the real usage. Idempotent.
+    async def settle(self, target: Target, request_id: str, spent: Spent, *, local: bool) -> Result:
+        """End a reservation and spend the real usage; return whether this call settled it, and the states before. Idempotent.
 
         Args:
             target: The scopes it took from.
             request_id: The request.
             spent: What was used.
             local: Whether only this worker is known to have counted it.
-
-        Returns:
-            Whether this call settled it.
 
         Raises:
             StoreError: the store failed; try again.
@@ -226,7 +223,7 @@ class LedgerClient:
         keys = target.keys(request_id)
         if local:
             self._local.run(keys, {**step, "without_hold": False})
-        return (await self._run(keys, step)).done
+        return await self._run(keys, step)
 
     async def renew(self, target: Target, request_id: str) -> int | None:
         """Extend a reservation's lease; return its new end in Unix seconds, or None if it is settled.

@@ -290,6 +290,49 @@ def left(
     return min(requests, key=_remaining, default=None), min(tokens, key=_remaining, default=None)
 
 
+def money_left(states: Sequence[ScopeState], caps: Sequence[Caps], taken_picos: int) -> int | None:
+    """Return how many micro-dollars are left of the tightest budget; None without one.
+
+    Args:
+        states: The scopes' states as they were before the request.
+        caps: Their limits.
+        taken_picos: What the request took, in picodollars.
+    """
+    budgets: list[int] = []
+    for state, limits in zip(states, caps, strict=True):
+        in_use = held(state)[2] + taken_picos
+        if "day_usd_micros" in limits:
+            budgets.append(limits["day_usd_micros"] * PICOS - day_spent_picos(state) - in_use)
+        if "month_usd_micros" in limits:
+            budgets.append(limits["month_usd_micros"] * PICOS - month_spent_picos(state) - in_use)
+    return max(0, min(budgets)) // PICOS if budgets else None
+
+
+def remaining(
+    states: Sequence[ScopeState],
+    caps: Sequence[Caps],
+    period_at: Callable[[int], Period],
+    taken: tuple[int, int, int],
+    now_ms: int,
+) -> dict[str, int]:
+    """Return what is left of the tightest limits by unit: ``requests``, ``tokens``, ``usd_micros``.
+
+    Args:
+        states: The scopes' states as they were before the request.
+        caps: Their limits.
+        period_at: Returns the day and month of a moment.
+        taken: Requests, tokens and picodollars that the request took.
+        now_ms: Unix milliseconds of now.
+    """
+    requests, tokens = left(states, caps, period_at, taken[:2], now_ms)
+    found = {
+        "requests": requests and requests.remaining,
+        "tokens": tokens and tokens.remaining,
+        "usd_micros": money_left(states, caps, taken[2]),
+    }
+    return {unit: amount for unit, amount in found.items() if amount is not None}
+
+
 def _remaining(axis: Left) -> int:
     return axis.remaining
 

@@ -17,18 +17,20 @@ from pointsman.types import OWN_CALLS, Outcome
 from .cost_events import CostEvents
 from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS
 from .ledger_client import Spent
+from .limits import remaining
 from .scopes import USD_PICOS, target_from, target_of
 from .slots import Ended
 from .tenants import Caller
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from pointsman.plugin import Services
     from pointsman.types import Attempt, Reservation, Settlement
 
     from .config import QuotaConfig
     from .estimate import Estimator
+    from .ledger import Result
     from .ledger_client import LedgerClient
     from .queue import FairQueue
     from .repository import TenantRepository
@@ -143,9 +145,12 @@ class Accounts:
         usd = max(Decimal(0), await self._usd(reservation, settlement))
         retries = _tries(settlement) - 1 if reservation.data.get("retries") is True else 0
         local = reservation.data.get("local") is True or self._lost_hold_of(settlement)
-        done = await self._ledger.settle(target, reservation.id, Spent(tokens, usd, max(0, retries)), local=local)
+        spent = Spent(tokens, usd, max(0, retries))
+        result = await self._ledger.settle(target, reservation.id, spent, local=local)
+        done = result.done
         span = trace.get_current_span()
         if span.is_recording():
+            left = self._left(result, target, reservation, spent, local=local)
             span.set_attributes(
                 {
                     "pointsman.quota.tenant": target.tenant,
@@ -154,6 +159,7 @@ class Accounts:
                     "pointsman.quota.settled_tokens": tokens,
                     "pointsman.quota.settled_usd_micros": round(usd * 1_000_000),
                     "pointsman.quota.settled_before": not done,
+                    **{f"pointsman.quota.remaining_{unit}": amount for unit, amount in left.items()},
                 }
             )
         self.reservations.pop(reservation.id, None)
@@ -166,6 +172,26 @@ class Accounts:
                 self._estimator.learn(
                     target.tenant, reservation.data, settlement.model, settlement.usage.completion_tokens
                 )
+
+    def _left(
+        self, result: Result, target: Target, reservation: Reservation, spent: Spent, *, local: bool
+    ) -> Mapping[str, int]:
+        """Return what a settlement has left of the tightest limits.
+
+        Args:
+            result: The ledger's.
+            target: The scopes.
+            reservation: What was set aside, and is free again.
+            spent: What was used.
+            local: Whether nothing was set aside in the store.
+        """
+        taken = (0, 0, 0)
+        if result.done:
+            tokens, usd = (
+                (0, Decimal(0)) if local else (reservation.amounts.get("tokens", 0), _reserved_usd(reservation))
+            )
+            taken = (spent.requests, spent.tokens - tokens, round((spent.usd - usd) / _USD_PICO))
+        return remaining(result.scopes, target.caps, self._ledger.period_at, taken, int(self._clock.now() * 1000))
 
     async def _usd(self, reservation: Reservation, settlement: Settlement) -> Decimal:
         """Return the money to spend: the announced cost if configured and announced, else the gateway's cost.

@@ -130,7 +130,7 @@ def of_proxy(
         spans: Makes the requests' spans; None makes none.
         patience_s: How long a plain request is continued whose client has left, in seconds.
         meter: Returns what meters the responses on a websocket; None where its protocol is not known.
-        not_admitted: Called with each request that ended before it was admitted.
+        not_admitted: Called with each request that was never admitted.
     """
     app = proxy_server.app
     server = "litellm.proxy.proxy_server"
