@@ -311,6 +311,31 @@ async def test_what_an_attempt_was_answered_is_what_came_last(harness):
         assert opened.provider_status is None
 
 
+@pytest.mark.parametrize(
+    ("configured", "called", "server"),
+    [
+        (None, ["https://api.openai.com"], ("api.openai.com", 443)),
+        (None, ["https://files.test:8443", "wss://api.openai.com/v1/realtime"], ("api.openai.com", 443)),
+        (None, ["http://[::1]:8000"], ("::1", 8000)),
+        (None, [], None),
+        ("https://upstream.test/v1", ["https://files.test"], ("upstream.test", 443)),
+    ],
+)
+async def test_a_trace_names_the_server_that_was_called(configured, called, server):
+    """The configuration's where it has one: an attempt may fetch something elsewhere."""
+    call = pytest.importorskip("pointsman.litellm.call").ClientCall("mine", {"type": "http"})
+    async with Harness([], tracing=True) as h:
+        call.exchange = h.host.open((await h.request(script=error(400))).ctx)
+        await call.exchange.admit()
+        _, opened = await call.exchange.begin(replace(deployment("d"), api_base=configured), gateway=True)
+        for origin in called:
+            call.asks(origin)
+        opened.end(Outcome.OK)
+        call.exchange.close(200)
+        attributes = next(span.attributes for span in reversed(h.spans) if "pointsman.attempt" in span.attributes)
+    assert (attributes.get("server.address"), attributes.get("server.port")) == (server or (None, None))
+
+
 @pytest.mark.parametrize("how", ["plain", "stream", "abandoned"])
 @pytest.mark.parametrize(("named", "model"), [("asked", None), ("d", None), ("gpt-4o-mini", "gpt-4o-mini"), ("x", "x")])
 async def test_the_name_that_the_client_asked_for_is_not_the_model_that_answered(harness, closer, how, named, model):

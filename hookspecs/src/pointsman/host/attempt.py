@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from ..frozen import FrozenDict
 from ..types import Answer, Attempt, AttemptError, ErrorClass, Outcome, RequestContext, Usage
-from .attributes import attempt_attributes, error_text, status_of
+from .attributes import attempt_attributes, error_text, server, status_of
 from .tracing import now_ns
 
 if TYPE_CHECKING:
@@ -157,6 +157,15 @@ class OpenAttempt:
         if hooks.first_token:
             with host.tracing.current(self.span):
                 hooks.run_first_token(self._exchange.ctx, self.attempt, (self._first_token - self._started) * 1000)
+
+    def calls(self, origin: str) -> None:
+        """Note, for the trace, where a request for this attempt goes, unless the configuration says where.
+
+        Args:
+            origin: Scheme, host and port of its URL.
+        """
+        if self.span is not None and self.attempt.deployment.api_base is None:
+            self._exchange.host.tracing.set(self.span, server(origin))
 
     def log_cost(
         self,

@@ -52,7 +52,7 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "watsonx_text": "ibm.watsonx.ai",
     "xai": "x_ai",
 }
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def bounded(attributes: Mapping[str, object] | None) -> dict[str, Value]:
@@ -116,12 +116,12 @@ def provider_name(provider: str) -> str:
 
 
 @lru_cache(maxsize=1024)
-def server(api_base: str | None) -> Mapping[str, Value]:
-    """Return address and port of a deployment's server; empty when the configuration does not name it."""
-    if not api_base:
+def server(url: str | None) -> Mapping[str, Value]:
+    """Return address and port of the server that a URL names; empty without one."""
+    if not url:
         return {}
     try:
-        parts = urlsplit(api_base)
+        parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORTS.get(parts.scheme)
     except ValueError:
         return {}

@@ -137,13 +137,18 @@ class Call(ABC):
         if (running := self.running) is not None and running.attempt.deployment.provider not in _seen_asking:
             running.sent = True
 
-    def asks(self) -> None:
-        """Note that a request goes to a provider: what an earlier one was answered does not matter any more."""
+    def asks(self, origin: str = "") -> None:
+        """Note that a request goes to a provider: what an earlier one was answered does not matter any more.
+
+        Args:
+            origin: Scheme, host and port of its URL.
+        """
         if (running := self.running) is not None:
             _seen_asking.add(running.attempt.deployment.provider)
             running.sent = True
             running.provider_status = None
             running.given_up = False
+            running.calls(origin)
 
     def gave_up(self) -> None:
         """Note that LiteLLM no longer waits for the answer to what it has sent."""

@@ -155,7 +155,8 @@ def _guarded_send(send: Any, guard: Guard) -> Any:
         if call is None or guard.is_internal(self):
             response = await send(self, request, stream=stream, **kwargs)
             return response
-        call.asks()
+        url = request.url
+        call.asks(f"{url.scheme}://{url.netloc.decode()}")
         # Its beginning is noted before its body is read, which may break off.
         try:
             response = await send(self, request, stream=True, **kwargs)
@@ -187,6 +188,8 @@ def _guarded_blocking_send(send: Any, guard: Guard) -> Any:
 def _guarded_connection(connect: Any, guard: Guard) -> Any:
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         guard.check()
+        if (call := current_call.get()) is not None:
+            call.asks(str(self.uri).partition("?")[0])
         return await connect(self, *args, **kwargs)
 
     return guarded
