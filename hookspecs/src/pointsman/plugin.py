@@ -565,7 +565,8 @@ class Services:
         takeovers: For a plugin that remembers what it has settled in a place of its own.
         annotate: Writes attributes on the span of the hook that runs, each as ``pointsman.<plugin>.<name>``: what was decided,
             and why. Names are lower-case letters, digits, ``_`` and ``.``; values texts, numbers or lists of them. At most 16
-            at a time, and long texts are cut. Nothing happens where nothing is traced. Never a prompt, an answer or a key.
+            at a time, and long texts are cut. ``waited_for`` is also the reason of the event that tells how long an async hook
+            has waited. Nothing happens where nothing is traced. Never a prompt, an answer or a key.
         fault: Counts and logs a fault of something that extends the plugin, under the plugin and the part's name, such as
             ``tactic cheapest``, where the plugin goes on without it.
     """

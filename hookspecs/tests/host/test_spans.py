@@ -367,19 +367,29 @@ async def test_who_was_left_out_and_why_is_on_the_attempt(harness, plugin):
 async def test_faults_and_waits_of_plugins_are_events(harness, plugin):
     class Slow:
         @hookimpl
-        async def pre_route(self):
+        async def startup(self, services):
+            self.services = services
+
+        @hookimpl
+        async def pre_route(self, ctx):
             await asyncio.sleep(0.02)
+            if ctx.model == "chat":
+                self.services.annotate({"waited_for": "a seat"})
 
         @hookimpl
         def select(self):
             raise ValueError("with a secret in it")
 
     async with harness([plugin(Slow)], tracing=True) as h:
+        await h.request(model="chat-a")
+        unsaid = by_name(h)
         await h.request()
     spans = by_name(h)
-    (waited,) = [e for e in spans["pre_route"].events if e.name == "waited"]
-    assert waited.attributes["pointsman.plugin"] == "slow"
-    assert waited.attributes["pointsman.wait_ms"] >= 1
+    for found, reason in ((unsaid, None), (spans, "a seat")):
+        (waited,) = [e for e in found["pre_route"].events if e.name == "waited"]
+        assert waited.attributes["pointsman.plugin"] == "slow"
+        assert waited.attributes["pointsman.wait_ms"] >= 1
+        assert waited.attributes.get("pointsman.reason") == reason
     (fault,) = [e for e in spans["chat chat"].events if e.name == "plugin fault"]
     assert dict(fault.attributes) == {
         "pointsman.plugin": "slow",

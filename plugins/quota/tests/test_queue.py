@@ -17,7 +17,7 @@ LIMITS = {"max_concurrent_requests": 1}
 
 
 def worker(*tenants: dict[str, Any], queue: dict[str, Any] | None = None, **section: Any) -> Harness:
-    kit = {name: section.pop(name) for name in ("store", "clock", "name") if name in section}
+    kit = {name: section.pop(name) for name in ("store", "clock", "name", "tracing") if name in section}
     own = {"tenants": list(tenants), "queue": queue or {"max_wait_ms": 800}, **section}
     return Harness([(plugin, own)], **kit)
 
@@ -48,6 +48,17 @@ async def test_a_request_waits_for_a_slot_and_gets_it() -> None:
         assert [(await task).status for task in (first, second)] == [200, 200]
         assert details(h)["queue"] == {"admitted": 1, "gave_up": 0, "turned_away": 0}
         assert details(h)["waiting"] == 0
+
+
+async def test_the_trace_says_what_was_waited_for() -> None:
+    async with worker(tenant("a", limits=LIMITS), tenant("b"), tracing=True) as h:
+        waiting = [await start(h, name, 0.3) for name in ("a", "a", "b")]
+        for _ in range(3):
+            await h.clock.advance(0.3)
+        await asyncio.gather(*waiting)
+        spans = [dict(span.attributes or {}) for span in h.spans if span.name == "pre_route"]
+    told = [(span["pointsman.quota.tenant"], span.get("pointsman.quota.waited_for")) for span in spans]
+    assert sorted(told, key=str) == [("a", "max_concurrent_requests of tenant 'a'"), ("a", None), ("b", None)]
 
 
 async def test_the_wait_is_bounded() -> None:

@@ -218,6 +218,11 @@ class RecordedSpan(Span):
         self._records = records
         self._fails = fails
 
+    @property
+    def attributes(self) -> Mapping[str, Value]:
+        """Its attributes so far."""
+        return self._attributes
+
     def get_span_context(self) -> SpanContext:
         """Return its ids."""
         return self._context

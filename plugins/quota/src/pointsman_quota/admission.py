@@ -211,7 +211,13 @@ class Admission:
             waiting = answer.why is not None and answer.why.breach.limit is LimitName.CONCURRENT_REQUESTS
             return None if waiting else answer
 
-        return await queue.wait(lane, priority, attempt) or answer or await self._turn_away(ask, lanes.index(lane))
+        began = self._services.clock.monotonic()
+        admitted = await queue.wait(lane, priority, attempt)
+        span, scope = trace.get_current_span(), lanes.index(lane)
+        if span.is_recording() and self._services.clock.monotonic() > began:
+            waited_for = f"{LimitName.CONCURRENT_REQUESTS} of {ask.target.scopes[scope]}"
+            span.set_attribute("pointsman.quota.waited_for", waited_for)
+        return admitted or answer or await self._turn_away(ask, scope)
 
     async def _ask(self, ask: Ask) -> Answer:
         while True:

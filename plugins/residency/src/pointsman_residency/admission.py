@@ -177,6 +177,7 @@ class Admission:
                             "pointsman.residency.pool": member.pool,
                             "pointsman.residency.state": state,
                             "pointsman.residency.blocked": slot.blocked,
+                            "pointsman.residency.waited_for": f"model {member.model!r}, which was {state}",
                         }
                     )
             if span.is_recording():
