@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pointsman.testing.otlp import Collector
 
@@ -28,6 +32,27 @@ def test_the_configuration_passes_the_check(tmp_path: Path) -> None:
     env = {"LITELLM_MASTER_KEY": "sk-0123456789", "OPENAI_API_KEY": "none", "OPENAI_BASE_URL": "http://localhost/v1"}
     done = run([pointsman, "check", DEMO / "litellm.yaml"], tmp_path, **env)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_what_it_says_to_type_works_in_another_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is copied from a terminal of any width, by a shell that knows nothing of the environment that runs the demo."""
+    monkeypatch.syspath_prepend(str(DEMO))
+    from story import Story  # noqa: PLC0415  # beside the demo
+
+    out = io.StringIO()
+    proxy: Any = SimpleNamespace(url="http://127.0.0.1:12345", master_key=f"sk-demo-{'0' * 24}", running=False)
+    nothing: Any = None
+    Story(proxy, nothing, nothing, Console(file=out, width=width), jaeger=None).leave_running()
+    commands = [line.strip() for line in out.getvalue().splitlines() if line.startswith("  ")]
+    export = next(command for command in commands if command.startswith("export "))
+    script = f'{export}\npointsman requests --help\nprintf %s "$POINTSMAN_URL $POINTSMAN_KEY"'
+    shell = ["/bin/sh", "-ec", script]
+    done = subprocess.run(shell, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)  # noqa: S603 - what it says
+    assert done.returncode == 0, done.stderr
+    assert "List the last finished requests" in done.stdout
+    assert done.stdout.endswith(f"{proxy.url} {proxy.master_key}")
+    assert any(command.startswith("curl ") and command.endswith("/pointsman/metrics") for command in commands)
 
 
 @pytest.mark.proxy

@@ -304,12 +304,16 @@ class Story:
 
     def leave_running(self) -> None:
         """Say how to look around, and wait until the demo is stopped."""
-        self.console.print("\nThe proxy keeps running. In another terminal:\n")
+        self.console.print("\nThe proxy keeps running. In another terminal, these and the commands above:\n")
+        # As they are, however narrow the terminal: they are copied. Its shell does not know this environment.
+        programs = shlex.quote(str(Path(sys.executable).parent))
         self.console.print(
-            f"  export POINTSMAN_URL={self.proxy.url} POINTSMAN_KEY={self.proxy.master_key}\n"
+            f"  export PATH={programs}:$PATH POINTSMAN_URL={self.proxy.url} POINTSMAN_KEY={self.proxy.master_key}\n"
             "  pointsman top\n  pointsman requests --watch 1\n  pointsman status\n"
             f"  curl -H 'authorization: Bearer {self.proxy.master_key}' {self.proxy.url}/pointsman/metrics\n",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         self.console.print("Ctrl-C ends it.")
         with contextlib.suppress(KeyboardInterrupt):
@@ -466,7 +470,7 @@ class Story:
 
     def advise(self, command: str) -> None:
         """Say the command to look at it oneself."""
-        self.console.print(f"[dim]yourself:[/] [bold]{escape(command)}[/]", highlight=False)
+        self.console.print(f"[dim]yourself:[/] [bold]{escape(command)}[/]", highlight=False, soft_wrap=True)
 
     def pointsman(self, command: str, *, lines: int = 200) -> None:
         """Run a command of the CLI against the proxy, with its output in the story.
