@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from pointsman.testing.otlp import Collector
 from pointsman.testing.provider import Behaviour, UpstreamServer
@@ -94,6 +98,26 @@ def test_the_same_configuration_serves_a_provider_of_which_there_is_a_key(tmp_pa
     assert asked == {"gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4.5-preview", "text-embedding-3-small"}
     assert {"claude-a", "small-a"} <= deployments
     assert "0 exports were not accepted" in out
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_what_it_says_to_type_works_in_another_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is copied, also where ``pointsman`` is on the PATH of the demo alone, as in an environment of tox."""
+    monkeypatch.syspath_prepend(str(QUICKSTART))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    from tour.advice import how_to_talk  # noqa: PLC0415  # beside the demo
+
+    out = io.StringIO()
+    proxy = SimpleNamespace(url="http://127.0.0.1:12345", master_key="sk-demo-0123456789", log_path="proxy.log")
+    on: Any = SimpleNamespace(proxy=proxy, own_key=True)
+    how_to_talk(Console(file=out, width=width), on)
+    lines = out.getvalue().splitlines()
+    export = next(line for line in lines if line.startswith("export LITELLM_MASTER_KEY="))
+    command = next(line for line in lines if " registry metrics " in line)
+    shell = ["/bin/sh", "-ec", f"{export}\n{command} --help"]
+    done = subprocess.run(shell, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False)  # noqa: S603 - what it says
+    assert done.returncode == 0, done.stderr
+    assert "--url" in done.stdout
 
 
 def test_a_port_that_is_taken_is_one_clear_message(tmp_path: Path) -> None:

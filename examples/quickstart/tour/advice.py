@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,7 +19,8 @@ def how_to_talk(console: Console, on: Stage) -> None:
         on: What is running.
     """
     url, key = on.proxy.url, "$LITELLM_MASTER_KEY"
-    pointsman = _command("pointsman")
+    # The shell that these are copied to does not have this environment on its PATH.
+    pointsman = shlex.quote(str(Path(sys.executable).with_name("pointsman")))
     shell = [f"export LITELLM_MASTER_KEY={on.proxy.master_key}"] if on.own_key else []
     sections = {
         "curl": [
@@ -49,10 +49,3 @@ def how_to_talk(console: Console, on: Stage) -> None:
             # Not wrapped: it is there to be copied.
             console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print("\nRequests from now on:\n", style="bold")
-
-
-def _command(name: str) -> str:
-    """Return what to type for a command of this environment: its name where that finds it, else its path."""
-    here = Path(sys.executable).with_name(name)
-    found = shutil.which(name)
-    return name if found and Path(found).samefile(here) else os.path.relpath(here)
