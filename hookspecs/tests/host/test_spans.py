@@ -396,3 +396,27 @@ async def test_faults_and_waits_of_plugins_are_events(harness, plugin):
         "pointsman.hook": "select",
         "error.type": "ValueError",
     }
+
+
+async def test_background_work_is_in_no_trace_of_a_request(harness, plugin):
+    """It may outlive the request that began it."""
+
+    class Busy:
+        @hookimpl
+        async def startup(self, services):
+            self.services = services
+
+        @hookimpl
+        async def pre_route(self):
+            self.services.tasks.spawn(self.work(), name="work")
+
+        async def work(self):
+            with self.services.tracer.start_as_current_span("work"):
+                await self.services.clock.sleep(60.0)
+
+    async with harness([plugin(Busy)], tracing=True) as h:
+        await h.request()
+        await h.clock.advance(61.0)
+    spans = by_name(h)
+    assert spans["work"].parent is None
+    assert spans["work"].context.trace_id != spans["chat chat"].context.trace_id

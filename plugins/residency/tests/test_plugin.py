@@ -359,13 +359,16 @@ async def test_after_a_restart_the_servers_own_list_counts(machine):
 
 
 async def test_the_span_says_what_was_waited_for(machine):
+    """A load is a trace of its own: it goes on when its request ends."""
     machine(SIZES)
     async with worker(tracing=True) as h:
         await h.request(model="a")
+        assert [span.parent for span in h.spans if span.name == "residency load a"] == [None]
         spans = {span.name: dict(span.attributes) for span in h.spans}
         assert spans["pre_route"]["pointsman.residency.model"] == "a"
         assert spans["pre_route"]["pointsman.residency.state"] == "cold"
         assert spans["pre_route"]["pointsman.residency.waited_ms"] >= 1000
+        assert spans["pre_route"]["pointsman.residency.waited_for"] == "model 'a', which was cold"
         assert spans["residency load a"]["pointsman.residency.bytes"] == 60
         assert spans["residency load a"]["pointsman.residency.reason"] == "1 waiting"
 

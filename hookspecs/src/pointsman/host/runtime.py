@@ -8,9 +8,11 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from types import MappingProxyType
 from typing import Final
+
+from opentelemetry import context as otel_context
 
 from ..plugin import Clock
 from ..types import Event, Signal
@@ -68,6 +70,13 @@ MOST_ANSWERS: Final = 100
 _place: Final[ContextVar[int]] = ContextVar("place", default=0)
 
 
+def _untraced() -> Context:
+    """Return this context without its running span: what goes on in the background may outlive the request that began it."""
+    context = copy_context()
+    context.run(otel_context.attach, otel_context.Context())
+    return context
+
+
 class TaskGroup:
     """Background tasks of one plugin (or of the host); ended together.
 
@@ -84,8 +93,8 @@ class TaskGroup:
         self._failed: dict[str, tuple[float, str]] = {}
 
     def spawn(self, work: Coroutine[object, object, object], *, name: str) -> None:
-        """Run a coroutine in the background; an error is logged and counted under ``task <name>``."""
-        task = asyncio.create_task(self.guard(work, name), name=f"{self.owner}:{name}")
+        """Run a coroutine in the background, in no trace; an error is logged and counted under ``task <name>``."""
+        task = asyncio.create_task(self.guard(work, name), name=f"{self.owner}:{name}", context=_untraced())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         # A task that is cancelled before its first step never touches its coroutine.
