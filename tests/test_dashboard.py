@@ -78,6 +78,107 @@ def test_panels_and_rules_are_complete() -> None:
             assert rule["labels"]["severity"] in {"warning", "critical"}
 
 
+def buckets(name: str, slow: str) -> dict[str, str]:
+    """Return the series of a histogram of which every value lies above 0.1 and at most at 1, or at most at 0.1."""
+    return {
+        f'{name}_bucket{{le="0.1"}}': slow,
+        f'{name}_bucket{{le="1"}}': "0+10x200",
+        f'{name}_bucket{{le="+Inf"}}': "0+10x200",
+    }
+
+
+def breakers(*states: int) -> dict[str, str]:
+    name = "pointsman_balance_breaker_state"
+    return {
+        f'{name}{{pointsman_group="g",pointsman_deployment="d{n}"}}': f"{state}x200" for n, state in enumerate(states)
+    }
+
+
+def requests(failed: str) -> dict[str, str]:
+    name = "pointsman_request_duration_seconds_count"
+    return {f'{name}{{pointsman_outcome="ok"}}': "0+10x200", f'{name}{{pointsman_outcome="error"}}': failed}
+
+
+FAULTS = 'pointsman_plugin_faults_total{pointsman_plugin="p",pointsman_hook="select"}'
+UNPRICED = 'pointsman_unpriced_total{pointsman_deployment="d"}'
+USED = 'pointsman_quota_used_ratio{pointsman_tenant="acme",pointsman_scope="tenant",pointsman_limit="usd_per_day"}'
+#: For each rule, series every 15 s that have to make it fire within 25 minutes, and others that must not.
+#: ``_`` is a scrape without the series: what happens seldom has none before its first event.
+CASES: list[tuple[str, bool, dict[str, str]]] = [
+    ("PointsmanNotScraped", True, {}),
+    ("PointsmanNotScraped", False, {"pointsman_workers": "2x200"}),
+    ("PointsmanRequestsFail", True, requests("0+1x200")),
+    ("PointsmanRequestsFail", False, requests("0x200")),
+    ("PointsmanBreakerOpen", True, breakers(0, 2)),
+    ("PointsmanBreakerOpen", False, breakers(0, 1)),
+    ("PointsmanGroupDown", True, breakers(2, 2)),
+    ("PointsmanGroupDown", False, breakers(0, 2)),
+    ("PointsmanDeploymentExhausted", True, {'pointsman_signals_status{pointsman_deployment="d"}': "2x200"}),
+    ("PointsmanDeploymentExhausted", False, {'pointsman_signals_status{pointsman_deployment="d"}': "1x200"}),
+    ("PointsmanQuotaNearlyUsed", True, {USED: "0.95x200"}),
+    ("PointsmanQuotaNearlyUsed", False, {USED: "0.5x200"}),
+    (
+        "PointsmanCanaryRolledBack",
+        True,
+        {'pointsman_canary_phase{pointsman_experiment="e",pointsman_phase="rolled_back"}': "1x200"},
+    ),
+    (
+        "PointsmanCanaryRolledBack",
+        False,
+        {'pointsman_canary_phase{pointsman_experiment="e",pointsman_phase="running"}': "1x200"},
+    ),
+    ("PointsmanDeadLetters", True, {'pointsman_billing_dead_letters{pointsman_sink="s"}': "1x200"}),
+    ("PointsmanDeadLetters", False, {'pointsman_billing_dead_letters{pointsman_sink="s"}': "0x200"}),
+    ("PointsmanSinkFails", True, {'pointsman_billing_sink_tries{pointsman_sink="s"}': "4x200"}),
+    ("PointsmanSinkFails", False, {'pointsman_billing_sink_tries{pointsman_sink="s"}': "0x200"}),
+    ("PointsmanUnpriced", True, {UNPRICED: "_x60 1x140"}),
+    ("PointsmanUnpriced", True, {UNPRICED: "3x70 4x130"}),
+    ("PointsmanUnpriced", False, {UNPRICED: "3x200"}),
+    ("PointsmanPluginFaults", True, {FAULTS: "_x80 9x120"}),
+    ("PointsmanPluginFaults", True, {FAULTS: "3x70 30x130"}),
+    ("PointsmanPluginFaults", False, {FAULTS: "30x200"}),
+    ("PointsmanPluginFaults", False, {FAULTS: "30x40 _x20 30x140"}),  # nothing was scraped for a while
+    ("PointsmanSettlementsWait", True, {'pointsman_settlements_waiting{pointsman_plugin="p"}': "101x200"}),
+    ("PointsmanSettlementsWait", False, {'pointsman_settlements_waiting{pointsman_plugin="p"}': "5x200"}),
+    ("PointsmanStoreSlow", True, buckets("pointsman_store_duration_seconds", "0x200")),
+    ("PointsmanStoreSlow", False, buckets("pointsman_store_duration_seconds", "0+10x200")),
+    ("PointsmanLoopLag", True, buckets("pointsman_loop_lag_seconds", "0x200")),
+    ("PointsmanLoopLag", False, buckets("pointsman_loop_lag_seconds", "0+10x200")),
+]
+
+
+@pytest.mark.services
+def test_every_rule_fires_when_it_should_and_not_otherwise(tmp_path: Path) -> None:
+    """As Prometheus itself evaluates them."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on the PATH; install it, for example with apt-get install prometheus")
+    assert {(name, fires) for name, fires, _ in CASES} >= {
+        (name, fires) for name, _ in rules() for fires in (True, False)
+    }
+    tests = [
+        {
+            "name": f"{name} {'fires' if fires else 'is quiet'}",
+            "interval": "15s",
+            "input_series": [{"series": name, "values": values} for name, values in series.items()],
+            "promql_expr_test": [
+                {
+                    "expr": f'count(ALERTS{{alertname="{name}",alertstate="firing"}})',
+                    "eval_time": "25m",
+                    "exp_samples": [{"labels": "{}", "value": 1}] if fires else [],
+                }
+            ],
+        }
+        for name, fires, series in CASES
+    ]
+    document = {"rule_files": [str(ALERTS)], "evaluation_interval": "15s", "tests": tests}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(document))
+    done = subprocess.run(  # noqa: S603 - our own words
+        [promtool, "test", "rules", tmp_path / "rules.yml"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxyServer]:
     """The example with all plugins, after some traffic."""
