@@ -5,6 +5,7 @@ The proxy runs the configuration of ``examples/tracing``, with LiteLLM's own OTe
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import time
@@ -12,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import anthropic
@@ -23,7 +25,9 @@ from attribute_table import documented, is_documented
 from jaeger import Jaeger, JaegerSpan
 from pictures import keep
 from rig import recorder_library
+from speaker import speaker
 from waterfall import draw
+from websockets.sync.client import connect
 
 from pointsman.testing.provider import Behaviour, Delay, UpstreamServer
 from pointsman.testing.proxy import ProxyServer
@@ -35,8 +39,8 @@ SERVICE: Final = "gateway"
 ACME, TRIAL = "sk-acme-of-this-test", "sk-trial-of-this-test"
 ASK: Final = [{"role": "user", "content": "Say the secret word xyzzy-4711."}]
 CLIENT_SPAN: Final = "00f067aa0ba902b7"
-#: Shapes whose answer is an error, and its status.
-FAILED: Final = {"denial": 429, "refused": 401, "unknown": 403}
+#: The statuses of shapes that are not answered with 200.
+STATUS: Final = {"denial": 429, "refused": 401, "unknown": 403, "socket": 101}
 #: Shapes that the example does not settle, since nothing admitted them.
 UNSETTLED: Final = frozenset({"refused"})
 SHAPES: Final = (
@@ -51,6 +55,10 @@ SHAPES: Final = (
     "disconnect",
     "messages",
     "responses",
+    "embeddings",
+    "completions",
+    "images",
+    "socket",
     "fault",
     "refused",
     "unknown",
@@ -156,6 +164,31 @@ class Client:
     def _responses(self) -> Any:
         return self._openai.responses.with_raw_response.create(model="small", input="Say something.")
 
+    def _embeddings(self) -> Any:
+        return self._openai.embeddings.with_raw_response.create(model="vectors", input="Say something.")
+
+    def _completions(self) -> Any:
+        answer = self._openai.completions.with_raw_response.create(
+            model="legacy", prompt="Say something.", max_tokens=4, stream=True
+        )
+        for _ in answer.parse():
+            pass
+        return answer
+
+    def _images(self) -> Any:
+        return self._openai.images.with_raw_response.generate(model="pictures", prompt="A cat.")
+
+    def _socket(self) -> Any:
+        url = f"{self._url.replace('http', 'ws', 1)}/v1/realtime?model=talk"
+        with connect(url, additional_headers={"authorization": f"Bearer {ACME}"}, open_timeout=60) as talk:
+            for _ in range(2):
+                talk.send(json.dumps({"type": "response.create", "response": {}}))
+                while json.loads(talk.recv(60))["type"] != "response.done":
+                    pass
+            assert talk.response is not None
+            headers = {name.lower(): value for name, value in talk.response.headers.raw_items()}
+            return SimpleNamespace(status_code=talk.response.status_code, headers=headers)
+
     def _fault(self) -> Any:
         return self._chat("small", extra_headers={"x-test-executor": "recorder", "x-test-execute": "fault"})
 
@@ -167,8 +200,19 @@ class Client:
         return self._chat("no-such-model")
 
 
-def _config(directory: Path, litellm: str) -> dict[str, Any]:
+def _model(group: str, model: str, url: str) -> dict[str, Any]:
+    params = {"model": model, "api_base": url, "api_key": "x"}
+    return {"model_name": group, "litellm_params": params, "model_info": {"id": f"{group}-a"}}
+
+
+def _config(directory: Path, litellm: str, speaker_url: str) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    document["model_list"] += [
+        _model("vectors", "openai/text-embedding-3-small", "os.environ/OPENAI_BASE_URL"),
+        _model("legacy", "text-completion-openai/gpt-3.5-turbo-instruct", "os.environ/OPENAI_BASE_URL"),
+        _model("pictures", "openai/gpt-image-1", "os.environ/OPENAI_BASE_URL"),
+        _model("talk", "openai/gpt-realtime", speaker_url),
+    ]
     (shadow,) = [plugin["shadow"] for plugin in document["pointsman"]["plugins"] if "shadow" in plugin]
     # On a machine that is busy, a mirror would be left out.
     shadow["max_lag_ms"] = 60_000
@@ -188,7 +232,7 @@ def jaeger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jaeger]:
 def seen(request: pytest.FixtureRequest, jaeger: Jaeger, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Seen]:
     """Every shape once, as Jaeger shows it."""
     directory = tmp_path_factory.mktemp(request.param)
-    with UpstreamServer() as upstream:
+    with UpstreamServer() as upstream, speaker(directory) as spoken:
         _behave(upstream)
         env = {
             "OPENAI_API_KEY": "x",
@@ -202,13 +246,16 @@ def seen(request: pytest.FixtureRequest, jaeger: Jaeger, tmp_path_factory: pytes
             "OTEL_BSP_SCHEDULE_DELAY": "200",
             "OTEL_SERVICE_NAME": SERVICE,
             "OTEL_METRICS_EXPORTER": "none",
+            "SSL_CERT_FILE": str(spoken.certificate),
         }
         if request.param != "off":
             env |= {"OTEL_EXPORTER": "otlp_http", "OTEL_ENDPOINT": f"{jaeger.otlp}/v1/traces"}
         if request.param == "v2":
             env["LITELLM_OTEL_V2"] = "true"
         library = recorder_library(directory / "lib")
-        with ProxyServer(_config(directory, request.param), directory, env=env, python_path=(library,)) as proxy:
+        with ProxyServer(
+            _config(directory, request.param, spoken.url), directory, env=env, python_path=(library,)
+        ) as proxy:
             client = Client(proxy)
             answers = {shape: client.run(shape) for shape in SHAPES}
             _judged(jaeger, answers["mirror"][1]["x-pointsman-request-id"])
@@ -234,7 +281,7 @@ def _seen(jaeger: Jaeger, shape: str, status: int, headers: Mapping[str, str]) -
 def test_every_shape_is_one_tree_with_true_times(seen: dict[str, Seen], shape: str) -> None:
     """One root, ours; no orphan; none of our spans is outside its parent; Jaeger itself has nothing to complain about."""
     found = seen[shape]
-    assert found.status == FAILED.get(shape, 200)
+    assert found.status == STATUS.get(shape, 200)
     assert found.root.own
     assert found.root.kind == "server"
     assert found.root.tags["http.response.status_code"] == found.status
@@ -380,6 +427,32 @@ def test_the_other_apis_are_named_and_measured_alike(seen: dict[str, Seen]) -> N
     for attempt in (messages, responses):
         assert attempt.tags["gen_ai.usage.output_tokens"] > 0
         assert attempt.tags["gen_ai.response.id"]
+    (embeddings,), (completions,), (images,) = (
+        seen[shape].attempts for shape in ("embeddings", "completions", "images")
+    )
+    assert embeddings.name == "embeddings text-embedding-3-small"
+    assert completions.name == "text_completion gpt-3.5-turbo-instruct"
+    assert images.name == "images gpt-image-1"
+    assert completions.tags["gen_ai.response.time_to_first_chunk"] > 0
+    for attempt in (embeddings, completions, images):
+        assert attempt.tags["gen_ai.provider.name"] == "openai"
+        assert attempt.tags["gen_ai.usage.input_tokens"] > 0
+        assert attempt.tags["gen_ai.response.model"] == attempt.tags["gen_ai.request.model"]
+
+
+def test_each_response_on_a_websocket_is_a_span_below_the_connections(seen: dict[str, Seen]) -> None:
+    found = seen["socket"]
+    assert found.root.name == "realtime talk"
+    connection, *answers = found.attempts
+    assert connection.parent_id == found.root.span_id
+    responses = [span for span in found.spans if span.own and span.name == "realtime talk" and span is not found.root]
+    assert [span.parent_id for span in responses] == [found.root.span_id] * 2
+    assert [(span.kind, span.status) for span in responses] == [("internal", "ok")] * 2
+    assert {attempt.parent_id for attempt in answers} == {span.span_id for span in responses}
+    for attempt in answers:
+        assert attempt.name == "realtime gpt-realtime"
+        assert attempt.tags["gen_ai.usage.output_tokens"] == 121
+        assert attempt.tags["pointsman.attempt.answered"] is True
 
 
 def test_a_plugins_fault_is_an_event_without_its_text(seen: dict[str, Seen]) -> None:

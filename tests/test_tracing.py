@@ -210,10 +210,14 @@ def test_litellms_own_spans_belong_to_the_same_tree(tmp_path: Path, litellm: str
             post(rig, "mirror", "pair", **key, **{"x-test-mirror": "pair"}),
         ]
         refused = post(rig, "refused", "pair", authorization="Bearer unknown")
+        # As Prometheus does every few seconds.
+        httpx.get(f"{rig.proxy.url}/pointsman/metrics", headers=rig.proxy.headers, timeout=60).raise_for_status()
         for answer in answers:
             trace_of(collector, answer.headers["x-pointsman-request-id"])
     spans = collector.spans
     known = {span.span_id: span for span in spans}
+    assert {s.parent_id for s in spans} - known.keys() == {"", PARENT}
+    assert not [s.name for s in spans if "/pointsman" in repr((s.name, s.attributes))]
     for answer in answers:
         trace = [s for s in spans if s.trace_id == answer.headers["x-pointsman-trace-id"]]
         (root,) = [s for s in trace if s.parent_id not in known]

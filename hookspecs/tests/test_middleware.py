@@ -528,6 +528,46 @@ async def test_a_handshake_is_answered_with_the_denial() -> None:
         assert await talk(app, SOCKET) == [{"type": "websocket.close", "code": 1008, "reason": "too_much"}]
 
 
+@pytest.mark.parametrize("meter", [False, True])
+@pytest.mark.parametrize("status", [None, 401])
+async def test_a_handshake_that_the_gateway_refuses_leads_to_its_trace(meter: bool, status: int | None) -> None:
+    """Closed before it is accepted, or answered with a status; where the server takes no headers, it is closed."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        call = client_call()
+        assert call is not None
+        call.trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+        if status is None:
+            await send({"type": "websocket.close", "code": 1008, "reason": "no"})
+        else:
+            headers = [(b"a", b"b")]
+            await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+            await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    statuses = []
+
+    async def talked(scope: Any) -> list[Any]:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        meters: Any = (lambda _: SimpleNamespace(close=lambda: None)) if meter else None
+        ended: Any = lambda call: statuses.append(call.status)  # noqa: E731
+        await RequestMiddleware(app, ready, nothing_open, meter=meters, not_admitted=ended)(scope, no_message, send)
+        return sent
+
+    start, body = await talked({**SOCKET, "extensions": {"websocket.http.response": {}}})
+    assert (start["type"], start["status"]) == ("websocket.http.response.start", status or 403)
+    headers = dict(start["headers"])
+    assert headers[b"x-pointsman-trace-id"] == b"4bf92f3577b34da6a3ce929d0e0e4736"
+    assert headers[b"x-pointsman-request-id"]
+    assert body["type"] == "websocket.http.response.body"
+    assert statuses == [status or 403]
+    if status is None:
+        assert await talked(SOCKET) == [{"type": "websocket.close", "code": 1008, "reason": "no"}]
+
+
 async def test_a_websocket_that_is_open_is_closed_for_its_denial() -> None:
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "websocket.accept"})

@@ -246,6 +246,45 @@ def test_an_error_keeps_nothing_of_its_text() -> None:
     assert "secret" not in json.dumps(str(events.reported_error(quoted)))
 
 
+@pytest.mark.parametrize(
+    ("ended", "reasons"),
+    [
+        ({"type": "response.done", "response": {"id": "r", "status": "completed", "status_details": None}}, ("stop",)),
+        (
+            {
+                "type": "response.done",
+                "response": {"id": "r", "status": "incomplete", "status_details": {"reason": "max_output_tokens"}},
+            },
+            ("length",),
+        ),
+        (
+            {
+                "type": "response.done",
+                "response": {"id": "r", "status": "cancelled", "status_details": {"reason": "turn_detected"}},
+            },
+            ("turn_detected",),
+        ),
+        ({"type": "response.completed", "response": {"id": "r", "status": "completed"}}, ("stop",)),
+        (
+            {
+                "type": "response.incomplete",
+                "response": {"id": "r", "status": "incomplete", "incomplete_details": {"reason": "max_output_tokens"}},
+            },
+            ("length",),
+        ),
+        (None, ()),
+    ],
+)
+def test_a_response_says_what_it_is_called_and_why_it_ended(
+    ended: dict[str, Any] | None, reasons: tuple[str, ...]
+) -> None:
+    reader = ResponseReader()
+    reader.add({"type": "response.created", "response": {"id": "r"}})
+    if ended is not None:
+        reader.add(ended)
+    assert (reader.id, reader.finish_reasons) == ("r", reasons)
+
+
 def test_a_failed_response_says_why() -> None:
     reader = ResponseReader()
     details = {"type": "failed", "error": {"type": "server_error", "code": "rate_limit_exceeded"}}

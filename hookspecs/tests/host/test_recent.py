@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -189,6 +190,18 @@ def test_none_is_remembered_where_none_is_asked_for() -> None:
 )
 def test_a_request_that_was_not_admitted_says_why(fields: dict[str, Any], line: str) -> None:
     assert line in explanation(not_admitted("one", **fields), "worker")["lines"]
+
+
+@pytest.mark.parametrize("generates", [True, False])
+async def test_a_cost_that_is_not_known_is_told_where_there_is_one(worker: Harness, generates: bool) -> None:
+    made = await worker.request(model="chat", script=ok())
+    attempts = tuple(replace(attempt, cost_usd_micros=None) for attempt in made.settlement.attempts)
+    recent = Recent(1)
+    recent.keep(replace(made.settlement, attempts=attempts, generates=generates), ())
+    record = recent.find(made.settlement.request_id)
+    assert record is not None
+    told = "\n".join(explanation(record, "worker")["lines"])
+    assert ("the cost of 1 attempts is unknown" in told) == generates
 
 
 @pytest.mark.parametrize("responses", [1, 4, 9])

@@ -406,5 +406,8 @@ def _ended(settlement: Settlement) -> str:
     known = [a for a in settlement.attempts if a.cost_usd_micros is not None]
     if known:
         text += f", ${settlement.cost_usd_micros / 1_000_000:.6f}"
-    unknown = sum(a.cost_usd_micros is None and a.outcome is Outcome.OK for a in settlement.attempts)
+    # Nothing is charged for a request that does not generate, such as the opening of a websocket.
+    unknown = settlement.generates and sum(
+        a.cost_usd_micros is None and a.outcome is Outcome.OK for a in settlement.attempts
+    )
     return text + (f", the cost of {unknown} attempts is unknown" if unknown else "")

@@ -379,6 +379,8 @@ class Closer:
             status_code=None if error is None else error.status,
             model=reader.model,
             error=error,
+            response_id=reader.id,
+            finish_reasons=reader.finish_reasons if outcome is Outcome.OK else ("error",),
         )
         return usage
 

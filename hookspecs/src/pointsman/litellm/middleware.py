@@ -83,7 +83,8 @@ class RequestMiddleware:
         request_id, peer = new_id(), _peer(scope, receive)
         span = None if self._spans is None else self._spans.open(scope, request_id)
         if span is None or self._spans is None:
-            await self._serve(ClientCall(request_id, scope, peer), receive, send)
+            inner = scope if self._spans is None else self._spans.hidden(scope)
+            await self._serve(ClientCall(request_id, inner, peer), receive, send)
             return
         call = ClientCall(request_id, self._spans.inner_scope(scope, span), peer, span)
         call.trace_id = self._spans.trace_id(call)

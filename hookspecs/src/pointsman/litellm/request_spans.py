@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from .call import ClientCall
 
 _LISTS: Final = ("/models", "/models/")
+_ADMIN: Final = "/pointsman/"
+_READS: Final = frozenset({"GET", "HEAD"})
+_TRACEPARENT: Final = b"traceparent"
+#: A parent that is not recorded, so that what asks for its sampling decision records nothing either.
+_NOT_RECORDED: Final = (_TRACEPARENT, b"00-70000000000000000000000000000001-7000000000000001-00")
 
 
 @lru_cache(maxsize=4096)
@@ -52,6 +57,23 @@ class RequestSpans:
         return (
             scope["type"] in {"http", "websocket"} and self._tracing().enabled and self._asks_a_model(route_path(scope))
         )
+
+    @staticmethod
+    def hides(scope: Scope) -> bool:
+        """Return whether a request is a look at our admin routes, such as Prometheus's every few seconds.
+
+        LiteLLM begins spans for it that it does not end. One that is traced by its client is left alone.
+        """
+        return (
+            scope["type"] == "http"
+            and scope["method"] in _READS
+            and route_path(scope).startswith(_ADMIN)
+            and not any(name == _TRACEPARENT for name, _ in scope["headers"])
+        )
+
+    def hidden(self, scope: Scope) -> Scope:
+        """Return the scope of a request without a span of ours as the application gets it."""
+        return {**scope, "headers": [*scope["headers"], _NOT_RECORDED]} if self.hides(scope) else scope
 
     def open(self, scope: Scope, request_id: str) -> Span | None:
         """Begin a request's span; None when there is to be none."""
@@ -122,5 +144,5 @@ class FrameworkTelemetry:
 
     async def __call__(self, *, scope: Scope, legacy_otel: bool = False, **more: Any) -> None:
         """Serve a request."""
-        without = legacy_otel or self._spans.covers(scope)
+        without = legacy_otel or self._spans.covers(scope) or self._spans.hides(scope)
         await self._original(scope=scope, legacy_otel=without, **more)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from ..types import AttemptError, Endpoint, ErrorClass, Usage
+from .answers import finish_reason, finish_reasons
 from .usage import Account
 from .usage_blocks import Reading
 
@@ -206,10 +207,11 @@ class ResponseReader:
     """What one response consists of, as far as it has come.
 
     Attributes:
+        id: What the provider calls it; empty before it says it.
         begun: Whether there was content.
     """
 
-    __slots__ = ("_account", "_final", "_sampled", "_sound", "_text", "begun")
+    __slots__ = ("_account", "_final", "_sampled", "_sound", "_text", "begun", "id")
 
     def __init__(self, *, sampled: bool = True) -> None:
         """Begin.
@@ -222,11 +224,13 @@ class ResponseReader:
         self._final: Mapping[str, Any] = {}
         self._text: list[str] = []
         self._sound = 0
+        self.id = ""
         self.begun = False
 
     def add(self, event: Mapping[str, Any]) -> bool:
         """Take up an event and return whether it is the first with content."""
         what = kind(event)
+        self.id = self.id or response_id(event)
         if what in ENDED:
             self._final = _object(event.get("response"))
             self._account.add({"response": self._final})
@@ -260,6 +264,12 @@ class ResponseReader:
     def model(self) -> str | None:
         """The model that has answered, where it is said."""
         return self._account.model
+
+    @property
+    def finish_reasons(self) -> tuple[str, ...]:
+        """Why it ended, as OpenAI's chat API names it; empty when the provider does not say it."""
+        reason = finish_reason(_object(self._final.get("status_details")).get("reason"))
+        return finish_reasons(self._final) if reason is None else (reason,)
 
     @property
     def failure(self) -> AttemptError | None:

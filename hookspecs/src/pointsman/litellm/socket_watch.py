@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 #: ASGI's extension for answering a websocket's handshake, and the beginning of its messages' names.
 _HANDSHAKE_ANSWER: Final = "websocket.http.response"
 _SWITCHING: Final = 101
+_FORBIDDEN: Final = 403
 _POLICY_VIOLATION: Final = 1008
 _TRY_AGAIN_LATER: Final = 1013
 #: A close frame has room for 123 bytes.
@@ -99,6 +100,8 @@ class SocketWatch:
         if call.denial is not None:
             await self.refuse()
             return
+        if not self._accepted and self._accept is None and await self._refused_by_gateway(message):
+            return
         await self._answer_handshake()
         if kind == "websocket.close":
             self._closed = True
@@ -125,6 +128,24 @@ class SocketWatch:
         self._call.start_answer(_SWITCHING)
         message["headers"] = [*message.get("headers", ()), *answer_headers(self._call)]
         await self._send(message)
+
+    async def _refused_by_gateway(self, message: Message) -> bool:
+        """Return whether a message refuses the handshake; it is sent then, with our headers: an answer leads to its trace."""
+        call, kind = self._call, message["type"]
+        if kind == "websocket.close" and _HANDSHAKE_ANSWER in (call.scope.get("extensions") or {}):
+            # What the server makes of it.
+            self._closed = True
+            call.start_answer(_FORBIDDEN)
+            start = {"type": f"{_HANDSHAKE_ANSWER}.start", "status": _FORBIDDEN, "headers": answer_headers(call)}
+            await self._send(start)
+            await self._send({"type": f"{_HANDSHAKE_ANSWER}.body", "body": b"", "more_body": False})
+            return True
+        if kind == f"{_HANDSHAKE_ANSWER}.start":
+            call.start_answer(message["status"])
+            message["headers"] = [*message.get("headers", ()), *answer_headers(call)]
+            await self._send(message)
+            return True
+        return False
 
     def close(self) -> None:
         """End what is metered."""

@@ -219,7 +219,9 @@ class MeteredSocket:
             within=session.ctx.request_id,
             received_at=self._host.clock.now(),
         )
-        exchange = self._host.open(ctx)
+        # The running span may be the framework's, of this one message: the response goes on when that has ended.
+        with self._host.tracing.current(session.span):
+            exchange = self._host.open(ctx)
         try:
             denial = await exchange.admit()
         except BaseException:
