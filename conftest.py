@@ -44,18 +44,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def chosen(items: list[pytest.Item], part: str) -> list[pytest.Item]:
-    """Return one part of the cases of each test, at least one."""
+    """Return one part of the cases of each test, at least one; in the order that spares fixtures, which pytest has made."""
     number, of = map(int, part.split("/"))
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     # Tests of one file often have the same cases: each begins with another one.
-    return [
+    kept = {
         item
         for first, found in enumerate(cases.values(), number - 1)
         for index, item in enumerate(found)
         if (first + index) % min(of, len(found)) == 0
-    ]
+    }
+    return [item for item in items if item in kept]
 
 
 @pytest.hookimpl(trylast=True)  # of the cases that are left
