@@ -23,7 +23,7 @@ class Item:
 
 @pytest.mark.parametrize("of", [1, 2, 3])
 def test_cases_that_share_a_costly_fixture_stay_together(request: pytest.FixtureRequest, of: int) -> None:
-    """pytest has put them one after another; otherwise what they share would be started for each test."""
+    """Pytest has put them one after another; otherwise what they share would be started for each test."""
     items = [Item(f"test_{name}[{proxy}-{case}]") for proxy in ("one", "other") for name in "abc" for case in range(3)]
     for number in range(1, of + 1):
         kept = settings(request).chosen(items, f"{number}/{of}")
