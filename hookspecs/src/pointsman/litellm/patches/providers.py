@@ -188,8 +188,8 @@ def _guarded_blocking_send(send: Any, guard: Guard) -> Any:
 def _guarded_connection(connect: Any, guard: Guard) -> Any:
     async def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
         guard.check()
-        if (call := current_call.get()) is not None:
-            call.asks(str(self.uri).partition("?")[0])
+        if (call := current_call.get()) is not None and (running := call.running) is not None:
+            running.calls(str(self.uri).partition("?")[0])
         return await connect(self, *args, **kwargs)
 
     return guarded
