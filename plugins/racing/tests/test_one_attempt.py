@@ -90,6 +90,18 @@ def configuration(upstream):
             "model_info": {"id": f"{group}-{number}"},
         }
 
+    #: Of each group, LiteLLM offers one deployment at first.
+    narrow = [
+        deployment(f"{prefix}{group}", f"first-{group}", f"{prefix}{model}", order=1)
+        for prefix in ("", "claude-")
+        for group, model in (("narrow", "dead"), ("narrow-all", "save"), ("narrowest", "dead"))
+    ]
+    narrow += [
+        deployment(f"{p}{group}", f"second-{group}-{n}", f"{p}narrow", order=2)
+        for p in ("", "claude-")
+        for group in ("narrow", "narrow-all", "narrowest")
+        for n in range(2)
+    ]
     ordered = [
         deployment(f"{prefix}ordered", order, f"{prefix}{model}", order=order)
         for prefix in ("", "claude-")
@@ -98,8 +110,16 @@ def configuration(upstream):
 
     raced = [f"{prefix}{group}" for prefix in ("", "claude-") for group in RACED]
     raced += [own(endpoint, once(endpoint, stream)) for endpoint, stream in CASES]
+    together = {"strategy": "first_wins", "budget_ratio": 4, "budget_burst": 1000}
+    races = {name: {} for name in raced}
+    races |= {f"{prefix}{group}": {} for prefix in ("", "claude-") for group in ("narrow", "narrowest")}
+    races |= {f"{prefix}narrow-all": together for prefix in ("", "claude-")}
     return {
-        "model_list": [*ordered, *(deployment(group, n + 1) for group, count in counts.items() for n in range(count))],
+        "model_list": [
+            *ordered,
+            *narrow,
+            *(deployment(group, n + 1) for group, count in counts.items() for n in range(count)),
+        ],
         "litellm_settings": {"callbacks": ["pointsman.litellm.handler"]},
         "router_settings": {
             "num_retries": 1,
@@ -115,7 +135,7 @@ def configuration(upstream):
             "plugins": [
                 {
                     "racing": {
-                        "groups": raced,
+                        "groups": races,
                         "models": [
                             {
                                 "name": f"{prefix}first",
@@ -198,6 +218,25 @@ def test_a_lost_race_is_raced_again_and_then_the_groups_fallback_answers(gateway
     assert text_of(endpoint, answer, stream=stream) == SAVED
     assert called == ["dead"] * 4 + ["save"]
     assert "x-pointsman-raced" not in answer.headers
+
+
+@everywhere
+def test_a_race_calls_what_litellm_offers_once_and_leaves_retries_to_it(gateway, endpoint, stream):
+    """The group has more deployments than its ``order`` lets through: they are no reason to call one of them again."""
+    answer, called = gateway.ask(endpoint, "narrow", stream=stream)
+    assert answer.status_code == 200, answer.text
+    assert called == ["dead"] * 2 + ["narrow"]
+    answer, called = gateway.ask(endpoint, "narrow-all", stream=stream)
+    assert answer.status_code == 200, answer.text
+    assert called == ["save"]
+
+
+@everywhere
+def test_the_error_of_a_lost_race_is_the_providers(gateway, endpoint, stream):
+    """Not that there was no other deployment to call."""
+    answer, called = gateway.ask(endpoint, "narrowest", stream=stream, disable_fallbacks=True)
+    assert answer.status_code == 500, answer.text
+    assert called == ["dead"] * 2
 
 
 @everywhere

@@ -690,3 +690,42 @@ async def test_an_empty_answer_is_better_than_none(track, stream):
     async with track(models=[SMART]) as h:
         result = await h.request(model="smart", stream=stream, script={"chat": ok(""), "backup": error(500)})
     assert (result.status, result.text, result.outcome) == (200, "", Outcome.OK)
+
+
+# -- where the gateway offers less than the group has -------------------------------------------------------------------
+
+
+class OnlyA:
+    """Leaves ``chat-b`` out, as a filter of LiteLLM does."""
+
+    def __init__(self, config):
+        pass
+
+    @hookimpl
+    def select(self, candidates):
+        return [c if c.deployment.id == "chat-a" else c.drop("filtered") for c in candidates]
+
+
+ONLY_A = (PluginInfo(name="only-a", config=PluginConfig, factory=OnlyA), {})
+TOGETHER = {"strategy": "first_wins", "budget_ratio": 4, "budget_burst": 1000}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("settings", "script", "expected"),
+    [
+        ({}, error(500), (500, 1)),
+        ({}, [error(429, retry_after_s=0.5), ok()], (200, 2)),
+        ({}, ok("", usage=None), (200, 1)),
+        ({"same_candidate": False}, ok(latency_s=3), (200, 1)),
+        (TOGETHER, ok(), (200, 1)),
+        (TOGETHER, error(500), (500, 1)),
+    ],
+    ids=["failed", "told when to come back", "empty", "slow", "together", "together, failed"],
+)
+async def test_one_deployment_of_a_group_is_called_again_only_for_a_reason(track, settings, script, expected, stream):
+    """Calling again what has just failed is a retry, which is the gateway's; the error is the provider's."""
+    async with track(ONLY_A, config={"groups": {"chat": settings}}) as h:
+        result = await h.request(model="chat", stream=stream, retries=0, script=script)
+    status, calls = expected
+    assert (result.status, [a.deployment.id for a in result.attempts]) == (status, ["chat-a"] * calls)

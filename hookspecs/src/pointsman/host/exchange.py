@@ -128,8 +128,10 @@ class Turn:
         fallback: Whether the gateway has fallen back to it.
         elsewhere: Whether the gateway goes on in another model group when it fails.
         by_order: Whether the gateway goes on with another ``order`` of the group, where there is one.
+        begins_at: How many attempts the request had before.
     """
 
+    begins_at: int = 0
     fallback: bool = False
     elsewhere: bool = False
     by_order: bool = False
@@ -460,6 +462,15 @@ class Exchange:
             StreamDeniedError: while iterating.
         """
         return transforms.stream(self.hooks, self.ctx, attempt, pieces, self.span)
+
+    def turn_failed(self) -> None:
+        """Note that the executor has failed: where a provider has failed it, that is the answer.
+
+        Else it would be why an attempt that the executor has made beside found no deployment, or was refused.
+        """
+        errors = [opened.attempt.error for opened in self.attempts[self.turn.begins_at :]]
+        if any(error is not None and error.kind is not ErrorClass.REFUSED for error in errors):
+            self._unanswered = None
 
     @property
     def unanswered(self) -> Denial | None:

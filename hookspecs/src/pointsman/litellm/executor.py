@@ -163,7 +163,7 @@ class Executor:
         assert exchange is not None  # noqa: S101  # a call that awaits an executor has one
         call.executor_starts()
         elsewhere, by_order = goes_on(call, str(arguments.get("model")), depth)
-        exchange.turn = Turn(fallback=route.fallback, elsewhere=elsewhere, by_order=by_order)
+        exchange.turn = Turn(len(exchange.attempts), fallback=route.fallback, elsewhere=elsewhere, by_order=by_order)
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if exchange.attempts else None
         upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)
         try:
@@ -181,6 +181,7 @@ class Executor:
                 call.gateway_attempts()
                 return _NOT_EXECUTED
         except UpstreamError as err:
+            exchange.turn_failed()
             if exchange.ctx.endpoint is Endpoint.MESSAGES and err.retry_after_s is not None:
                 # LiteLLM answers with an exception's headers, but not to messages requests.
                 call.error_headers = {"retry-after": str(math.ceil(err.retry_after_s))}

@@ -362,13 +362,15 @@ class Drive:
             return await self._attempt(group, fallback=group != first, has_fallback=has_fallback)
         if group != first:
             route = replace(route, target=group, fallback=True)
-        self._exchange.turn = Turn(fallback=route.fallback, elsewhere=has_fallback)
+        exchange = self._exchange
+        exchange.turn = Turn(len(exchange.attempts), fallback=route.fallback, elsewhere=has_fallback)
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if self._exchange.attempts else None
         upstream = _RouteUpstream(self._gateway, self._exchange.ctx, self._script, again)
         try:
             if await self._execute(route, upstream):
                 return None
         except UpstreamError as err:
+            exchange.turn_failed()
             kind = ErrorClass(err.error_class) if err.error_class in set(ErrorClass) else ErrorClass.UNKNOWN
             return AttemptError(kind=kind, status=err.status, message=str(err), retry_after_s=err.retry_after_s)
         return await self._attempt(group, fallback=group != first, has_fallback=has_fallback)

@@ -122,7 +122,7 @@ class Coordinator:
         attempt = current_attempt.get()
         running = self._running.get(ctx.request_id)
         # Calls started inside an attempt, for a mirror or a judge, are not attempts of the race.
-        if attempt is None or running is None or running[0] is not attempt.runner or not candidates[1:]:
+        if attempt is None or running is None or running[0] is not attempt.runner:
             return None
         siblings = [a for a in attempt.runner.attempts if a is not attempt and a.entry.target == attempt.entry.target]
         if not siblings:
@@ -131,7 +131,7 @@ class Coordinator:
         left = [c if c.deployment.id not in taken else c.drop("another attempt of the race") for c in candidates]
         free = [c for c in left if not c.dropped]
         if not free:
-            return None
+            return left if _repeats_in_vain(attempt) else None
         if attempt.runner.race.plan.strategy in TOGETHER:
             chosen = self._claim(attempt, free)
             return [c if c.dropped or c is chosen else c.drop("left to another attempt of the race") for c in left]
@@ -256,6 +256,18 @@ class Coordinator:
                 if value.usage is not None:
                     counts.losers_tokens += value.usage.total_tokens
                     counts.losers_estimated += value.usage.estimated
+
+
+def _repeats_in_vain(attempt: RaceAttempt) -> bool:
+    """Say whether an attempt has no use where the race has called each deployment already.
+
+    LiteLLM's tags, ``order`` and other filters may leave fewer deployments than the group has. To call one again that has
+    just failed is a retry, which is LiteLLM's; to call one twice at once is no race.
+    """
+    if attempt.reason is Reason.REPLACEMENT:
+        # Unless it has waited for the provider's own retry-after.
+        return attempt.entry.blocked_until_ms <= 0
+    return attempt.reason is not Reason.HEDGE or not attempt.runner.race.plan.same_candidate
 
 
 def _judge(
