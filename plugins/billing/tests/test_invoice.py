@@ -200,11 +200,22 @@ def test_a_moment_belongs_to_the_day_of_the_time_zone() -> None:
         ("date\tmodel\tcost\n2025-06-15\t4.12\t$1,234\n", "row 1: .* without separators of thousands"),
         ('date,model,cost\n2025-06-15,m,"0,42"\n', "with a point before the fraction"),
         ("date,model,cost,currency\n2025-06-15,m,1,EUR\n", "only US dollars"),
+        # An amount of a thousand dollars without quotes would be one dollar.
+        ("date,model,cost\n2025-06-15,m,1\n2025-06-15,m,1,234.50\n", "row 2: it has more fields"),
+        ("date,model,cost\n2025-06-15,m,1\n2025-06-15,m\n", "row 2: it has fewer fields"),
+        (f"date,model,cost\n2025-06-15,m,{'9' * 70}\n", "row 1: .* too long"),
+        (f"date,model,cost\n2025-06-15,{'m' * 200_000},1\n", "not CSV"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(text: str, word: str) -> None:
     with pytest.raises(UnreadableInvoice, match=word):
         read(text, UTC)
+
+
+@pytest.mark.parametrize("end", ["2025-06-15,m,2,,\n", "Total,3\n", "made on Monday\n", "2025-06-15,m,2\n\n\n"])
+def test_rows_that_end_otherwise_are_read_where_nothing_is_lost(end: str) -> None:
+    (charge,) = read(f"date,model,cost\n2025-06-15,m,1\n{end}", UTC)
+    assert charge.cost_usd == (3 if "m,2" in end else 1)
 
 
 def ours(**given: Any) -> dict[str, Any]:

@@ -109,6 +109,9 @@ _POINTS: Final = str.maketrans({",": ".", ".": ",", "\N{NO-BREAK SPACE}": None, 
 _TOTALS: Final = frozenset({"total", "totals", "subtotal", "sub-total", "grand total", "sum"})
 #: Where a row of CSV has its decimal mark, empty where nothing in the file shows which it is. No column is called so: names have letters and digits only.
 _CSV: Final = "(csv)"
+#: Where a row of CSV says that it has more or fewer fields than there are headings; empty where it has as many.
+_FIELDS: Final = "(fields)"
+_MORE: Final = "(more)"
 
 
 class UnreadableInvoice(ValueError):
@@ -233,9 +236,15 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
 def _of_csv(text: str) -> Iterator[dict[str, Any]]:
     heads = text.partition("\n")[0]
     separator = max(_SEPARATORS, key=heads.count)
-    rows = [_named(row) for row in csv.DictReader(io.StringIO(text), delimiter=separator)]
+    try:
+        found = list(csv.DictReader(io.StringIO(text), delimiter=separator, restkey=_MORE))
+    except csv.Error as err:
+        raise UnreadableInvoice(f"the file is not CSV: {err}") from err
+    rows = [_named(row) for row in found]
     mark = "." if separator == "," else _decimal_mark(rows)
-    yield from ({**row, _CSV: mark} for row in rows)
+    for row, fields in zip(rows, found, strict=True):
+        more, fewer = any(fields.get(_MORE) or ()), None in fields.values()
+        yield {**row, _CSV: mark, _FIELDS: "more" if more else "fewer" if fewer else ""}
 
 
 def _decimal_mark(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -277,7 +286,11 @@ def _charge(row: Mapping[str, Any], zone: tzinfo) -> Charge | None:
     named = {meaning: next((row[name] for name in names if name in row), None) for meaning, names in _COLUMNS.items()}
     if _adds_up_others(row, named):
         return None
-    mark = row.get(_CSV, ".")
+    mark, fields = row.get(_CSV, "."), row.get(_FIELDS)
+    if fields == "more":
+        raise ValueError("it has more fields than there are headings; put those that contain the separator in quotes")
+    if fields == "fewer" and named["day"] is not None and named["model"] is not None:
+        raise ValueError("it has fewer fields than there are headings; the file may have been cut off")
     parts = [_count(row[name], mark) for name in _PROMPT_PARTS if name in row]
     prompt = sum(parts) if parts else None
     if named["prompt"] is not None:
@@ -323,7 +336,9 @@ def _amount(value: Any, mark: str = ".") -> Decimal:
     Raises:
         ValueError: it is not one, or it is not clear which.
     """
-    text = str(value).strip()[:_MOST_AMOUNT_CHARS]
+    text = str(value).strip()
+    if len(text) > _MOST_AMOUNT_CHARS:
+        raise ValueError(f"{text[:_MOST_AMOUNT_CHARS]!r}... is too long for a number")
     if not mark and (ambiguous := _AMBIGUOUS.fullmatch(text)) is not None:
         raise ValueError(
             f"nothing in the file shows whether {ambiguous[1]!r} in {text!r} separates thousands or the fraction; write "
