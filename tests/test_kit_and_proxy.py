@@ -46,6 +46,12 @@ class Case:
     files: dict[str, Any] | None = None
     stream: bool = False
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """The body as plugins see it, with the files of a form."""
+        files = (self.files or {}).items()
+        return self.body | {name: {"filename": of, "type": kind, "data": data} for name, (of, data, kind) in files}
+
 
 #: What no two requests have in common.
 OWN = {"call_id", "client_host", "headers", "received_at", "request_id"}
@@ -193,7 +199,7 @@ async def test_plugins_are_told_the_same(proxy: tuple[Rig, Path], tmp_path: Path
             endpoint=case.endpoint,
             stream=case.stream,
             api_key="tenant-a",
-            body=case.body,
+            body=case.told,
             headers=headers,
         )
     (real,), (kit,) = recorded(file, name, "context"), recorded(here, name, "context")

@@ -347,7 +347,8 @@ class Contexts:
 
     def write(self, case: str | None, what: str, facts: Any) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"case": case, what: facts}) + "\n")
+            # The content of a file is bytes.
+            file.write(json.dumps({"case": case, what: facts}, default=bytes.decode) + "\n")
 
     @hookimpl
     async def pre_route(self, ctx: RequestContext, route: Route) -> None:
