@@ -29,6 +29,11 @@ _BODIES: Final[tuple[Mapping[str, object], ...]] = (
     {"input": [[1, 2], [3]], "prompt": {}},
     {"messages": [], "max_tokens": "many", "n": 0, "stream_options": [], "user": 5, "metadata": "x"},
     {"messages": [], "max_tokens": -1, "max_completion_tokens": True, "n": 10**30, "temperature": float("nan")},
+    {"file": {"filename": "a.wav", "type": "audio/wav", "data": b"RIFF\xff\x00"}, "language": "en"},
+    {
+        "image": [{"filename": "", "type": "image", "data": b""}, {"filename": "b.png", "data": b"\x89PNG"}],
+        "prompt": "hi",
+    },
     {"messages": [{"role": "user", "content": "\ud800" + _LONG}], "metadata": {"user_id": None, "tags": {}}},
 )
 _ANSWERS: Final[tuple[Step, ...]] = (
