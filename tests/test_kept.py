@@ -95,6 +95,15 @@ def test_a_tenant_uses_its_own(rig: Rig, made: dict[str, str], method: str, what
         assert owner.request(method, made[what] + action).status_code == 200
 
 
+def test_a_video_that_is_made_of_another_is_its_makers(rig: Rig, provider: Anything, made: dict[str, str]) -> None:
+    with as_tenant(rig, "a") as owner, as_tenant(rig, "b") as other:
+        remixed = owner.post(f"{made['videos']}/remix", json={"prompt": "a dog"})
+        assert remixed.status_code == 200, remixed.text
+        before = len(provider.calls)
+        assert other.get(f"/v1/videos/{remixed.json()['id']}").status_code == 404
+    assert len(provider.calls) == before
+
+
 def test_a_list_shows_a_tenant_its_own(rig: Rig, provider: Anything, made: dict[str, str]) -> None:
     """Results of its batches included; the administrator sees all."""
     with as_tenant(rig, "a") as owner:

@@ -88,7 +88,8 @@ class Anything:
         if (kept := self._kept(request, await request.body())) is not None:
             return JSONResponse(kept)
         if request.url.path.startswith("/v1/videos"):
-            return JSONResponse({**ANSWER, "object": "video", "id": "video_1", "seconds": "4", "usage": None})
+            id_ = "video_2" if request.url.path.endswith("/remix") else "video_1"
+            return JSONResponse({**ANSWER, "object": "video", "id": id_, "seconds": "4", "usage": None})
         asked = _ASKED.search(await request.body())
         status = int(asked[1] if asked else request.headers.get("x-fail", "200"))
         quoted = f"It's too much: you've said '{asked[0].decode()}', which isn't allowed" if asked else "no"

@@ -289,7 +289,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         """Close the attempt of a plain request."""
         call = client_call()
         if call is not None and call.exchange is not None:
-            await kept.answered(self._host.owners, call.exchange.ctx, endpoints.route_path(call.scope), response)
+            method, path = str(call.scope.get("method") or ""), endpoints.route_path(call.scope)
+            await kept.answered(self._host.owners, call.exchange.ctx, method, path, response)
         running = None if call is None else call.running
         if call is not None and call.exchange is not None and running is not None:
             later = await self._charged_later(call, running, response, user_api_key_dict)

@@ -62,12 +62,13 @@ async def refused(owners: Owners, ctx: RequestContext, path: str) -> Denial | No
     return _UNKNOWN if any(owner not in {None, tenant} for owner in found) else None
 
 
-async def answered(owners: Owners, ctx: RequestContext, path: str, response: Any) -> None:
+async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, response: Any) -> None:
     """Note whose it is what an answer names; leave in a list what is the tenant's own.
 
     Args:
         owners: Who has made what.
         ctx: The request.
+        method: Its HTTP method.
         path: Its path.
         response: LiteLLM's answer; changed where it is a list.
     """
@@ -80,9 +81,10 @@ async def answered(owners: Owners, ctx: RequestContext, path: str, response: Any
             found = await owners.of([_plain(_id(entry)) for entry in entries])
             response.data = [entry for entry, owner in zip(entries, found, strict=True) if owner == tenant]
             return
-        # What a tenant only reads may be the operator's; the results of its own batch are its own.
-        makes = _IN_PATH.search(path) is None
-        if makes or await owners.of([_plain(_id(response))]) == [tenant]:
+        # What a tenant only reads may be the operator's; the results of its own batch are its own. A video is made of another.
+        id_, asked = _plain(_id(response)), [_plain(found) for found in _IN_PATH.findall(path)]
+        makes = not asked or (method == "POST" and id_ not in asked)
+        if makes or await owners.of([id_]) == [tenant]:
             await owners.note(map(_plain, _names(response)), tenant)
     except StoreError as err:
         log.warning("whose files and batches are cannot be looked up or noted: %s", err)
