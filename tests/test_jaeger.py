@@ -477,7 +477,7 @@ def test_what_was_never_admitted_leaves_a_span_too(seen: dict[str, Seen]) -> Non
 def test_litellms_spans_of_a_call_share_an_id_with_ours(seen: dict[str, Seen], request: pytest.FixtureRequest) -> None:
     """Where LiteLLM traces as well, its span of the same call is found by the id that ours has."""
     theirs_expected = request.node.callspec.params["seen"] != "off"
-    for shape in ("plain", "stream", "messages", "responses"):
+    for shape in ("plain", "stream", "messages", "responses", "embeddings", "completions", "images"):
         (attempt,) = seen[shape].attempts
         call_id = attempt.tags["litellm.call_id"]
         theirs = [s for s in seen[shape].spans if not s.own and s.tags.get("litellm.call_id") == call_id]
