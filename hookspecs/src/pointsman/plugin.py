@@ -205,7 +205,7 @@ class PluginInfo:
         after: Plugins that, where they are in use, come earlier in the list.
 
     Raises:
-        ValueError: the gateway uses the name itself, or it has other characters.
+        ValueError: the gateway uses the name itself, or it has other characters; or the plugin needs, excludes or precedes itself.
         TypeError: what has to be a tuple of names is something else, such as one name.
     """
 
@@ -232,6 +232,8 @@ class PluginInfo:
                 raise TypeError(
                     f"PluginInfo(name={self.name!r}): {names} is {given!r:.80}, not a tuple of names: ('quota',)"
                 )
+            if self.name in given and names not in {"labels", "replaces_labels"}:
+                raise ValueError(f"PluginInfo(name={self.name!r}): {names} names the plugin itself")
 
 
 class Clock(Protocol):

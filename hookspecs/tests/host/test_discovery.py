@@ -369,3 +369,11 @@ def test_one_name_instead_of_a_tuple_is_refused(field, value):
     """Its letters would be taken for names."""
     with pytest.raises(TypeError, match=f"{field} is .*, not a tuple of names"):
         PluginInfo(name="mine", config=PluginConfig, factory=object, **{field: value})
+
+
+@pytest.mark.parametrize("field", ["needs", "conflicts", "before", "after"])
+def test_a_plugin_cannot_name_itself_as_another(field):
+    """No configuration would be right."""
+    with pytest.raises(ValueError, match=f"{field} names the plugin itself"):
+        PluginInfo(name="mine", config=PluginConfig, factory=object, **{field: ("other", "mine")})
+    PluginInfo(name="mine", config=PluginConfig, factory=object, labels=("mine",))
