@@ -157,6 +157,7 @@ UNREADABLE: dict[str, str | bytes] = {
     "bytes": b'{"type": "response.create", "response": {}}',
     "cut": '{"type": "response.create", "response": {}',
     "two events": '{"type": "x"}{"type": "response.create"}',
+    "a million lists": '{"type": "response.create", "response": {"input": [' + "[]," * 1_000_000 + "[]]}}",
     "nothing": "",
 }
 

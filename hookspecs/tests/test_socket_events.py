@@ -56,6 +56,7 @@ def test_any_event_is_read(sent: list[dict[str, Any]], endpoint: Endpoint) -> No
 def test_a_frame_has_an_event_or_none() -> None:
     assert events.parse({"text": '{"type": "x"}'}) == {"type": "x"}
     assert events.parse({"text": "[1]"}) is None
+    assert events.parse({"text": '{"audio": "' + "A" * 1_000_000 + '"}'}) is not None
 
 
 @pytest.mark.parametrize(
@@ -65,10 +66,12 @@ def test_a_frame_has_an_event_or_none() -> None:
         {"text": None, "bytes": b"\xff\xfe\x00"},
         {"text": "[" * 100_000},
         {"text": '{"n": ' + "9" * 5_000 + "}"},
+        {"text": '{"a": [' + "[]," * 300_000 + "[]]}"},
+        {"text": "[" * 1_000_000},
         {"text": "{"},
         {},
     ],
-    ids=["bytes", "no text", "deep", "long number", "cut", "empty"],
+    ids=["bytes", "no text", "deep", "long number", "many parts", "very deep", "cut", "empty"],
 )
 def test_what_cannot_be_read_is_an_error(message: dict[str, Any]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # json's own among them

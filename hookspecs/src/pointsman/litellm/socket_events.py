@@ -35,6 +35,8 @@ _INHERITED: Final[Mapping[str, str]] = {
     "output_modalities": "output_modalities",
     "modalities": "output_modalities",
 }
+#: Lists, objects and their entries in one event; each takes some microseconds, also of those that LiteLLM reads again.
+MOST_PARTS: Final = 250_000
 #: Longer conversations are counted by their length.
 _MOST_KEPT_CHARS: Final = 1_000_000
 _CHARS_A_TOKEN: Final = 2
@@ -49,11 +51,13 @@ def parse(message: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the event in a message of a websocket, as ASGI has it; None when it is JSON of another kind.
 
     Raises:
-        ValueError: the message is not JSON in a text frame.
+        ValueError: the message is not JSON in a text frame, or has more parts than can be read while others wait.
     """
     text = message.get("text")
     if text is None:
         raise ValueError("a frame of bytes")
+    if len(text) > MOST_PARTS and sum(map(text.count, ",[{")) > MOST_PARTS:
+        raise ValueError("too many parts")
     try:
         event = json.loads(text)
     except RecursionError:

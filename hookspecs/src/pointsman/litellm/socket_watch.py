@@ -30,7 +30,8 @@ _UNREADABLE: Final = Denial(
     status=400,
     code="invalid_json",
     type="invalid_request_error",
-    message="The event is not JSON in a text frame, and has not been passed on.",
+    message="The event has not been passed on: it is not JSON in a text frame, or has more than "
+    f"{socket_events.MOST_PARTS} lists, objects and entries.",
 )
 #: The first error status that is not the client's fault.
 _FIRST_FAULT: Final = 500
