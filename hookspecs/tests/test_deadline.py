@@ -29,8 +29,10 @@ def run(request):
 
 def test_an_answer_that_came_while_the_loop_stood_still_is_an_answer(run, tmp_path):
     async def work():
+        patient = await open_store("disk", path=tmp_path / "store")
+        await patient.put("a", 1)
+        await patient.close()
         store = await open_store("disk", path=tmp_path / "store", timeout_s=TIMEOUT_S)
-        await store.put("a", 1)
         asked = asyncio.ensure_future(store.get("a"))
         await asyncio.sleep(0)
         time.sleep(STILL_S)  # noqa: ASYNC251  # what LiteLLM's imports do

@@ -85,4 +85,4 @@ async def test_a_tactic_that_fails_is_skipped_and_counted(harness, monkeypatch):
     fleet = [deployment(one, "chat") for one in ("a", "b")]
     async with harness([(plugin, {"tactic": "random"})], deployments=fleet) as h:
         assert (await h.request()).status == 200
-        assert h.faults == {"balance.select": 1}
+        assert h.faults == {"balance.tactic random": 1, "balance.select": 1}

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from ..store.protocol import StateStore
 
-#: What nobody has used for a year is forgotten.
+#: What has not been used for a year is forgotten.
 _KEPT_S: Final = 366 * 86_400.0
 
 
