@@ -24,8 +24,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pointsman.host.exposition import prometheus_name
 from pointsman.host.metrics import Metrics
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider.process import UpstreamProcess
-from pointsman.testing.proxy import ProxyServer, free_port
+from pointsman.testing.proxy import ProxyServer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 DASHBOARD = EXAMPLES / "tracing" / "dashboard.json"

@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from pointsman.testing.otlp import Collector
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider import Behaviour, UpstreamServer
-from pointsman.testing.proxy import free_port
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "LITELLM_MASTER_KEY")

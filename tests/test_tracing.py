@@ -17,8 +17,8 @@ import pytest
 from rig import Rig, deployment
 
 from pointsman.testing.otlp import CollectedSpan, Collector
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider import Behaviour
-from pointsman.testing.proxy import free_port
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 ASK = [{"role": "user", "content": "Say the secret word xyzzy-4711."}]

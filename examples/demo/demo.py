@@ -23,8 +23,9 @@ from rich.console import Console
 from story import Story, UnexpectedError
 
 from pointsman.testing.otlp import Collector
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider import UpstreamServer
-from pointsman.testing.proxy import ProxyFailed, ProxyServer, free_port
+from pointsman.testing.proxy import ProxyFailed, ProxyServer
 
 CONFIG: Final = Path(__file__).with_name("litellm.yaml")
 PIPED_WIDTH: Final = 120

@@ -37,7 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 
 import redis_servers  # in the directory of the tests' helpers
 
-from pointsman.testing.proxy import ProxyFailed, ProxyServer, free_port
+from pointsman.testing.ports import free_port
+from pointsman.testing.proxy import ProxyFailed, ProxyServer
 
 #: Settlements that one killed worker may have had only in memory: a journal window of this load.
 MOST_LOST_A_KILL: Final = 8

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 USAGE = {"prompt_tokens": 10, "completion_tokens": 20, "total_tokens": 30, "input_tokens": 10, "output_tokens": 20}

@@ -15,7 +15,7 @@ from typing import Any, Final, Self
 import httpx
 import pytest
 
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 
 VERSION: Final = "v1.76.0"
 CONFIG: Final = Path(__file__).parents[2] / "examples" / "tracing" / "jaeger.yaml"

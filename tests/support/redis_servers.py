@@ -13,11 +13,9 @@ from typing import Final
 import redis
 from redis.exceptions import RedisError
 
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 
 MISSING: Final = "redis-server is not installed; install it, for example with apt-get install redis-server"
-#: A node's bus listens 10 000 above its port.
-_HIGHEST_PORT: Final = 55_000
 _SLOTS: Final = 16_384
 _NODES: Final = 3
 _PATIENCE_S: Final = 60.0
@@ -60,8 +58,7 @@ def _server(folder: Path, *options: str) -> Iterator[int]:
     server = shutil.which("redis-server")
     if server is None:
         raise RuntimeError(MISSING)
-    while (port := free_port()) > _HIGHEST_PORT:
-        pass
+    port = free_port()
     command = [server, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--appendonly", "yes"]
     with subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL) as process:  # noqa: S603  # our own command
         try:

@@ -27,7 +27,7 @@ from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 
 #: 119 tokens of text, of which 64 were cached, and 13 of sound; 30 of text and 91 of sound came out.
 REALTIME_USAGE: Final[Mapping[str, Any]] = {

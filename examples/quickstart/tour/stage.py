@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Final
 
 from pointsman.testing.otlp import Collector
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider import Behaviour, Delay, Limits, UpstreamServer
-from pointsman.testing.proxy import ProxyFailed, ProxyServer, free_port
+from pointsman.testing.proxy import ProxyFailed, ProxyServer
 
 from . import Unexpected
 

@@ -21,7 +21,7 @@ from pointsman.cli.output import Level
 from pointsman.store import open_store
 from pointsman.store.sqlite import OPEN_LOCK
 from pointsman.testing.otlp import Collector
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 
 
 @pytest.fixture

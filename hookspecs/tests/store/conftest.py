@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -18,9 +17,9 @@ import pytest
 import redis as redis_client
 
 from pointsman.store import StateStore, open_store
+from pointsman.testing.ports import free_port
 
 START_PATIENCE_S = 20.0
-HIGHEST_PORT = 55_000  # a cluster node also listens 10 000 ports higher
 
 
 class ManualClock:
@@ -57,7 +56,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, on the port of the last time if there was one, and wait until it answers."""
-        self.port = self.port or _free_port()
+        self.port = self.port or free_port()
         binary = shutil.which("redis-server")
         assert binary is not None
         command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
@@ -100,15 +99,6 @@ class RedisServer:
             self.process.kill()
             self.process.wait()
             self.process = None
-
-
-def _free_port() -> int:
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        if port < HIGHEST_PORT:
-            return port
 
 
 def _cluster_info(client: redis_client.Redis) -> bytes:

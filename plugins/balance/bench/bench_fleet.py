@@ -34,7 +34,8 @@ from fleet import SICK, fleet
 from rich.console import Console
 from rich.table import Table
 
-from pointsman.testing.proxy import ProxyServer, free_port
+from pointsman.testing.ports import free_port
+from pointsman.testing.proxy import ProxyServer
 from pointsman_balance.tactics import BUILT_IN
 
 OURS = sorted(BUILT_IN)

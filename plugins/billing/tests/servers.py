@@ -18,16 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from pointsman.testing.ports import free_port
+
 INSTALL = "plugins/billing/tests/services/install.sh gets it"
 KAFKA_JARS = Path(os.environ.get("POINTSMAN_SERVICES") or Path.home() / ".cache" / "pointsman") / "kafka-3.9.1"
 _START_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:

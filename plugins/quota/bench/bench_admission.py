@@ -43,6 +43,7 @@ from rich.table import Table
 from pointsman.host.host import Host
 from pointsman.host.settings import parse
 from pointsman.testing import FakeGateway
+from pointsman.testing.ports import free_port
 from pointsman.types import Endpoint, Identity, RequestContext
 from pointsman_quota.plugin import plugin
 
@@ -73,9 +74,7 @@ def redis(directory: Path) -> Iterator[str | None]:
     if server is None:
         yield None
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  # a fixed command
     try:

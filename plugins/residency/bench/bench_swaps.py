@@ -33,8 +33,9 @@ import yaml
 
 from pointsman.stats import nearest_rank
 from pointsman.testing import warm
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider import Behaviour
-from pointsman.testing.proxy import ProxyServer, free_port
+from pointsman.testing.proxy import ProxyServer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.model_server import ModelServer

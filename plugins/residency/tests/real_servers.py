@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 
 CACHE = Path(os.environ.get("POINTSMAN_SERVICES") or Path.home() / ".cache" / "pointsman")
 #: How long a server may take to start, and a model to be made, in seconds.

@@ -14,8 +14,8 @@ from starlette.routing import Route
 
 from pointsman.cli.doctor import examine
 from pointsman.testing import FakeClock
+from pointsman.testing.ports import free_port
 from pointsman.testing.provider.server import listen, url_of
-from pointsman.testing.proxy import free_port
 from pointsman_residency.config import ResidencyConfig
 
 from .recorded import SERVERS

@@ -10,7 +10,7 @@ import sys
 import pytest
 import yaml
 
-from pointsman.testing.proxy import free_port
+from pointsman.testing.ports import free_port
 from pointsman_residency.diagnosis import WallClock
 from pointsman_residency.servers import BUILT_IN, Listed, ServerError, Trouble
 from pointsman_residency.servers.connect import connect

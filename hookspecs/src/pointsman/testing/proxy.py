@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import yaml
 
 from ..config import ENVIRONMENT, variable
 from . import warm
+from .ports import free_port
 
 MASTER_KEY: Final = "sk-pointsman-test-0123456789"
 START_TIMEOUT_S: Final = 240.0
@@ -34,14 +34,6 @@ _CANNOT_START: Final = "pointsman: cannot start: "
 
 class ProxyFailed(RuntimeError):
     """The proxy did not start; the message ends with its output."""
-
-
-def free_port() -> int:
-    """Return a port on the loopback interface that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class ProxyServer:
