@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import uvloop
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
@@ -183,3 +184,17 @@ def test_a_line_of_an_extension_is_named_wherever_it_is_installed(own, named):
         "pointsman.host", "host.py", _frame("acme_plugin.plugin", PLUGIN, _frame("acme_tactic.tactic", PART, library))
     )
     assert place(frames, own) == f"run ({named}:2)"
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_what_has_called_the_loop_is_not_on_it(run):
+    """An author's own test, which runs a host, is not what holds its loop."""
+    here = __name__.partition(".")[0]
+    elsewhere = {"__name__": "elsewhere", "running": watchdog.running, "sys": sys, "packages": {here: "mine"}}
+    exec("async def look():\n    return running(sys._getframe(), packages)", elsewhere)  # noqa: S102  # another module's
+
+    async def look_here():
+        return watchdog.running(sys._getframe(), {here: "mine"})
+
+    assert run(elsewhere["look"]()) is None
+    assert run(look_here()).plugin == "mine"

@@ -35,6 +35,9 @@ _HOST: Final = "pointsman"
 #: The functions that run hooks. Each has the locals ``timing`` and ``started``.
 _RUN_HOOKS: Final = frozenset({isolation.begin.__code__, isolation.Waiting._step.__code__, isolation.timed.__code__})  # noqa: SLF001  # as above
 
+#: The functions that run an event loop, asyncio's or uvloop's: what has called them is not on it.
+_RUN_LOOPS: Final = frozenset({asyncio.Runner.run.__code__, asyncio.BaseEventLoop.run_forever.__code__})
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -73,6 +76,8 @@ def running(frame: FrameType | None, packages: Mapping[str, str], own: Collectio
     inner: list[tuple[FrameType, int]] = []
     plugin = ""
     for one in stack(frame):
+        if one.f_code in _RUN_LOOPS:
+            break
         if one.f_code in _RUN_HOOKS:
             timing, started = one.f_locals.get("timing"), one.f_locals.get("started")
             if isinstance(timing, Timing) and started is not None:
