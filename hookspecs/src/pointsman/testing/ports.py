@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import getpass
-import os
 import random
 import socket
-import tempfile
-from pathlib import Path
 from typing import Final
-
-from filelock import FileLock, Timeout
 
 #: Below those that Linux, macOS and Windows give to outgoing connections: one of these would take a port that is free now before
 #: the server, which may load for many seconds, listens on it.
 _PORTS: Final = range(20_000, 32_000)
 #: Not the seeded generator that property tests share.
 _choice: Final = random.SystemRandom()
-#: Where there are numbers of users, not each of them has a name.
-_user: Final = getattr(os, "getuid", getpass.getuser)
-#: Held until this process ends.
-_held: Final = list[FileLock]()
 
 
 def free_port() -> int:
@@ -29,28 +19,27 @@ def free_port() -> int:
     Raises:
         RuntimeError: none is free.
     """
-    folder = Path(tempfile.gettempdir()) / f"pointsman-ports-{_user()}"
-    folder.mkdir(exist_ok=True)
     for port in _choice.sample(_PORTS, len(_PORTS)):
-        lock = FileLock(folder / f"{port}.lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
+        # The port of the same number for datagrams is the mark that it is taken, which leaves nothing behind.
+        mark = _bound(port, socket.SOCK_DGRAM)
+        if mark is None:
             continue
-        if _is_free(port):
-            _held.append(lock)
+        if (probe := _bound(port, socket.SOCK_STREAM)) is not None:
+            probe.close()
+            mark.detach()  # open until this process ends
             return port
-        lock.release()
+        mark.close()
     raise RuntimeError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+def _bound(port: int, kind: socket.SocketKind) -> socket.socket | None:
+    bound = socket.socket(socket.AF_INET, kind)
+    try:
+        bound.bind(("127.0.0.1", port))
+    except OSError:
+        bound.close()
+        return None
+    return bound
 
 
 __all__ = ["free_port"]
