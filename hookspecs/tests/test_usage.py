@@ -296,6 +296,17 @@ def test_a_stream_that_has_only_begun_does_not_know_its_answer() -> None:
     assert heard(streamed("chat", CHAT)[:1], stream=True) is None
 
 
+@pytest.mark.parametrize(
+    "output", [{}, {"output_tokens": None}, {"output_tokens": -1}, {"output_tokens": True}, {"output_tokens": "x"}]
+)
+def test_the_count_at_the_beginning_of_a_stream_is_not_that_of_the_answer(output: dict[str, Any]) -> None:
+    """Anthropic's first message counts a token or two, whatever is answered."""
+    start, text, end = streamed("messages", {**MESSAGES, "output_tokens": 1})
+    start["message"]["usage"]["output_tokens"] = 1
+    found = heard([start, text, {**end, "usage": output}], stream=True)
+    assert (found.prompt_known, found.completion_known, found.usage.prompt_tokens) == (True, False, 4888)
+
+
 # -- usage that is wrong ----------------------------------------------------------------------------------------------
 
 
@@ -318,6 +329,51 @@ def test_the_total_decides(
 ) -> None:  # a parameter of the test
     usage = heard(plain("chat", block), stream=False).usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.contradictory) == (*tokens, contradictory)
+
+
+_LARGE = {"input_tokens": 5000, "output_tokens": 100}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("chat", {"prompt_tokens_details": {"cached_tokens": -40}}),
+        ("chat", {"prompt_tokens_details": {"audio_tokens": -30, "cached_tokens": 1}}),
+        ("chat", {"prompt_tokens_details": {"cached_tokens": True}}),
+        ("chat", {"completion_tokens_details": {"reasoning_tokens": -40}}),
+        ("chat", {"prompt_tokens_details": {"cached_tokens": 3000, "cache_write_tokens": 3000}}),
+        ("chat", {"prompt_tokens_details": {"audio_tokens": 3000, "image_tokens": 3000}}),
+        ("chat", {"completion_tokens_details": {"audio_tokens": 60, "image_tokens": 60}}),
+        ("responses", {"input_tokens_details": {"cached_tokens": -40}}),
+        ("responses", {"output_tokens_details": {"reasoning_tokens": "many"}}),
+        ("responses", {"input_tokens_details": {"text_tokens": -1, "image_tokens": 10}}),
+        ("messages", {"cache_read_input_tokens": -1000}),
+        (
+            "messages",
+            {
+                "cache_creation_input_tokens": 500,
+                "cache_creation": {"ephemeral_5m_input_tokens": 800, "ephemeral_1h_input_tokens": -300},
+            },
+        ),
+        (
+            "messages",
+            {
+                "cache_creation_input_tokens": 500,
+                "cache_creation": {"ephemeral_5m_input_tokens": 400, "ephemeral_1h_input_tokens": 400},
+            },
+        ),
+    ],
+)
+def test_parts_that_cannot_be_are_marked(
+    kind: str, more: dict[str, Any], stream: bool
+) -> None:  # a parameter of the test
+    """A part that is no count, and parts that together are more than their whole."""
+    block = {"prompt_tokens": 5000, "completion_tokens": 100} if kind == "chat" else _LARGE
+    messages = (streamed if stream else plain)(kind, {**block, **more})
+    found = heard(messages, stream=stream)
+    assert found.usage.contradictory
+    assert not heard((streamed if stream else plain)(kind, block), stream=stream).usage.contradictory
 
 
 def test_reasoning_beside_the_answer_is_added_where_the_total_has_it() -> None:

@@ -68,7 +68,7 @@ class Account:
         for source in (message, outer) if message is not outer else (message,):
             for name in _BLOCKS:
                 if is_object(block := source.get(name)):
-                    self.add_block(block, final=kind != "message_start" and not _goes_on(message))
+                    self.add_block(block, final=kind != "message_start" and not _goes_on(message, block))
         if not _OTHER_PLACES.isdisjoint(message):
             self._add_others(message)
         self._read_output(message)
@@ -190,8 +190,11 @@ _TOTAL_ONLY: Final = frozenset({"total_tokens"})
 _CODE: Final = frozenset({"code_interpreter_call"})
 
 
-def _goes_on(message: Mapping[str, Any]) -> bool:
-    """Return whether a message of Gemini's stream is not the last."""
+def _goes_on(message: Mapping[str, Any], block: Mapping[str, Any]) -> bool:
+    """Return whether a message does not count the whole answer, or all of it so far."""
+    kind = message.get("type")
+    if kind == "message_delta":
+        return number(block.get("output_tokens")) is None
     candidates = message.get("candidates")
     return isinstance(candidates, list) and not any(object_of(item).get("finishReason") for item in candidates)
 

@@ -170,7 +170,8 @@ def _read_chat(get: Mapping[str, Any]) -> Draft | None:
     parts = _parts(get, get.get("prompt_tokens_details"), get.get("completion_tokens_details"))
     if "prompt_audio_seconds" in get and (ms := milliseconds(get["prompt_audio_seconds"])):
         return _with_audio(get, parts, ms)
-    return _resolved(get, "prompt_tokens", "completion_tokens", "total_tokens", parts)
+    bad = bool(parts) and _bad_parts(get, get.get("prompt_tokens_details"), get.get("completion_tokens_details"))
+    return _resolved(get, "prompt_tokens", "completion_tokens", "total_tokens", parts, malformed=bad)
 
 
 def _with_audio(get: Mapping[str, Any], parts: Mapping[str, int], ms: int) -> Draft:
@@ -196,7 +197,8 @@ def _read_input_output(get: Mapping[str, Any]) -> Draft | None:
     inside = bool(input_details) and "cache_read_input_tokens" not in get
     parts = _parts(get, input_details, output_details)
     outside = 0 if inside else parts.get("cached_tokens", 0) + parts.get("cache_write_tokens", 0)
-    found = _resolved(get, "input_tokens", "output_tokens", "total_tokens", parts, outside=outside)
+    bad = bool(parts) and _bad_parts(get, input_details, output_details)
+    found = _resolved(get, "input_tokens", "output_tokens", "total_tokens", parts, outside=outside, malformed=bad)
     speed = get.get("speed")
     found.facts["service_tier"] = "fast" if speed == "fast" else name_of(get.get("service_tier"))
     found.facts["region"] = name_of(get.get("inference_geo"))
@@ -385,6 +387,23 @@ _CACHES: Final = frozenset(
 )
 
 
+def _bad_parts(get: Mapping[str, Any], prompt_details: Any, completion_details: Any) -> bool:
+    """Return whether a part that a block names is no count, or more cache writes have a life time than there were."""
+    asked, said = mapping(prompt_details), mapping(completion_details)
+    lifetimes = mapping(get.get("cache_creation")) or mapping(asked.get("cache_creation_token_details"))
+    for source in (get, asked, said, lifetimes, mapping(asked.get("cached_tokens_details"))):
+        for name, value in source.items():
+            if value is not None and name.endswith("_tokens") and number(value) is None:
+                return True
+    written = first_count(
+        asked.get("cache_write_tokens"), asked.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
+    )
+    return 0 < written < sum(number(value) or 0 for name, value in lifetimes.items() if name in _LIFETIMES)
+
+
+_LIFETIMES: Final = frozenset({"ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens"})
+
+
 def _prompt_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, int]:
     lifetimes = mapping(get.get("cache_creation")) or mapping(details.get("cache_creation_token_details"))
     hour = number(lifetimes.get("ephemeral_1h_input_tokens")) or 0
@@ -488,28 +507,23 @@ def _resolved(
 
 
 def _oversized(parts: Mapping[str, int], prompt: int | None, completion: int | None, outside: int) -> bool:
-    """Return whether a part is larger than the whole that it is a part of."""
+    """Return whether a part, or all of one kind, is more than the whole that it is a part of."""
     if not parts:
         return False
-    for ends, whole in ((_PROMPT_PARTS, prompt), (_ANSWER_PARTS, completion)):
-        most = max(parts.get(name, 0) for name in ends)
-        if whole is not None and most > whole + (outside if ends is _PROMPT_PARTS else 0):
+    for kinds, whole in ((_PROMPT_PARTS, None if prompt is None else prompt + outside), (_ANSWER_PARTS, completion)):
+        if whole is not None and any(sum(parts.get(name, 0) for name in kind) > whole for kind in kinds):
             return True
     return prompt is not None and parts.get("cache_write_1h_tokens", 0) > parts.get("cache_write_tokens", 0)
 
 
+#: No token is two of one kind.
 _PROMPT_PARTS: Final = (
-    "cached_tokens",
-    "cache_write_tokens",
-    "audio_prompt_tokens",
-    "image_prompt_tokens",
-    "video_prompt_tokens",
+    ("cached_tokens", "cache_write_tokens"),
+    ("audio_prompt_tokens", "image_prompt_tokens", "video_prompt_tokens"),
 )
 _ANSWER_PARTS: Final = (
-    "reasoning_tokens",
-    "audio_completion_tokens",
-    "image_completion_tokens",
-    "video_completion_tokens",
+    ("reasoning_tokens",),
+    ("audio_completion_tokens", "image_completion_tokens", "video_completion_tokens"),
 )
 
 
