@@ -18,9 +18,9 @@ from pointsman_shadow.plugin import plugin
 REQUESTS = 50_000 if os.environ.get("POINTSMAN_THOROUGH") else 2_500
 ROUND = 250
 WARM = REQUESTS // 5
-#: A leak of one object of each request would be at least three times as many blocks of Python's allocator; caches grow by some
+#: A leak of one object of each request would be at least as many blocks of Python's allocator as requests; caches grow by some
 #: hundred, however many requests there are.
-MOST_GROWTH_BLOCKS = 500 + (REQUESTS - ROUND - WARM) // 20
+MOST_GROWTH_BLOCKS = 1_000 + (REQUESTS - ROUND - WARM) // 20
 
 
 def context(number: int, at: float) -> RequestContext:
