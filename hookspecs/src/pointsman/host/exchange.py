@@ -466,7 +466,7 @@ class Exchange:
     def turn_failed(self) -> None:
         """Note that the executor has failed: where a provider has failed it, that is the answer.
 
-        Else it would be why an attempt that the executor has made beside found no deployment, or was refused.
+        Otherwise the answer would be why a further attempt of the executor's found no deployment, or was refused.
         """
         errors = [opened.attempt.error for opened in self.attempts[self.turn.begins_at :]]
         if any(error is not None and error.kind is not ErrorClass.REFUSED for error in errors):

@@ -78,7 +78,7 @@ def route(
 ) -> Route:
     """Return the route that a plugin's ``pre_route`` has made, completed with what was in it before.
 
-    What is empty in the plugin's route keeps its value: a ``Route`` that a plugin builds anew loses nothing.
+    What is empty in the plugin's route keeps its value: a ``Route`` that a plugin builds itself loses nothing.
 
     Args:
         plugin: The plugin.

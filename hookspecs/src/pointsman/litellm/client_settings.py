@@ -83,7 +83,7 @@ def too_long(data: Mapping[str, object]) -> str | None:
 
 
 def _is_longer(value: object, most: int) -> bool:
-    """Return whether a value has more than so many characters, parts counted as one each."""
+    """Return whether a value is longer than a number of characters; each of its parts counts as one more."""
     waiting, chars = [value], 0
     while waiting:
         part = waiting.pop()

@@ -39,7 +39,7 @@ _FILTERS: Final[tuple[tuple[Any, str, str], ...]] = (
     (litellm.utils, "get_order_filtered_deployments", ORDER),
     (litellm.utils, "get_excluded_filtered_deployments", "just tried by this request"),
 )
-#: The deployments that the running pick has lost, by id, and why; None while nobody asks.
+#: The deployments that the running pick has lost, by id, and why; None while no pick asks for them.
 left_out: Final[ContextVar[dict[str, str] | None]] = ContextVar("pointsman_left_out", default=None)
 
 

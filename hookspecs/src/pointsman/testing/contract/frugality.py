@@ -51,7 +51,7 @@ _HOLDERS: Final = (
 class FrugalContract(ContractBase):
     """Time on the event loop, and memory."""
 
-    #: Requests that the plugin remembers in memory, at most; so many are made before memory is looked at.
+    #: Most requests that the plugin remembers in memory; that number is made before memory is measured.
     remembers_requests: ClassVar[int] = 0
     #: A request that was not answered is forgotten within this time, in seconds of the clock.
     forgets_within_s: ClassVar[float] = 1.0
