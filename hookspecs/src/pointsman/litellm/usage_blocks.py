@@ -390,27 +390,33 @@ _CACHES: Final = frozenset(
 def _bad_parts(get: Mapping[str, Any], prompt_details: Any, completion_details: Any) -> bool:
     """Return whether a part that a block names is no count, or more cache writes have a life time than there were."""
     asked, said = mapping(prompt_details), mapping(completion_details)
-    lifetimes = mapping(get.get("cache_creation")) or mapping(asked.get("cache_creation_token_details"))
+    lifetimes = _lifetimes(get, asked)
     for source in (get, asked, said, lifetimes, mapping(asked.get("cached_tokens_details"))):
         for name, value in source.items():
             if value is not None and name.endswith("_tokens") and number(value) is None:
                 return True
-    written = first_count(
-        asked.get("cache_write_tokens"), asked.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
+    return 0 < _written(get, asked) < sum(_by_lifetime(lifetimes))
+
+
+def _lifetimes(get: Mapping[str, Any], details: Mapping[str, Any]) -> Mapping[str, Any]:
+    return mapping(get.get("cache_creation")) or mapping(details.get("cache_creation_token_details"))
+
+
+def _by_lifetime(lifetimes: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the cache writes of an hour and of five minutes."""
+    hour, minutes = lifetimes.get("ephemeral_1h_input_tokens"), lifetimes.get("ephemeral_5m_input_tokens")
+    return number(hour) or 0, number(minutes) or 0
+
+
+def _written(get: Mapping[str, Any], details: Mapping[str, Any]) -> int:
+    return first_count(
+        details.get("cache_write_tokens"), details.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
     )
-    return 0 < written < sum(number(value) or 0 for name, value in lifetimes.items() if name in _LIFETIMES)
-
-
-_LIFETIMES: Final = frozenset({"ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens"})
 
 
 def _prompt_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, int]:
-    lifetimes = mapping(get.get("cache_creation")) or mapping(details.get("cache_creation_token_details"))
-    hour = number(lifetimes.get("ephemeral_1h_input_tokens")) or 0
-    minutes = number(lifetimes.get("ephemeral_5m_input_tokens")) or 0
-    written = first_count(
-        details.get("cache_write_tokens"), details.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
-    )
+    hour, minutes = _by_lifetime(_lifetimes(get, details))
+    written = _written(get, details)
     cached = mapping(details.get("cached_tokens_details"))
     return {
         "cached_tokens": first_count(
