@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pointsman.host.measures import Family, value_of
+from pointsman.host.counters import Family, value_of
 from pointsman.testing import Harness, deployment, error, ok
 from pointsman_balance.plugin import plugin as balance
 from pointsman_billing.plugin import plugin as billing

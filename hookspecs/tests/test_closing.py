@@ -105,8 +105,8 @@ FINAL = {"type": "response.completed", "response": STORED}
 )
 async def test_counts_that_the_provider_has_not_made_are_estimates(harness, closer, said, estimated, stream):
     """Where the provider was heard and has said no counts, those in LiteLLM's answer are LiteLLM's own."""
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415
     from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
-    from pointsman.litellm.wire import Listener  # noqa: PLC0415
 
     async with harness([]) as h:
         opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES)
@@ -201,7 +201,7 @@ async def test_the_gateways_counts_are_kept_as_it_has_made_them(harness, closer)
 
 async def test_a_failure_that_litellm_reports_nowhere_else_has_the_cost_that_it_has_logged(harness, closer):
     """A response that fails before its first content: the provider has counted, and LiteLLM has charged."""
-    from pointsman.litellm.wire import Listener  # noqa: PLC0415  # needs LiteLLM
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415  # needs LiteLLM
 
     async with harness([]) as h:
         opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES, stream=True)
@@ -225,7 +225,7 @@ async def test_an_answer_that_litellm_cannot_read_has_used_what_its_provider_has
     harness, closer, said, generates
 ):
     """The provider has answered with 200, and charges; only where it has counted nothing, nothing is known."""
-    from pointsman.litellm.wire import Listener  # noqa: PLC0415  # needs LiteLLM
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415  # needs LiteLLM
 
     async with harness([]) as h:
         opened, _ = await opened_for(h, endpoint=Endpoint.CHAT, generates=generates)
@@ -265,8 +265,8 @@ async def test_what_a_provider_has_answered_is_not_known_to_be_free_because_lite
     harness, closer, how, answer, unread
 ):
     """The status of the provider decides, not that of LiteLLM's error, unless the provider itself says that it failed."""
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415
     from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
-    from pointsman.litellm.wire import Listener  # noqa: PLC0415
 
     class UnreadableError(Exception):
         status_code = 503

@@ -17,7 +17,7 @@ closing = pytest.importorskip("pointsman.litellm.closing")
 prices = pytest.importorskip("pointsman.litellm.prices")
 stream = pytest.importorskip("pointsman.litellm.stream")
 tokenizer = pytest.importorskip("pointsman.litellm.tokenizer")
-wire = pytest.importorskip("pointsman.litellm.wire")
+wire = pytest.importorskip("pointsman.litellm.raw_answers")
 
 TEXT, THOUGHT, TOOL, ARGUMENTS = "It is warm today.", "Which town?", "weather_of_town", '{"town":"Turin"}'
 BODIES: Mapping[Endpoint, dict[str, Any]] = {

@@ -21,7 +21,7 @@ from pointsman import pricing
 from pointsman.types import Price, Usage
 
 usage_module = pytest.importorskip("pointsman.litellm.usage")
-wire = pytest.importorskip("pointsman.litellm.wire")
+wire = pytest.importorskip("pointsman.litellm.raw_answers")
 
 PRICE = Price(input_usd=Decimal(3), output_usd=Decimal(15), cache_read_usd=Decimal("0.3"), cache_write_usd=Decimal(4))
 

@@ -22,7 +22,7 @@ from pointsman import pricing
 from pointsman.testing import FakeClock, Harness, deployment
 from pointsman.types import Attempt, Endpoint, Identity, Price, RequestContext, Usage
 
-wire = pytest.importorskip("pointsman.litellm.wire")
+wire = pytest.importorskip("pointsman.litellm.raw_answers")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("POINTSMAN_RECORDINGS") or REPOSITORY.parent / "shared" / "recordings")

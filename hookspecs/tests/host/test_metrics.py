@@ -13,9 +13,9 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.host.measures import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, value_of
+from pointsman.host.counters import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, value_of
 from pointsman.host.metrics import Metrics
-from pointsman.host.peers import DEAD_S, PUBLISH_EVERY_S, Peers
+from pointsman.host.workers import DEAD_S, PUBLISH_EVERY_S, Peers
 from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
 from pointsman.testing import Harness, deployment, error, ok

@@ -17,8 +17,8 @@ from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExp
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
 from pointsman.errors import ConfigError
+from pointsman.host.counters import Counter, Family, Histogram, Point
 from pointsman.host.exporters import metric_exporters
-from pointsman.host.measures import Counter, Family, Histogram, Point
 from pointsman.host.metrics_export import LAST_S, Sender, interval_s
 from pointsman.host.runtime import SystemClock
 

@@ -13,8 +13,8 @@ import pytest
 
 from pointsman.errors import ConfigError
 from pointsman.events import BreakerChanged, Notice, RolloutChanged
+from pointsman.host.counters import Counter, value_of
 from pointsman.host.isolation import Faults
-from pointsman.host.measures import Counter, value_of
 from pointsman.host.notices import MOST_WAITING, Notices, NotifyConfig
 from pointsman.host.runtime import TaskGroup
 from pointsman.host.settings import parse

@@ -130,7 +130,7 @@ async def settle(host: Host, requests: list[tuple[RequestContext, Settlement]]) 
 
 def made(requests: list[tuple[RequestContext, Settlement]]) -> list[float]:
     """Return the microseconds that reading the usage of an answer and making both events of its bill take."""
-    from pointsman.litellm.wire import Listener  # noqa: PLC0415  # LiteLLM takes seconds to import
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415  # LiteLLM takes seconds to import
     from pointsman_billing import bill  # noqa: PLC0415  # beside it
     from pointsman_billing.pricing import Quote  # noqa: PLC0415
 

@@ -37,7 +37,7 @@ def steps() -> dict[str, Callable[[], object]]:
     from bench_cost import ANSWER, a_request  # noqa: PLC0415  # with the sources of this process
 
     from pointsman.litellm.prices import CostMap  # noqa: PLC0415  # as above
-    from pointsman.litellm.wire import Listener  # noqa: PLC0415  # as above
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415  # as above
     from pointsman.types import Deployment  # noqa: PLC0415  # as above
     from pointsman_billing import bill  # noqa: PLC0415  # as above
     from pointsman_billing.plugin import Billing  # noqa: PLC0415  # as above

@@ -21,10 +21,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..admin import Input, read_query
 from ..errors import AdminError, InvalidInput, NotFound, StoreError
 from ..text import one_line
+from .counters import as_json
 from .exposition import render
 from .isolation import let_through
-from .measures import as_json
-from .observing import Observed
+from .observability import Observed
 from .recent import summary
 from .reloading import Reload
 

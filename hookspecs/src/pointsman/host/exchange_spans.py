@@ -24,7 +24,7 @@ from .attributes import (
     selection_attributes,
     status_of,
 )
-from .planned import start_span
+from .own_call_spans import start_span
 from .span_events import LEAST_WAIT_S
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from prometheus_client.core import Exemplar, GaugeMetricFamily, Metric
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from .measures import Family, Point
+from .counters import Family, Point
 
 _ODD: Final = re.compile(r"[^a-zA-Z0-9_]+")
 _UNITS: Final = {"s": "seconds", "ms": "milliseconds", "By": "bytes", "USD": "usd"}

@@ -32,7 +32,7 @@ from ..types import (
     Settlement,
     Status,
 )
-from . import returned, span_events
+from . import returned_values, span_events
 from .implementations import HOOK_NAMES, Impl, is_async
 from .isolation import Faults, SwallowedCancellationError, Timing, Waiting, begin, is_stray, resumed, timed
 from .span_events import LEAST_WAIT_S
@@ -123,7 +123,7 @@ class _Chunks:
     async def __anext__(self) -> Chunk:
         try:
             piece = await resumed(_next(self._chunks, _END), self._timing)
-            chunk = None if piece is _END else returned.chunk(piece)
+            chunk = None if piece is _END else returned_values.chunk(piece)
         except BaseException as err:
             if isinstance(err, GeneratorExit) and not is_stray():
                 raise
@@ -292,7 +292,7 @@ class Hooks:
     async def run_authenticate(self, credential: Credential) -> Identity | Denial | None:
         """Ask in order; the first answer wins. A fault denies."""
         for impl in self.authenticate:
-            answer: Identity | Denial | None = await self._ask(impl, None, returned.authenticated, credential)
+            answer: Identity | Denial | None = await self._ask(impl, None, returned_values.authenticated, credential)
             if answer is _FAULT:
                 return _fault_denial(impl.plugin)
             if answer is not None:
@@ -326,7 +326,7 @@ class Hooks:
             if not isinstance(answer, Route):
                 return route, answer
             route = answer
-            if (tenant := route.labels.get(returned.TENANT)) is not None and tenant != ctx.identity.tenant:
+            if (tenant := route.labels.get(returned_values.TENANT)) is not None and tenant != ctx.identity.tenant:
                 ctx = replace(ctx, identity=replace(ctx.identity, tenant=tenant))
             if seen is not None:
                 seen(impl.plugin, ctx, route)
@@ -336,10 +336,10 @@ class Hooks:
         self, plugin: str, before: Route, answer: object, owners: dict[str, str], *, stream: bool
     ) -> Route | Denial | Reply:
         if isinstance(answer, Denial):
-            return returned.denial(plugin, answer)
+            return returned_values.denial(plugin, answer)
         if isinstance(answer, Reply):
-            return returned.reply(plugin, answer, stream=stream)
-        return returned.route(
+            return returned_values.reply(plugin, answer, stream=stream)
+        return returned_values.route(
             plugin,
             before,
             answer,
@@ -357,7 +357,7 @@ class Hooks:
         dropped: list[Dropped] = []
 
         def check(_: str, answer: object) -> tuple[Candidate, ...]:
-            return returned.candidates(left, answer)
+            return returned_values.candidates(left, answer)
 
         for impl in self.select:
             if not left:
@@ -382,7 +382,7 @@ class Hooks:
     async def run_before_attempt(self, ctx: RequestContext, attempt: Attempt, route: Route) -> Refusal | None:
         """Ask in order; the first refusal wins. A fault follows ``on_failure``."""
         for impl in self.before_attempt:
-            answer: Refusal | None = await self._ask(impl, ctx.request_id, returned.refusal, ctx, attempt, route)
+            answer: Refusal | None = await self._ask(impl, ctx.request_id, returned_values.refusal, ctx, attempt, route)
             if answer is None:
                 continue
             if answer is not _FAULT:
@@ -397,7 +397,7 @@ class Hooks:
         """Run the pipeline; return the body to send, or a refusal. A fault follows ``on_failure``."""
 
         def check(_: str, answer: object) -> Mapping[str, Any]:
-            return returned.body(body, answer)
+            return returned_values.body(body, answer)
 
         for impl in self.transform_request:
             answer = await self._ask(impl, ctx.request_id, check, ctx, attempt, body)
@@ -414,7 +414,7 @@ class Hooks:
         """Run the pipeline; return the answer to send, or a denial. A fault follows ``on_failure``."""
 
         def check(_: str, made: object) -> Mapping[str, Any]:
-            return returned.json_object("answer", made)
+            return returned_values.json_object("answer", made)
 
         for impl in self.transform_response:
             made = await self._ask(impl, ctx.request_id, check, ctx, attempt, answer)
@@ -478,7 +478,9 @@ class Hooks:
                 plugin, "execute", ctx.request_id, LookupError("the route names it, but it has no such hook")
             )
             return None
-        answer: Execution | None = await self._ask(impl, ctx.request_id, returned.execution, ctx, route, upstream)
+        answer: Execution | None = await self._ask(
+            impl, ctx.request_id, returned_values.execution, ctx, route, upstream
+        )
         if answer is _FAULT:
             return None
         if answer is not None and answer.chunks is not None:
@@ -555,7 +557,7 @@ class Hooks:
         if impl is not None:
             try:
                 given: object = timed(impl.call, impl.timing)
-                status = None if given is None else returned.status(plugin, given)
+                status = None if given is None else returned_values.status(plugin, given)
             except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                 status = Status(ok=False, summary=f"broken: {self._failed(impl, None, err)}")
         status = status or Status(ok=True, summary="running")

@@ -38,21 +38,21 @@ from .attributes import route_attributes
 from .deferred import Deferred
 from .discovery import Loaded, Plugins, unmet
 from .exchange import Exchange
+from .hook_costs import hook_families
 from .hooks import Hooks
 from .instances import Instances
 from .isolation import Faults
 from .journal import COST_WAIT_S, Journal
 from .journal_rows import Counts, owner_keys
-from .lifetime import Lifetime
-from .measuring import hook_families
 from .metrics import Metrics
 from .notices import Notices
-from .observing import Observed, present_families
+from .observability import Observed, present_families
 from .owners import Owners
 from .reloading import Announcement, Instance, Reload, Reloading, changed, check_host, drained, plan, warnings
 from .runtime import EventBus, SignalBoard, SystemClock, TaskGroup, new_id
 from .settings import Policy, Settings, open_store, unmetered
 from .statuses import Statuses
+from .store_loss import Lifetime
 from .takeovers import REBUILT, Takeovers
 from .tracing import Tracing
 from .watchdog import Watchdog
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from ..plugin import PluginInfo
     from ..store.protocol import StateStore
-    from .measures import Family
+    from .counters import Family
 
 log: Final = logging.getLogger("pointsman")
 

@@ -18,7 +18,7 @@ from ..plugin import Catalog, Clock, Services
 from .discovery import Loaded
 from .implementations import Impl
 from .isolation import Faults, Timing, bounded, let_through
-from .listing import InstanceCatalog
+from .listed_names import InstanceCatalog
 from .reloading import Instance
 from .runtime import TaskGroup
 

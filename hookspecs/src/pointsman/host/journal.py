@@ -25,10 +25,10 @@ from ..types import RequestContext, Settlement
 from .attributes import operation, settlement_attributes
 from .hooks import Hooks
 from .journal_rows import ASIDE, OWNER, ROW, WORKER, Completing, Counts, Entry, Row, dump, restored_context
-from .lifetime import Lifetime
-from .pipeline import REQUEST
 from .recovery import Recovery
 from .runtime import TaskGroup
+from .span_pipeline import REQUEST
+from .store_loss import Lifetime
 from .takeovers import Takeovers
 from .tracing import Tracing
 

@@ -30,7 +30,7 @@ from ..config import Section
 from ..types import AttemptKind, ErrorClass, Outcome
 from .attributes import operation as operation_of
 from .attributes import provider_name
-from .measures import OTHER, Counter, Exemplar, Family, Histogram, Kind, Point
+from .counters import OTHER, Counter, Exemplar, Family, Histogram, Kind, Point
 from .plugin_meter import Callbacks, PluginMeter
 
 if TYPE_CHECKING:

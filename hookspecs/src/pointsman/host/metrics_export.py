@@ -36,7 +36,7 @@ from .tracing import resource
 
 if TYPE_CHECKING:
     from ..plugin import Clock
-    from .measures import Family, Point
+    from .counters import Family, Point
 
 log: Final = logging.getLogger("pointsman")
 

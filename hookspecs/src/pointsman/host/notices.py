@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..plugin import Clock
     from ..store.protocol import StateStore
     from ..types import Event
-    from .measures import Counter
+    from .counters import Counter
     from .runtime import TaskGroup
 
 log: Final = logging.getLogger("pointsman")

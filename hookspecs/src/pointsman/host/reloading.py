@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..plugin import Clock
     from ..store.protocol import JSON, StateStore
     from .discovery import Available
-    from .listing import InstanceCatalog
+    from .listed_names import InstanceCatalog
     from .runtime import TaskGroup
     from .settings import HostConfig, Settings
 

@@ -1,7 +1,7 @@
 """Spans: one per client request, per attempt, and per ``pre_route`` and ``before_attempt``; settlements and own calls have traces of their own.
 
 Other hooks become attributes and events of the attempt: a span for each would hide the rest, and takes longer than the call.
-How spans are made is in ``spans``, names and attributes in ``attributes``, the way to the collector in ``pipeline``.
+How spans are made is in ``spans``, names and attributes in ``attributes``, the way to the collector in ``span_pipeline``.
 
 Telemetry never harms a request: every method swallows what the SDK raises, and counts it.
 """
@@ -43,7 +43,7 @@ from .. import __version__
 from ..config import Section
 from .attributes import Value, bounded, finite
 from .exporters import build, disabled, plan
-from .pipeline import LINK, FollowsLink, Pipeline, SpanCounts
+from .span_pipeline import LINK, FollowsLink, Pipeline, SpanCounts
 from .spans import SpanProvider
 
 log: Final = logging.getLogger("pointsman")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..frozen import frozen
 from ..types import Endpoint
-from . import returned
+from . import returned_values
 from .annotating import streaming
 from .isolation import is_stray, let_through
 
@@ -133,7 +133,7 @@ async def _stage(
                             piece = await hooks.next_piece(impl, made)
                     if piece is None:
                         return
-                    checked = returned.json_object("pieces", piece)
+                    checked = returned_values.json_object("pieces", piece)
                     source.unanswered.clear()
                     # Not within the plugin's time: the client may take long to read it.
                     is_read = True

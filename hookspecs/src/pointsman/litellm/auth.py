@@ -10,7 +10,7 @@ from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth, hash_token
 
 from ..types import Credential, Denial
-from . import denials, values
+from . import denials, request_values
 from .call import client_call
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ async def authenticate(
         Credential(
             api_key=key,
             path=request.url.path,
-            headers=values.request_headers(request.scope["headers"], values.key_headers(proxy_server.general_settings)),
+            headers=request_values.request_headers(
+                request.scope["headers"], request_values.key_headers(proxy_server.general_settings)
+            ),
             client_host=None if call is None else call.peer,
         )
     )

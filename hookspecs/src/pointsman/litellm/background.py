@@ -19,8 +19,8 @@ from ..host.deferred import Origin, key_of
 from ..types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage
 from . import batches, stored_answers
 from .call import current_call
+from .request_values import hidden_params
 from .usage_units import answer_usage
-from .values import hidden_params
 
 if TYPE_CHECKING:
     from ..host.attempt import OpenAttempt

@@ -18,7 +18,7 @@ from ..frozen import frozen, thawed
 from ..host.transforms import StreamDeniedError
 from ..types import CREDENTIAL_FIELDS, FIXED_FIELDS, WITHHELD, Endpoint
 from . import denials
-from .early import NAMED, error_event
+from .early_streams import NAMED, error_event
 
 if TYPE_CHECKING:
     from starlette.types import Message, Send

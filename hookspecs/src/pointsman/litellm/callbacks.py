@@ -19,7 +19,7 @@ from ..host.endings import refusal_denial
 from ..host.tracing import outgoing_headers
 from ..sessions import end_user_of, session_of
 from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, RequestContext
-from . import bodies, endpoints, kept, stored_answers, values
+from . import bodies, endpoints, kept_objects, request_values, stored_answers
 from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
 from .client_settings import MOST_SETTING_CHARS, cap_retries, misshapen, too_long, wrong_timeout
@@ -85,7 +85,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             raise denial_error(unfit)
         exchange = await self._admit(call, user_api_key_dict, data, call_type)
         if (
-            denial := await kept.refused(self._host.owners, exchange.ctx, endpoints.route_path(call.scope))
+            denial := await kept_objects.refused(self._host.owners, exchange.ctx, endpoints.route_path(call.scope))
         ) is not None:
             exchange.denial = denial
             call.refuse(denial)
@@ -290,13 +290,13 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         call = client_call()
         if call is not None and call.exchange is not None:
             method, path = str(call.scope.get("method") or ""), endpoints.route_path(call.scope)
-            await kept.answered(self._host.owners, call.exchange.ctx, method, path, response)
+            await kept_objects.answered(self._host.owners, call.exchange.ctx, method, path, response)
         running = None if call is None else call.running
         if call is not None and call.exchange is not None and running is not None:
             later = await self._charged_later(call, running, response, user_api_key_dict)
             if call.followed:
                 return
-            cached = values.from_cache(data.get("litellm_logging_obj"))
+            cached = request_values.from_cache(data.get("litellm_logging_obj"))
             self._closer.succeed(running, response, call.exchange.ctx, cached=cached, later=later)
 
     async def _charged_later(self, call: ClientCall, running: OpenAttempt, response: Any, key: Any) -> bool:
@@ -401,7 +401,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
                 exchange.answered()
             if (running := call.running) is not None:
                 headers = _headers(call, request_data, response)
-                cached = values.from_cache(request_data.get("litellm_logging_obj"))
+                cached = request_values.from_cache(request_data.get("litellm_logging_obj"))
                 reader = call.reader or StreamReader()
                 reader.read_inner(response)
                 self._closer.end_stream(running, reader, headers, error, exchange.ctx, cached=cached)
@@ -512,9 +512,9 @@ def _details(request_data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _headers(call: Call, request_data: Mapping[str, Any], response: Any) -> dict[str, str]:
     """Return the provider's headers from the first place that has them."""
-    return values.provider_headers(
+    return request_values.provider_headers(
         _details(request_data).get("response_headers"),
-        values.hidden_params(response).get("additional_headers"),
+        request_values.hidden_params(response).get("additional_headers"),
         call.provider_headers,
     )
 
@@ -529,7 +529,9 @@ def _context(
     call: ClientCall, key: Any, data: Mapping[str, Any], call_type: str, catalog: RouterCatalog, *, now: float
 ) -> RequestContext:
     call_type = str(getattr(call_type, "value", call_type))
-    headers = values.request_headers(call.scope["headers"], values.key_headers(proxy_server.general_settings))
+    headers = request_values.request_headers(
+        call.scope["headers"], request_values.key_headers(proxy_server.general_settings)
+    )
     body = bodies.sent(call.sent, data)
     if call.socket is not None:
         # What it asks comes in its events.
@@ -556,7 +558,7 @@ def _context(
         model=model,
         alias=asked if model != asked else None,
         stream=stream,
-        identity=values.identity(key, end_user_of(body), call.identity),
+        identity=request_values.identity(key, end_user_of(body), call.identity),
         client_host=call.peer,
         session_id=session_of(headers, body),
         headers=headers,

@@ -16,7 +16,7 @@ from litellm.router_utils.fallback_event_handlers import get_fallback_model_grou
 from ..errors import Conflict
 from ..frozen import FrozenDict
 from ..types import Deployment
-from . import values
+from . import request_values
 
 #: The model list is read again after this time, since an administrator can change it while the proxy runs.
 _FRESH_S: Final = 1.0
@@ -50,7 +50,7 @@ class RouterCatalog:
             return
         llm_router = router()
         entries = list(llm_router.model_list) if llm_router is not None else []
-        found = [self._with_abilities(one) for one in values.deployments(entries)]
+        found = [self._with_abilities(one) for one in request_values.deployments(entries)]
         self._by_id = {d.id: d for d in found}
         groups: dict[str, list[Deployment]] = {}
         for d in found:
@@ -87,10 +87,10 @@ class RouterCatalog:
         Args:
             entry: As in LiteLLM's ``model_list``, with the call's own parameters.
         """
-        known = self.by_id(values.deployment_id(entry))
+        known = self.by_id(request_values.deployment_id(entry))
         if known is not None and "*" not in known.model:
             return known
-        called = values.deployment(entry)
+        called = request_values.deployment(entry)
         return called if known is None else replace(known, model=called.model)
 
     def deployments(self, target: str | None = None) -> Sequence[Deployment]:
@@ -113,7 +113,7 @@ class RouterCatalog:
         if found is None:
             patterns = getattr(router(), "pattern_router", None)
             entries = None if patterns is None or "*" in name else patterns.route(name)
-            found = tuple(values.deployment(entry) for entry in entries or ())
+            found = tuple(request_values.deployment(entry) for entry in entries or ())
             if len(self._by_wildcard) < _MOST_NAMES:
                 self._by_wildcard[name] = found
         return found
@@ -153,7 +153,7 @@ class RouterCatalog:
             return found
         llm_router = router()
         entries = llm_router.get_model_list(model_name=name) if llm_router is not None else None
-        return tuple(values.deployment(entry) for entry in entries or ())
+        return tuple(request_values.deployment(entry) for entry in entries or ())
 
     def is_listed(self, name: str) -> bool:
         """Return whether the name is a model group, a deployment or an alias."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..host.attempt import Logged
 from ..types import AttemptError, Deployment, Endpoint, ErrorClass, Outcome, Price, RequestContext, Usage
-from . import client_settings, provider_errors, values
+from . import client_settings, provider_errors, request_values
 from .answers import finish_reasons, generated_text, response_answer, response_id
 from .content import EMPTY, is_empty
 from .prices import SERVICE_TIERS
+from .raw_answers import heard_model, is_refused, provider_reading
 from .stream import StreamReader
 from .usage_blocks import TOOLS, Reading
 from .usage_units import (
@@ -26,7 +27,6 @@ from .usage_units import (
     spoken_counts,
     used_tools,
 )
-from .wire import heard_model, is_refused, provider_reading
 
 if TYPE_CHECKING:
     from ..host.attempt import OpenAttempt
@@ -87,7 +87,7 @@ class Closer:
                 headers=headers,
                 response=response,
                 usage=Translated(ctx.endpoint, response, ctx.body),
-                model=values.response_model(response),
+                model=request_values.response_model(response),
             )
 
     def finish(self, opened: OpenAttempt, ctx: RequestContext) -> None:
@@ -172,7 +172,7 @@ class Closer:
             # What a stored answer says was used was charged when it was made.
             opened.end(Outcome.OK, status_code=200)
             return
-        hidden = values.hidden_params(response)
+        hidden = request_values.hidden_params(response)
         answered = opened.answered
         translated = answered.get("usage") or Translated(ctx.endpoint, response, ctx.body)
         assert isinstance(translated, Translated)  # noqa: S101  # written by keep
@@ -186,14 +186,14 @@ class Closer:
             tokens = Usage(prompt_tokens=prompt, estimated=True)
         cost = 0 if cached else self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
         opened.awaits_cost = not cached
-        headers = answered.get("headers") or values.provider_headers(hidden.get("additional_headers"))
+        headers = answered.get("headers") or request_values.provider_headers(hidden.get("additional_headers"))
         opened.end(
             Outcome.OK,
             usage=tokens,
             cost_usd_micros=cost,
             status_code=200,
             headers=headers if isinstance(headers, dict) else _NO_HEADERS,
-            model=_answering(tokens, opened, answered.get("model") or values.response_model(response), ctx),
+            model=_answering(tokens, opened, answered.get("model") or request_values.response_model(response), ctx),
             error=EMPTY if is_empty(response) else None,
             cached=cached,
             answer=partial(response_answer, response),
@@ -210,7 +210,7 @@ class Closer:
         An answer that LiteLLM could not read is charged by the provider: what it has counted was used, else that is unknown.
         One that it no longer waits for may be charged, too, as that of a client that has left.
         """
-        headers = values.provider_headers(
+        headers = request_values.provider_headers(
             getattr(err, "litellm_response_headers", None), getattr(getattr(err, "response", None), "headers", None)
         )
         error = client_settings.blamed(provider_errors.attempt_error(err, headers, self._clock.now()), opened.ctx)
@@ -264,7 +264,7 @@ class Closer:
         # LiteLLM has logged it already, with what it costs: otherwise its error would not be known.
         opened.awaits_cost = tokens is not None
         given = opened.answered.get("headers")
-        headers = given if isinstance(given, dict) and given else values.provider_headers(responded)
+        headers = given if isinstance(given, dict) and given else request_values.provider_headers(responded)
         why = client_settings.blamed(provider_errors.attempt_error(err, headers, self._clock.now()), ctx)
         opened.end(
             Outcome.ERROR,
@@ -394,7 +394,9 @@ class Closer:
         reading = provider_reading(opened.listeners, lambda: _said(translated.usage))
         if reading is not None and ctx.endpoint not in _OTHER_UNITS:
             return _said(self._completed(opened, reading, translated.tools, ctx, partial(generated_text, response)))
-        answering = _answering(None, opened, opened.answered.get("model") or values.response_model(response), ctx)
+        answering = _answering(
+            None, opened, opened.answered.get("model") or request_values.response_model(response), ctx
+        )
         named = _named(_said(translated.usage), answering)
         if reading is not None and named is not None:
             said = reading.usage

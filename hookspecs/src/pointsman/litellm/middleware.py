@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final
 
 from ..host.runtime import new_id
 from ..types import Denial
-from . import client_settings, early, unadmitted
+from . import client_settings, early_streams, unadmitted
+from .asgi_messages import answer_headers, events, merged, whole
 from .bodies import Rewriter, rewriter
 from .call import ClientCall, EndedError, current_call
 from .departures import Departures, has_gone
 from .endpoints import has_dots
-from .outgoing import answer_headers, events, merged, whole
 from .socket_watch import SocketWatch
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class _Watch:
         """Return whether a message is a comment before the answer, or ends it before it has begun; it is dealt with then."""
         if self._start is None:
             return False
-        if early.is_comment(message) and early.is_stream(self._start):
+        if early_streams.is_comment(message) and early_streams.is_stream(self._start):
             await self._keep_alive(message)
             return True
         if self._early and await self._ends_early(self._start, message):
@@ -265,7 +265,7 @@ class _Watch:
             message: The first message that is more than a comment.
         """
         call = self._call
-        error, exchange = early.error_of(message), call.exchange
+        error, exchange = early_streams.error_of(message), call.exchange
         if exchange is None:
             return False
         if call.denial is None and error is not None and exchange.unanswered is not None:
@@ -273,9 +273,9 @@ class _Watch:
         if call.denial is not None:
             await self.refuse()
         elif error is not None:
-            call.start_answer(early.status_of(error))
-            if exchange.ctx.endpoint in early.NAMED:
-                await self._finish(early.error_event({"error": error}, exchange.ctx.endpoint))
+            call.start_answer(early_streams.status_of(error))
+            if exchange.ctx.endpoint in early_streams.NAMED:
+                await self._finish(early_streams.error_event({"error": error}, exchange.ctx.endpoint))
         elif exchange.changes_answers:
             made = rewriter(exchange, start, self._send, self._deny_late)
             if isinstance(made, Denial):

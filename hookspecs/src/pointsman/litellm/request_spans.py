@@ -16,7 +16,7 @@ from litellm.proxy.auth.route_checks import RouteChecks
 
 from ..host.attributes import Value, denial_attributes, status_of
 from ..types import Outcome
-from . import unadmitted, values
+from . import request_values, unadmitted
 from .endpoints import route_path
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class RequestSpans:
             "pointsman.kind": "request",
             "pointsman.request_id": request_id,
         }
-        return tracing.request(method, values.request_headers(scope["headers"]), attributes)
+        return tracing.request(method, request_values.request_headers(scope["headers"]), attributes)
 
     def inner_scope(self, scope: Scope, span: Span) -> Scope:
         """Return the scope as the application gets it."""

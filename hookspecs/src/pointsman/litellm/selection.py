@@ -21,8 +21,8 @@ from ..host.hooks import Dropped
 from .call import Call, ClientCall, current_call
 from .catalog import router
 from .fallbacks import goes_on
-from .filters import COOLDOWN, ORDER, left_out
 from .native_router import NATIVE_ROUTER
+from .router_filters import COOLDOWN, ORDER, left_out
 
 if TYPE_CHECKING:
     from ..types import Deployment

@@ -1,4 +1,4 @@
-"""Reads the events of OpenAI's websocket protocols, realtime and responses, on their way. Pure, and total as ``values`` is.
+"""Reads the events of OpenAI's websocket protocols, realtime and responses, on their way. Pure, and total as ``request_values`` is.
 
 LiteLLM translates other providers' protocols into these, so what passes between client and gateway is always one of them.
 """

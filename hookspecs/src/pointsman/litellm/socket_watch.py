@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from ..host.runtime import new_id
 from ..types import Denial
 from . import denials, socket_events
-from .outgoing import answer_headers, refusal
+from .asgi_messages import answer_headers, refusal
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send

@@ -1,4 +1,4 @@
-"""Reads the pieces of a stream as they pass: first content, usage, model, answer. Total, as ``values`` is."""
+"""Reads the pieces of a stream as they pass: first content, usage, model, answer. Total, as ``request_values`` is."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from pydantic import BaseModel
 from ..types import Answer, Endpoint, ToolCall, Usage
 from .answers import finish_reason, finish_reasons, response_answer, response_id
 from .content import is_empty
+from .request_values import hidden_params, response_model, response_usage, usage
 from .usage import Account
 from .usage_units import gemini_usage
-from .values import hidden_params, response_model, response_usage, usage
 
 #: A line of an event stream that is longer is left out.
 _LONGEST_LINE: Final = 16_000_000

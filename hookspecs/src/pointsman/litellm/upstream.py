@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import UpstreamError
 from ..frozen import thawed
-from ..host.planned import PlannedCall
+from ..host.own_call_spans import PlannedCall
 from ..host.runtime import new_id
 from ..types import (
     Answer,
@@ -27,7 +27,7 @@ from ..types import (
     UpstreamRequest,
     UpstreamResponse,
 )
-from . import provider_errors, values
+from . import provider_errors, request_values
 from .answers import response_answer
 from .call import Call, ClientCall, OwnCall, current_call
 from .catalog import router
@@ -376,10 +376,10 @@ class RouterCall:
         opened = self._opened()
         if opened.closed:
             return
-        headers = values.provider_headers(
-            values.hidden_params(self.source).get("additional_headers"), self._call.provider_headers
+        headers = request_values.provider_headers(
+            request_values.hidden_params(self.source).get("additional_headers"), self._call.provider_headers
         )
-        cached = values.from_cache(getattr(self.source, "logging_obj", None))
+        cached = request_values.from_cache(getattr(self.source, "logging_obj", None))
         self._closer.end_stream(opened, self._reader, headers, error, self._exchange.ctx, cached=cached)
 
     def _end_abandoned(self, opened: OpenAttempt, outcome: Outcome, error: AttemptError | None = None) -> None:
@@ -460,7 +460,7 @@ class GatewayError(UpstreamError):
 
 
 def _upstream_error(err: Exception, now: float) -> UpstreamError:
-    headers = values.provider_headers(getattr(err, "litellm_response_headers", None))
+    headers = request_values.provider_headers(getattr(err, "litellm_response_headers", None))
     why = provider_errors.attempt_error(err, headers, now)
     error = GatewayError(why.message, status=why.status, error_class=str(why.kind), retry_after_s=why.retry_after_s)
     error.original = err

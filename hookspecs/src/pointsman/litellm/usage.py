@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from .counts import is_object, kind_of, milliseconds, name_of, number, object_of
+from .reported_counts import is_object, kind_of, milliseconds, name_of, number, object_of
 from .usage_blocks import BILLED, OLLAMA, Draft, Reading, charged, read_block
 
 _MOST_RAW_CHARS: Final = 4_000

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, Final
 
 from ..types import Usage
-from .counts import (
+from .reported_counts import (
     MOST_PARTS,
     MOST_TOKENS,
     first_count,

@@ -15,8 +15,8 @@ from typing import Any, Final
 import litellm
 
 from ..types import Endpoint, Usage
-from . import values
-from .counts import decimal, mapping
+from . import request_values
+from .reported_counts import decimal, mapping
 from .usage_blocks import TOOLS, tools
 
 _MOST: Final = 10**15
@@ -33,7 +33,7 @@ def answer_usage(endpoint: Endpoint, response: Any, body: Mapping[str, object]) 
         response: LiteLLM's answer.
         body: The request: what was asked for is what is charged where the answer does not say it.
     """
-    tokens = values.response_usage(response)
+    tokens = request_values.response_usage(response)
     if tokens is not None and not tokens.total_tokens and endpoint in _NOT_TOKENS:
         # LiteLLM's objects begin with zeros.
         tokens = None
@@ -69,7 +69,7 @@ class Translated:
         """How often the provider's own tools were used, by the names in ``Usage``."""
         if self._asked is None:
             return used_tools(self._usage)
-        return tools(mapping(values.response_block(self._asked[1])))
+        return tools(mapping(request_values.response_block(self._asked[1])))
 
 
 def used_tools(usage: Usage | None) -> Mapping[str, int]:
@@ -111,7 +111,7 @@ def _transcription(response: Any, _: Mapping[str, object], tokens: Usage | None)
     seconds = (
         _number(_get(usage, "seconds"))
         or _number(_get(response, "duration"))
-        or _number(values.hidden_params(response).get("audio_transcription_duration"))
+        or _number(request_values.hidden_params(response).get("audio_transcription_duration"))
     )
     return None if seconds is None else Usage(audio_ms=round(seconds * _MS))
 
@@ -261,7 +261,7 @@ def logged_cost_usd(logged: Mapping[str, Any]) -> Decimal | None:
 
 def logged_usage(logged: Mapping[str, Any]) -> Usage | None:
     """Return the tokens in LiteLLM's ``standard_logging_object``; None where it has none."""
-    found = values.usage(_get(logged.get("metadata"), "usage_object"))
+    found = request_values.usage(_get(logged.get("metadata"), "usage_object"))
     return found if found is not None and found.total_tokens else None
 
 
@@ -313,7 +313,7 @@ def passed_usage(response: Any) -> Usage | None:
             data = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        found = values.response_usage(data) or gemini_usage(_get(data, "usageMetadata"))
+        found = request_values.response_usage(data) or gemini_usage(_get(data, "usageMetadata"))
         if found is not None and found.total_tokens:
             return found
     return None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import UpstreamError
 from ..host.isolation import is_stray
-from ..host.planned import PlannedCall
+from ..host.own_call_spans import PlannedCall
 from ..types import (
     Answer,
     Attempt,

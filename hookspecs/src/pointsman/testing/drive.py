@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ..host.attempt import OpenAttempt
     from ..host.exchange import Exchange
     from ..host.host import Host
-    from ..host.planned import PlannedCall
+    from ..host.own_call_spans import PlannedCall
     from .gateway import FakeGateway
 
 #: Errors that another attempt on the same model group may get around; the gateway does not repeat the others.

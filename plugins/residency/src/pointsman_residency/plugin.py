@@ -13,8 +13,8 @@ from pointsman.types import Status
 
 from .admission import Admission
 from .config import ResidencyConfig, ServerConfig
+from .instruments import instrument
 from .members import Member, Members
-from .metrics import instrument
 from .pool import Pool
 from .repository import Repository
 from .routes import AdminRoutes

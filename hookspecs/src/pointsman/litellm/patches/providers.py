@@ -18,7 +18,7 @@ from ...types import Denial
 from .. import bodies
 from ..auth import denial_error
 from ..call import client_call, current_call
-from ..wire import listen
+from ..raw_answers import listen
 from .patch import Patch, a_function, an_async_function
 
 if TYPE_CHECKING:

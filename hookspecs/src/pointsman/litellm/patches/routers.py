@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from litellm.router import Router
 
 from ...types import Endpoint
-from .. import filters, native_router
+from .. import native_router, router_filters
 from ..call import current_call
 from ..native_router import NATIVE_ROUTER
 from .patch import Patch, a_function, an_async_function, apply, faults, report
@@ -160,7 +160,7 @@ def apply_to_selection(selection: Selection) -> bool:
     patches = of_selection(selection)
     if NATIVE_ROUTER:
         apply(patches)
-        filters.watch()
+        router_filters.watch()
         return False
     wrong = faults(patches)
     report(wrong)
@@ -168,7 +168,7 @@ def apply_to_selection(selection: Selection) -> bool:
         return False
     for patch in patches:
         patch.apply()
-    filters.watch()
+    router_filters.watch()
     return True
 
 

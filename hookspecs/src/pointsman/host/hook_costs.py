@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..store.protocol import JSON, AtomicOp, StateStore, Update
+from .counters import Family, Histogram, Point
 from .isolation import Timing
-from .measures import Family, Histogram, Point
 
 
 def hook_families(timings: Iterable[Timing]) -> list[Family]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UpstreamError
 from ..types import Outcome
-from .pipeline import REQUEST
+from .span_pipeline import REQUEST
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span

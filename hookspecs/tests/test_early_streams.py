@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pointsman.litellm import early
+from pointsman.litellm import early_streams
 from pointsman.litellm.call import ClientCall, EndedError, client_call
 from pointsman.litellm.middleware import RequestMiddleware
 from pointsman.types import Denial, Endpoint, Reply
@@ -184,9 +184,9 @@ async def test_what_only_looks_like_a_comment_is_the_answer() -> None:
         await send(body(b"", more=False))
 
     assert [message["type"] for message in await run(app)] == ["http.response.start"] + ["http.response.body"] * 2
-    assert not early.is_comment(body(b": a\n\ndata: {}\n\n"))
-    assert not early.is_comment(body(b": a"))
-    assert not early.is_comment(body(b""))
+    assert not early_streams.is_comment(body(b": a\n\ndata: {}\n\n"))
+    assert not early_streams.is_comment(body(b": a"))
+    assert not early_streams.is_comment(body(b""))
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,9 @@ async def test_what_only_looks_like_a_comment_is_the_answer() -> None:
     [({"code": "429"}, 429), ({"code": 404}, 404), ({"code": "200"}, 500), ({"code": "x"}, 500), ({}, 500)],
 )
 def test_the_status_of_an_error(error: dict[str, Any], status: int) -> None:
-    assert early.status_of(error) == status
+    assert early_streams.status_of(error) == status
 
 
 @pytest.mark.parametrize("content", [b'data: {"error":', b'data: {"error": 1}\n\n', b"data: {}\n\n", b"", FAILURE[5:]])
 def test_what_is_no_error(content: bytes) -> None:
-    assert early.error_of(body(content)) is None
+    assert early_streams.error_of(body(content)) is None

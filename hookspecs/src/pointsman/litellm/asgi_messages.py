@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from ..frozen import thawed
 from ..text import printable
 from ..types import FRAMING_HEADERS, Endpoint
-from . import bodies, denials, early
+from . import bodies, denials, early_streams
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -36,7 +36,7 @@ def events(call: ClientCall) -> bytes:
     """Return the same as the events of a stream that has begun."""
     endpoint = Endpoint.OTHER if call.exchange is None else call.exchange.ctx.endpoint
     if call.denial is not None:
-        return early.error_event(denials.body(call.denial), endpoint)
+        return early_streams.error_event(denials.body(call.denial), endpoint)
     assert call.reply is not None  # noqa: S101  # as above
     return bodies.events(call.reply.pieces, endpoint)
 

@@ -29,8 +29,8 @@ FIELDS = ("type", "message", "usage", "delta", "index", "content_block", "text",
 
 
 @pytest.fixture(scope="module")
-def values() -> Any:
-    return pytest.importorskip("pointsman.litellm.values")
+def request_values() -> Any:
+    return pytest.importorskip("pointsman.litellm.request_values")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def read(stream: Any, pieces: Sequence[bytes]) -> tuple[Any, list[bool]]:
 
 
 @given(given_=st.dictionaries(st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens"]), JSON))
-def test_any_usage_can_be_read(values: Any, given_: dict[str, Any]) -> None:
-    found = values.usage(given_)
+def test_any_usage_can_be_read(request_values: Any, given_: dict[str, Any]) -> None:
+    found = request_values.usage(given_)
     assert found is None or 0 <= found.total_tokens <= 10**16
 
 
@@ -289,14 +289,14 @@ def test_what_breaks_a_stream_is_an_error_of_its_class(
     ],
 )
 def test_a_missing_weight_counts_as_in_litellms_own_choice(
-    values: Any, weights: dict[str, float | None], expected: dict[str, float]
+    request_values: Any, weights: dict[str, float | None], expected: dict[str, float]
 ) -> None:
     entries = [
         {"model_name": "chat", "litellm_params": {"model": "openai/m", "weight": weight}, "model_info": {"id": id_}}
         for id_, weight in weights.items()
     ]
     other = {"model_name": "other", "litellm_params": {"model": "openai/m"}, "model_info": {"id": "other"}}
-    assert {d.id: d.weight for d in values.deployments([*entries, other])} == {**expected, "other": 1.0}
+    assert {d.id: d.weight for d in request_values.deployments([*entries, other])} == {**expected, "other": 1.0}
 
     if not any(weights.values()):
         return  # LiteLLM chooses among all then; for us a weight of 0 always means drained

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from pointsman import PluginConfig, hookimpl
 from pointsman.errors import PluginLoadError, UpstreamError
-from pointsman.host import returned
+from pointsman.host import returned_values
 from pointsman.testing import ok
 from pointsman.types import (
     AttemptKind,
@@ -602,7 +602,7 @@ anything = st.recursive(
 def test_whatever_a_route_holds_it_is_fit_for_the_journal_or_refused(value):
     """What passes can be written and read back; everything else is a ``TypeError`` or a ``ValueError`` of the check."""
     try:
-        route = returned.route("p", Route(target="chat"), value, {}, executors={})
+        route = returned_values.route("p", Route(target="chat"), value, {}, executors={})
     except (TypeError, ValueError):
         return
     adapter = TypeAdapter(Route)

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import Link
 
-from pointsman.host.pipeline import LINK, REQUEST, FollowsLink, Pipeline
+from pointsman.host.span_pipeline import LINK, REQUEST, FollowsLink, Pipeline
 from pointsman.host.tracing import Tracing, resource
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..store import modify
 from ..store.protocol import JSON, Put, StateStore, Update
-from .measures import Family, Point, bounded, dump, lasting, load, merged
+from .counters import Family, Point, bounded, dump, lasting, load, merged
 
 if TYPE_CHECKING:
     from ..plugin import Clock

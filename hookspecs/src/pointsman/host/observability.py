@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import StoreError
 from ..store.protocol import JSON, StateStore
+from .counters import Family, merged, simple
 from .exporters import metric_exporters
-from .measures import Family, merged, simple
-from .measuring import MeasuredStore
+from .hook_costs import MeasuredStore
 from .metrics_export import Sender, interval_s
-from .peers import TICK_S, Peers
 from .recent import Recent, explanation
 from .tracing import ids
+from .workers import TICK_S, Peers
 
 if TYPE_CHECKING:
     from ..plugin import Clock
