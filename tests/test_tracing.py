@@ -24,6 +24,9 @@ pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 ASK = [{"role": "user", "content": "Say the secret word xyzzy-4711."}]
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = "00f067aa0ba902b7"
+#: The SDK alone would wait for 30 s, and a slow collector for as long as its answer takes.
+_END_S = 19.0
+_SLOW_S = 20.0
 
 
 def model_list(upstream: str) -> list[dict[str, Any]]:
@@ -40,16 +43,17 @@ def start(
     *,
     litellm: str = "off",
     auth: bool = False,
-    more_env: Mapping[str, str] | None = None,
+    more_env: Mapping[str, str | None] | None = None,
     **tracing: str,
 ) -> Rig:
     """Return a proxy with LiteLLM's own OTel callback ``off``, ``v1`` or ``v2``, and with Pointsman's ``custom_auth``."""
-    env = {
-        **(more_env or {}),
+    defaults: dict[str, str | None] = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector_url,
         "OTEL_BSP_SCHEDULE_DELAY": "200",
         "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=staging,team=gateway",
+        **(more_env or {}),
     }
+    env = {name: value for name, value in defaults.items() if value is not None}
     callbacks = ["pointsman.litellm.handler"]
     if litellm != "off":
         callbacks.append("otel")
@@ -214,8 +218,14 @@ def test_litellms_own_spans_belong_to_the_same_tree(tmp_path: Path, litellm: str
         httpx.get(f"{rig.proxy.url}/pointsman/metrics", headers=rig.proxy.headers, timeout=60).raise_for_status()
         for answer in answers:
             trace_of(collector, answer.headers["x-pointsman-request-id"])
+        shown = httpx.get(f"{rig.proxy.url}/pointsman/status", headers=rig.proxy.headers, timeout=60).json()
+        assert shown["tracing"]["spans"]["exported"] > len(answers)
     spans = collector.spans
     known = {span.span_id: span for span in spans}
+    services = {
+        (s.scope == "pointsman", s.resource["service.name"]) for s in spans if s.scope in {"pointsman", "litellm"}
+    }
+    assert services == {(True, "pointsman"), (False, "litellm")}
     assert {s.parent_id for s in spans} - known.keys() == {"", PARENT}
     assert not [s.name for s in spans if "/pointsman" in repr((s.name, s.attributes))]
     for answer in answers:
@@ -245,6 +255,22 @@ def test_litellms_own_spans_belong_to_the_same_tree(tmp_path: Path, litellm: str
     assert root.attributes["pointsman.outcome"] == ("denied" if auth else "error")
 
 
+@pytest.mark.parametrize(
+    ("litellm", "variables"), [("off", "standard"), ("v1", "standard"), ("v2", "standard"), ("v1", "litellm")]
+)
+def test_the_spans_of_the_last_moment_arrive(tmp_path: Path, litellm: str, variables: str) -> None:
+    """Also where only LiteLLM's variables say where spans go, so that ours leave with LiteLLM's."""
+    env: dict[str, str | None] = {"OTEL_BSP_SCHEDULE_DELAY": "600000"}
+    if variables == "litellm":
+        env["OTEL_EXPORTER_OTLP_ENDPOINT"] = None
+    with Collector() as collector, start(tmp_path, collector.url, litellm=litellm, more_env=env) as rig:
+        answer = post(rig, "last", "pair")
+        assert not collector.spans
+        assert rig.proxy.stop(timeout_s=_END_S) != -signal.SIGKILL
+        spans = trace_of(collector, answer.headers["x-pointsman-request-id"])
+    assert {"chat pair", "pre_route", "chat gpt-4o-mini", "settle pair"} <= set(spans)
+
+
 @pytest.mark.parametrize("trust", ["none", "link", "sampling"])
 def test_a_clients_trace_is_believed_as_far_as_configured(tmp_path: Path, trust: str) -> None:
     with Collector() as collector, start(tmp_path, collector.url, trust_traceparent=trust) as rig:
@@ -254,11 +280,6 @@ def test_a_clients_trace_is_believed_as_far_as_configured(tmp_path: Path, trust:
         assert (root.trace_id == TRACE) == (trust == "sampling")
         assert ((TRACE, PARENT) in root.links) == (trust == "link")
         assert ("x-pointsman-trace-id" in unsampled.headers) == (trust != "sampling")
-
-
-#: The SDK alone would wait for 30 s, and a slow collector for as long as its answer takes.
-_END_S = 19.0
-_SLOW_S = 20.0
 
 
 class Stranger(socketserver.StreamRequestHandler):

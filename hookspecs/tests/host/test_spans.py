@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
 
 from pointsman import hookimpl
 from pointsman.errors import UpstreamError
@@ -326,16 +327,54 @@ def test_a_span_tells_the_provider_who_it_is():
     span.end()
 
 
-def test_tracing_off_is_off(monkeypatch):
-    """Switched off in the configuration or by the standard variable, or with nowhere to send to, no span is made."""
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_TRACES_EXPORTER"):
-        monkeypatch.delenv(name, raising=False)
+EXPORTER = "OTEL_TRACES_EXPORTER"
+
+
+@pytest.fixture
+def global_provider(monkeypatch):
     provider = TracerProvider(shutdown_on_exit=False)
-    assert configure(enabled=True, provider=provider).enabled
-    assert not configure(enabled=False, provider=provider).enabled
-    assert not configure(enabled=True).enabled
+    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter(), schedule_delay_millis=600_000))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    yield provider
+    provider.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("env", "own"),
+    [
+        ({}, False),
+        ({EXPORTER: "none"}, False),
+        ({EXPORTER: "zipkin"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}, True),
+        ({EXPORTER: "otlp"}, True),
+    ],
+)
+def test_spans_leave_by_a_pipeline_of_their_own_where_variables_name_one(env, own, global_provider, monkeypatch):
+    """Else by that of other instrumentation; what waits there is flushed at the end in either case."""
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    tracing = configure(enabled=True, worker="w-1")
+    span = tracing.start("x")
+    assert (tracing.counts is not None) is own
+    assert (span.__class__.__name__ == "RecordedSpan") is own
+    global_provider.get_tracer("theirs").start_span("theirs").end()
+    if not own:
+        span.end()
+    tracing.shutdown()
+    (processor,) = global_provider._active_span_processor._span_processors
+    exported = {s.name for s in processor.span_exporter.get_finished_spans()}
+    assert exported == ({"theirs"} if own else {"theirs", "x"})
+
+
+def test_tracing_off_is_off(monkeypatch, global_provider):
+    """Switched off in the configuration or by the standard variable, or with nowhere to send to, no span is made."""
+    assert configure(enabled=True).enabled
+    assert not configure(enabled=False).enabled
     monkeypatch.setenv("OTEL_SDK_DISABLED", "TRUE")
-    assert not configure(enabled=True, provider=provider).enabled
+    assert not configure(enabled=True).enabled
+    monkeypatch.delenv("OTEL_SDK_DISABLED")
+    monkeypatch.setattr(trace, "get_tracer_provider", NoOpTracerProvider)
+    assert not configure(enabled=True).enabled
     off = Tracing()
     assert (off.enabled, off.start("x")) == (False, None)
     off.set(None, {})

@@ -6,6 +6,7 @@ are counted; numbers that are not finite never leave; and a collector that is go
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from .attributes import finite
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.sdk.trace import Span
+    from opentelemetry.sdk.trace import Span, TracerProvider
     from opentelemetry.util.types import Attributes
 
 log: Final = logging.getLogger("pointsman")
@@ -111,6 +112,19 @@ class Pipeline(SpanProcessor):
             self.counts.waiting = 0
         if lost := self.counts.dropped - before:
             log.warning("%d spans were lost at the end: the collector did not take them within %g s", lost, timeout_s)
+
+
+def begin_flush(provider: TracerProvider) -> threading.Thread:
+    """Begin to export what waits in another's pipeline, which the end of the proxy would lose."""
+    # Not in a pool, as above.
+    thread = threading.Thread(target=_flush, args=(provider,), name="pointsman-flush", daemon=True)
+    thread.start()
+    return thread
+
+
+def _flush(provider: TracerProvider) -> None:
+    with contextlib.suppress(Exception):
+        provider.force_flush(round(SHUTDOWN_S * 1000))
 
 
 class _Checked(SpanExporter):

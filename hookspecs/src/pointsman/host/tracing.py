@@ -43,7 +43,7 @@ from .. import __version__
 from ..config import Section
 from .attributes import Value, bounded, finite
 from .exporters import build, disabled, plan
-from .span_pipeline import LINK, FollowsLink, Pipeline, SpanCounts
+from .span_pipeline import LINK, SHUTDOWN_S, FollowsLink, Pipeline, SpanCounts, begin_flush
 from .spans import SpanProvider
 
 log: Final = logging.getLogger("pointsman")
@@ -91,6 +91,7 @@ class Tracing:
         tracer: Makes the spans; None makes none.
         provider: The tracer's provider, whose sampler is asked about clients' traces; None trusts their decision.
         pipelines: The host's own ways out, closed at shutdown; empty when the provider is shared.
+        other: The provider of other instrumentation, whose spans are in the same traces; it is flushed at shutdown.
         trust: How far a client's ``traceparent`` is believed.
     """
 
@@ -100,6 +101,7 @@ class Tracing:
         provider: TracerProvider | SpanProvider | None = None,
         *,
         pipelines: Sequence[Pipeline] = (),
+        other: TracerProvider | None = None,
         trust: Trust = "context",
     ) -> None:
         self._tracer = tracer
@@ -109,6 +111,7 @@ class Tracing:
             _as_given if isinstance(provider, SpanProvider) else bounded
         )
         self._pipelines = tuple(pipelines)
+        self._other = other
         self._trust: Trust = trust
         self.failures = 0
 
@@ -350,11 +353,14 @@ class Tracing:
 
     def shutdown(self) -> None:
         """Send what is left and close the host's own pipelines; quick, whatever the collector does."""
+        flushing = None if self._other is None else begin_flush(self._other)
         for pipeline in self._pipelines:
             try:
                 pipeline.shutdown()
             except Exception as err:  # noqa: BLE001  # telemetry never harms a shutdown
                 self._failed(err)
+        if flushing is not None:
+            flushing.join(SHUTDOWN_S)
 
 
 def _as_given(attributes: Mapping[str, Value] | None) -> Mapping[str, Value]:
@@ -440,30 +446,29 @@ def outgoing_headers(span: Span | None) -> dict[str, str]:
     return carrier
 
 
-def configure(
-    *, enabled: bool, provider: trace.TracerProvider | None = None, worker: str = "", trust: Trust = "context"
-) -> Tracing:
+def configure(*, enabled: bool, worker: str = "", trust: Trust = "context") -> Tracing:
     """Return the tracing that configuration and environment ask for.
 
-    An SDK provider that exists already (of LiteLLM's OTel callback, or the global one) is used as it is. Otherwise the
-    standard ``OTEL_*`` variables decide: an OTLP endpoint, or ``OTEL_TRACES_EXPORTER`` with ``otlp``, ``console`` or
-    ``none``. Without any of them no span is made.
+    The standard ``OTEL_*`` variables decide: an OTLP endpoint, or ``OTEL_TRACES_EXPORTER`` with ``otlp``, ``console`` or
+    ``none``. Where they name no exporter, spans leave by the global provider of OpenTelemetry's SDK, such as that of LiteLLM's
+    OTel callback; without one no span is made.
 
     Args:
         enabled: The configuration's ``tracing.enabled``.
-        provider: The gateway's provider, or None.
         worker: The name of this worker.
         trust: The configuration's ``tracing.trust_traceparent``.
 
     Raises:
-        ConfigError: ``OTEL_TRACES_EXPORTER`` or ``OTEL_EXPORTER_OTLP_PROTOCOL`` names something that is not supported.
+        ConfigError: ``OTEL_TRACES_EXPORTER`` or ``OTEL_EXPORTER_OTLP_PROTOCOL`` names something that is not supported, and
+            there is no global provider.
     """
     if disabled(os.environ, enabled=enabled):
         return Tracing()
-    for candidate in (provider, trace.get_tracer_provider()):
-        if isinstance(candidate, TracerProvider):
-            return Tracing(candidate.get_tracer(_SERVICE, __version__), candidate, trust=trust)
-    exporters = build(plan(os.environ))
+    found, planned = trace.get_tracer_provider(), plan(os.environ)
+    other = found if isinstance(found, TracerProvider) else None
+    if other is not None and not planned.enabled:
+        return Tracing(other.get_tracer(_SERVICE, __version__), other, other=other, trust=trust)
+    exporters = build(planned)
     if not exporters:
         return Tracing()
     # Closed by ``shutdown``, which does not wait for a collector that is gone.
@@ -472,7 +477,7 @@ def configure(
     pipelines = [Pipeline(exporter) for exporter in exporters]
     for pipeline in pipelines:
         own.add_span_processor(pipeline)
-    return Tracing(own.get_tracer(_SERVICE, __version__), own, pipelines=pipelines, trust=trust)
+    return Tracing(own.get_tracer(_SERVICE, __version__), own, pipelines=pipelines, other=other, trust=trust)
 
 
 def resource(worker: str = "") -> Resource:
