@@ -325,11 +325,12 @@ def _authentication(
             f"{where}: no plugin in use implements authenticate, so every key but the master key is refused; add one "
             "that does, or remove custom_auth"
         )
-    why = "without it a key's list of models is not enforced; set it to true"
+    why = "is not set although custom_auth is Pointsman's: without it a key's list of models is not enforced"
     if not settings.get("enable_post_custom_auth_checks"):
-        yield f"litellm_settings.enable_post_custom_auth_checks: is not set although custom_auth is Pointsman's: {why}"
+        yield f"litellm_settings.enable_post_custom_auth_checks: {why}; set it to true"
     if not general.get("custom_auth_run_common_checks"):
-        yield f"general_settings.custom_auth_run_common_checks: is not set although custom_auth is Pointsman's: {why}"
+        routes = "tenants reach administrative routes that LiteLLM guards by its checks alone, such as /debug and /cache"
+        yield f"general_settings.custom_auth_run_common_checks: {why}, and {routes}; set it to true"
 
 
 def _master_key(general: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[str]:

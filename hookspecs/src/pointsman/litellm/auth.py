@@ -12,6 +12,7 @@ from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAut
 from ..types import Credential, Denial
 from . import denials, request_values
 from .call import client_call
+from .guard import configured_pass_throughs
 
 if TYPE_CHECKING:
     from fastapi import Request
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 _BEARER: Final = "bearer "
 #: What LiteLLM knows a tenant as that has no user of LiteLLM's: this, and its id.
 _TENANT: Final = "tenant:"
+#: Routes that LiteLLM's own checks keep from users who are not in a database: this gateway's plugins decide about them.
+_OPEN: Final = ("/v1/models", "/models", "/v1/videos/characters", "/videos/characters")
 
 
 async def authenticate(
@@ -82,6 +85,7 @@ async def authenticate(
         key_alias=answer.key_alias,
         user_role=LitellmUserRoles.INTERNAL_USER,
         models=[] if answer.models is None else allowed(answer.models),
+        metadata={"allowed_passthrough_routes": [*_OPEN, *configured_pass_throughs()]},
         parent_otel_span=getattr(request.state, "parent_otel_span", None),
     )
 

@@ -203,11 +203,12 @@ def _is_metered(call: ClientCall, endpoint: Endpoint, deployment: Deployment) ->
     if not deployment.model:
         return False
     if endpoint is Endpoint.PASS_THROUGH:
-        return answers_with_usage(route_path(call.scope), _configured_pass_throughs())
+        return answers_with_usage(route_path(call.scope), configured_pass_throughs())
     return endpoint in _ROUTED
 
 
-def _configured_pass_throughs() -> Iterator[str]:
+def configured_pass_throughs() -> Iterator[str]:
+    """Return the paths of the pass-throughs in LiteLLM's configuration."""
     for entry in (proxy_server.general_settings or {}).get("pass_through_endpoints") or ():
         if isinstance(entry, Mapping) and isinstance(path := entry.get("path"), str):
             yield path

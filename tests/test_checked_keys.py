@@ -1,0 +1,79 @@
+"""What a tenant may read and use where LiteLLM's own checks of keys are on as well, as `pointsman check` advises."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import httpx
+import pytest
+from anything import Anything, anything
+from doors import config, environment
+from rig import Rig, deployment
+
+from pointsman_quota.tenants import hash_key
+
+pytestmark = pytest.mark.proxy
+
+KEY: Final = "sk-narrow-0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def provider() -> Iterator[Anything]:
+    with anything() as running:
+        yield running
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["ours alone", "with LiteLLM's checks"])
+def client(
+    provider: Anything, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[httpx.Client]:
+    settings = config(provider)
+    settings["router_settings"] |= {"model_group_alias": {"ok-alias": "ok", "alias": "secret"}}
+    settings["general_settings"]["custom_auth_run_common_checks"] = request.param
+    settings["litellm_settings"] = {"enable_post_custom_auth_checks": request.param}
+    key = {"name": "k", "hash": hash_key(KEY, "0123456789abcdef")}
+    versions = [
+        {"id": f"{name}-1", "name": name, "version": "1", "path": path, "active": True}
+        for name, path in (("assistant", "ok"), ("hidden", "secret"))
+    ]
+    headers = {"authorization": f"Bearer {KEY}"}
+    with Rig(
+        tmp_path_factory.mktemp("checked"),
+        lambda _: [deployment(provider.url, name, name, id_=f"{name}-1") for name in ("ok", "secret")],
+        plugins=[
+            {"quota": {"tenants": [{"id": "narrow", "keys": [key], "models": ["ok*", "assistant"]}]}},
+            {"registry": {"versions": versions}},
+        ],
+        config=settings,
+        env=environment(provider),
+    ) as rig:
+        with httpx.Client(base_url=rig.proxy.url, headers=headers, timeout=30, trust_env=False) as tenant:
+            yield tenant
+
+
+READABLE: Final = {"ok": 200, "assistant": 200, "ok-alias": 200, "secret": 404, "hidden": 404, "alias": 404, "none": 404}
+
+
+@pytest.mark.parametrize("prefix", ["/v1/models", "/models"])
+@pytest.mark.parametrize("name", READABLE)
+def test_a_tenant_reads_its_own_models(client: httpx.Client, prefix: str, name: str) -> None:
+    """Registered names and aliases too, one by one as in the list."""
+    answer = client.get(f"{prefix}/{name}")
+    assert answer.status_code == READABLE[name], answer.text
+    listed = {entry["id"] for entry in client.get(prefix).json()["data"]}
+    assert (name in listed) == (answer.status_code == 200)
+
+
+@pytest.mark.parametrize("path", ["/model/info", "/v1/model/info"])
+def test_details_are_those_of_its_own_models(client: httpx.Client, path: str) -> None:
+    names = {entry["model_name"] for entry in client.get(path).json()["data"]}
+    assert "ok" in names
+    assert not names & {"secret", "hidden", "alias"}
+
+
+@pytest.mark.parametrize(("model", "status"), [("ok", 200), ("secret", 403)])
+@pytest.mark.parametrize("path", ["/configured", "/openai_passthrough/v1/chat/completions"])
+def test_pass_throughs_are_open_for_its_own_models(client: httpx.Client, path: str, model: str, status: int) -> None:
+    answer = client.post(path, json={"model": model, "messages": [{"role": "user", "content": "hi"}]})
+    assert answer.status_code == status, answer.text
