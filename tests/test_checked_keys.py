@@ -38,21 +38,31 @@ def client(
         for name, path in (("assistant", "ok"), ("hidden", "secret"))
     ]
     headers = {"authorization": f"Bearer {KEY}"}
-    with Rig(
-        tmp_path_factory.mktemp("checked"),
-        lambda _: [deployment(provider.url, name, name, id_=f"{name}-1") for name in ("ok", "secret")],
-        plugins=[
-            {"quota": {"tenants": [{"id": "narrow", "keys": [key], "models": ["ok*", "assistant"]}]}},
-            {"registry": {"versions": versions}},
-        ],
-        config=settings,
-        env=environment(provider),
-    ) as rig:
-        with httpx.Client(base_url=rig.proxy.url, headers=headers, timeout=30, trust_env=False) as tenant:
-            yield tenant
+    with (
+        Rig(
+            tmp_path_factory.mktemp("checked"),
+            lambda _: [deployment(provider.url, name, name, id_=f"{name}-1") for name in ("ok", "secret")],
+            plugins=[
+                {"quota": {"tenants": [{"id": "narrow", "keys": [key], "models": ["ok*", "assistant"]}]}},
+                {"registry": {"versions": versions}},
+            ],
+            config=settings,
+            env=environment(provider),
+        ) as rig,
+        httpx.Client(base_url=rig.proxy.url, headers=headers, timeout=30, trust_env=False) as tenant,
+    ):
+        yield tenant
 
 
-READABLE: Final = {"ok": 200, "assistant": 200, "ok-alias": 200, "secret": 404, "hidden": 404, "alias": 404, "none": 404}
+READABLE: Final = {
+    "ok": 200,
+    "assistant": 200,
+    "ok-alias": 200,
+    "secret": 404,
+    "hidden": 404,
+    "alias": 404,
+    "none": 404,
+}
 
 
 @pytest.mark.parametrize("prefix", ["/v1/models", "/models"])
