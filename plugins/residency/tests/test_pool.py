@@ -444,6 +444,34 @@ def test_an_unknown_size_counts_as_everything_until_it_is_learnt():
     assert pool.used()["memory"] == 30
 
 
+STAYS = [
+    pytest.param({"pinned": True}, {"memory": 30}, id="pinned"),
+    pytest.param({"residual": {"memory": 10}}, {"memory": 10}, id="asleep"),
+]
+
+
+@pytest.mark.parametrize(("other", "stays"), STAYS)
+def test_an_unknown_size_is_what_is_left_beside_that_which_stays(other, stays):
+    """A budget that a pinned model shares is never free as a whole, and the other models are loaded all the same."""
+    pool = Pool({"memory": 100}, [Model(name="kept", footprint={"memory": 30}, **other), Model(name="new")], LRU)
+    pool.observe({"kept": {"memory": 30}}, 1.0, foreign={"memory": 5})
+    pool.request("new", "t", 2.0)
+    for unload in decide(pool, 3.0).unloads:
+        pool.unload_ended(unload.name, 3.0, sleeping=True)
+    decide(pool, 4.0)
+    assert (pool.slots["new"].state, pool.slots["kept"].bytes) == (State.LOADING, stays)
+    assert pool.used() == pool.budget
+
+
+def test_an_unknown_size_is_that_of_the_models_own_devices():
+    models = [Model(name="here", footprint={"one": 30}), Model(name="new", devices=("two",))]
+    pool = Pool({"one": 40, "two": 50}, models, LRU)
+    pool.observe({"here": {"one": 30}}, 1.0, foreign={})
+    pool.request("new", "t", 2.0)
+    assert [load.name for load in decide(pool, 3.0).loads] == ["new"]
+    assert pool.used() == {"one": 30, "two": 50}
+
+
 def test_drift_is_repaired():
     bench = Bench(100, {"a": 40, "b": 40})
     bench.use("a")

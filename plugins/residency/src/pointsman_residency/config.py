@@ -121,7 +121,7 @@ class ModelConfig(Section):
     server: ServerConfig | None = Field(default=None, description="Server of this model, where it is not the pool's.")
     footprint: Bytes | Mapping[str, Bytes] | None = Field(
         default=None,
-        description="Bytes that the model occupies, or bytes by device; null: taken from the server where it reports them, and the whole budget until then.",
+        description="Bytes that the model occupies, or bytes by device; null: taken from the server where it reports them, and all that evictions can free until then.",
     )
     devices: tuple[Name, ...] = Field(
         default=(),

@@ -221,8 +221,8 @@ class Pool:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def size(self, slot: Slot) -> Mapping[str, int]:
-        """Return the bytes that a model is expected to take: learnt, else configured, else all that members can have."""
-        return slot.learnt or slot.model.footprint or self._whole()
+        """Return the bytes that a model is expected to take: learnt, else configured, else all that evictions can free."""
+        return slot.learnt or slot.model.footprint or self._whole(slot)
 
     def used(self) -> dict[str, int]:
         """Return the bytes that are counted, by device."""
@@ -421,8 +421,14 @@ class Pool:
             retry_after_s=max(1.0, slot.retry_at - now),
         )
 
-    def _whole(self) -> dict[str, int]:
-        return {device: max(1, size - self.foreign.get(device, 0)) for device, size in self.budget.items()}
+    def _whole(self, slot: Slot) -> dict[str, int]:
+        """Return what is free on a model's devices once everything else is gone that may go."""
+        left = {device: self.budget[device] - self.foreign.get(device, 0) for device in slot.model.devices or self.budget}
+        for other in self.slots.values():
+            stays = other.bytes if other.pinned else other.model.residual if other.bytes else {}
+            for device in left if other is not slot else ():
+                left[device] -= stays.get(device, 0)
+        return {device: max(1, size) for device, size in left.items()}
 
     def _hold(self, slot: Slot, ticket: str, now: float) -> None:
         slot.holds[ticket] = slot.holds.get(ticket, 0) + 1

@@ -46,7 +46,7 @@ class Model:
         name: Its name in the configuration.
         pool: The name of its pool.
         footprint: Device to the bytes it takes there; empty: unknown until it has been loaded once, and until then it
-            counts as the whole budget.
+            counts as all that evictions can free there.
         pinned: Whether it is never evicted.
         priority: Higher is evicted later.
         preload: Whether it is loaded at the start, as far as it fits beside what was loaded before it.
