@@ -54,7 +54,10 @@ def test_one_blob_under_two_names_is_a_warning():
     models = {"short": {"server_model": "qwen:7b"}, "long": {"server_model": "qwen:7b"}}
     (warning,) = ResidencyConfig.model_validate(pool(models=models)).warnings()
     assert "pools.gpu.models.long" in warning
-    assert "short" in warning
+    assert "'short', which stands for both" in warning
+    models["long"]["server"] = {**OLLAMA, "options": {"num_ctx": 8192}}
+    (warning,) = ResidencyConfig.model_validate(pool(models=models)).warnings()
+    assert "one of them is resident at a time" in warning
     elsewhere = {**models, "long": {"server_model": "qwen:7b", "server": {**OLLAMA, "url": "http://other:11434"}}}
     assert not list(ResidencyConfig.model_validate(pool(models=elsewhere)).warnings())
 

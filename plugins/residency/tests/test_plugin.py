@@ -293,6 +293,55 @@ async def test_pools_that_share_a_server_are_no_strangers_to_each_other(machine)
             assert one.pool.used() == {"memory": 85}
 
 
+async def test_two_settings_for_one_server_are_no_strangers_to_each_other(machine):
+    """A model that is loaded with options of its own is on the server of the others all the same."""
+    machine({"a": 40, "b": 40})
+    other = {"kind": "fake", "url": URL, "headers": {"x-other": "1"}}
+    async with worker(section({"a": {"footprint": 40}, "b": {"footprint": 40, "server": other}})) as h:
+        await h.request(model="a")
+        await h.request(model="b")
+        await h.clock.advance(5)
+        pool = scheduler(h).pool
+        assert (pool.foreign, pool.used()) == ({}, {"memory": 80})
+
+
+async def test_two_names_of_one_model_are_loaded_counted_and_evicted_once(machine, caplog):
+    """Both groups are the same model on the server; room for it twice is not needed."""
+    server = machine({"one": 60, "b": 60})
+    deployments = [deployment("short", model="one"), deployment("long", model="one"), deployment("b")]
+    models = {"short": {"footprint": 60}, "long": {"footprint": 60, "preload": True}, "b": {"footprint": 60}}
+    async with worker(section(models), deployments) as h:
+        await h.clock.advance(2)
+        for name in ("short", "long", "short", "long"):
+            assert (await h.request(model=name)).status == 200
+            await h.clock.advance(3)
+        assert (server.loads, server.unloads) == ({"one": 1}, {})
+        assert scheduler(h).pool.used() == {"memory": 60}
+        assert scheduler(h).drifts == []
+        await h.request(model="b")
+        assert server.loaded == {"b": "ready"}
+        shown = (await h.admin.get("/residency/")).json()["pools"][0]["models"]
+        assert {row["model"]: row["aliases"] for row in shown} == {"short": ["long"], "b": []}
+        assert (await h.admin.post("/residency/long/load")).json()["model"] == "short"
+    assert "'long' is the same model on the same server as 'short'" in caplog.text
+
+
+async def test_one_model_with_two_settings_is_swapped_as_two_models_are(machine):
+    """The server has it with one of them at a time: requests for both, in turns, load it once for each."""
+    server = machine({"one": 30})
+    other = {"kind": "fake", "url": URL, "headers": {"x-context": "long"}}
+    deployments = [deployment("short", model="one"), deployment("long", model="one")]
+    models = {"short": {"footprint": 30}, "long": {"footprint": 30, "server": other}}
+    async with worker(section(models, min_residence_s=0.5), deployments) as h:
+        await h.request(model="short")
+        requests = [asyncio.create_task(h.request(model=name)) for name in ["short", "long"] * 10]
+        await h.clock.advance(30)
+        assert {(await request).status for request in requests} == {200}
+        assert (server.loads, scheduler(h).pool.used()) == ({"one": 2}, {"memory": 30})
+        assert [slot(h, name).state for name in ("short", "long")] == [State.COLD, State.RESIDENT]
+        assert scheduler(h).drifts == []
+
+
 async def test_looking_changes_nothing_and_asks_no_server(machine):
     server = machine(SIZES)
     async with worker(section(refresh_s=10)) as h:

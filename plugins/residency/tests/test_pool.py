@@ -482,6 +482,18 @@ def test_drift_is_repaired():
     assert bench.pool.observe({"b": {"memory": 45}}, bench.now, foreign={"memory": 10}) == []
 
 
+@pytest.mark.parametrize("kept", ["pinned", "preload"])
+def test_what_is_there_from_the_start_comes_back_with_its_server(kept):
+    bench = Bench(100, {"a": 40, "b": 40}, a={kept: True})
+    bench.use("a", "b")
+    bench.pool.observe({}, bench.now, foreign={})
+    bench.settle()
+    assert bench.loads == ["a", "b", "a"]
+    bench.pool.observe({}, bench.now, foreign={"memory": 70})
+    bench.settle()
+    assert (bench.state("a"), bench.pool.slots["a"].wanted) == (State.COLD, "")
+
+
 def test_what_could_not_be_read_is_left_as_it_is():
     bench = Bench(100, {"a": 40})
     bench.use("a")

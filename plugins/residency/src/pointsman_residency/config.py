@@ -255,6 +255,19 @@ class PoolConfig(Section):
         return self
 
 
+def same_model(name: str, first: str) -> str:
+    """Return what it means that two members are one model on one server, loaded with the same settings."""
+    return (
+        f"{name!r} is the same model on the same server as {first!r}, which stands for both with its own settings; "
+        f"give the deployments of both to {first!r}, or a server with its own options to each"
+    )
+
+
+def rival_model(name: str, first: str) -> str:
+    """Return what it means that two members are one model on one server, loaded with other settings."""
+    return f"{name!r} is the same model on the same server as {first!r} with other options; one of them is resident at a time"
+
+
 def spread(size: int | Mapping[str, int] | None, devices: Iterable[str]) -> dict[str, int]:
     """Return a size by device; a single number in equal shares, rounded up."""
     if size is None:
@@ -365,15 +378,13 @@ class ResidencyConfig(PluginConfig):
                     f"pools.{pool}.max_wait_s: {config.max_wait_s:g} s is not shorter than deadline_s "
                     f"({config.deadline_s:g} s), so requests for a rarely used model end before it is their turn"
                 )
-            same: dict[tuple[str, str], str] = {}
+            same: dict[tuple[str, str], tuple[str, ServerConfig]] = {}
             for name, model in config.models.items():
                 server = model.server or config.server
                 if server is None or model.server_model is None:
                     continue
                 key = (server.url, model.server_model)
-                if key in same:
-                    yield (
-                        f"pools.{pool}.models.{name}: {model.server_model!r} is also the model of {same[key]!r}; give both "
-                        "deployments to one model, or the server may load it twice and count it twice"
-                    )
-                same.setdefault(key, name)
+                first, settings = same.setdefault(key, (name, server))
+                if first != name:
+                    problem = same_model(name, first) if settings == server else rival_model(name, first)
+                    yield f"pools.{pool}.models.{name}: {problem}"

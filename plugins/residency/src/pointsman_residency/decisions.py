@@ -151,7 +151,7 @@ def _shrink(pool: Pool, now: float) -> None:
 
 def _ready(pool: Pool, slot: Slot) -> bool:
     """Return whether nothing has to go first that a model excludes, or that was evicted for it."""
-    first = slot.model.excludes | pool.after.get(slot.name, set())
+    first = pool.excludes(slot) | pool.after.get(slot.name, set())
     return not slot.starved and all(pool.slots[name].state in ABSENT for name in first if name in pool.slots)
 
 
@@ -171,7 +171,7 @@ def _make_room(
     slot = claim.slot
     leaving = [s for s in pool.slots.values() if s.state in {State.DRAINING, State.UNLOADING}]
     soon = _freed(free, leaving)
-    rivals = [pool.slots[name] for name in slot.model.excludes if name in pool.slots]
+    rivals = [pool.slots[name] for name in pool.excludes(slot) if name in pool.slots]
     rivals = [s for s in rivals if s.state in {State.RESIDENT, State.LOADING}]
     if not rivals and not slot.starved and fits(sizes, soon):
         pool.block(slot, f"waits until {_listed(leaving)} has ended")

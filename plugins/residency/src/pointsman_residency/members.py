@@ -42,6 +42,7 @@ class Members:
     Attributes:
         targets: Model groups and deployment ids of the gateway that have at least one model.
         deployments: Model to its deployments' ids and their names at the provider.
+        aliases: Models for which another one stands.
     """
 
     def __init__(self, config: ResidencyConfig) -> None:
@@ -53,9 +54,14 @@ class Members:
         }
         self.targets: Mapping[str, Target] = {}
         self.deployments: Mapping[Member, Mapping[str, str]] = {}
+        self.aliases: Mapping[Member, Member] = {}
 
     def of(self, deployment: Deployment) -> Member | None:
         """Return the model of a deployment; its id says more than its group."""
+        found = self._named(deployment)
+        return found if found is None else self.aliases.get(found, found)
+
+    def _named(self, deployment: Deployment) -> Member | None:
         found = self._configured.get(deployment.id)
         return found if found is not None else self._configured.get(deployment.group)
 
@@ -67,8 +73,8 @@ class Members:
             member = self.of(deployment)
             groups.setdefault(deployment.group, []).append(member)
             groups.setdefault(deployment.id, []).append(member)
-            if member is not None:
-                names.setdefault(member, {})[deployment.id] = deployment.model
+            if (named := self._named(deployment)) is not None:
+                names.setdefault(named, {})[deployment.id] = deployment.model
         self.targets = {
             name: Target(tuple(dict.fromkeys(m for m in members if m is not None)), None not in members)
             for name, members in groups.items()

@@ -12,7 +12,7 @@ from pointsman.events import ResidencyChanged
 from pointsman.types import Status
 
 from .admission import Admission
-from .config import ResidencyConfig, ServerConfig
+from .config import ResidencyConfig, ServerConfig, same_model
 from .instruments import instrument
 from .members import Member, Members
 from .pool import Pool
@@ -25,7 +25,7 @@ from .servers.connect import certificates
 from .views import pool_json, problems
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from starlette.routing import BaseRoute
 
@@ -67,14 +67,9 @@ class ResidencyPlugin:
     async def startup(self, services: Services) -> None:
         """Read what the servers have and what the other workers do; begin to keep up."""
         self._services = services
-        self._members.refresh(services.catalog)
         if any(server.url.startswith("https:") for pool in self._config.pools.values() for server in pool.servers()):
             await asyncio.to_thread(certificates)
-        for problem in self._members.problems(services.catalog):
-            log.warning(problem)
         for name, config in self._config.pools.items():
-            for model in config.models:
-                self._server(Member(name, model))
             scheduler = self._schedulers[name] = Scheduler(
                 name,
                 config,
@@ -86,6 +81,10 @@ class ResidencyPlugin:
                 changed=partial(self._announce, name),
                 deployments=partial(self._deployments, name),
             )
+        await self._read_catalog()
+        for problem in self._members.problems(services.catalog):
+            log.warning(problem)
+        for name, scheduler in self._schedulers.items():
             await scheduler.start()
             services.tasks.every(self._config.tick_ms / 1000, scheduler.tick, name=f"keep up with {name}")
         instrument(services.meter, self._schedulers)
@@ -184,22 +183,33 @@ class ResidencyPlugin:
 
     async def _read_catalog(self) -> None:
         self._members.refresh(self._services.catalog)
+        aliases = dict[Member, Member]()
+        for pool, scheduler in self._schedulers.items():
+            places = {name: self._place(pool, name) for name in scheduler.pool.slots}
+            scheduler.pool.share({name: (place.key, place.server) for name, place in places.items()})
+            aliases |= {Member(pool, name): Member(pool, first) for name, first in scheduler.pool.aliases.items()}
+        if aliases != self._members.aliases:
+            for (_, name), (pool, first) in aliases.items():
+                log.warning("pool %r: %s", pool, same_model(name, first))
+            self._members.aliases = aliases
+            self._members.refresh(self._services.catalog)
 
-    def _deployments(self, pool: str, model: str) -> Mapping[str, str]:
-        """Return the ids of a model's deployments, and their names at the provider."""
-        return self._members.deployments.get(Member(pool, model), {})
+    def _deployments(self, pool: str, model: str) -> Iterable[str]:
+        """Return the ids of a model's deployments, also of those for which it stands."""
+        names = [model, *(name for name, first in self._schedulers[pool].pool.aliases.items() if first == model)]
+        return [each for name in names for each in self._members.deployments.get(Member(pool, name), {})]
 
     def _place(self, pool: str, model: str) -> Place:
         member = Member(pool, model)
         config = self._config.pools[member.pool].models[member.model]
         server = self._server(member)
         # The deployment's own name at its provider, unless the configuration has another.
-        name = config.server_model or next(iter(self._deployments(pool, model).values()), model)
+        name = config.server_model or next(iter(self._members.deployments.get(member, {}).values()), model)
         return Place(server, server.canonical(name))
 
-    def _places(self) -> set[Place]:
+    def _places(self) -> set[tuple[str, str]]:
         """Return where the models of all pools are."""
-        return {self._place(pool, model) for pool, config in self._config.pools.items() for model in config.models}
+        return {self._place(pool, model).key for pool, config in self._config.pools.items() for model in config.models}
 
     def _server(self, member: Member) -> ModelServer:
         pool = self._config.pools[member.pool]

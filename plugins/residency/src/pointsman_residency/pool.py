@@ -18,7 +18,7 @@ that drains is unloaded when every worker has seen that it drains and has no req
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,7 +31,7 @@ from .slots import ABSENT, NONE_WAITS, Model, Report, Slot, State
 NOBODY: Final = ""
 #: What a model that was never loaded is expected to take, in seconds: longer than most, so that it is not the first choice.
 UNKNOWN_LOAD_S: Final = 30.0
-#: Why a model is loaded at the start. It then takes no other one's place.
+#: Why a model is loaded at the start, of the gateway or of its server. It then takes no other one's place.
 PRELOAD: Final = "preload"
 
 
@@ -73,6 +73,8 @@ class Pool:
         reports: Other workers by name.
         drifts: Changes on the server that this gateway has not caused.
         after: Model to those that have to go before its load is tried again, which lacked memory.
+        aliases: Members that are the same model on the server as another one, which stands for them.
+        rivals: Model to those that are the same one on the server with other settings: it has one of them at a time.
 
     Raises:
         ValueError: a budget or a size is not above 0.
@@ -92,6 +94,8 @@ class Pool:
         self._uses = 0
         self._forced: set[str] = set()
         self.after: dict[str, set[str]] = {}
+        self.aliases: Mapping[str, str] = {}
+        self.rivals: Mapping[str, frozenset[str]] = {}
         for model in models:
             self.add(model)
 
@@ -164,7 +168,31 @@ class Pool:
         """Have the models loaded that the configuration wants at the start."""
         for slot in self.slots.values():
             if slot.model.preload and slot.state in ABSENT:
-                slot.wanted = PRELOAD
+                self.slots[self.aliases.get(slot.name, slot.name)].wanted = PRELOAD
+
+    def share(self, places: Mapping[str, tuple[Hashable, Hashable]]) -> None:
+        """Let one member stand for all that are the same model on one server, which has it once, whatever its names.
+
+        Args:
+            places: Model to its place on a server, and the settings with which it is loaded there.
+        """
+        aliases = dict[str, str]()
+        by_place = dict[Hashable, dict[Hashable, str]]()
+        for name, (place, settings) in places.items():
+            first = by_place.setdefault(place, {}).setdefault(settings, name)
+            if first != name:
+                aliases[name] = first
+        for name, first in aliases.items():
+            if self.aliases.get(name) != first:
+                self.slots[first].pinned |= self.slots[name].model.pinned
+        self.aliases = aliases
+        self.rivals = {
+            name: frozenset(names.values()) - {name} for names in by_place.values() for name in names.values()
+        }
+
+    def excludes(self, slot: Slot) -> frozenset[str]:
+        """Return the models that must not be resident at the same time."""
+        return slot.model.excludes | self.rivals.get(slot.name, frozenset())
 
     # -- operators ----------------------------------------------------------------------------------------------------
 
@@ -398,6 +426,8 @@ class Pool:
                 repaired.append(f"{slot.name} is no longer in the server's memory")
                 slot.bytes = {}
                 self.enter(slot, State.COLD, now)
+                if slot.pinned or slot.model.preload:
+                    slot.wanted = PRELOAD
         self.drifts += len(repaired)
         return repaired
 
@@ -423,7 +453,9 @@ class Pool:
 
     def _whole(self, slot: Slot) -> dict[str, int]:
         """Return what is free on a model's devices once everything else is gone that may go."""
-        left = {device: self.budget[device] - self.foreign.get(device, 0) for device in slot.model.devices or self.budget}
+        left = {
+            device: self.budget[device] - self.foreign.get(device, 0) for device in slot.model.devices or self.budget
+        }
         for other in self.slots.values():
             stays = other.bytes if other.pinned else other.model.residual if other.bytes else {}
             for device in left if other is not slot else ():

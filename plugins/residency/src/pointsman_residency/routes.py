@@ -156,7 +156,7 @@ class AdminRoutes:
         model = request.path_params["model"]
         found = [each for name, each in self._schedulers.items() if model in each.pool.slots and pool in {None, name}]
         if len(found) == 1:
-            return found[0], model
+            return found[0], found[0].pool.aliases.get(model, model)
         shown = model[:_MAX_NAME_CHARS]
         if found:
             raise InvalidInput(f"several pools have a model {shown!r}; choose one with pool", param="pool")

@@ -23,7 +23,7 @@ from .decisions import Decision, Load, Unload, decide, resume
 from .pool import Pool, Unavailable
 from .repository import Command
 from .servers import PASSING, Listed, ModelServer, ServerError, Trouble
-from .slots import State
+from .slots import ABSENT, State
 
 if TYPE_CHECKING:
     from pointsman.plugin import Services
@@ -56,6 +56,11 @@ class Place:
     server: ModelServer
     name: str
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from other places: two settings for one server are one server."""
+        return self.server.url, self.name
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -80,7 +85,7 @@ class Scheduler:
         config: Its section.
         pool: Its state.
         places: Returns where a model is.
-        known: Returns where the models of all pools are; everything else on a server is a stranger.
+        known: Returns the keys of the places of all pools' models; everything else on a server is a stranger.
         repository: What the workers share.
         services: The host's services.
         changed: Called with everything that happens.
@@ -102,7 +107,7 @@ class Scheduler:
         pool: Pool,
         *,
         places: Callable[[str], Place],
-        known: Callable[[], set[Place]],
+        known: Callable[[], set[tuple[str, str]]],
         repository: Repository,
         services: Services,
         changed: Callable[[Change], None],
@@ -481,32 +486,36 @@ class Scheduler:
 
     async def _read_servers(self) -> tuple[dict[str, Mapping[str, int]], dict[str, int], set[str]]:
         """Return what is resident with its bytes by device, the bytes of strangers, and what could not be read."""
-        places = {name: self._places(name) for name in self.pool.slots}
-        lists: dict[ModelServer, Mapping[str, Listed] | None] = {}
+        # Of several members at one place the list says only that one of them is there.
+        places = {name: self._places(name) for name in self.pool.slots if name not in self.pool.aliases}
+        owners = {places[name].key: name for name in sorted(places, key=lambda name: _likely(self.pool.slots[name]))}
+        lists: dict[str, Mapping[str, Listed] | None] = {}
         self.server_error = ""
-        for server in {place.server for place in places.values()}:
+        for server in {place.server.url: place.server for place in places.values()}.values():
             if not server.can_list:
-                lists[server] = None
+                lists[server.url] = None
                 continue
             try:
                 async with asyncio.timeout(LIST_TIMEOUT_S):
-                    lists[server] = await server.models()
+                    lists[server.url] = await server.models()
             except (ServerError, TimeoutError) as err:
                 self.server_error = str(err) or "the server's list took too long"
-                lists[server] = None
+                lists[server.url] = None
         listing, unread = dict[str, Mapping[str, int]](), set[str]()
         for name, place in places.items():
-            found = lists[place.server]
+            found = lists[place.server.url]
             if found is None:
                 unread.add(name)
+            elif owners[place.key] != name:
+                continue
             elif (listed := found.get(place.name)) is not None and not listed.loading and not listed.sleeping:
                 listing[name] = _taken(listed, self.pool.slots[name])
         known = self._known()
         strangers = sum(
             listed.bytes or 0
-            for server, found in lists.items()
+            for url, found in lists.items()
             for name, listed in (found or {}).items()
-            if Place(server, name) not in known
+            if (url, name) not in known
         )
         return listing, {next(iter(self.pool.budget)): strangers} if strangers else {}, unread
 
@@ -525,6 +534,10 @@ class Scheduler:
                 reason=f"residency: {slot.error}",
             )
             self._services.signals.put(signal)
+
+
+def _likely(slot: Slot) -> tuple[bool, int]:
+    return slot.state not in ABSENT, slot.order
 
 
 def _taken(listed: Listed, slot: Slot) -> Mapping[str, int]:

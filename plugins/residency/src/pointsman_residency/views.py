@@ -15,7 +15,7 @@ def pool_json(scheduler: Scheduler, now: float) -> dict[str, Any]:
     """Return a pool: budget, figures, and its models, those in memory first, the most recently used first."""
     pool = scheduler.pool
     resident = pool.resident()
-    cold = [slot for slot in pool.slots.values() if slot.state in ABSENT]
+    cold = [slot for slot in pool.slots.values() if slot.state in ABSENT and slot.name not in pool.aliases]
     return {
         "pool": scheduler.name,
         "budget": dict(pool.budget),
@@ -44,6 +44,7 @@ def model_json(scheduler: Scheduler, slot: Slot, now: float) -> dict[str, Any]:
     return {
         "model": slot.name,
         "pool": scheduler.name,
+        "aliases": [name for name, first in pool.aliases.items() if first == slot.name],
         "state": str(slot.state),
         "since": slot.since or None,
         "bytes": dict(slot.bytes),
