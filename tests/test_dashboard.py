@@ -88,11 +88,13 @@ def buckets(name: str, slow: str) -> dict[str, str]:
     }
 
 
-def breakers(*states: int) -> dict[str, str]:
+def breakers(*states: str) -> dict[str, str]:
     name = "pointsman_balance_breaker_state"
-    return {
-        f'{name}{{pointsman_group="g",pointsman_deployment="d{n}"}}': f"{state}x200" for n, state in enumerate(states)
-    }
+    return {f'{name}{{pointsman_group="g",pointsman_deployment="d{n}"}}': state for n, state in enumerate(states)}
+
+
+def exhausted(values: str) -> dict[str, str]:
+    return {'pointsman_signals_status{pointsman_deployment="d"}': values}
 
 
 def requests(failed: str) -> dict[str, str]:
@@ -100,6 +102,10 @@ def requests(failed: str) -> dict[str, str]:
     return {f'{name}{{pointsman_outcome="ok"}}': "0+10x200", f'{name}{{pointsman_outcome="error"}}': failed}
 
 
+#: Breakers that are half-open for one scrape or several between two open periods, and one that closes.
+REOPENED = " ".join(["2 2 2 2 1"] * 40)
+MOSTLY_HALF_OPEN = " ".join(["2 1 1 1 1 1 1 1"] * 25)
+CLOSED_BETWEEN = " ".join(["2 2 1 0"] * 50)
 FAULTS = 'pointsman_plugin_faults_total{pointsman_plugin="p",pointsman_hook="select"}'
 UNPRICED = 'pointsman_unpriced_total{pointsman_deployment="d"}'
 USED = 'pointsman_quota_used_ratio{pointsman_tenant="acme",pointsman_scope="tenant",pointsman_limit="usd_per_day"}'
@@ -110,12 +116,21 @@ CASES: list[tuple[str, bool, dict[str, str]]] = [
     ("PointsmanNotScraped", False, {"pointsman_workers": "2x200"}),
     ("PointsmanRequestsFail", True, requests("0+1x200")),
     ("PointsmanRequestsFail", False, requests("0x200")),
-    ("PointsmanBreakerOpen", True, breakers(0, 2)),
-    ("PointsmanBreakerOpen", False, breakers(0, 1)),
-    ("PointsmanGroupDown", True, breakers(2, 2)),
-    ("PointsmanGroupDown", False, breakers(0, 2)),
-    ("PointsmanDeploymentExhausted", True, {'pointsman_signals_status{pointsman_deployment="d"}': "2x200"}),
-    ("PointsmanDeploymentExhausted", False, {'pointsman_signals_status{pointsman_deployment="d"}': "1x200"}),
+    ("PointsmanBreakerOpen", True, breakers("0x200", "2x200")),
+    ("PointsmanBreakerOpen", True, breakers("0x200", REOPENED)),
+    ("PointsmanBreakerOpen", True, breakers(MOSTLY_HALF_OPEN)),
+    ("PointsmanBreakerOpen", False, breakers("0x200", "1x200")),
+    ("PointsmanBreakerOpen", False, breakers("2x20 1x180")),  # half-open, and no request comes
+    ("PointsmanBreakerOpen", False, breakers(CLOSED_BETWEEN)),
+    ("PointsmanGroupDown", True, breakers("2x200", "2x200")),
+    ("PointsmanGroupDown", True, breakers(REOPENED, f"1 {REOPENED}")),
+    ("PointsmanGroupDown", False, breakers("0x200", "2x200")),
+    ("PointsmanGroupDown", False, breakers("2x200", "2x20 1x180")),
+    ("PointsmanGroupDown", False, breakers(CLOSED_BETWEEN, "2x200")),
+    ("PointsmanDeploymentExhausted", True, exhausted("2x200")),
+    ("PointsmanDeploymentExhausted", True, exhausted(" ".join(["2 2 2 2 2 2 2 0"] * 25))),
+    ("PointsmanDeploymentExhausted", False, exhausted("1x200")),
+    ("PointsmanDeploymentExhausted", False, exhausted(" ".join(["2 2 0 0"] * 50))),
     ("PointsmanQuotaNearlyUsed", True, {USED: "0.95x200"}),
     ("PointsmanQuotaNearlyUsed", False, {USED: "0.5x200"}),
     (

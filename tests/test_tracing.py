@@ -8,6 +8,7 @@ import re
 import signal
 import socketserver
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,38 @@ def test_a_stream_tells_its_model_and_when_it_began(traced: tuple[Rig, Collector
         assert spans[name].attributes["gen_ai.response.model"] == "gpt-4o-mini"
         assert spans[name].attributes["gen_ai.response.time_to_first_chunk"] > 0
     assert spans["chat gpt-4o-mini"].attributes["gen_ai.response.finish_reasons"] == ["stop"]
+
+
+#: How long a client takes to send its request, in seconds.
+_SENDING_S = 0.6
+_BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": ASK},
+    "/v1/messages": {"messages": ASK, "max_tokens": 4},
+    "/v1/responses": {"input": "Say something."},
+    "/v1/embeddings": {"input": "Say something."},
+    "/v1/completions": {"prompt": "Say something."},
+}
+
+
+@pytest.mark.parametrize("path", _BODIES)
+def test_a_request_is_measured_from_its_first_byte(traced: tuple[Rig, Collector], path: str) -> None:
+    """In its span, in the metrics and in what plugins are told: the time before its admission is the client's time too."""
+    rig, collector = traced
+
+    def slowly() -> Iterator[bytes]:
+        body = json.dumps({"model": "pair", **_BODIES[path]}).encode()
+        yield body[:10]
+        time.sleep(_SENDING_S)
+        yield body[10:]
+
+    headers = {**rig.proxy.headers, "content-type": "application/json"}
+    answer = httpx.post(f"{rig.proxy.url}{path}", content=slowly(), headers=headers, timeout=60)
+    request_id = answer.headers["x-pointsman-request-id"]
+    root = next(span for span in trace_of(collector, request_id).values() if span.kind == "server")
+    shown = httpx.get(f"{rig.proxy.url}/pointsman/requests/{request_id}", headers=rig.proxy.headers, timeout=60).json()
+    assert _SENDING_S * 1000 <= shown["duration_ms"] <= (root.end_ns - root.start_ns) / 1e6
+    assert shown["at"] - root.start_ns / 1e9 < _SENDING_S
+    assert all(route["at_ms"] >= _SENDING_S * 1000 for route in shown["routes"])
 
 
 def test_a_fallback_and_a_denial_are_told(traced: tuple[Rig, Collector]) -> None:

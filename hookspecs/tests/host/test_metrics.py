@@ -20,7 +20,19 @@ from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
 from pointsman.testing import Harness, deployment, error, ok
 from pointsman.testing.clock import FakeClock
-from pointsman.types import Attempt, AttemptKind, Denial, Deployment, Endpoint, Identity, Outcome, Settlement, Usage
+from pointsman.types import (
+    Attempt,
+    AttemptError,
+    AttemptKind,
+    Denial,
+    Deployment,
+    Endpoint,
+    ErrorClass,
+    Identity,
+    Outcome,
+    Settlement,
+    Usage,
+)
 from pointsman.types import Route as RouteValue
 
 if TYPE_CHECKING:
@@ -188,6 +200,35 @@ def settlement(attempt: Attempt) -> Settlement:
     )
 
 
+@pytest.mark.parametrize(
+    ("outcome", "answered_by", "result", "error_type"),
+    [
+        (Outcome.OK, "a", "answered", ""),
+        (Outcome.OK, "b", "lost", ""),
+        (Outcome.CANCELLED, "b", "lost", ""),
+        (Outcome.CANCELLED, None, "cancelled", ""),
+        (Outcome.DISCONNECTED, None, "left", ""),
+        (Outcome.ERROR, None, "failed", "timeout"),
+        (Outcome.ERROR, "b", "failed", "timeout"),
+    ],
+)
+def test_an_attempt_that_did_not_fail_has_no_error(
+    outcome: Outcome, answered_by: str | None, result: str, error_type: str
+) -> None:
+    """Losers of races and attempts that clients have left are told apart from failures."""
+    attempt = Attempt(
+        id="a", request_id="r", number=1, kind=AttemptKind.HEDGE, deployment=deployment("d"), started_at=0.0
+    )
+    failure = None if outcome is Outcome.OK else AttemptError(kind=ErrorClass.TIMEOUT, message="late")
+    attempt = replace(attempt, outcome=outcome, duration_ms=5.0, error=failure)
+    metrics = Metrics()
+    metrics.record(replace(settlement(attempt), answered_by=answered_by), None, own=False)
+    (family,) = [one for one in metrics.collect() if one.name == "gen_ai.client.operation.duration"]
+    (point,) = family.points
+    labels = dict(point.labels)
+    assert (labels["pointsman.attempt.result"], labels.get("error.type", "")) == (result, error_type)
+
+
 def test_names_that_clients_make_up_displace_no_other() -> None:
     """Of a wildcard group and of a pass-through route, whose group is the client's name as well."""
     wild = deployment("wild-1", group="openai/*", model="real")
@@ -222,7 +263,7 @@ def test_names_that_clients_make_up_displace_no_other() -> None:
     for one in (wild, passed):
         labels = {"pointsman.deployment": one.id}
         assert value_of(found, duration, {**labels, "gen_ai.request.model": "real"}) == MOST_SERIES + 50
-        assert value_of(found, duration, {**labels, "error.type": "error"}) == MOST_SERIES + 50
+        assert value_of(found, duration, {**labels, "pointsman.attempt.result": "failed"}) == MOST_SERIES + 50
         assert value_of(found, duration, {**labels, "gen_ai.request.model": "made-up-1"}) == 0
         group = {"pointsman.group": OTHER if one is passed else "openai/*", "pointsman.attempt.result": "failed"}
         assert value_of(found, "pointsman.attempts", {**labels, **group}) == MOST_SERIES + 50

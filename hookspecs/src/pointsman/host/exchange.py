@@ -152,6 +152,7 @@ class Exchange:
         "_settlement",
         "_unanswered",
         "answered_by",
+        "arrived_at",
         "attempts",
         "ctx",
         "current",
@@ -162,7 +163,6 @@ class Exchange:
         "first_token_at",
         "hooks",
         "host",
-        "opened_at",
         "reply",
         "route",
         "span",
@@ -178,6 +178,7 @@ class Exchange:
         primary: Span | None = None,
         kind: AttemptKind = AttemptKind.PRIMARY,
         span: Span | None = None,
+        age_s: float = 0.0,
     ) -> None:
         """Open it.
 
@@ -188,6 +189,7 @@ class Exchange:
             primary: The span of the client's request that an own call is made for: it is linked to, not nested under.
             kind: The kind of an own call.
             span: The span, where it was started before the request was known, or when an own call was planned.
+            age_s: Seconds since the request arrived.
         """
         self.host = host
         #: Those of the request's beginning: one that runs through a reload ends with the plugins that it began with.
@@ -208,7 +210,8 @@ class Exchange:
         self.turn = Turn()
         self.disconnected = False
         self.detached = detached
-        self.opened_at = host.clock.monotonic()
+        #: When it arrived, in seconds of the monotonic clock.
+        self.arrived_at = host.clock.monotonic() - age_s
         self.first_token_at: float | None = None
         self._group: str | None = None
         self._refused: set[str] = set()
@@ -500,7 +503,7 @@ class Exchange:
         selection: tuple[Sequence[Candidate], Sequence[Dropped]] = ((), ()),
     ) -> None:
         if len(self.decisions) < MOST_DECISIONS:
-            at_ms = (self.host.clock.monotonic() - self.opened_at) * 1000
+            at_ms = (self.host.clock.monotonic() - self.arrived_at) * 1000
             self.decisions.append(Decision(what, at_ms, route, attempt, *selection))
 
     def _next_kind(self, deployment: Deployment) -> AttemptKind:
@@ -628,8 +631,8 @@ class Exchange:
             status_code=status_code,
             started_at=self.ctx.received_at,
             finished_at=self.host.clock.now(),
-            duration_ms=(self.host.clock.monotonic() - self.opened_at) * 1000,
-            first_token_ms=None if first is None else (first - self.opened_at) * 1000,
+            duration_ms=(self.host.clock.monotonic() - self.arrived_at) * 1000,
+            first_token_ms=None if first is None else (first - self.arrived_at) * 1000,
             denial=self.denial,
             generates=self.ctx.generates,
             within=self.ctx.within,

@@ -573,14 +573,15 @@ class Host:
 
     # -- requests -----------------------------------------------------------------------------------------------------
 
-    def open(self, ctx: RequestContext, *, span: Span | None = None) -> Exchange:
+    def open(self, ctx: RequestContext, *, span: Span | None = None, age_s: float = 0.0) -> Exchange:
         """Open a client request.
 
         Args:
             ctx: The request.
             span: Its span, where it was started before the request was known.
+            age_s: Seconds since it arrived.
         """
-        exchange = Exchange(self, ctx, span=span)
+        exchange = Exchange(self, ctx, span=span, age_s=age_s)
         self.requests += 1
         self._open.add(exchange)
         return exchange

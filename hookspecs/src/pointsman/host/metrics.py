@@ -96,9 +96,9 @@ class Metrics:
         )
         self.operation_duration = self._histogram(
             "gen_ai.client.operation.duration",
-            "Duration of one attempt at a deployment.",
+            "Duration of one attempt at a deployment; with error.type, it failed.",
             "s",
-            (*_GEN_AI, "pointsman.deployment", "pointsman.attempt.kind", "error.type"),
+            (*_GEN_AI, "pointsman.deployment", "pointsman.attempt.kind", "pointsman.attempt.result", "error.type"),
             SECONDS,
         )
         self.token_usage = self._histogram(
@@ -118,7 +118,7 @@ class Metrics:
         self.attempts = self._counter(
             "pointsman.attempts",
             "Attempts by why they were made and what became of them: answered, lost to another attempt, failed, refused, left "
-            "by the client, or ok for calls of our own.",
+            "by the client, cancelled, or ok for calls of our own.",
             "{attempt}",
             ("pointsman.group", "pointsman.deployment", "pointsman.attempt.kind", "pointsman.attempt.result"),
         )
@@ -239,9 +239,10 @@ class Metrics:
         if result == "refused":
             return  # nothing was called
         model = (operation, provider_name(deployment.provider), self._model(deployment))
-        error = "" if attempt.outcome is Outcome.OK else _error_type(attempt)
         if attempt.duration_ms is not None:
-            self.operation_duration.record((*model, deployment.id, kind, error), attempt.duration_ms / 1000, seen)
+            error = _error_type(attempt) if result == "failed" else ""
+            labels = (*model, deployment.id, kind, result, error)
+            self.operation_duration.record(labels, attempt.duration_ms / 1000, seen)
         if attempt.first_token_ms is not None:
             self.first_chunk.record((*model, deployment.id), attempt.first_token_ms / 1000, seen)
         usage = attempt.usage
@@ -307,7 +308,7 @@ class Metrics:
 
 
 def result_of(attempt: Attempt, answered_by: str | None, *, own: bool) -> str:
-    """Return what became of an attempt, in one word: answered, lost, failed, refused, left, ok."""
+    """Return what became of an attempt, in one word: answered, lost, failed, refused, left, cancelled, ok."""
     if attempt.error is not None and attempt.error.kind is ErrorClass.REFUSED:
         return "refused"
     if attempt.id == answered_by and attempt.outcome is Outcome.OK:

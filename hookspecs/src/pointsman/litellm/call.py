@@ -10,6 +10,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from ..host.attempt import WENT_ON
@@ -206,6 +207,7 @@ class ClientCall(Call):
     """
 
     __slots__ = (
+        "_arrived_at",
         "_complete",
         "_executed_first",
         "_executed_id",
@@ -234,6 +236,7 @@ class ClientCall(Call):
 
     def __init__(self, request_id: str, scope: Scope, peer: str | None = None, span: Span | None = None) -> None:
         super().__init__(request_id, None, {})
+        self._arrived_at = monotonic()
         self.scope = scope
         self.span = span
         self.sent: Mapping[str, Any] | None = None
@@ -258,6 +261,11 @@ class ClientCall(Call):
         self._executed_first: Call | None = None
         self._gone = False
         self._complete = False
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the request arrived."""
+        return monotonic() - self._arrived_at
 
     @property
     def latest(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class

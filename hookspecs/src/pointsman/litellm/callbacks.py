@@ -107,8 +107,9 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         Raises:
             DenialError: it is not admitted.
         """
-        ctx = _context(call, key, data, call_type, self._catalog, now=self._host.clock.now())
-        exchange = self._host.open(ctx, span=call.span)
+        age_s = call.age_s
+        ctx = _context(call, key, data, call_type, self._catalog, received_at=self._host.clock.now() - age_s)
+        exchange = self._host.open(ctx, span=call.span, age_s=age_s)
         call.open(exchange, _caller_metadata(data))
         denial = await exchange.admit()
         if exchange.span is not None and ctx.model and not self._catalog.reachable(exchange.route.target):
@@ -526,7 +527,7 @@ def _caller_metadata(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _context(
-    call: ClientCall, key: Any, data: Mapping[str, Any], call_type: str, catalog: RouterCatalog, *, now: float
+    call: ClientCall, key: Any, data: Mapping[str, Any], call_type: str, catalog: RouterCatalog, *, received_at: float
 ) -> RequestContext:
     call_type = str(getattr(call_type, "value", call_type))
     headers = request_values.request_headers(
@@ -563,7 +564,7 @@ def _context(
         session_id=session_of(headers, body),
         headers=headers,
         body=MappingProxyType(body),
-        received_at=now,
+        received_at=received_at,
     )
 
 
