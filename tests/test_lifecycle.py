@@ -6,6 +6,7 @@ import concurrent.futures
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 from rig import Rig, deployment, recorder_library
 
+from pointsman.host.versions import SUPPORTED
 from pointsman.testing.provider import Behaviour, Delay
 from pointsman.testing.proxy import ProxyFailed, ProxyServer
 
@@ -98,12 +100,14 @@ def test_two_workers_share_the_load_and_settle_each_request_once(tmp_path: Path)
         assert len({row["pid"] for row in rig.rows() if row["hook"] == "settle"}) == 2
 
 
-def start_failure(tmp_path: Path, section: Any, **more: Any) -> str:
+def start_failure(
+    tmp_path: Path, section: Any, callbacks: Sequence[str] = ("pointsman.litellm.handler",), **more: Any
+) -> str:
     """Start a proxy that cannot start; return what it printed."""
     library = recorder_library(tmp_path / "lib")
     document = {
         "model_list": model_list("http://127.0.0.1:9"),
-        "litellm_settings": {"callbacks": ["pointsman.litellm.handler"]},
+        "litellm_settings": {"callbacks": list(callbacks)},
         "pointsman": section,
     }
     proxy = ProxyServer(document, tmp_path / "proxy", python_path=(library,), **more)
@@ -129,6 +133,42 @@ def test_a_store_that_cannot_be_written_stops_the_start(tmp_path: Path) -> None:
     log = start_failure(tmp_path, section)
     message = log[log.index("pointsman: cannot start:") :]
     assert str(tmp_path / "occupied") in message
+    assert "Traceback" not in message
+
+
+#: Another LiteLLM: what the bridge imports is not where it was.
+OTHER_LITELLM = """
+import importlib, sys
+from litellm.integrations.custom_logger import CustomLogger
+
+module, _, name = {missing!r}.partition(":")
+if name:
+    delattr(importlib.import_module(module), name)
+else:
+    sys.modules[module] = None
+before = CustomLogger()
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "needed"),
+    [
+        ("litellm.types.videos.utils:decode_video_id_with_provider", 'kept_objects needs it ("What providers keep'),
+        ("litellm.caching.llm_caching_handler:LLMClientCache", 'patches.providers needs it ("What the bridge replaces'),
+        ("litellm.batches.batch_utils", 'batch_results needs it ("Adds up'),
+        ("litellm.router:Router", 'patches.proxy needs it ("What the bridge uses'),
+    ],
+)
+def test_a_litellm_without_what_the_bridge_imports_stops_the_start(tmp_path: Path, missing: str, needed: str) -> None:
+    """With what is missing, and what it is for."""
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "other_litellm.py").write_text(OTHER_LITELLM.format(missing=missing), encoding="utf-8")
+    callbacks = ["other_litellm.before", "pointsman.litellm.handler"]
+    log = start_failure(tmp_path, {"store": {"backend": "memory"}, "plugins": []}, callbacks=callbacks)
+    message = log[log.index("pointsman: cannot start:") :]
+    assert missing.replace(":", ".").rpartition(".")[2] in message
+    assert f"pointsman.litellm.{needed}" in message
+    assert SUPPORTED in message
     assert "Traceback" not in message
 
 

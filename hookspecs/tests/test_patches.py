@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pointsman.errors import ConfigError
+from pointsman.host.versions import SUPPORTED
 from pointsman.types import Endpoint
 
 
@@ -27,6 +30,10 @@ async def work() -> None:
     """Start or stop nothing."""
 
 
+def _plain(model_id: str) -> str:
+    return model_id
+
+
 def table(patches: Any, callbacks: Any) -> list[Any]:
     catalog = SimpleNamespace(listed_info=lambda _: {})
     selection = SimpleNamespace(around_healthy=None, around_pick=work, around_select=None, around_refused_pick=None)
@@ -35,6 +42,7 @@ def table(patches: Any, callbacks: Any) -> list[Any]:
         *patches.used(callbacks),
         *patches.of_proxy(start=work, stop=work, finish=lambda _: None, catalog=catalog),
         *patches.of_selection(selection),
+        *patches.of_filters(),
         *patches.of_providers(guard, work),
     ]
 
@@ -54,6 +62,60 @@ def test_each_missing_target_is_reported_with_its_consequence(patches: Any, call
     for entry in table(patches, callbacks):
         broken = replace(entry, owner=SimpleNamespace())
         assert broken.fault() == f"{entry.where}.{entry.name} is missing: {entry.consequence}"
+
+
+def test_whatever_the_bridge_reads_at_run_time_is_checked_at_the_start(patches: Any, callbacks: Any) -> None:
+    """What it imports is checked by its import."""
+    checked = {(entry.where, entry.name) for entry in table(patches, callbacks)}
+    modules = {"litellm": "litellm", "proxy_server": "litellm.proxy.proxy_server"}
+    read = set()
+    for file in Path(patches.__file__).parents[1].rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for function in ast.walk(tree):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                for node in ast.walk(function):
+                    if (
+                        isinstance(node, ast.Attribute)
+                        and isinstance(node.value, ast.Name)
+                        and node.value.id in modules
+                    ):
+                        read.add((modules[node.value.id], node.attr))
+    assert len(read) > 10
+    assert {one for one in read if one not in checked and one not in PUBLIC} == set()
+
+
+#: Documented by LiteLLM, or known to exist since a patch has them as its owner.
+PUBLIC = {
+    ("litellm", "Timeout"),
+    ("litellm", "Usage"),
+    ("litellm", "utils"),
+    ("litellm.proxy.proxy_server", "app"),
+    ("litellm.proxy.proxy_server", "proxy_config"),
+}
+
+
+@pytest.mark.parametrize(
+    ("expected", "value", "fault"),
+    [
+        ("a_path", "/etc/litellm.yaml", None),
+        ("a_path", None, None),
+        ("a_path", _plain, "is no path"),
+        ("a_reader", {}.copy, None),
+        ("a_reader", lambda: None, "returns no mapping"),
+        ("a_reader", lambda key: {key: 1}, "asks for arguments"),
+        ("a_reader", 17, "is not a function"),
+    ],
+)
+def test_the_shape_of_a_value(patches: Any, expected: str, value: Any, fault: str | None) -> None:
+    assert getattr(patches.patch, expected)(value) == fault
+
+
+def test_a_filter_that_cannot_be_watched_is_named_with_what_traces_will_not_say(patches: Any) -> None:
+    for entry in patches.of_filters():
+        other = replace(entry, owner=SimpleNamespace(**{entry.name: lambda deployments: deployments}))
+        assert str(other.fault()).startswith(
+            f"{entry.where}.{entry.name} has no parameter 'healthy_deployments': traces do not say of a deployment"
+        )
 
 
 def test_what_the_accounting_of_requests_depends_on_is_required(patches: Any, callbacks: Any) -> None:
@@ -81,7 +143,7 @@ def test_a_required_target_that_is_missing_stops_the_start_before_anything_is_re
             [patch(patches, owner), patch(patches, owner, "gone", required=True, consequence="bills are lost")]
         )
     assert "there.gone is missing: bills are lost" in str(stopped.value)
-    assert patches.SUPPORTED in str(stopped.value)
+    assert SUPPORTED in str(stopped.value)
     assert owner.target == 1
 
 
@@ -109,10 +171,6 @@ async def _asynchronous(request: object) -> object:
     return request
 
 
-def _plain(model_id: str) -> str:
-    return model_id
-
-
 @pytest.mark.parametrize(
     ("expected", "target", "fault"),
     [
@@ -122,6 +180,7 @@ def _plain(model_id: str) -> str:
         (("an_async_function", ("request",)), _asynchronous, None),
         (("an_async_function", ("body",)), _asynchronous, "has no parameter 'body'"),
         (("an_async_function", ()), _plain, "is not an async function"),
+        (("a_function", ("key",)), dict, "has parameters that cannot be looked at"),
     ],
 )
 def test_the_shape_of_a_target(

@@ -1,4 +1,4 @@
-"""The versions of LiteLLM that Pointsman was tested with."""
+"""The versions of LiteLLM that Pointsman supports, and those that it was tested with."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+SUPPORTED: Final = "litellm[proxy]>=1.106,!=1.107.*"
 #: Version to what was run with it; README has the same table.
 TESTED: Final[Mapping[str, str]] = MappingProxyType(
     {

@@ -28,12 +28,14 @@ __all__ = ["custom_auth", "handler"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "handler":
-        from .bridge import install  # noqa: PLC0415  # importing litellm takes seconds; only the proxy needs it
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from . import bridge  # noqa: PLC0415  # importing litellm takes seconds; only the proxy needs it
+    except (ImportError, AttributeError) as err:
+        from .starting import missing_part, stop_the_start  # noqa: PLC0415  # as above
 
-        return install()
-    if name == "custom_auth":
-        from .bridge import custom_auth  # noqa: PLC0415  # as above
-
-        return custom_auth
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if (missing := missing_part(err)) is None:
+            raise
+        stop_the_start(missing)
+    return bridge.install() if name == "handler" else bridge.custom_auth

@@ -12,9 +12,8 @@ import gc
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final
 
 import litellm
 from litellm.integrations.custom_logger import CustomLogger
@@ -40,6 +39,7 @@ from .prices import CostMap
 from .request_spans import RequestSpans, asks_a_model
 from .selection import Selection
 from .sockets import MeteredSocket
+from .starting import stop_the_start
 from .tokenizer import PromptTokenizer
 from .unadmitted import remembered
 from .upstream import RouterUpstream
@@ -55,9 +55,6 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("pointsman")
 #: The loggers of LiteLLM and of its server.
 _LITELLM_LOGGERS: Final = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.access", "uvicorn.error")
-
-#: The exit code of a failed start: uvicorn's own, and the one that makes gunicorn stop instead of starting again.
-EXIT_START_FAILED: Final = 3
 
 #: What LiteLLM reads the garbage collector's thresholds from.
 _GC_SETTING: Final = "PYTHON_GC_THRESHOLD"
@@ -161,15 +158,6 @@ class Bridge:
 _bridge: Bridge | None = None
 
 
-def stop_the_start(err: PointsmanError) -> NoReturn:
-    """Print the error and end the process: as an exception, it would be hidden among the servers' tracebacks."""
-    sys.stdout.flush()
-    sys.stderr.write(f"\npointsman: cannot start: {err}\n\n")
-    sys.stderr.flush()
-    logging.shutdown()
-    os._exit(EXIT_START_FAILED)
-
-
 def _installed() -> Bridge:
     if _bridge is None:
         raise ConfigError('litellm_settings.callbacks does not mention "pointsman.litellm.handler"; add it')
@@ -206,7 +194,8 @@ def install() -> CustomLogger:
         )
         bridge.selection.last = patches.apply_to_selection(bridge.selection)
         patches.apply(patches.of_providers(bridge.guard, bridge.callbacks.admit_counting))
-        bridge.guard.already_cached(litellm.in_memory_llm_clients_cache.cache_dict)
+        clients = getattr(litellm, "in_memory_llm_clients_cache", None)
+        bridge.guard.already_cached(getattr(clients, "cache_dict", {}))
     except PointsmanError as err:
         stop_the_start(err)
     _setup_logging(bridge.host)

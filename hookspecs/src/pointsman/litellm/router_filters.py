@@ -1,7 +1,7 @@
 """Which of LiteLLM's own filters has left a deployment out of a pick, for the trace.
 
-Each of the router's filters gets the deployments that are left and returns fewer. A filter that a version of LiteLLM does not
-have, or that has another form, is not watched: its deployments are then said to be left out without the filter's name.
+Each of the router's filters gets the deployments that are left and returns fewer. A filter that is not watched leaves
+deployments out without its name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Any, Final
 import litellm.router
 import litellm.utils
 from litellm.router_strategy import tag_based_routing
+
+from .native_router import NATIVE_ROUTER
 
 Entry = dict[str, Any]
 Filter = Callable[..., Any]
@@ -39,28 +41,34 @@ _FILTERS: Final[tuple[tuple[Any, str, str], ...]] = (
     (litellm.utils, "get_order_filtered_deployments", ORDER),
     (litellm.utils, "get_excluded_filtered_deployments", "just tried by this request"),
 )
+#: The filters that the native router calls in Python.
+_OF_NATIVE: Final = frozenset(
+    {
+        "async_callback_filter_deployments",
+        "_pre_call_checks",
+        "get_deployments_for_tag",
+        "get_order_filtered_deployments",
+        "get_excluded_filtered_deployments",
+    }
+)
+#: The filters of this version's router.
+FILTERS: Final = tuple(one for one in _FILTERS if not NATIVE_ROUTER or one[1] in _OF_NATIVE)
 #: The deployments that the running pick has lost, by id, and why; None while no pick asks for them.
 left_out: Final[ContextVar[dict[str, str] | None]] = ContextVar("pointsman_left_out", default=None)
 
 
-def watch() -> tuple[str, ...]:
-    """Watch LiteLLM's filters; return the names of those that are watched."""
-    watched = []
-    for owner, name, reason in _FILTERS:
-        original = getattr(owner, name, None)
-        if callable(original) and (place := _place(original)) is not None:
-            setattr(owner, name, _watched(original, place, reason))
-            watched.append(name)
-    return tuple(watched)
+def fault(filter_: Any) -> str | None:
+    """Return why a filter cannot be watched, as the end of a sentence; None when it can."""
+    if not callable(filter_):
+        return "is not a function"
+    known = inspect.signature(filter_).parameters
+    return None if _PARAMETER in known else f"has no parameter {_PARAMETER!r}"
 
 
-def _place(filter_: Filter) -> int | None:
-    """Return the position of the deployments among a filter's parameters, or None when it has no such parameter."""
-    names = list(inspect.signature(filter_).parameters)
-    return names.index(_PARAMETER) if _PARAMETER in names else None
+def watched(filter_: Filter, reason: str) -> Filter:
+    """Return a filter that notes which deployments it leaves out, and why."""
+    place = list(inspect.signature(filter_).parameters).index(_PARAMETER)
 
-
-def _watched(filter_: Filter, place: int, reason: str) -> Filter:
     def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         found = kwargs.get(_PARAMETER, args[place] if len(args) > place else None)
         # Some filters shorten the list that they get.

@@ -7,14 +7,22 @@ missing is reported in one error and left out.
 
 from __future__ import annotations
 
-from .patch import SUPPORTED, Patch, a_function, an_async_function, anything, apply, faults, litellm_version, report
+from .patch import Patch, a_function, an_async_function, anything, apply, faults, litellm_version, report
 from .providers import of_providers
 from .proxy import keep_denials_out_of_the_log, of_proxy, used
-from .routers import ROUTER_METHODS, Method, RouterParts, apply_to_router, apply_to_selection, of_router, of_selection
+from .routers import (
+    ROUTER_METHODS,
+    Method,
+    RouterParts,
+    apply_to_router,
+    apply_to_selection,
+    of_filters,
+    of_router,
+    of_selection,
+)
 
 __all__ = [
     "ROUTER_METHODS",
-    "SUPPORTED",
     "Method",
     "Patch",
     "RouterParts",
@@ -27,6 +35,7 @@ __all__ = [
     "faults",
     "keep_denials_out_of_the_log",
     "litellm_version",
+    "of_filters",
     "of_providers",
     "of_proxy",
     "of_router",

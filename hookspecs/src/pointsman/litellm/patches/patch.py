@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,11 +15,9 @@ import litellm
 
 from ... import __version__
 from ...errors import ConfigError
+from ...host.versions import SUPPORTED
 
 log: Final = logging.getLogger("pointsman")
-
-
-SUPPORTED: Final = "litellm[proxy]>=1.106,!=1.107.*"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +46,11 @@ class Patch:
         """Return why the target does not fit and what that means; None when it fits."""
         missing = object()
         target = getattr(self.owner, self.name, missing)
-        wrong = "is missing" if target is missing else self.expected(target)
+        try:
+            wrong = "is missing" if target is missing else self.expected(target)
+        except (TypeError, ValueError):
+            # What is compiled may not say which parameters it has.
+            wrong = "has parameters that cannot be looked at"
         return None if wrong is None else f"{self.where}.{self.name} {wrong}: {self.consequence}"
 
     def apply(self) -> None:
@@ -111,6 +114,16 @@ def a_function(*parameters: str) -> Callable[[Any], str | None]:
     return fault
 
 
+def a_reader(target: Any) -> str | None:
+    """Accept a function that returns a mapping and asks for nothing."""
+    if not callable(target):
+        return "is not a function"
+    parameters = inspect.signature(target).parameters.values()
+    if any(one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD for one in parameters):
+        return "asks for arguments"
+    return None if isinstance(target(), Mapping) else "returns no mapping"
+
+
 def an_async_function(*parameters: str) -> Callable[[Any], str | None]:
     """Accept an async function or generator that has these parameters."""
 
@@ -120,6 +133,11 @@ def an_async_function(*parameters: str) -> Callable[[Any], str | None]:
         return lacking(target, parameters)
 
     return fault
+
+
+def a_path(target: Any) -> str | None:
+    """Accept the path of a file, or none."""
+    return None if target is None or isinstance(target, str | os.PathLike) else "is no path"
 
 
 def a_number(target: Any) -> str | None:

@@ -19,7 +19,7 @@ from .. import bodies
 from ..auth import denial_error
 from ..call import client_call, current_call
 from ..raw_answers import listen
-from .patch import Patch, a_function, an_async_function
+from .patch import Patch, a_function, an_async_function, lacking
 
 if TYPE_CHECKING:
     from ..guard import Guard
@@ -70,7 +70,7 @@ def of_providers(guard: Guard, authenticated: Authenticated) -> tuple[Patch, ...
             owner=websocket_client.connect,
             name="create_connection",
             where="websockets.asyncio.client.connect",
-            expected=an_async_function(),
+            expected=lambda target: an_async_function()(target) or lacking(websocket_client.connect.__init__, ("uri",)),
             consequence=unguarded,
             required=True,
             replace=lambda original: _guarded_connection(original, guard),

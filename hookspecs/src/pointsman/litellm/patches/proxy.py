@@ -6,20 +6,34 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import litellm
+import litellm.utils
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.litellm_core_utils import litellm_logging, secret_redaction
 from litellm.proxy import proxy_server, utils
 from litellm.proxy.db.exception_handler import PrismaDBExceptionHandler
+from litellm.router import Router
 
 from ..auth import DenialError
 from ..batch_results import in_pieces
 from ..bounded_patterns import BoundedPattern, with_short_words, without_middle
 from ..middleware import PATIENCE_S, RequestMiddleware
 from ..request_spans import FrameworkTelemetry
-from .patch import Patch, a_function, a_hook_of, a_number, a_pattern, an_async_function, anything, lacking
+from .patch import (
+    Patch,
+    a_function,
+    a_hook_of,
+    a_number,
+    a_path,
+    a_pattern,
+    a_reader,
+    an_async_function,
+    anything,
+    lacking,
+)
 from .routers import without_cooldowns
 
 if TYPE_CHECKING:
@@ -41,6 +55,12 @@ _LOOKS_FOR: Final[Mapping[str, Callable[[str], str]]] = {
 _HOOKS: Final = "litellm.integrations.custom_logger.CustomLogger"
 
 
+#: What LiteLLM asks about errors of requests.
+_ASKED: Final = frozenset(
+    {"is_database_connection_error", "is_database_service_unavailable_error_in_chain", "is_database_transport_error"}
+)
+
+
 def used(callbacks: type[CustomLogger]) -> tuple[Patch, ...]:
     """Return what is used and not replaced.
 
@@ -49,22 +69,81 @@ def used(callbacks: type[CustomLogger]) -> tuple[Patch, ...]:
     """
     config = "the pointsman: section cannot be read"
     hooks = {name: hook for name, hook in vars(callbacks).items() if name.startswith("async_")}
+    server = partial(Patch, owner=proxy_server, where="litellm.proxy.proxy_server", required=True)
+    top = partial(Patch, owner=litellm, where="litellm")
+    router = partial(Patch, owner=Router, where="litellm.Router")
     return (
         Patch(
             owner=proxy_server.proxy_config,
             name="get_config_state",
             where="litellm.proxy.proxy_server.proxy_config",
-            expected=a_function(),
+            expected=a_reader,
             consequence=config,
             required=True,
         ),
-        Patch(
-            owner=proxy_server,
-            name="user_config_file_path",
-            where="litellm.proxy.proxy_server",
+        server(name="user_config_file_path", expected=a_path, consequence=config),
+        server(name="llm_router", expected=anything, consequence="the deployments are not known"),
+        server(name="master_key", expected=anything, consequence="the administrator's key is not known"),
+        server(
+            name="general_settings",
             expected=anything,
-            consequence=config,
+            consequence="it is not known which headers have keys and which pass-through routes there are",
+        ),
+        top(name="model_cost", expected=anything, consequence="prices are not known", required=True),
+        top(
+            name="get_model_info",
+            expected=a_function("model", "custom_llm_provider"),
+            consequence="prices and abilities of models are not known",
             required=True,
+        ),
+        top(
+            name="token_counter",
+            expected=a_function("model", "text"),
+            consequence="prompts cannot be counted, and so not be limited by tokens",
+            required=True,
+        ),
+        Patch(
+            owner=litellm.utils,
+            name="count_characters",
+            where="litellm.utils",
+            expected=a_function(),
+            consequence="speech whose provider reports no usage fails, since its characters cannot be counted",
+            required=True,
+        ),
+        top(
+            name="should_retry",
+            expected=a_function("status_code"),
+            consequence="a race calls deployments again whose error LiteLLM does not retry",
+        ),
+        top(
+            name="in_memory_llm_clients_cache",
+            expected=anything,
+            consequence="callbacks that use the network themselves are stopped as if they were the request",
+        ),
+        top(
+            name="aretrieve_batch",
+            expected=an_async_function("batch_id", "custom_llm_provider"),
+            consequence="batches are not looked at in the background, and not billed unless a client reads them",
+        ),
+        top(
+            name="afile_content",
+            expected=an_async_function("file_id", "custom_llm_provider"),
+            consequence="the results of batches cannot be read, and are not billed",
+        ),
+        router(
+            name="get_model_list",
+            expected=a_function("model_name"),
+            consequence="names that match a wildcard of the model list reach no deployment",
+            required=True,
+        ),
+        *(
+            router(
+                name=name, expected=a_function(*parameters), consequence="batches are not looked at in the background"
+            )
+            for name, parameters in (
+                ("get_model_ids", ()),
+                ("get_deployment_credentials_with_provider", ("model_id", "team_id")),
+            )
         ),
         *(_hook(name) for name in hooks),
         *(_hook_parameters(name, hook) for name, hook in hooks.items()),
@@ -246,7 +325,7 @@ def _without_prisma() -> Iterable[Patch]:
     """
     if importlib.util.find_spec("prisma") is not None:
         return
-    for name in (name for name in vars(PrismaDBExceptionHandler) if name.startswith("is_")):
+    for name in _ASKED | {name for name in vars(PrismaDBExceptionHandler) if name.startswith("is_")}:
         yield Patch(
             owner=PrismaDBExceptionHandler,
             name=name,

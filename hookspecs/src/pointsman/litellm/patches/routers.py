@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import starmap
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -159,8 +160,7 @@ def apply_to_selection(selection: Selection) -> bool:
     """
     patches = of_selection(selection)
     if NATIVE_ROUTER:
-        apply(patches)
-        router_filters.watch()
+        apply((*patches, *of_filters()))
         return False
     wrong = faults(patches)
     report(wrong)
@@ -168,8 +168,24 @@ def apply_to_selection(selection: Selection) -> bool:
         return False
     for patch in patches:
         patch.apply()
-    router_filters.watch()
+    apply(of_filters())
     return True
+
+
+def of_filters() -> tuple[Patch, ...]:
+    """Return the router's filters, which are watched for the trace."""
+
+    def entry(owner: Any, name: str, reason: str) -> Patch:
+        return Patch(
+            owner=owner,
+            name=name,
+            where="litellm.Router" if owner is Router else owner.__name__,
+            expected=router_filters.fault,
+            consequence=f"traces do not say of a deployment that it was left out for the reason {reason!r}",
+            replace=lambda original: router_filters.watched(original, reason),
+        )
+
+    return tuple(starmap(entry, router_filters.FILTERS))
 
 
 def without_cooldowns() -> Iterable[Patch]:
