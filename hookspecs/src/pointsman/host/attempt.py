@@ -44,6 +44,9 @@ class Logged(NamedTuple):
     counted: Usage | None = None
 
 
+_NOTHING_LOGGED: Final = Logged()
+
+
 class Telemetry(Protocol):
     """What an attempt needs of the worker it runs in."""
 
@@ -199,7 +202,7 @@ class OpenAttempt:
             self._exchange.cost_logged()
 
     def _with_logged(self, attempt: Attempt, logged: Callable[[], Logged]) -> Attempt:
-        if not self._is_logged or not self.awaits_cost:
+        if not self.awaits_cost:
             return attempt
         if self._logged_failure and attempt.outcome is Outcome.OK:
             # Of an earlier try: its success is still to be logged.
@@ -208,7 +211,7 @@ class OpenAttempt:
         cost = self._logged_cost
         if self._logged_cached:
             return replace(attempt, gateway_cost_usd=cost, cost_usd_micros=0, cached=True)
-        usage, micros, counted = logged() if self._needs_logged(attempt) else Logged()
+        usage, micros, counted = logged() if self._needs_logged(attempt) else _NOTHING_LOGGED
         if cost:
             micros = round(cost * 1_000_000)
         elif cost is not None and not self._logged_failure:
@@ -220,7 +223,7 @@ class OpenAttempt:
         return replace(
             attempt,
             gateway_cost_usd=cost if attempt.gateway_cost_usd is None else attempt.gateway_cost_usd,
-            gateway_usage=_counted_otherwise(counted or usage, attempt.usage),
+            gateway_usage=_counted_otherwise(counted or usage, attempt.usage) if counted or usage else None,
             cost_usd_micros=micros if attempt.cost_usd_micros is None else attempt.cost_usd_micros,
             usage=usage if attempt.usage is None else attempt.usage,
         )
@@ -272,15 +275,16 @@ class OpenAttempt:
             cached=cached,
             cut=cut,
         )
-        self.attempt = attempt = self._with_logged(ended, self._logged)
+        self.attempt = attempt = self._with_logged(ended, self._logged) if self._is_logged else ended
         if first is not None and exchange.first_token_at is None:
             exchange.first_token_at = first
-        host = exchange.host
-        with host.tracing.current(self.span):
-            if outcome is Outcome.OK:
-                exchange.hooks.run_post_response(exchange.ctx, attempt, answer or _no_answer)
-            else:
-                exchange.hooks.run_on_error(exchange.ctx, attempt)
+        host, hooks = exchange.host, exchange.hooks
+        if hooks.post_response if outcome is Outcome.OK else hooks.on_error:
+            with host.tracing.current(self.span):
+                if outcome is Outcome.OK:
+                    hooks.run_post_response(exchange.ctx, attempt, answer or _no_answer)
+                else:
+                    hooks.run_on_error(exchange.ctx, attempt)
         if self.span is not None:
             attributes = attempt_attributes(attempt, stream=exchange.ctx.stream)
             if response_id:

@@ -50,7 +50,9 @@ def figures(attempts: Sequence[Attempt], answer: Attempt | None, reply: Reply | 
         answer: The one that the client's answer is from.
         reply: A plugin's own answer, in place of any attempt.
     """
-    cost = sum([a.cost_usd_micros or 0 for a in attempts])
+    cost = 0
+    for attempt in attempts:
+        cost += attempt.cost_usd_micros or 0
     if reply is not None:
         return {"usage": reply.usage, "cost_usd_micros": cost + reply.cost_usd_micros, "answered_by": None}
     if answer is not None:
@@ -60,14 +62,19 @@ def figures(attempts: Sequence[Attempt], answer: Attempt | None, reply: Reply | 
 
 
 def outcome_of(
-    status_code: int, attempts: Sequence[Attempt], answered_by: str | None, *, denied: bool, disconnected: bool
+    status_code: int,
+    attempts: Sequence[OpenAttempt],
+    answering: OpenAttempt | None,
+    *,
+    denied: bool,
+    disconnected: bool,
 ) -> Outcome:
     """Return how a request has ended for its client.
 
     Args:
         status_code: The client's HTTP status; 0 when it got no answer.
         attempts: All of the request.
-        answered_by: The id of the attempt that answered, where an executor has several that succeeded.
+        answering: The one that the client's answer is from.
         denied: Whether a plugin has denied it.
         disconnected: Whether the client has left.
     """
@@ -78,8 +85,7 @@ def outcome_of(
     if status_code == 0:
         return Outcome.CANCELLED
     # The client has one answer only: another attempt's success does not help when this one broke.
-    relevant = [a for a in attempts if a.id == answered_by] or attempts
-    answered = not relevant or Outcome.OK in [a.outcome for a in relevant]
+    answered = not attempts or (answering is not None and answering.attempt.outcome is Outcome.OK)
     return Outcome.OK if answered and status_code < 400 else Outcome.ERROR  # noqa: PLR2004  # HTTP's own limit
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ..frozen import FrozenDict, frozen
 from ..types import (
@@ -97,11 +97,14 @@ class Worker(Protocol):
     def new_id(self) -> Callable[[], str]:
         """Returns a new unique id."""
 
-    def closed(self, exchange: Exchange, settlement: Settlement) -> None:
+    def closed(self, exchange: Exchange) -> None:
         """Settle a client request that has been closed."""
 
-    def ended(self, exchange: Exchange, settlement: Settlement) -> None:
+    def ended(self, exchange: Exchange) -> None:
         """Count a request, or a call of our own, that has been closed."""
+
+    def completed(self, exchange: Exchange) -> None:
+        """Count one whose cost has become known after it was closed."""
 
 
 def _without(candidates: list[Candidate], out: Mapping[str, str]) -> tuple[list[Candidate], Sequence[Dropped]]:
@@ -137,6 +140,17 @@ class Turn:
     by_order: bool = False
 
 
+class _End(NamedTuple):
+    """How a request has ended for its client."""
+
+    status_code: int
+    outcome: Outcome
+    #: Unix seconds.
+    at: float
+    duration_ms: float
+    first_token_ms: float | None
+
+
 class Exchange:
     """One client request, or a plugin's own call (``detached``: it has attempts but is never settled)."""
 
@@ -145,6 +159,7 @@ class Exchange:
         "_answered",
         "_closed",
         "_cost_known",
+        "_end",
         "_followers",
         "_group",
         "_refused",
@@ -219,6 +234,8 @@ class Exchange:
         self._closed = False
         self._admitted = False
         self._answered = False
+        self._end: _End | None = None
+        #: Made when it is asked for: the gateway logs what attempts have cost after the end.
         self._settlement: Settlement | None = None
         self._unanswered: Refusal | Sequence[Dropped] | None = None
         self._cost_known: asyncio.Event | None = None
@@ -290,8 +307,11 @@ class Exchange:
             withheld: The deployments that the gateway itself has left out, for the trace.
         """
         candidates, out = self._offered(deployments, has_fallback)
-        with self.host.tracing.current(self.span):
-            left, dropped = self.hooks.run_select(self.ctx, candidates, self.route)
+        left: list[Candidate] = candidates
+        dropped: Sequence[Dropped] = ()
+        if self.hooks.select:
+            with self.host.tracing.current(self.span):
+                left, dropped = self.hooks.run_select(self.ctx, candidates, self.route)
         dropped = [*withheld, *out, *dropped]
         self._selections[key] = (left, dropped)
         # What LiteLLM itself leaves out, it explains itself.
@@ -313,11 +333,17 @@ class Exchange:
     ) -> tuple[list[Candidate], Sequence[Dropped]]:
         """Return the candidates among the gateway's deployments, and those that are left out before a plugin is asked."""
         target = self.route.target
-        if any(d.id == target for d in deployments):
-            deployments = [d for d in deployments if d.id == target]
-        candidates = [Candidate(deployment=d, weight=d.weight, has_fallback=has_fallback) for d in deployments]
-        drained = {d.id: d.drained for d in deployments if d.drained is not None}
-        candidates, left_out = _without(candidates, drained)
+        candidates: list[Candidate] = []
+        drained: dict[str, str] = {}
+        for d in deployments:
+            candidate = Candidate(deployment=d, weight=d.weight, has_fallback=has_fallback)
+            if d.id == target:
+                candidates, drained = [candidate], {}
+                break
+            candidates.append(candidate)
+            if (why := d.drained) is not None:
+                drained[d.id] = why
+        candidates, left_out = _without(candidates, drained) if drained else (candidates, ())
         if not self.attempts:
             return candidates, left_out
         # A refusal causes no cooldown, so the gateway would offer the same deployment again while others are free.
@@ -536,7 +562,10 @@ class Exchange:
 
     def answer_headers(self) -> dict[str, str]:
         """Return the headers to add to the answer, as known now."""
-        headers = {**self.route.headers, **self._target_headers(), "x-pointsman-request-id": self.ctx.request_id}
+        headers = {**self.route.headers}
+        if self.route.target_headers:
+            headers |= self._target_headers()
+        headers["x-pointsman-request-id"] = self.ctx.request_id
         if self.attempts:
             headers["x-pointsman-attempts"] = str(len(self.attempts))
         return headers
@@ -557,7 +586,7 @@ class Exchange:
     def _target_headers(self) -> Mapping[str, str]:
         """Return the headers of the target that answers, or of a stream that is about to."""
         by_target = self.route.target_headers
-        if not by_target or (answering := self._answering()) is None:
+        if (answering := self._answering()) is None:
             return {}
         deployment = answering.attempt.deployment
         return by_target.get(deployment.id) or by_target.get(deployment.group) or {}
@@ -589,71 +618,82 @@ class Exchange:
             with self.host.tracing.current(self.span):
                 self.hooks.run_answered(self.ctx)
 
-    def close(self, status_code: int) -> Settlement | None:
+    def close(self, status_code: int) -> None:
         """Close the request; only the first call counts. Ends open attempts and submits the settlement.
 
         Args:
             status_code: The client's HTTP status; 0 when it got no answer.
-
-        Returns:
-            The settlement, or None for a detached exchange and for a second call.
         """
         if self._closed:
-            return None
+            return
         self._closed = True
         self.answered()
         # Followers first: they know how far their attempts had come. Then the attempts without one.
         followers, self._followers = self._followers, []
         for follow in followers:
             follow()
-        for opened in self.attempts:
-            if not opened.closed:
+        attempts = self.attempts
+        for opened in attempts:
+            if opened.attempt.outcome is None:
                 opened.end(Outcome.DISCONNECTED if self.disconnected else Outcome.CANCELLED)
-        attempts = tuple(opened.attempt for opened in self.attempts)
-        answering = answering_of(self.attempts, self.answered_by)
+        answering = answering_of(attempts, self.answered_by)
         # An attempt that lost may have begun its answer before the one that the client got.
         first = self.first_token_at if answering is None else answering.first_token_at
-        settlement = Settlement(
-            request_id=self.ctx.request_id,
-            call_id=self.ctx.call_id,
-            endpoint=self.ctx.endpoint,
-            model=self.ctx.model,
-            stream=self.ctx.stream,
-            identity=self.ctx.identity,
-            route=self.route,
-            outcome=outcome_of(
-                status_code,
-                attempts,
-                self.answered_by,
-                denied=self.denial is not None,
-                disconnected=self.disconnected,
-            ),
-            status_code=status_code,
-            started_at=self.ctx.received_at,
-            finished_at=self.host.clock.now(),
-            duration_ms=(self.host.clock.monotonic() - self.arrived_at) * 1000,
-            first_token_ms=None if first is None else (first - self.arrived_at) * 1000,
-            denial=self.denial,
-            generates=self.ctx.generates,
-            within=self.ctx.within,
-            replied_by=None if self.reply is None else self.reply.plugin,
-            attempts=attempts,
-            **figures(attempts, None if answering is None else answering.attempt, self.reply),
+        outcome = outcome_of(
+            status_code, attempts, answering, denied=self.denial is not None, disconnected=self.disconnected
         )
-        self._settlement = settlement
+        clock = self.host.clock
+        self._end = _End(
+            status_code,
+            outcome,
+            clock.now(),
+            (clock.monotonic() - self.arrived_at) * 1000,
+            None if first is None else (first - self.arrived_at) * 1000,
+        )
         if not self.detached:
-            self.host.closed(self, settlement)
+            self.host.closed(self)
         if self.span is not None:
-            exchange_spans.end(self.host.tracing, self.span, self.attempts, settlement)
-        self.host.ended(self, settlement)
-        return None if self.detached else settlement
+            exchange_spans.end(self.host.tracing, self.span, attempts, self._settled(self._end))
+        self.host.ended(self)
+
+    def _settled(self, end: _End) -> Settlement:
+        """Return the settlement, with what the gateway has logged so far."""
+        if self._settlement is None:
+            answering = answering_of(self.attempts, self.answered_by)
+            attempts = tuple([opened.attempt for opened in self.attempts])
+            ctx = self.ctx
+            self._settlement = Settlement(
+                request_id=ctx.request_id,
+                call_id=ctx.call_id,
+                endpoint=ctx.endpoint,
+                model=ctx.model,
+                stream=ctx.stream,
+                identity=ctx.identity,
+                route=self.route,
+                outcome=end.outcome,
+                status_code=end.status_code,
+                started_at=ctx.received_at,
+                finished_at=end.at,
+                duration_ms=end.duration_ms,
+                first_token_ms=end.first_token_ms,
+                denial=self.denial,
+                generates=ctx.generates,
+                within=ctx.within,
+                replied_by=None if self.reply is None else self.reply.plugin,
+                attempts=attempts,
+                **figures(attempts, None if answering is None else answering.attempt, self.reply),
+            )
+        return self._settlement
 
     # -- what the gateway logs after the end ----------------------------------------------------------------------------
 
     @property
     def awaits_cost(self) -> bool:
         """Whether the gateway is still going to log the cost of an attempt that has ended."""
-        return True in [opened.awaits_cost for opened in self.attempts]
+        for opened in self.attempts:  # noqa: SIM110  # a generator costs more than the few attempts of a request
+            if opened.awaits_cost:
+                return True
+        return False
 
     async def cost_known(self) -> None:
         """Wait until the gateway has logged all costs that are awaited."""
@@ -664,15 +704,13 @@ class Exchange:
 
     def cost_logged(self) -> None:
         """Take up what the gateway has logged about an attempt that has ended; called by the attempt."""
-        if self._settlement is not None:
-            attempts = tuple(opened.attempt for opened in self.attempts)
-            answering = answering_of(self.attempts, self.answered_by)
-            answer = None if answering is None else answering.attempt
-            self._settlement = replace(self._settlement, attempts=attempts, **figures(attempts, answer, self.reply))
+        self._settlement = None
         if self._cost_known is not None:
             self._cost_known.set()
+        if self._end is not None and not self.awaits_cost:
+            self.host.completed(self)
 
     @property
     def settlement(self) -> Settlement | None:
-        """The settlement of a closed request, with what the gateway has logged so far."""
-        return self._settlement
+        """The settlement of a closed request, with what the gateway has logged so far; None of one that is open."""
+        return None if self._end is None else self._settled(self._end)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping
+from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -27,7 +27,6 @@ from ..types import (
     OwnCallEnded,
     RequestContext,
     Route,
-    Settlement,
     Status,
     StoreEmptied,
     UpstreamRequest,
@@ -179,6 +178,10 @@ class Host:
         self._takeovers: Takeovers | None = None
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
         self._open: set[Exchange] = set()
+        #: Closed requests whose cost is not known yet, in the order of their end: until when that is waited for, and in which
+        #: context they ended.
+        self._uncounted: dict[Exchange, tuple[float, Context | None]] = {}
+        self._counting: asyncio.TimerHandle | None = None
         self._announcement: Announcement | None = None
         self._watchdog = Watchdog(self._packages, lambda: extensions.PACKAGES)
 
@@ -361,6 +364,10 @@ class Host:
     async def abandon(self) -> None:
         """Cancel all background work at once. Without ``stop`` this simulates a crash: nothing is flushed."""
         self._watchdog.stop()
+        if self._counting is not None:
+            self._counting.cancel()
+        for exchange in tuple(self._uncounted):
+            self.completed(exchange)
         for tasks in (*self._instances.tasks.values(), self._tasks):
             await tasks.cancel()
         for instance in self._instances.leaving:
@@ -642,28 +649,50 @@ class Host:
         """Return the number of settlements that each plugin still has to settle."""
         return self._journal.waiting() if self._journal is not None else {}
 
-    def ended(self, exchange: Exchange, settlement: Settlement) -> None:
+    def ended(self, exchange: Exchange) -> None:
         """Count a closed request, once its cost is known; called by the exchange."""
-        if exchange.awaits_cost and self._journal is not None:
-            self._tasks.spawn(self._ended_late(exchange), name="count")
-        else:
-            self._complete(exchange, settlement)
+        if not exchange.awaits_cost or self._journal is None:
+            self._complete(exchange)
+            return
+        loop = asyncio.get_running_loop()
+        # What an own call publishes then is an answer to what is being delivered now.
+        context = copy_context() if exchange.detached else None
+        self._uncounted[exchange] = (loop.time() + COST_WAIT_S, context)
+        if self._counting is None:
+            self._counting = loop.call_later(COST_WAIT_S, self._count_late, context=Context())
 
-    def _complete(self, exchange: Exchange, settlement: Settlement) -> None:
+    def completed(self, exchange: Exchange) -> None:
+        """Count a closed request whose cost has become known; called by the exchange."""
+        late = self._uncounted.pop(exchange, None)
+        if late is None:
+            return
+        context = late[1]
+        try:
+            if context is None:
+                self._complete(exchange)
+            else:
+                context.run(self._complete, exchange)
+        except Exception as err:  # noqa: BLE001  # what counts has no caller to raise to
+            self.faults.record("pointsman", "count", None, err)
+
+    def _count_late(self) -> None:
+        """Count requests whose cost has not become known in time; the gateway never logs some."""
+        loop = asyncio.get_running_loop()
+        now, self._counting = loop.time(), None
+        for exchange, (due, _) in tuple(self._uncounted.items()):
+            if due > now:
+                self._counting = loop.call_at(due, self._count_late, context=Context())
+                return
+            self.completed(exchange)
+
+    def _complete(self, exchange: Exchange) -> None:
+        settlement = exchange.settlement
+        assert settlement is not None  # noqa: S101  # it has been closed
         self.observed.count(exchange, settlement)
         if exchange.detached:
             self.events.publish(
                 OwnCallEnded(source="pointsman", request_id=settlement.request_id, attempts=settlement.attempts)
             )
-
-    async def _ended_late(self, exchange: Exchange) -> None:
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(COST_WAIT_S):
-                    await exchange.cost_known()
-        finally:
-            if exchange.settlement is not None:
-                self._complete(exchange, exchange.settlement)
 
     def _recent_statuses(self) -> Mapping[str, Status]:
         """Return the plugins' statuses, half a minute old at most: some look at every deployment for theirs."""
@@ -685,9 +714,10 @@ class Host:
         )
         return families + hook_families(self._instances.timings.values())
 
-    def closed(self, exchange: Exchange, settlement: Settlement) -> None:
+    def closed(self, exchange: Exchange) -> None:
         """Submit a closed exchange to the journal; called by the exchange."""
         self._open.discard(exchange)
-        if self._journal is not None:
+        settlement = exchange.settlement if exchange.hooks.settle else None
+        if self._journal is not None and settlement is not None:
             completing = exchange if exchange.awaits_cost else None
             self._journal.submit(exchange.ctx, settlement, exchange.span, completing, hooks=exchange.hooks)

@@ -67,7 +67,7 @@ class Observed:
 
     def count(self, exchange: Exchange, settlement: Settlement) -> None:
         """Count and remember a request that has ended."""
-        seen = ids(exchange.span)
+        seen = None if exchange.span is None else ids(exchange.span)
         trace_id = seen.trace_id if seen is not None else None
         self.metrics.record(settlement, seen, own=exchange.detached)
         self.recent.keep(settlement, exchange.decisions, trace_id=trace_id, own=exchange.detached)

@@ -31,13 +31,9 @@ SHOWN_S: Final = 120.0
 class SystemClock:
     """Real time."""
 
-    def now(self) -> float:
-        """Return the wall clock in Unix seconds."""
-        return time.time()
-
-    def monotonic(self) -> float:
-        """Return a clock in seconds that never goes back."""
-        return time.monotonic()
+    #: The wall clock in Unix seconds, and a clock in seconds that never goes back.
+    now = staticmethod(time.time)
+    monotonic = staticmethod(time.monotonic)
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""

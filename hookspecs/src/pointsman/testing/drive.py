@@ -164,7 +164,6 @@ class Drive:
         exchange = self._exchange
         current_exchange.set(exchange)
         request_task.set(asyncio.current_task())
-        settlement: Settlement | None = None
         try:
             await self._answer()
         except ClientGone:
@@ -172,7 +171,7 @@ class Drive:
         except asyncio.CancelledError:
             self._status = 0
         finally:
-            settlement = exchange.close(self._status)
+            exchange.close(self._status)
         return Result(
             ctx=exchange.ctx,
             route=exchange.route,
@@ -185,7 +184,7 @@ class Drive:
             stream=tuple(self._stream),
             sent=tuple(self._sent),
             selections=tuple(self._selections),
-            settlement=settlement,
+            settlement=exchange.settlement,
         )
 
     async def _answer(self) -> None:

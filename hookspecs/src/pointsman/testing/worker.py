@@ -46,10 +46,11 @@ class RecordingHost(Host):
 
         return replace(services, publish=publish)
 
-    def closed(self, exchange: Exchange, settlement: Settlement) -> None:
+    def closed(self, exchange: Exchange) -> None:
         """Take a closed exchange over into the journal; its settlement is remembered."""
-        self._seen_settlements.append(settlement)
-        super().closed(exchange, settlement)
+        if exchange.settlement is not None:
+            self._seen_settlements.append(exchange.settlement)
+        super().closed(exchange)
 
 
 class Connector:
