@@ -1,0 +1,182 @@
+"""Files, batches and videos at providers: whose they are, and what each tenant sees of them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import pytest
+from litellm.types.utils import LiteLLMBatch
+
+from pointsman.errors import StoreError
+from pointsman.host.owners import Owners
+from pointsman.store.memory import MemoryStore
+from pointsman.types import Endpoint, Identity, RequestContext
+
+# LiteLLM's own warnings are not ours.
+kept = pytest.importorskip("pointsman.litellm.kept_objects")
+OpenAIFileObject = pytest.importorskip("litellm.types.llms.openai").OpenAIFileObject
+VideoObject = pytest.importorskip("litellm.types.videos.main").VideoObject
+encode_video_id = pytest.importorskip("litellm.types.videos.utils").encode_video_id_with_provider
+
+# LiteLLM's answers are models of pydantic with fields that newer versions of it warn of.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+FILES: Final = "/v1/files"
+UNKNOWN: Final = 404
+
+
+class Gone(MemoryStore):
+    """A store that cannot be reached."""
+
+    async def put(self, *_: object, **__: object) -> None:
+        raise StoreError("gone")
+
+    async def get_many(self, _keys: Sequence[str]) -> Any:
+        raise StoreError("gone")
+
+
+def context(tenant: str | None, endpoint: Endpoint = Endpoint.FILES, **body: object) -> RequestContext:
+    facts: dict[str, Any] = {"request_id": "1", "endpoint": endpoint, "model": "", "stream": False, "received_at": 0.0}
+    return RequestContext(**facts, identity=Identity(tenant=tenant), generates=False, body=body)
+
+
+def file(id_: str) -> Any:
+    facts = {"bytes": 1, "created_at": 1, "filename": "f", "object": "file", "purpose": "batch", "status": "processed"}
+    return OpenAIFileObject(id=id_, **facts)
+
+
+def batch(id_: str, **files: str) -> LiteLLMBatch:
+    facts: dict[str, Any] = {"completion_window": "24h", "created_at": 1, "endpoint": "/v1/chat/completions"}
+    facts |= {"input_file_id": "file-in", "object": "batch", "status": "completed"}
+    return LiteLLMBatch(id=id_, **facts, **files)
+
+
+class Listed:
+    """A page of a list, as LiteLLM and OpenAI's client have it."""
+
+    def __init__(self, *entries: Any) -> None:
+        self.data = list(entries)
+
+    @property
+    def ids(self) -> list[str]:
+        return [entry["id"] if isinstance(entry, dict) else entry.id for entry in self.data]
+
+
+def wrapped(id_: str) -> str:
+    """Return a file's id as LiteLLM gives it to clients where the request has named a model."""
+    return "file-" + base64.urlsafe_b64encode(f"litellm:{id_};model,chat".encode()).decode().rstrip("=")
+
+
+@pytest.fixture
+async def owners() -> Owners:
+    """Tenant a has made a file, and b another; the operator has made a third."""
+    found = Owners(MemoryStore())
+    for tenant, id_ in (("a", "file-a"), ("b", "file-b")):
+        await kept.answered(found, context(tenant), "POST", FILES, file(id_))
+    return found
+
+
+async def status(owners: Owners, ctx: RequestContext, path: str) -> int | None:
+    denial = await kept.refused(owners, ctx, path)
+    return None if denial is None else denial.status
+
+
+@pytest.mark.parametrize("path", ["/v1/files/{}", "/v1/files/{}/content", "/openai/v1/files/{}?provider=openai"])
+async def test_what_another_tenant_has_made_is_not_there(owners: Owners, path: str) -> None:
+    for tenant, id_, expected in [
+        ("a", "file-a", None),
+        ("a", "file-b", UNKNOWN),
+        ("a", "file-of-the-operator", None),
+        (None, "file-b", None),
+    ]:
+        assert await status(owners, context(tenant), path.format(id_)) == expected
+
+
+async def test_the_same_file_is_known_by_the_id_that_litellm_makes_of_it(owners: Owners) -> None:
+    assert await status(owners, context("a"), f"{FILES}/{wrapped('file-b')}") == UNKNOWN
+    assert await status(owners, context("b"), f"{FILES}/{wrapped('file-b')}") is None
+
+
+@pytest.mark.parametrize("used", ["file-b", wrapped("file-b")])
+async def test_a_batch_of_another_tenants_file_is_not_made(owners: Owners, used: str) -> None:
+    ctx = context("a", Endpoint.BATCHES, input_file_id=used)
+    assert await status(owners, ctx, "/v1/batches") == UNKNOWN
+    assert await status(owners, context("a", Endpoint.BATCHES, input_file_id="file-a"), "/v1/batches") is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "path", "body"),
+    [(Endpoint.CHAT, f"{FILES}/file-b", {}), (Endpoint.FILES, FILES, {}), (Endpoint.BATCHES, "/v1/batches", {"input_file_id": 3})],
+    ids=["another API", "no id", "an id that is none"],
+)  # fmt: skip
+async def test_a_request_that_names_nothing_kept_is_not_looked_up(
+    endpoint: Endpoint, path: str, body: Mapping[str, object]
+) -> None:
+    assert await status(Owners(Gone()), context("a", endpoint, **body), path) is None
+
+
+async def test_whose_it_is_cannot_be_guessed_while_the_store_is_gone() -> None:
+    """Neither a read nor a list shows what may be another tenant's; what is made is given to its maker all the same."""
+    owners = Owners(Gone())
+    denial = await kept.refused(owners, context("a"), f"{FILES}/file-a")
+    assert (denial.status, denial.retry_after_s) == (503, 1.0)
+    listed = Listed(file("file-a"), file("file-b"))
+    await kept.answered(owners, context("a"), "GET", FILES, listed)
+    assert listed.ids == []
+    made = file("file-c")
+    await kept.answered(owners, context("a"), "POST", FILES, made)
+    assert made.id == "file-c"
+
+
+@pytest.mark.parametrize(
+    ("tenant", "endpoint", "expected"),
+    [("a", Endpoint.FILES, ["file-a"]), ("b", Endpoint.FILES, ["file-b"]), ("c", Endpoint.FILES, []),
+     (None, Endpoint.FILES, ["file-a", "file-b", "file-o", ""]), ("a", Endpoint.VECTOR_STORES, ["file-a", "file-b", "file-o", ""])],
+)  # fmt: skip
+async def test_a_list_has_a_tenants_own(
+    owners: Owners, tenant: str | None, endpoint: Endpoint, expected: list[str]
+) -> None:
+    """What no tenant is known to have made is the operator's."""
+    listed = Listed(file("file-a"), {"id": "file-b"}, {"id": "file-o"}, {"id": ""})
+    await kept.answered(owners, context(tenant, endpoint), "GET", FILES, listed)
+    assert listed.ids == expected
+
+
+async def test_the_results_of_a_tenants_batch_are_its_own(owners: Owners) -> None:
+    ctx = context("a", Endpoint.BATCHES)
+    await kept.answered(owners, ctx, "POST", "/v1/batches", batch("batch_1"))
+    # Its results have names once it has ended, which a read of it says.
+    results = batch("batch_1", output_file_id="file-out", error_file_id="file-err")
+    await kept.answered(owners, ctx, "GET", "/v1/batches/batch_1", results)
+    for id_ in ("file-out", "file-err"):
+        assert await status(owners, context("b"), f"{FILES}/{id_}/content") == UNKNOWN
+        assert await status(owners, context("a"), f"{FILES}/{id_}/content") is None
+
+
+async def test_reading_what_the_operator_has_made_does_not_make_it_the_tenants(owners: Owners) -> None:
+    ctx = context("a", Endpoint.BATCHES)
+    read = batch("batch_operator", output_file_id="file-operator")
+    await kept.answered(owners, ctx, "GET", "/v1/batches/batch_operator", read)
+    for id_ in ("file-operator", "batch_operator"):
+        assert await owners.of([id_]) == [None]
+    # Nor by an answer to another method about the same.
+    await kept.answered(owners, ctx, "POST", "/v1/batches/batch_operator/cancel", batch("batch_operator"))
+    assert await owners.of(["batch_operator"]) == [None]
+
+
+async def test_a_video_that_is_made_of_another_is_its_makers(owners: Owners) -> None:
+    """Whatever LiteLLM has put around its id."""
+    ctx = context("a", Endpoint.VIDEOS)
+    made = VideoObject(id=encode_video_id("video_2", "openai", "deployment-1"), object="video", status="queued")
+    await kept.answered(owners, ctx, "POST", "/v1/videos/video_1/remix", made)
+    assert await owners.of(["video_2"]) == ["a"]
+    for id_ in ("video_2", made.id):
+        assert await status(owners, context("b", Endpoint.VIDEOS), f"/v1/videos/{id_}/content") == UNKNOWN
+
+
+@pytest.mark.parametrize("answer", [None, batch("")])
+async def test_an_answer_without_an_id_belongs_to_no_tenant(owners: Owners, answer: Any) -> None:
+    await kept.answered(owners, context("a"), "POST", FILES, answer)
+    assert await owners.of([""]) == [None]
