@@ -1,9 +1,11 @@
-"""What a provider keeps for one tenant is not another's: files, batches, videos, on a real proxy without a database."""
+"""What a provider keeps for one tenant is not another's, on a real proxy without a database: files, batches, videos, stores."""
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import Iterator
+from typing import Any, Final
 
 import httpx
 import pytest
@@ -25,12 +27,31 @@ def provider() -> Iterator[Anything]:
 
 @pytest.fixture(scope="module")
 def rig(provider: Anything, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    params = {"model": "openai/sora-2", "api_base": f"{provider.url}/v1", "api_key": "sk-provider"}
+    settings = config(provider)
+    # Opened by the operator.
+    settings["pointsman"]["unmetered"] = {"*": "deny", "/v1/vector_stores": "allow", "/v1/containers": "allow"}
+    groups = {
+        "film": "openai/sora-2",
+        "chat": "openai/gpt-4o",
+        "claude": "anthropic/claude-4",
+        "gemini": "gemini/flash",
+    }
     with Rig(
         tmp_path_factory.mktemp("kept"),
-        lambda _: [{"model_name": "film", "litellm_params": params, "model_info": {"id": "film-1"}}],
+        lambda _: [
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": model,
+                    "api_base": provider.url + ("/v1" if model.startswith("openai") else ""),
+                    "api_key": "sk-provider",
+                },
+                "model_info": {"id": f"{name}-1"},
+            }
+            for name, model in groups.items()
+        ],
         plugins=["meter", "denier"],
-        config=config(provider),
+        config=settings,
         env=environment(provider),
     ) as running:
         yield running
@@ -129,3 +150,141 @@ def test_what_the_operator_has_made_can_be_used_by_its_id(rig: Rig, provider: An
     for name in "ab":
         with as_tenant(rig, name) as client:
             assert client.get("/v1/files/file-shared/content").status_code == 200
+
+
+def wrapped(fields: str, prefix: str = "") -> str:
+    """Return an id as LiteLLM makes one of fields of its own, which a client can do as well."""
+    return prefix + base64.b64encode(fields.encode()).decode().rstrip("=")
+
+
+def said(*parts: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": "read it"}, *parts]}]
+
+
+FILE_PART: Final = {"type": "file", "file": {"file_id": "file-1"}}
+INPUT_FILE: Final = {"type": "input_file", "file_id": "file-1"}
+CLAUDE_FILE: Final = {"type": "document", "source": {"type": "file", "file_id": "file-1"}}
+FILE_DATA: Final = {"fileData": {"mimeType": "text/plain", "fileUri": "https://provider/v1beta/files/file-1"}}
+CODE: Final = {"type": "code_interpreter", "container": {"type": "auto", "file_ids": ["file-1"]}}
+CLAUDE: Final = {"model": "claude", "max_tokens": 5}
+#: Requests that name the file of another tenant, in the words of each API.
+NAMING: dict[str, tuple[str, dict[str, Any]]] = {
+    "chat": ("/v1/chat/completions", {"model": "chat", "messages": said(FILE_PART)}),
+    "chat, an engine": ("/engines/chat/chat/completions", {"messages": said(FILE_PART)}),
+    "chat, encoded": (
+        "/v1/chat/completions",
+        {
+            "model": "chat",
+            "messages": said(
+                {
+                    "type": "file",
+                    "file": {"file_id": wrapped("litellm_proxy:a/b;unified_id,1;llm_output_file_id,file-1")},
+                }
+            ),
+        },
+    ),
+    "chat, for a deployment": (
+        "/v1/chat/completions",
+        {
+            "model": "chat",
+            "messages": said({"type": "file", "file": {"file_id": "x"}}),
+            "model_file_id_mapping": {"x": {"chat-1": "file-1"}},
+        },
+    ),
+    "chat, image": (
+        "/v1/chat/completions",
+        {"model": "chat", "messages": said({"type": "image_file", "image_file": {"file_id": "file-1"}})},
+    ),
+    "chat, streamed": ("/v1/chat/completions", {"model": "chat", "messages": said(FILE_PART), "stream": True}),
+    "responses": ("/v1/responses", {"model": "chat", "input": said(INPUT_FILE)}),
+    "responses, image": (
+        "/v1/responses",
+        {"model": "chat", "input": said({"type": "input_image", "file_id": "file-1"})},
+    ),
+    "responses, encoded": (
+        "/v1/responses",
+        {"model": "chat", "input": said({**INPUT_FILE, "file_id": wrapped("litellm:file-1;model,chat", "file-")})},
+    ),
+    "responses, a tool": ("/v1/responses", {"model": "chat", "input": "hi", "tools": [CODE]}),
+    "responses, in extra_body": ("/v1/responses", {"model": "chat", "input": "hi", "extra_body": {"file": "file-1"}}),
+    "input_tokens": ("/v1/responses/input_tokens", {"model": "chat", "input": said(INPUT_FILE)}),
+    "compact": ("/v1/responses/compact", {"model": "chat", "input": said(INPUT_FILE)}),
+    "messages": ("/v1/messages", {**CLAUDE, "messages": said(CLAUDE_FILE)}),
+    "messages on OpenAI": ("/v1/messages", {**CLAUDE, "model": "chat", "messages": said(CLAUDE_FILE)}),
+    "messages, a container": (
+        "/v1/messages",
+        {**CLAUDE, "messages": said({"type": "container_upload", "file_id": "file-1"})},
+    ),
+    "count_tokens": ("/v1/messages/count_tokens", {**CLAUDE, "messages": said(CLAUDE_FILE)}),
+    "generateContent": (
+        "/v1beta/models/gemini:generateContent",
+        {"contents": [{"role": "user", "parts": [FILE_DATA]}]},
+    ),
+    "countTokens": ("/v1beta/models/gemini:countTokens", {"contents": [{"role": "user", "parts": [FILE_DATA]}]}),
+    "edited images": ("/v1/images/edits", {"model": "chat", "prompt": "a cat", "images": [{"file_id": "file-1"}]}),
+    "videos": ("/v1/videos", {**VIDEO, "input_reference": {"file_id": "file-1"}}),
+    "batches": ("/v1/batches", BATCH),
+    "pass-through": ("/anthropic/v1/messages", {**CLAUDE, "messages": said(CLAUDE_FILE)}),
+    "pass-through, configured": ("/configured", {"model": "mine", "input": said(INPUT_FILE)}),
+    "vector stores": ("/v1/vector_stores", {"name": "n", "file_ids": ["file-1"]}),
+}
+
+
+@pytest.mark.parametrize("how", NAMING)
+def test_another_tenants_file_is_not_read_by_naming_it(
+    rig: Rig, provider: Anything, made: dict[str, str], how: str
+) -> None:
+    del made
+    path, body = NAMING[how]
+    before = len(provider.calls)
+    with as_tenant(rig, "b") as other:
+        answer = other.post(path, json=body, headers={"x-goog-api-key": "tenant-b"})
+        assert answer.status_code == 404, answer.text
+        assert "There is no such object" in answer.text
+        assert len(provider.calls) == before
+    # So that the above is not refused for another reason.
+    with as_tenant(rig, "a") as owner:
+        assert "There is no such object" not in owner.post(path, json=body).text
+
+
+def test_a_request_names_a_bounded_number_of_files(rig: Rig, provider: Anything) -> None:
+    before = len(provider.calls)
+    tool = {"type": "code_interpreter", "container": {"type": "auto", "file_ids": [f"file-{n}" for n in range(50_000)]}}
+    with as_tenant(rig, "a") as client:
+        many = client.post("/v1/responses", json={"model": "chat", "input": "hi", "tools": [tool]})
+        long = client.post(
+            "/v1/responses", json={"model": "chat", "input": said({**INPUT_FILE, "file_id": "x" * 5_000})}
+        )
+    assert [answer.status_code for answer in (many, long)] == [400, 400]
+    assert {answer.json()["error"]["code"] for answer in (many, long)} == {"too_many_ids"}
+    assert len(provider.calls) == before
+
+
+def test_what_the_operator_has_made_is_not_removed_by_a_tenant(rig: Rig, provider: Anything) -> None:
+    before = len(provider.calls)
+    with as_tenant(rig, "a") as client:
+        for path in ("files/file-shared", "vector_stores/vs_shared", "containers/cntr_shared"):
+            # Containers LiteLLM guards itself.
+            assert client.delete(f"/v1/{path}").status_code in {403, 404}
+    assert len(provider.calls) == before
+
+
+def test_vector_stores_that_the_operator_opens_are_their_makers(rig: Rig, provider: Anything) -> None:
+    """Where they are read, listed and searched, and where a prompt names them."""
+    with as_tenant(rig, "a") as owner, as_tenant(rig, "b") as other:
+        made = owner.post("/v1/vector_stores", json={"name": "n", "model": "chat"})
+        assert made.status_code == 200, made.text
+        id_ = made.json()["id"]
+        search = {"model": "chat", "input": "hi", "tools": [{"type": "file_search", "vector_store_ids": [id_]}]}
+        before = len(provider.calls)
+        refused = [
+            other.get(f"/v1/vector_stores/{id_}"),
+            other.delete(f"/v1/vector_stores/{id_}"),
+            other.get(f"/v1/vector_stores/{id_}/files"),
+            other.post(f"/v1/vector_stores/{id_}/search", json={"query": "hi"}),
+            other.post("/v1/responses", json=search),
+        ]
+        assert [answer.status_code for answer in refused] == [404] * len(refused)
+        assert len(provider.calls) == before
+        assert owner.get(f"/v1/vector_stores/{id_}").status_code == 200
+        assert owner.post("/v1/responses", json=search).status_code == 200

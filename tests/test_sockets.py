@@ -415,3 +415,28 @@ def test_a_socket_whose_protocol_is_not_known_stays_closed(rig: Rig, provider: S
     assert json.loads(refusal.value.response.body)["error"]["code"] == "unmetered_route"
     assert len(provider.paths) == before
     assert httpx.get(f"{rig.proxy.url}/health/liveliness").status_code == 200
+
+
+@BOTH
+@pytest.mark.parametrize("key", ["o", "c"])
+def test_a_websocket_names_what_its_tenant_has_made(rig: Rig, provider: Speaker, protocol: str, key: str) -> None:
+    """Responses on websockets included, which LiteLLM does not guard."""
+    with socket(rig, "responses", "making") as chat:
+        ask(chat, "responses")
+        made = until(chat, "response.completed")["response"]["id"]
+    before = provider.asked()
+    with socket(rig, protocol, f"naming-{protocol}-{key}", key) as talk:
+        if protocol == "responses":
+            ask(talk, protocol, previous_response_id=made)
+        else:
+            until(talk, "session.created")
+            content = [{"type": "input_image", "file_id": made}]
+            item = {"type": "message", "role": "user", "content": content}
+            talk.send(json.dumps({"type": "conversation.item.create", "item": item}))
+            ask(talk, protocol)
+        if key == "o":
+            until(talk, LAST[protocol])
+            return
+        error, code = ended(talk)
+    assert (error["error"]["code"], code) == ("not_found", 1008)
+    assert provider.asked() == before

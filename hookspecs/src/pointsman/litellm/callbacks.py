@@ -84,12 +84,6 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if (unfit := _unfit(data, self._catalog, self._host.settings.host.client_retries)) is not None:
             raise denial_error(unfit)
         exchange = await self._admit(call, user_api_key_dict, data, call_type)
-        if (
-            denial := await kept_objects.refused(self._host.owners, exchange.ctx, endpoints.route_path(call.scope))
-        ) is not None:
-            exchange.denial = denial
-            call.refuse(denial)
-            raise EndedError
         if exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
             # What is sent to the provider is the client's; and LiteLLM makes one attempt, about which it asks no callback.
             await self._pass_through(call, exchange, data)
@@ -118,6 +112,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             denial = exchange.refuse_unfit()
         if denial is not None:
             raise denial_error(denial)
+        method, path = str(call.scope.get("method") or ""), endpoints.route_path(call.scope)
+        if (denial := await kept_objects.refused(self._host.owners, ctx, method, path)) is not None:
+            exchange.denial = denial
+            call.refuse(denial)
+            raise EndedError
         if exchange.reply is not None:
             call.answer(exchange.reply)
             raise EndedError

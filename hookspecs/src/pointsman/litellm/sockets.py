@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..host.endings import refusal_denial
 from ..text import printable
 from ..types import AttemptError, Denial, Endpoint, ErrorClass, Outcome
+from . import kept_objects, named_objects
 from . import socket_events as events
 from .socket_events import Conversation, ResponseReader
 
@@ -88,6 +89,8 @@ class MeteredSocket:
         early, self._early = self._early, None
         if early is None:
             return None
+        if (denial := await self._of_others(early)) is not None:
+            return denial
         if "first_message" in data:
             data["first_message"] = self.kept_to_model(early) or data["first_message"]
         return await self._ask(early)
@@ -133,6 +136,8 @@ class MeteredSocket:
             return None
         if what != events.ASKS and (denial := self._other_model(session, events.named_models(event))) is not None:
             return denial
+        if (denial := await self._of_others(event)) is not None:
+            return denial
         self._conversation.note(event)
         if what == events.ASKS:
             return await self._ask(event)
@@ -166,7 +171,17 @@ class MeteredSocket:
             # It has not been announced, but has used something.
             denial = await self._begin(events.response_id(event))
         self._go_on(event)
+        if what in events.ENDED and session.ctx.endpoint is Endpoint.RESPONSES:
+            await kept_objects.made(self._host.owners, session.ctx, events.response_id(event))
         return denial
+
+    async def _of_others(self, event: Mapping[str, Any]) -> Denial | None:
+        """Return the denial of a client's event that names what another tenant has made, or None."""
+        session = self._session
+        assert session is not None  # noqa: S101  # the callers have looked
+        return await kept_objects.refused_ids(
+            self._host.owners, session.ctx.identity.tenant, named_objects.in_body(event)
+        )
 
     def close(self) -> None:
         """End everything: the connection is closed."""
