@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.types import ErrorClass, Identity, Outcome
+from pointsman.types import AttemptError, ErrorClass, Identity, Outcome
 from pointsman_balance.tactics import cache_affinity
 from pointsman_balance.tactics.cache_affinity import Ring, hashed, prefix
 
 NOW = 1_700_000_000.0
+SERVER_ERROR = AttemptError(kind=ErrorClass.SERVER)
 IDS = [f"d{number}" for number in range(8)]
 
 
@@ -112,6 +113,25 @@ def test_conversations_behind_one_long_system_prompt_spread_and_stay(table_of, r
             messages.append({"role": "assistant", "content": "yes"})
     assert moved <= 4
     assert len(set(last.values())) >= 3
+
+
+@pytest.mark.parametrize("failed", [False, True], ids=["hedge", "retry"])
+def test_a_hedge_or_a_retry_of_one_turn_does_not_move_a_conversation(table_of, request_of, failed):
+    table = table_of(*IDS, tactic="cache_affinity")
+    home = table.choose(request_of(session_id="s"))
+    for _ in range(3):
+        turn = request_of(session_id="s")
+        assert table.choose(turn) == home
+        attempt = table.begin(home, turn)
+        if failed:
+            table.observer.end(turn, replace(attempt, outcome=Outcome.ERROR, error=SERVER_ERROR), NOW)
+        other = table.choose(turn, candidates=[c for c in table.candidates if c.deployment.id != home])
+        assert other != home
+        answer = table.begin(other, turn)
+        table.observer.end(turn, replace(answer, outcome=Outcome.OK, duration_ms=150.0), NOW)
+        if not failed:
+            table.observer.end(turn, replace(attempt, outcome=Outcome.CANCELLED), NOW)
+        table.see(home)
 
 
 def test_conversations_remembered_are_bounded(table_of, request_of, monkeypatch):

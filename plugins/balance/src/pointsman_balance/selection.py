@@ -115,8 +115,9 @@ class Chooser:
             candidates: At least one.
             now: Unix seconds.
         """
-        ask = Ask(ctx, candidates, now, self._random, self._prices)
-        case = _Case(ask, candidates, self._tried.of(ctx.request_id))
+        tried = self._tried.of(ctx.request_id)
+        ask = Ask(ctx, candidates, now, self._random, self._prices, again=bool(tried))
+        case = _Case(ask, candidates, tried)
         self._sort(case)
         options, reasons = ask.options, case.reasons
         score: float | None = None

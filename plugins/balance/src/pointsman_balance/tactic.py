@@ -176,19 +176,28 @@ class Ask:
         stream: Whether it is a stream.
         random: Source of random numbers.
         prices: Unit prices.
+        again: Whether the request has reached a deployment before: for a retry, or a further attempt of a race.
         options: The deployments that can be chosen; at least one, all of them healthy.
     """
 
-    __slots__ = ("_candidates", "ctx", "now", "options", "prices", "random", "stream")
+    __slots__ = ("_candidates", "again", "ctx", "now", "options", "prices", "random", "stream")
 
     def __init__(
-        self, ctx: RequestContext, candidates: Sequence[Candidate], now: float, random: Random, prices: Prices
+        self,
+        ctx: RequestContext,
+        candidates: Sequence[Candidate],
+        now: float,
+        random: Random,
+        prices: Prices,
+        *,
+        again: bool = False,
     ) -> None:
         self.ctx = ctx
         self.now = now
         self.stream = ctx.stream
         self.random = random
         self.prices = prices
+        self.again = again
         self.options: list[Option] = []
         self._candidates = candidates
 

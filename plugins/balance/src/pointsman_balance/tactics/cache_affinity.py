@@ -3,7 +3,8 @@
 Providers cache prompt prefixes per deployment; a request to another one pays for its prefix again and waits longer.
 Consistent hashing keeps a key on its deployment while others come and go; the bound on the load moves a new one on to the
 next on the ring while its own has more than its share: V. Mirrokni, M. Thorup, M. Zadimoghaddam, "Consistent Hashing with
-Bounded Loads" (SODA 2018). A conversation that has begun stays where its prompt is cached, within a wider bound.
+Bounded Loads" (SODA 2018). A conversation that has begun stays where its prompt is cached, within a wider bound; a retry or
+a hedge of one turn does not move it.
 """
 
 from __future__ import annotations
@@ -111,11 +112,11 @@ class CacheAffinity(Tactic):
         bounds = [ceil(room * (weight or (0.0 if any(weights) else 1.0)) / total_weight) for weight in weights]
         scores: list[float | None] = [None] * len(options)
         key = self._key(ask.ctx)
-        latest = self._latest.pop(key, None)
+        latest = self._latest.get(key)
         index = None if latest is None else places.get(latest)
         if index is not None and bounds[index] and flights[index] < max(STAY_RATIO * bounds[index], STAY_IN_FLIGHT):
             scores[index] = 1.0
-            return self._remember(key, options[index].id, Choice(index, scores, "stays"))
+            return self._remember(ask, key, options[index].id, Choice(index, scores, "stays"))
         first: str | None = None
         for rank, one in enumerate(self._ring(ask.known).walk(key)):
             first = first or one
@@ -125,12 +126,15 @@ class CacheAffinity(Tactic):
             scores[index] = 1.0 / (rank + 1)
             if flights[index] < bounds[index]:
                 note = "at home" if one == first else f"home {first} is full or unhealthy"
-                return self._remember(key, one, Choice(index, scores, note))
+                return self._remember(ask, key, one, Choice(index, scores, note))
         # Only weights of 0 get here: the bounds of all others add up to more than the requests in flight.
         return ask.best([-float(flight) for flight in flights], "none has room")
 
-    def _remember(self, key: int, deployment_id: str, choice: Choice) -> Choice:
-        self._latest[key] = deployment_id
+    def _remember(self, ask: Ask, key: int, deployment_id: str, choice: Choice) -> Choice:
+        if not ask.again:
+            # Put at the end: those unused for longest go first.
+            self._latest.pop(key, None)
+            self._latest[key] = deployment_id
         return choice
 
     def _ring(self, ids: tuple[str, ...]) -> Ring:
