@@ -320,7 +320,8 @@ def test_the_count_at_the_beginning_of_a_stream_is_not_that_of_the_answer(output
         ({"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1200}, (1000, 200), True),
         ({"prompt_tokens": 10**18, "completion_tokens": 500, "total_tokens": 1500}, (1000, 500), True),
         ({"prompt_tokens": "1000", "completion_tokens": 500.0, "total_tokens": 1500}, (1000, 500), False),
-        ({"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 0}, (1000, 500), False),
+        ({"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 0}, (1000, 500), True),
+        ({"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 10**18}, (1000, 500), True),
         ({"prompt_tokens": 20, "total_tokens": 20}, (20, 0), False),
     ],
 )
@@ -348,6 +349,18 @@ _LARGE = {"input_tokens": 5000, "output_tokens": 100}
         ("responses", {"input_tokens_details": {"cached_tokens": -40}}),
         ("responses", {"output_tokens_details": {"reasoning_tokens": "many"}}),
         ("responses", {"input_tokens_details": {"text_tokens": -1, "image_tokens": 10}}),
+        ("chat", {"prompt_tokens_details": {"text_tokens": 4000, "audio_tokens": 1001}}),
+        ("chat", {"prompt_tokens_details": {"text_tokens": 4900, "image_tokens": 60, "video_tokens": 60}}),
+        ("chat", {"completion_tokens_details": {"text_tokens": 90, "audio_tokens": 11}}),
+        ("responses", {"input_tokens_details": {"text_tokens": 4000, "image_tokens": 1001}}),
+        ("responses", {"output_tokens_details": {"text_tokens": 101}}),
+        ("chat", {"prompt_tokens_details": {"cached_tokens": 10**12}}),
+        ("chat", {"prompt_cache_hit_tokens": 1000, "prompt_cache_miss_tokens": 3999}),
+        ("chat", {"prompt_cache_hit_tokens": 1000, "prompt_cache_miss_tokens": 4001}),
+        ("chat", {"prompt_cache_miss_tokens": 4999}),
+        ("messages", {"cache_creation_input_tokens": 500, "cache_creation": {"ephemeral_5m_input_tokens": 400}}),
+        ("messages", {"cache_creation_input_tokens": 500, "cache_creation": {"ephemeral_1h_input_tokens": 0}}),
+        ("messages", {"cache_creation_input_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 400}}),
         ("messages", {"cache_read_input_tokens": -1000}),
         (
             "messages",
@@ -374,6 +387,134 @@ def test_parts_that_cannot_be_are_marked(
     found = heard(messages, stream=stream)
     assert found.usage.contradictory
     assert not heard((streamed if stream else plain)(kind, block), stream=stream).usage.contradictory
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("chat", {"prompt_tokens_details": {"text_tokens": 4000, "audio_tokens": 1000, "cached_tokens": 4000}}),
+        ("chat", {"completion_tokens_details": {"text_tokens": 90, "audio_tokens": 10, "reasoning_tokens": 90}}),
+        ("chat", {"prompt_cache_hit_tokens": 1000, "prompt_cache_miss_tokens": 4000}),
+        ("responses", {"input_tokens_details": {"text_tokens": 4000, "image_tokens": 1000}}),
+        ("messages", {"cache_creation_input_tokens": 500, "cache_creation": {"ephemeral_5m_input_tokens": 500}}),
+        ("messages", {"cache_creation_input_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 0}}),
+        ("messages", {"cache_creation_input_tokens": 500, "cache_creation": {"ephemeral_5m_input_tokens": None}}),
+        ("messages", {"cache_creation": {"ephemeral_5m_input_tokens": 400, "ephemeral_1h_input_tokens": 100}}),
+    ],
+)
+def test_parts_that_fit_are_not_marked(kind: str, more: dict[str, Any], stream: bool) -> None:
+    block = {"prompt_tokens": 5000, "completion_tokens": 100} if kind == "chat" else _LARGE
+    assert not heard((streamed if stream else plain)(kind, {**block, **more}), stream=stream).usage.contradictory
+
+
+@pytest.mark.parametrize(
+    ("block", "prompt", "marked"),
+    [
+        ({"prompt_tokens": 1000, "total_tokens": 1000}, 1000, False),
+        ({"total_tokens": 1000}, 1000, False),
+        ({"prompt_tokens": 1000, "completion_tokens": 0, "total_tokens": 1000}, 1000, False),
+        ({"prompt_tokens": 1000, "total_tokens": 2000}, 2000, True),
+        ({"prompt_tokens": 1000, "total_tokens": 500}, 500, True),
+        ({"prompt_tokens": 1000, "total_tokens": 0}, 1000, True),
+        ({"prompt_tokens": 1000, "completion_tokens": 7, "total_tokens": 1007}, 1007, False),
+    ],
+)
+def test_an_embedding_is_its_prompt_and_the_total_decides(block: dict[str, Any], prompt: int, marked: bool) -> None:
+    usage = heard([{"object": "list", "data": [{"embedding": [0.1]}], "usage": block}], stream=False).usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.contradictory) == (prompt, 0, marked)
+
+
+@pytest.mark.parametrize(
+    ("details", "marked"),
+    [
+        ({"promptTokensDetails": [{"modality": "TEXT", "tokenCount": 1}]}, False),
+        (
+            {"promptTokensDetails": [{"modality": "TEXT", "tokenCount": 300}, {"modality": "AUDIO", "tokenCount": 1}]},
+            True,
+        ),
+        ({"candidatesTokensDetails": [{"modality": "IMAGE", "tokenCount": 51}]}, True),
+        ({"cachedContentTokenCount": 5, "cacheTokensDetails": [{"modality": "TEXT", "tokenCount": 6}]}, True),
+        ({"cachedContentTokenCount": 5, "cacheTokensDetails": [{"modality": "TEXT", "tokenCount": 5}]}, False),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_modalities_are_not_more_than_their_whole(details: dict[str, Any], marked: bool, stream: bool) -> None:
+    block = {"promptTokenCount": 300, "candidatesTokenCount": 50, "totalTokenCount": 350, **details}
+    found = heard((streamed if stream else plain)("gemini", block), stream=stream)
+    assert found.usage.contradictory is marked
+
+
+@pytest.mark.parametrize(
+    ("written", "details", "marked"),
+    [
+        (500, [], False),
+        (500, [{"ttl": "1h", "inputTokens": 200}, {"ttl": "5m", "inputTokens": 300}], False),
+        (500, [{"ttl": "1h", "inputTokens": 200}], True),
+        (100, [{"ttl": "1h", "inputTokens": 200}], True),
+    ],
+)
+def test_life_times_of_bedrock_are_all_cache_writes(written: int, details: list[Any], marked: bool) -> None:
+    block = {"inputTokens": 10, "outputTokens": 5, "cacheWriteInputTokens": written, "cacheDetails": details}
+    usage = heard([{"usage": block}], stream=False).usage
+    assert usage.contradictory is marked
+    assert usage.cache_write_tokens == max(written, sum(item["inputTokens"] for item in details))
+
+
+def test_the_end_of_a_stream_may_count_cache_writes_without_their_life_times() -> None:
+    """Anthropic counts there again what its tools have added, and names no life time."""
+    start = {**MESSAGES, "cache_creation_input_tokens": 0}
+    start["cache_creation"] = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
+    end = {"output_tokens": 47, "cache_creation_input_tokens": 700}
+    messages = streamed("messages", start)
+    usage = heard([*messages[:-1], {**messages[-1], "usage": end}], stream=True).usage
+    assert (usage.cache_write_tokens, usage.cache_write_1h_tokens, usage.contradictory) == (700, 0, False)
+    again = {**messages[-1], "usage": {**end, "cache_creation_input_tokens": 0}}
+    assert heard([*messages[:-1], again], stream=True).usage.cache_write_tokens == 0
+
+
+OUTPUT = {"completion_tokens", "output_tokens", "candidatesTokenCount"}
+
+
+@pytest.mark.parametrize("kind", sorted(BLOCKS))
+@pytest.mark.parametrize("count", [10**10 + 1, 10**12, 1e15, "20000000000"])
+def test_a_count_that_cannot_be_is_not_known(kind: str, count: Any) -> None:
+    """It is estimated then, and not the bill."""
+    name = next(iter(BLOCKS[kind]))
+    reading = heard(plain(kind, {name: count, **{k: v for k, v in BLOCKS[kind].items() if k in OUTPUT}}), stream=False)
+    assert (reading.prompt_known, reading.usage.prompt_tokens < 10**10) == (False, True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "more", "used"),
+    [
+        ("messages", {"server_tool_use": {"web_search_requests": 2, "frobnicate_requests": 3}}, {"other_tools": 3}),
+        ("messages", {"server_tool_use": {"web_search_requests": "many"}}, {"other_tools": 1}),
+        ("messages", {"server_tool_use": {"new_requests": {"deep": 1}}}, {"other_tools": 1}),
+        ("messages", {"server_tool_use": {"new_requests": 0, "other_requests": None}}, {"other_tools": None}),
+        ("messages", {"server_tool_use": {"web_fetch_requests": 2, "tool_search_requests": 1}}, {"other_tools": None}),
+        ("messages", {"server_tool_use": {"code_execution_requests": 2}}, {"other_tools": None, "code_sessions": 2}),
+        ("chat", {"num_sources_used": 4}, {"other_tools": 4}),
+        ("chat", {"num_sources_used": 0}, {"other_tools": None}),
+        ("chat", {"server_side_tool_usage_details": {"web_search_calls": 1, "x_search_calls": 2}}, {"other_tools": 2}),
+        ("chat", {"server_side_tool_usage_details": {"mcp_calls": 2}}, {"other_tools": None}),
+        ("chat", {"num_search_queries": "many"}, {"other_tools": 1}),
+        ("chat", {"num_search_queries": 2, "search_context_size": "high"}, {"searches": 2, "search_context": "high"}),
+        ("chat", {"num_search_queries": 0, "search_context_size": "high"}, {"searches": None}),
+        ("chat", {"search_context_size": "low"}, {"searches": 1, "search_context": "low"}),
+        ("chat", {"search_context_size": "vast"}, {"searches": None, "search_context": None}),
+    ],
+)
+def test_a_tool_that_is_not_known_is_not_free(
+    kind: str, more: dict[str, Any], used: dict[str, Any], stream: bool
+) -> None:  # a parameter of the test
+    usage = heard((streamed if stream else plain)(kind, {**BLOCKS[kind], **more}), stream=stream).usage
+    assert {name: getattr(usage, name) for name in used} == used
+    searches: dict[str, Any] = dict.fromkeys(
+        ("search_low_usd", "search_medium_usd", "search_high_usd", "code_session_usd"), Decimal(1)
+    )
+    assert (pricing.cost_usd(usage, replace(PRICE, **searches)) is None) is bool(usage.other_tools)
 
 
 def test_reasoning_beside_the_answer_is_added_where_the_total_has_it() -> None:

@@ -203,6 +203,36 @@ def test_impossible_tokens_count_as_unknown() -> None:
     assert (found.state, read(found)[0]["metering"]) == ("unpriced", "missing")
 
 
+@pytest.mark.parametrize("trust_gateway", [False, True])
+@pytest.mark.parametrize("prices", [PRICE, Price()])
+def test_the_gateways_price_of_impossible_tokens_is_not_the_bill(prices: Price, trust_gateway: bool) -> None:
+    quote = replace(QUOTE, price=prices, trust_gateway=trust_gateway)
+    found = made(attempt(usage=Usage(prompt_tokens=2 * 10**10), gateway_cost_usd=Decimal(4500)), quote=quote)
+    event = read(found)[0]
+    assert (found.state, event["amount_usd"], event["cost_basis"], event["metering"]) == (
+        "unpriced",
+        None,
+        None,
+        "missing",
+    )
+
+
+@pytest.mark.parametrize("usage", [replace(USAGE, estimated=True), replace(USAGE, contradictory=True)])
+def test_the_gateways_figure_is_not_the_bill_where_nothing_explains_it_and_counts_are_unsure(usage: Usage) -> None:
+    quote = replace(QUOTE, trust_gateway=True)
+    event = read(made(attempt(usage=usage, gateway_cost_usd=Decimal(4500)), quote=quote))[0]
+    assert (event["cost_basis"], event["amount_usd"]) == ("prices", "0.00054")
+
+
+def test_an_amount_that_cannot_be_is_named() -> None:
+    line = made(attempt(), quote=replace(QUOTE, price=ABSURD)).lines[0]
+    assert (line.refused, line.impossible) == (True, "120,000,000")
+    assert made(attempt()).lines[0].impossible == ""
+    assert (
+        bill.implausible_counts(Usage(prompt_tokens=2 * 10**10, images=-1)) == "prompt_tokens 20,000,000,000, images -1"
+    )
+
+
 ABSURD = replace(PRICE, input_usd=Decimal(10**6))
 
 

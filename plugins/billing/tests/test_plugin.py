@@ -407,7 +407,7 @@ async def test_calls_of_our_own_that_cannot_be_written_at_the_end_are_counted(tm
         assert billing.status().details["own_calls_lost"] == 2
 
 
-async def test_a_bill_that_no_database_can_hold_harms_nobody(tmp_path: Path) -> None:
+async def test_a_bill_that_no_database_can_hold_harms_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Prices and margin give more than 64 bits: the request is unpriced, counted, and settled like the others."""
     section = {
         "prices": [{"input_usd_per_million": 10**6, "output_usd_per_million": 10**6}],
@@ -420,6 +420,8 @@ async def test_a_bill_that_no_database_can_hold_harms_nobody(tmp_path: Path) -> 
         await settled_as(h, unpriced=1, billed=2)
         assert h.faults == {}
         assert h.status("billing").details["odd_amounts"] == 1
+        assert "would cost 10,010,000,001,001 US dollars" in caplog.text
+        assert "deployment 'chat-a'" in caplog.text
         found = await get(h, "/usage", period="total", group_by="none")
         assert [(row["attempts"], row["unpriced"]) for row in found["usage"]] == [(3, 1)]
 

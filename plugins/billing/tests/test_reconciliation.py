@@ -57,6 +57,19 @@ def billed(quote: Quote, usage: Usage | None, gateway: str | None, **more: Any) 
         ({}, replace(USED, cache_write_tokens=500, cache_write_1h_tokens=500), "0.00375", "cache_lifetime"),
         ({}, replace(USED, searches=5), "0.0035", "tools"),
         ({}, replace(USED, searches=5), "0.0034", "different"),
+        # Parts that are charged as the rest, left out, or charged as the rest as well.
+        ({}, replace(USED, cached_tokens=400), "0.0035", "parts"),
+        ({}, replace(USED, cache_write_tokens=400), "0.0025", "parts"),
+        ({}, replace(USED, audio_completion_tokens=10), "0.0036", "parts"),
+        ({}, replace(USED, audio_completion_tokens=10), "0.0037", "different"),
+        # Two facts at once.
+        ({}, replace(USED, cached_tokens=400, searches=5), "0.0035", "tools"),
+        (
+            {},
+            replace(USED, cache_write_tokens=500, cache_write_1h_tokens=500, service_tier="flex"),
+            "0.00375",
+            "service_tier",
+        ),
         ({"configured": DEAR}, replace(USED, model="other"), "0.011", "served_model"),
         ({"configured": DEAR}, replace(USED, model="other"), "0.012", "different"),
         ({"parts": (FULL, DEAR)}, replace(USED, parts=(USED, USED)), "0.0035", "several_models"),

@@ -13,11 +13,12 @@ from ..host.attempt import Logged
 from ..types import AttemptError, Deployment, Endpoint, ErrorClass, Outcome, Price, RequestContext, Usage
 from . import client_settings, provider_errors, request_values
 from .answers import finish_reasons, generated_text, response_answer, response_id
+from .charges import TOOLS, search_size
 from .content import EMPTY, is_empty
 from .prices import SERVICE_TIERS
 from .raw_answers import heard_model, is_refused, provider_reading
 from .stream import StreamReader
-from .usage_blocks import TOOLS, Reading
+from .usage_blocks import Reading
 from .usage_units import (
     Translated,
     logged_cost_usd,
@@ -450,6 +451,8 @@ class Closer:
             usage = replace(usage, **missing) if missing else usage
         if usage.service_tier is None and (asked := _asked_tier(ctx)) is not None:
             usage = replace(usage, service_tier=asked)
+        if usage.searches and usage.search_context is None:
+            usage = replace(usage, search_context=_asked_size(opened, ctx))
         if reading.complete and reading.undivided and ctx.endpoint in _TEXT_ENDPOINTS:
             counted = self._tokenizer.count_text(opened.attempt.deployment.model, generated())
             answer = min(usage.total_tokens, max(counted, usage.reasoning_tokens))
@@ -472,6 +475,13 @@ def _asked_tier(ctx: RequestContext) -> str | None:
     """Return the service tier that a request asks for, where tiers have prices: some providers do not say which served."""
     tier = ctx.body.get("service_tier")
     return tier.lower() if isinstance(tier, str) and tier.lower() in SERVICE_TIERS else None
+
+
+def _asked_size(opened: OpenAttempt, ctx: RequestContext) -> str | None:
+    """Return the size of searches that a request asks for, else the one that the provider takes."""
+    options = ctx.body.get("web_search_options")
+    asked = search_size(options.get("search_context_size")) if isinstance(options, Mapping) else None
+    return asked or ("low" if opened.attempt.deployment.provider == "perplexity" else None)
 
 
 def _counted_here(opened: OpenAttempt, usage: Usage | None, ctx: RequestContext) -> Usage | None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, TypeGuard
 
-#: An impossible count is kept, so that plugins can judge it, but not with hundreds of digits.
-MOST_TOKENS: Final = 10**15
+#: A provider that reports more is mistaken: how much it was is then not known.
+MOST_TOKENS: Final = 10**10
 _MOST_USD: Final = Decimal(10**12)
 _MOST_NAME_CHARS: Final = 200
 _MOST_DIGITS: Final = 40
@@ -22,14 +22,14 @@ def number(value: Any) -> int | None:
     if value is None:
         return None
     if type(value) is int:  # as nearly all are
-        return min(value, MOST_TOKENS) if value >= 0 else None
+        return value if 0 <= value <= MOST_TOKENS else None
     if isinstance(value, str):
         value = _parsed(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, float) and not value.is_integer():
         return None
-    return int(min(value, MOST_TOKENS)) if value >= 0 else None
+    return int(value) if 0 <= value <= MOST_TOKENS else None
 
 
 def _parsed(text: str) -> int | None:

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from .charges import charged, search_size
 from .reported_counts import is_object, kind_of, milliseconds, name_of, number, object_of
-from .usage_blocks import BILLED, OLLAMA, Draft, Reading, charged, read_block
+from .usage_blocks import BILLED, OLLAMA, Draft, Reading, read_block
 
 _MOST_RAW_CHARS: Final = 4_000
 _MOST_DEPTH: Final = 4
@@ -23,6 +24,9 @@ _INPUT: Final = (
     "cache_read_input_tokens",
     "cache_creation_input_tokens",
 )
+_WRITTEN: Final = "cache_creation_input_tokens"
+#: How many tokens were written to the cache for how long.
+_LIFETIMES: Final = "cache_creation"
 _BLOCKS: Final = ("usage", "usageMetadata")
 #: Where some providers say it instead.
 _OTHER_PLACES: Final = frozenset({"meta", "usage_info", "x_groq", *OLLAMA})
@@ -99,7 +103,15 @@ class Account:
             final: Whether it counts the whole answer, or all of it so far.
         """
         self._final = self._final or final
+        if _WRITTEN in block and _LIFETIMES in self.block and _LIFETIMES not in block:
+            self._forget_lifetimes(block)
         _merge(self.block, block)
+
+    def _forget_lifetimes(self, block: Mapping[str, Any]) -> None:
+        """Forget that there were no cache writes of any life time, where the end of a stream counts the first of them."""
+        said = object_of(self.block[_LIFETIMES]).values()
+        if number(block[_WRITTEN]) and not number(self.block.get(_WRITTEN)) and not any(said):
+            del self.block[_LIFETIMES]
 
     def _read_output(self, message: Mapping[str, Any]) -> None:
         """Count what is charged besides tokens, in the output of the answer."""
@@ -142,8 +154,8 @@ class Account:
 
     def _read_tools(self, tools: Any) -> None:
         for tool in tools if isinstance(tools, list) else ():
-            size = object_of(tool).get("search_context_size")
-            if str(kind_of(tool)).startswith("web_search") and size in {"low", "medium", "high"}:
+            size = search_size(object_of(tool).get("search_context_size"))
+            if size is not None and str(kind_of(tool)).startswith("web_search"):
                 self._facts["search_context"] = size
 
     def _count(self, name: str, count: int) -> None:
@@ -155,7 +167,7 @@ class Account:
         found = read_block(self.block) if self.block else None
         if found is not None:
             facts = found.facts
-            facts |= charged(self.block, found)
+            facts |= charged(self.block, found.tokens("prompt_tokens") + found.tokens("completion_tokens"))
         elif self._facts or self._counts:
             # Images and sounds have no token count of ours; text has.
             made = "images" in self._facts or "audio_ms" in self._facts
@@ -165,9 +177,11 @@ class Account:
             return None
         facts |= self._facts
         facts |= {name: count for name, count in self._counts.items() if facts.get(name) is None}
-        if self._embeds and not found.tokens("completion_tokens") and self.block.keys() <= _TOTAL_ONLY:
+        if self._embeds:
             # An embedding has no answer: its total is its prompt.
-            facts["contradictory"] = False
+            facts["prompt_tokens"] = found.tokens("prompt_tokens") + found.tokens("completion_tokens")
+            facts["completion_tokens"] = 0
+            facts["contradictory"] = facts.get("contradictory", False) and not self.block.keys() <= _TOTAL_ONLY
         if (
             facts.get("images")
             and not facts.get("image_completion_tokens")

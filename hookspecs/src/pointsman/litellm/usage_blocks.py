@@ -7,20 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
-from operator import attrgetter
 from typing import Any, Final
 
 from ..types import Usage
+from .charges import charged
 from .reported_counts import (
     MOST_PARTS,
-    MOST_TOKENS,
     first_count,
     malformed_in,
     mapping,
     milliseconds,
     modalities,
-    money,
     name_of,
     number,
     object_of,
@@ -94,7 +91,7 @@ class Draft:
     def reading(self) -> Reading:
         """Return what is known now."""
         return Reading(
-            bounded(Usage(**self.facts)),
+            Usage(**self.facts),
             prompt_known=self.prompt_known,
             completion_known=self.completion_known,
             undivided=self.undivided,
@@ -125,10 +122,13 @@ def read(block: Any, model: str | None = None) -> Reading | None:
         model: The model that answered.
     """
     get = mapping(block)
+    if get is not block and not get.get("total_tokens", True):
+        # LiteLLM's objects have a total of zero until it is known.
+        get = {key: value for key, value in get.items() if key != "total_tokens"}
     found = read_block(get) if get else None
     if found is None:
         return None
-    found.facts |= charged(get, found)
+    found.facts |= charged(get, found.tokens("prompt_tokens") + found.tokens("completion_tokens"))
     found.made_by(model)
     return found.reading()
 
@@ -141,23 +141,6 @@ def read_block(get: Mapping[str, Any]) -> Draft | None:
     return None
 
 
-def charged(get: Mapping[str, Any], draft: Draft) -> dict[str, Any]:
-    """Return what a block says about money and tools.
-
-    Args:
-        get: The block.
-        draft: Its counts.
-    """
-    facts = tools(get)
-    if _COSTS.isdisjoint(get):
-        return facts
-    cost = _cost(get)
-    # A server that does not know the price says 0; whether the tokens are free is in the prices.
-    if cost or (cost is not None and not draft.tokens("prompt_tokens") + draft.tokens("completion_tokens")):
-        facts["provider_cost_usd"] = cost
-    return facts
-
-
 _CHAT_COUNTS: Final = ("prompt_tokens", "completion_tokens")
 
 
@@ -167,10 +150,11 @@ def _read_chat(get: Mapping[str, Any]) -> Draft | None:
     if ("input_tokens" in get or "output_tokens" in get) and not any(number(get.get(key)) for key in _CHAT_COUNTS):
         # Servers that speak both ways may leave one of them at zero.
         return None
-    parts = _parts(get, get.get("prompt_tokens_details"), get.get("completion_tokens_details"))
+    asked, said = mapping(get.get("prompt_tokens_details")), mapping(get.get("completion_tokens_details"))
+    parts = _parts(get, asked, said)
     if "prompt_audio_seconds" in get and (ms := milliseconds(get["prompt_audio_seconds"])):
         return _with_audio(get, parts, ms)
-    bad = bool(parts) and _bad_parts(get, get.get("prompt_tokens_details"), get.get("completion_tokens_details"))
+    bad = bool(parts) and _bad_parts(get, (asked, get.get("prompt_tokens")), (said, get.get("completion_tokens")))
     return _resolved(get, "prompt_tokens", "completion_tokens", "total_tokens", parts, malformed=bad)
 
 
@@ -197,7 +181,9 @@ def _read_input_output(get: Mapping[str, Any]) -> Draft | None:
     inside = bool(input_details) and "cache_read_input_tokens" not in get
     parts = _parts(get, input_details, output_details)
     outside = 0 if inside else parts.get("cached_tokens", 0) + parts.get("cache_write_tokens", 0)
-    bad = bool(parts) and _bad_parts(get, input_details, output_details)
+    bad = bool(parts) and _bad_parts(
+        get, (input_details, get.get("input_tokens")), (output_details, get.get("output_tokens"))
+    )
     found = _resolved(get, "input_tokens", "output_tokens", "total_tokens", parts, outside=outside, malformed=bad)
     speed = get.get("speed")
     found.facts["service_tier"] = "fast" if speed == "fast" else name_of(get.get("service_tier"))
@@ -270,7 +256,10 @@ def _read_gemini(get: Mapping[str, Any]) -> Draft | None:
         completion = said
     prompt_tokens = None if asked is None else asked + tools
     counts = {"prompt": prompt_tokens, "completion": completion, "total": total}
-    bad = malformed_in(get, *_GEMINI_COUNTS)
+    made_of = ((prompt, prompt_tokens), (cached, parts["cached_tokens"]), (answer, said))
+    bad = malformed_in(get, *_GEMINI_COUNTS) or any(
+        whole is not None and sum(kinds.values()) > whole for kinds, whole in made_of
+    )
     found = _resolved(counts, "prompt", "completion", "total", parts, malformed=bad)
     traffic = name_of(get.get("trafficType"))
     tier = None if traffic is None else _TRAFFIC.get(traffic, traffic.lower())
@@ -287,8 +276,11 @@ def _read_bedrock(get: Mapping[str, Any]) -> Draft | None:
     details = get.get("cacheDetails")
     lifetimes = [object_of(item) for item in details[:MOST_PARTS]] if isinstance(details, list) else []
     hour = sum(number(item.get("inputTokens")) or 0 for item in lifetimes if item.get("ttl") == "1h")
-    parts = {"cached_tokens": read, "cache_write_tokens": max(written, hour), "cache_write_1h_tokens": hour}
-    return _resolved(get, "inputTokens", "outputTokens", "totalTokens", parts, outside=read + max(written, hour))
+    named = sum(number(item.get("inputTokens")) or 0 for item in lifetimes)
+    parts = {"cached_tokens": read, "cache_write_tokens": max(written, named), "cache_write_1h_tokens": hour}
+    bad = bool(lifetimes) and named != written
+    outside = read + max(written, named)
+    return _resolved(get, "inputTokens", "outputTokens", "totalTokens", parts, outside=outside, malformed=bad)
 
 
 def _read_billed(get: Mapping[str, Any]) -> Draft | None:
@@ -315,7 +307,8 @@ def _read_billed(get: Mapping[str, Any]) -> Draft | None:
         "prompt_tokens": (prompt or 0) + images,
         "completion_tokens": completion or 0,
         "image_prompt_tokens": images,
-        "search_units": units,
+        # Those of a model that answers with text are charged in addition.
+        "searches" if completion else "search_units": units,
         "other_tools": others or None,
         # More than what is charged, but all that is known.
         "contradictory": uncharged,
@@ -356,15 +349,14 @@ _READERS: Final = (
 )
 
 
-def _parts(get: Mapping[str, Any], prompt_details: Any, completion_details: Any) -> dict[str, int]:
+def _parts(get: Mapping[str, Any], asked: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, int]:
     """Return the parts of the prompt and of the answer, as far as there are any.
 
     Args:
         get: The block.
-        prompt_details: What it says about the prompt.
-        completion_details: What it says about the answer.
+        asked: What it says about the prompt.
+        said: What it says about the answer.
     """
-    asked, said = mapping(prompt_details), mapping(completion_details)
     # Most blocks have zeros there, or nothing.
     parts: dict[str, int] = {}
     if any(asked.values()) or not _CACHES.isdisjoint(get):
@@ -383,19 +375,53 @@ _CACHES: Final = frozenset(
         "cached_tokens",
         "num_cached_tokens",
         "prompt_cache_hit_tokens",
+        "prompt_cache_miss_tokens",
     }
 )
 
 
-def _bad_parts(get: Mapping[str, Any], prompt_details: Any, completion_details: Any) -> bool:
-    """Return whether a part that a block names is no count, or more cache writes have a life time than there were."""
-    asked, said = mapping(prompt_details), mapping(completion_details)
-    lifetimes = _lifetimes(get, asked)
-    for source in (get, asked, said, lifetimes, mapping(asked.get("cached_tokens_details"))):
+_Whole = tuple[Mapping[str, Any], Any]
+#: What tokens are made of. A token is one of these.
+_CONTENTS: Final = ("text_tokens", "audio_tokens", "image_tokens", "video_tokens")
+
+
+def _bad_parts(get: Mapping[str, Any], asked: _Whole, said: _Whole) -> bool:
+    """Return whether a part that a block names is no count, or parts that make up a whole do not.
+
+    Args:
+        get: The block.
+        asked: What it says about the prompt, and its count.
+        said: The same of the answer.
+    """
+    lifetimes = _lifetimes(get, asked[0])
+    for source in (get, asked[0], said[0], lifetimes, mapping(asked[0].get("cached_tokens_details"))):
         for name, value in source.items():
             if value is not None and name.endswith("_tokens") and number(value) is None:
                 return True
-    return 0 < _written(get, asked) < sum(_by_lifetime(lifetimes))
+    return any(map(_overfull, (asked, said))) or _split_wrongly(get, asked) or _unlike(get, asked[0], lifetimes)
+
+
+def _overfull(whole: _Whole) -> bool:
+    """Return whether text, sound and images are together more than the tokens that consist of them."""
+    details, count = whole
+    if "text_tokens" not in details or (tokens := number(count)) is None:
+        return False
+    return sum(number(details.get(name)) or 0 for name in _CONTENTS) > tokens
+
+
+def _split_wrongly(get: Mapping[str, Any], asked: _Whole) -> bool:
+    """Return whether what was read from the cache and what was not are together not the prompt, as DeepSeek counts them."""
+    missed, tokens = number(get.get("prompt_cache_miss_tokens")), number(asked[1])
+    hit = number(get.get("prompt_cache_hit_tokens")) or 0
+    return missed is not None and tokens is not None and hit + missed != tokens
+
+
+def _unlike(get: Mapping[str, Any], details: Mapping[str, Any], lifetimes: Mapping[str, Any]) -> bool:
+    """Return whether the cache writes by their life times are not all that there were."""
+    if all(value is None for value in lifetimes.values()):
+        return False
+    written = _written(get, details)
+    return sum(_by_lifetime(lifetimes)) != written and (written > 0 or "cache_creation_input_tokens" in get)
 
 
 def _lifetimes(get: Mapping[str, Any], details: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -475,6 +501,8 @@ def _resolved(
         or (prompt is None and prompt_key in get)
         or (completion is None and completion_key in get)
         or (total is None and total_key in get)
+        # Nothing at all beside something.
+        or (total == 0 and bool(prompt or completion))
     )
     total = total or None
     reasoning = parts.get("reasoning_tokens", 0)
@@ -485,6 +513,8 @@ def _resolved(
         # An embedding has no answer to count.
         wrong = wrong or completion_key in get or total > prompt
         completion = max(0, total - prompt - outside)
+    elif completion is None and total is not None and prompt is not None:
+        prompt, wrong = total, True
     elif prompt is not None and completion is not None:
         fitted = _fit(prompt, completion, total, reasoning=reasoning, inside=inside, outside=outside)
         wrong = wrong or fitted != (prompt, completion)
@@ -558,65 +588,4 @@ def _misfit(prompt: int, completion: int, total: int | None, *, inside: int, out
     return total is not None and total not in {known, known + outside, known - inside}
 
 
-#: The provider's own tools, by the names in ``Usage``.
-TOOLS: Final = ("searches", "maps_queries", "file_searches", "code_sessions")
-#: Where blocks say how often they were used.
-_TOOLS: Final = frozenset(
-    {"citation_tokens", "num_search_queries", "server_side_tool_usage_details", "server_tool_use"}
-)
-_COSTS: Final = frozenset({"cost", "cost_in_usd_ticks"})
-
-
-def tools(get: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how often the provider's own tools were used, by the names in ``Usage``; without those that were not.
-
-    Args:
-        get: The block.
-    """
-    details = mapping(get.get("prompt_tokens_details"))
-    if _TOOLS.isdisjoint(get) and not (
-        details.get("web_search_requests") or details.get("google_maps_grounding_requests")
-    ):
-        return {}
-    used, calls = mapping(get.get("server_tool_use")), mapping(get.get("server_side_tool_usage_details"))
-    counts = {
-        "searches": first_count(
-            used.get("web_search_requests"),
-            details.get("web_search_requests"),
-            calls.get("web_search_calls"),
-            get.get("num_search_queries"),
-        ),
-        "maps_queries": first_count(details.get("google_maps_grounding_requests")),
-        "code_sessions": first_count(used.get("code_execution_requests"), calls.get("code_interpreter_calls")),
-        "file_searches": first_count(calls.get("file_search_calls")),
-        "citation_tokens": first_count(get.get("citation_tokens")),
-    }
-    return {name: count for name, count in counts.items() if count}
-
-
-def _cost(get: Mapping[str, Any]) -> Decimal | None:
-    """Return what the provider says that it charges."""
-    cost = get.get("cost")
-    if isinstance(cost, Mapping):
-        cost = cost.get("total_cost")
-    if (ticks := number(get.get("cost_in_usd_ticks"))) is not None:
-        # xAI: ten thousand million of them are a dollar.
-        return Decimal(ticks).scaleb(-10)
-    usd = money(cost)
-    if usd is not None and get.get("is_byok") is True:
-        # The provider behind the broker charges its own account in addition.
-        behind = money(mapping(get.get("cost_details")).get("upstream_inference_cost"))
-        return None if behind is None else usd + behind
-    return usd
-
-
 _COUNTS: Final = tuple(name for name in Usage.__slots__ if name.endswith("_tokens"))
-_counts_of: Final = attrgetter(*_COUNTS)
-
-
-def bounded(usage: Usage) -> Usage:
-    """Return the usage without counts that would make amounts of hundreds of digits."""
-    counts = _counts_of(usage)
-    if max(counts) <= MOST_TOKENS:
-        return usage
-    return replace(usage, **{name: min(count, MOST_TOKENS) for name, count in zip(_COUNTS, counts, strict=True)})

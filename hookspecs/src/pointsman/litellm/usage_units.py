@@ -16,8 +16,8 @@ import litellm
 
 from ..types import Endpoint, Usage
 from . import request_values
+from .charges import TOOLS, tools
 from .reported_counts import decimal, mapping
-from .usage_blocks import TOOLS, tools
 
 _MOST: Final = 10**15
 #: A longer answer of a pass-through is not read: it would hold up other requests.

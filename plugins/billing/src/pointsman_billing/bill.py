@@ -33,7 +33,10 @@ MOST_TOKENS: Final = 10**10
 _FAILED: Final = 400
 #: LiteLLM logs no cost of these streams when their clients leave, also where content has come.
 _UNLOGGED_WHEN_LEFT: Final = frozenset({Endpoint.COMPLETIONS, Endpoint.GENERATE_CONTENT})
-_counts = attrgetter(*(field.name for field in fields(Usage) if field.type in {"int", "int | None"}))
+_COUNTS: Final = tuple(field.name for field in fields(Usage) if field.type in {"int", "int | None"})
+_counts = attrgetter(*_COUNTS)
+_MOST_NAMED: Final = 4
+_MOST_DIGITS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +58,7 @@ class Line:
         cost_usd: What it cost, exactly; None when no figure is known or the result cannot be true.
         amount_usd: What the tenant pays, exactly; None as above.
         refused: Whether it has a price that results in an impossible amount.
+        impossible: That amount, in US dollars, as text; empty where there is none.
         finding: What comparing our figure with the gateway's shows, see ``reconciliation``.
     """
 
@@ -72,6 +76,7 @@ class Line:
     cost_usd: Decimal | None
     amount_usd: Decimal | None
     refused: bool = False
+    impossible: str = ""
     finding: str = reconciliation.AGREES
 
 
@@ -235,6 +240,17 @@ def plausible_usage(usage: Usage | None) -> Usage | None:
     return None if any(plausible_usage(part) is None for part in usage.parts) else usage
 
 
+def implausible_counts(usage: Usage) -> str:
+    """Return the counts that cannot be true, with their names."""
+    wrong = [
+        f"{name} {count:,}"
+        for one in (usage, *usage.parts)
+        for name in _COUNTS
+        if (count := getattr(one, name)) and not 0 < count <= MOST_TOKENS
+    ]
+    return ", ".join(wrong[:_MOST_NAMED])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _About:
     """The fields that all events of a request share."""
@@ -281,7 +297,11 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         and (attempt.first_token_ms is None or about.endpoint in _UNLOGGED_WHEN_LEFT),
     )
     trusted = quote.trust_gateway and not reconciliation.ignorant(finding, usage)
-    partly = priced is None and usage is not None and not usage.is_empty and _leaves_out(usage, quote.price)
+    # The gateway has charged for counts that cannot be.
+    incredible = usage is None and attempt.usage is not None
+    partly = incredible or (
+        priced is None and usage is not None and not usage.is_empty and _leaves_out(usage, quote.price)
+    )
     basis = _basis(priced, None if partly else gateway_cost, trusted=trusted, by_provider=by_provider)
     cost, amount, costs = events.cost_fields(
         usage=usage,
@@ -290,6 +310,12 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         gateway_cost_usd=gateway_cost,
         margin_ratio=quote.margin_ratio,
     )
+    refused = amount is None and (basis != events.BY_PRICES or priced is not None)
+    figures = {
+        events.BY_PRICES: by_prices,
+        events.BY_GATEWAY: attempt.gateway_cost_usd,
+        events.BY_PROVIDER: None if usage is None else usage.provider_cost_usd,
+    }
     kind, at_ms = str(attempt.kind), _ms(attempt.started_at + (attempt.duration_ms or 0.0) / 1000)
     id_ = events.event_id(about.tenant, about.request_id, attempt.number, kind)
     deployment, labels = attempt.deployment, attempt.labels
@@ -340,11 +366,20 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         gateway_usd=gateway_cost,
         cost_usd=cost,
         amount_usd=amount,
-        refused=amount is None and (basis != events.BY_PRICES or priced is not None),
+        refused=refused,
+        impossible=_digits(figures[basis], quote.margin_ratio) if refused else "",
         finding=finding,
     )
     event = BillEvent(id=id_, type=events.ATTEMPT, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
     return _Billed(line=line, event=event)
+
+
+def _digits(cost: Decimal | None, margin_ratio: Decimal) -> str:
+    """Return what a tenant would pay for a cost, however large."""
+    if cost is None:
+        return ""
+    amount = pricing.with_margin(cost, margin_ratio)
+    return f"{amount:,.0f}" if amount.adjusted() < _MOST_DIGITS else f"{amount:.3g}"
 
 
 def _leaves_out(usage: Usage, price: Price) -> bool:

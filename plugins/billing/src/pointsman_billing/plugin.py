@@ -227,7 +227,11 @@ class Billing:
         if attempt.usage is not None and bill.plausible_usage(attempt.usage) is None:
             self._implausible_usages += 1
             log.error(
-                "request %s: the provider reports impossible token counts; they count as unknown", attempt.request_id
+                "request %s: deployment %r reports %s, which cannot be, so its usage counts as unknown; look up the request "
+                "in the provider's own account",
+                attempt.request_id,
+                attempt.deployment.id,
+                bill.implausible_counts(attempt.usage),
             )
         return self._tariff.quote(tenant, model, attempt)
 

@@ -7,11 +7,14 @@ from the gateway's own counts at our prices.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from itertools import combinations
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
+from pointsman.pricing import uses_tools
 from pointsman.types import Usage
 
 from . import pricing
@@ -57,6 +60,9 @@ SERVICE_TIER: Final = "service_tier"
 CACHE_LIFETIME: Final = "cache_lifetime"
 #: The gateway does not charge the provider's searches or other tools.
 TOOLS: Final = "tools"
+#: The gateway charges a part of the prompt or of the answer (cached, written to a cache, sound, images) as the rest of it,
+#: in addition to it, or not at all.
+PARTS: Final = "parts"
 
 #: What needs attention.
 OPEN: Final = frozenset({UNSEEN, UNPRICED, DIFFERENT, COUNTS})
@@ -77,6 +83,7 @@ IGNORANT: Final = frozenset(
         SERVICE_TIER,
         CACHE_LIFETIME,
         TOOLS,
+        PARTS,
     }
 )
 
@@ -84,6 +91,21 @@ IGNORANT: Final = frozenset(
 _RELATIVE: Final = Decimal("1e-9")
 _LEAST_USD: Final = Decimal("1e-12")
 _COUNTS: Final = tuple(name for name in Usage.__slots__ if name.endswith("_tokens"))
+#: The parts that may have prices of their own, and the whole that each belongs to.
+_PARTS: Final[Mapping[str, str]] = {
+    "cached_tokens": "prompt_tokens",
+    "cache_write_tokens": "prompt_tokens",
+    "audio_prompt_tokens": "prompt_tokens",
+    "image_prompt_tokens": "prompt_tokens",
+    "video_prompt_tokens": "prompt_tokens",
+    "reasoning_tokens": "completion_tokens",
+    "audio_completion_tokens": "completion_tokens",
+    "image_completion_tokens": "completion_tokens",
+    "video_completion_tokens": "completion_tokens",
+}
+_parts_of = attrgetter(*_PARTS)
+_WHOLE: Final[Mapping[str, Any]] = dict.fromkeys(_PARTS, 0)
+_NO_TOOLS: Final = dict.fromkeys(("searches", "maps_queries", "file_searches", "code_sessions", "other_tools"))
 
 
 def finding(
@@ -131,7 +153,7 @@ def finding(
 
 def _verified(usage: Usage, quote: Quote, gateway_usd: Decimal, gateway_usage: Usage | None) -> str:
     """Return the fact or the counts that the gateway's figure is the price of, or that there is none."""
-    for reason, cost in _without_one_fact(usage, quote):
+    for reason, cost in (*_without_one_fact(usage, quote), *_without_facts(usage, quote)):
         if cost is not None and _same(cost, gateway_usd):
             return reason
     if gateway_usage is not None and any(
@@ -144,9 +166,11 @@ def _verified(usage: Usage, quote: Quote, gateway_usd: Decimal, gateway_usage: U
 def ignorant(found: str, usage: Usage | None) -> bool:
     """Return whether the gateway's figure leaves out what the provider has said, so that it is not what is charged.
 
-    Where the provider's counts do not fit together, a figure that nothing explains is of counts that were misread.
+    Where the provider's counts do not fit together, or are not known, a figure that nothing explains is of counts that were
+    misread.
     """
-    return found in IGNORANT or (found == DIFFERENT and usage is not None and usage.contradictory)
+    misread = usage is not None and (usage.contradictory or usage.estimated)
+    return found in IGNORANT or (found == DIFFERENT and misread)
 
 
 def _without_one_fact(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal | None]]:
@@ -158,13 +182,42 @@ def _without_one_fact(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal
             yield from ((SEVERAL_MODELS, pricing.cost_usd(used, of_model)) for of_model in prices)
     if quote.configured is not None and quote.configured is not price:
         yield SERVED_MODEL, pricing.cost_usd(usage, quote.configured)
+    for reason, changes in _facts(usage):
+        yield reason, pricing.cost_usd(replace(usage, **changes), price)
+
+
+def _without_facts(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal | None]]:
+    """Yield what the attempt would have cost if two facts about it were not known, or none of its parts."""
+    price = quote.price
+    otherwise = list(_otherwise(usage))
+    facts = [*_facts(usage), *otherwise]
+    yield from ((PARTS, pricing.cost_usd(replace(usage, **changes), price)) for _, changes in otherwise)
+    for (reason, changes), (_, others) in combinations(facts, 2):
+        yield reason, pricing.cost_usd(replace(usage, **{**changes, **others}), price)
+    if any(_parts_of(usage)):
+        yield PARTS, pricing.cost_usd(replace(usage, **_WHOLE), price)
+
+
+def _facts(usage: Usage) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the facts about a usage, each with the values that it has without that fact."""
     if usage.service_tier is not None:
-        yield SERVICE_TIER, pricing.cost_usd(replace(usage, service_tier=None), price)
+        yield SERVICE_TIER, {"service_tier": None}
     if usage.cache_write_1h_tokens:
-        yield CACHE_LIFETIME, pricing.cost_usd(replace(usage, cache_write_1h_tokens=0), price)
-    if usage.searches or usage.maps_queries or usage.file_searches or usage.code_sessions:
-        without = replace(usage, searches=None, maps_queries=None, file_searches=None, code_sessions=None)
-        yield TOOLS, pricing.cost_usd(without, price)
+        yield CACHE_LIFETIME, {"cache_write_1h_tokens": 0}
+    if uses_tools(usage):
+        yield from ((TOOLS, changes) for changes in (_NO_TOOLS, {"search_context": None}, {"citation_tokens": 0}))
+    for name, count in zip(_PARTS, _parts_of(usage), strict=True):
+        if count:
+            yield PARTS, {name: 0}
+
+
+def _otherwise(usage: Usage) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the parts of a usage, each with the values that it has when these tokens do not count, or count twice."""
+    for (name, whole), count in zip(_PARTS.items(), _parts_of(usage), strict=True):
+        if count:
+            tokens = getattr(usage, whole)
+            yield PARTS, {name: 0, whole: max(0, tokens - count)}
+            yield PARTS, {whole: tokens + count}
 
 
 def _of_counts(usage: Usage, counted: Usage, quote: Quote) -> Iterator[Decimal | None]:

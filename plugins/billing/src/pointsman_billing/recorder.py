@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from cachetools import FIFOCache
@@ -85,10 +86,16 @@ class Recorder:
         for bill in new:
             if bill.refused:
                 self.implausible_amounts += bill.refused
-                log.error(
-                    "request %s: its price or margin results in an impossible amount, so it is unpriced",
-                    bill.request_id,
-                )
+                for line in filter(attrgetter("refused"), bill.lines):
+                    log.error(
+                        "request %s: model %r at deployment %r (%s) would cost %s US dollars, which cannot be, so it is "
+                        "unpriced; correct the price of the model, or `prices` and `margins` of billing",
+                        bill.request_id,
+                        line.model_served,
+                        line.deployment,
+                        line.provider,
+                        line.impossible,
+                    )
         if self._publish is not None:
             self._announce(new, self._publish, settled=settled)
 

@@ -1,0 +1,222 @@
+"""What a provider says that is not understood, cannot be or contradicts itself is marked or unpriced, never free and exact.
+
+On a real LiteLLM proxy: every case plain and streamed, with the cost from our prices and from LiteLLM's own figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from pointsman.testing import eventually
+from pointsman.testing.proxy import ProxyServer
+
+from .providers import (
+    BODIES,
+    CHAT,
+    GOOGLES,
+    MESSAGES,
+    RESPONSES,
+    Answer,
+    Provider,
+    as_json,
+    chat,
+    claude,
+    gemini,
+    responses,
+)
+
+pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
+
+EMBEDDINGS = "/v1/embeddings"
+MODES = ("prices", "gateway")
+CLAUDES, MINI, SOUND = "anthropic/claude-sonnet-4-5-20250929", "openai/gpt-4o-mini", "openai/gpt-audio"
+DEEPSEEK, SONAR, GROK = "deepseek/deepseek-chat", "perplexity/sonar-pro", "xai/grok-4.3"
+EXACT, ESTIMATED, CONTRADICTORY = "exact", "estimated", "contradictory"
+#: Of which the tokens alone cost 0.00135; the cache writes, 0.00255.
+WRITTEN = {"input_tokens": 200, "cache_creation_input_tokens": 680, "output_tokens": 50}
+#: LiteLLM's price of a prompt that is estimated depends on its words.
+ANY = "any"
+
+
+class Case(NamedTuple):
+    """A model, the API to ask, what the provider says, and what is owed for it; None where that is unpriced."""
+
+    model: str
+    path: str
+    answer: Callable[..., Answer]
+    owed: str | None
+    metering: str
+    more: Mapping[str, Any] = {}
+
+
+def of_chat(model: str, prompt: int, completion: int, **more: Any) -> Callable[..., Answer]:
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion, **more}
+
+    def answer(*, stream: bool) -> Answer:
+        return chat(model.partition("/")[2], counts, stream=stream, together=model == SONAR)
+
+    return answer
+
+
+def of_claude(**usage: Any) -> Callable[..., Answer]:
+    return lambda *, stream: claude({**WRITTEN, **usage}, stream=stream)
+
+
+def of_responses(**usage: Any) -> Callable[..., Answer]:
+    return lambda *, stream: responses(usage, stream=stream)
+
+
+def of_gemini(**usage: Any) -> Callable[..., Answer]:
+    return lambda *, stream: gemini({**GOOGLES, **usage}, stream=stream)
+
+
+def of_embedding(**usage: int) -> Callable[..., Answer]:
+    vector = {"object": "embedding", "index": 0, "embedding": [0.1, 0.2]}
+    return lambda *, stream: as_json(
+        {"object": "list", "model": "e", "data": [vector], "usage": usage, "stream": stream}
+    )
+
+
+def of_cohere(**units: int) -> Callable[..., Answer]:
+    meta = {"api_version": {"version": "2"}, "billed_units": units}
+    return lambda *, stream: as_json(
+        {"id": "x", "embeddings": {"float": [[0.1]]}, "texts": ["x"], "meta": meta, "stream": stream}
+    )
+
+
+def lifetimes(minutes: int, hour: int) -> dict[str, int]:
+    return {"ephemeral_5m_input_tokens": minutes, "ephemeral_1h_input_tokens": hour}
+
+
+def searched(owed: str, more: Mapping[str, Any] = {}, **usage: Any) -> Case:
+    return Case(SONAR, CHAT, of_chat(SONAR, 1000, 50, num_search_queries=2, **usage), owed, EXACT, more)
+
+
+def embedded(owed: str, marked: str, **usage: int) -> Case:
+    return Case("openai/text-embedding-3-small", EMBEDDINGS, of_embedding(**usage), owed, marked)
+
+
+def units(owed: str | None, **billed: int) -> Case:
+    return Case("cohere/embed-v4.0", EMBEDDINGS, of_cohere(**billed), owed, EXACT)
+
+
+SPOKEN = {"prompt_tokens_details": {"audio_tokens": 10}, "completion_tokens_details": {"audio_tokens": 5}}
+NAMED = {"prompt_tokens_details": {"audio_tokens": 60, "text_tokens": 90}}
+MODALITIES = [{"modality": "TEXT", "tokenCount": 900}, {"modality": "AUDIO", "tokenCount": 300}]
+SIZED = {"web_search_options": {"search_context_size": "high"}}
+
+CASES: dict[str, Case] = {
+    **{
+        f"{name}{path.rpartition('/')[2]}": Case(CLAUDES, path, answer, owed, metering)
+        for path in (CHAT, MESSAGES, RESPONSES)
+        for name, answer, owed, metering in (
+            ("written-", of_claude(), "0.0039", EXACT),
+            ("written-5m-", of_claude(cache_creation=lifetimes(680, 0)), "0.0039", EXACT),
+            # LiteLLM charges the life times alone.
+            ("written-none-", of_claude(cache_creation=lifetimes(0, 0)), "0.0039", CONTRADICTORY),
+            ("written-fewer-", of_claude(cache_creation=lifetimes(80, 100)), "0.004125", CONTRADICTORY),
+            ("huge-", of_claude(input_tokens=10**12, cache_creation_input_tokens=0), ANY, ESTIMATED),
+            ("tool-", of_claude(server_tool_use={"web_fetch_requests": 1, "new_requests": 3}), None, EXACT),
+            ("fetched-", of_claude(server_tool_use={"web_fetch_requests": 2}), "0.0039", EXACT),
+        )
+    },
+    "huge": Case(MINI, CHAT, of_chat(MINI, 3 * 10**10, 50), ANY, ESTIMATED),
+    "huge-responses": Case(
+        MINI, RESPONSES, of_responses(input_tokens=10**12, output_tokens=50, total_tokens=10**12 + 50), ANY, ESTIMATED
+    ),
+    "huge-part": Case(
+        MINI, CHAT, of_chat(MINI, 1000, 50, prompt_tokens_details={"cached_tokens": 10**12}), "0.00018", CONTRADICTORY
+    ),
+    "no-total": Case(MINI, CHAT, of_chat(MINI, 100, 50, total_tokens=0), "0.000045", CONTRADICTORY),
+    "no-total-responses": Case(
+        MINI, RESPONSES, of_responses(input_tokens=100, output_tokens=50, total_tokens=0), "0.000045", CONTRADICTORY
+    ),
+    # Of a stream, LiteLLM charges the spoken part of the answer as text, too.
+    "spoken": Case(SOUND, CHAT, of_chat(SOUND, 100, 50, **SPOKEN), "0.001315", EXACT),
+    "more-than-all": Case(SOUND, CHAT, of_chat(SOUND, 100, 50, **NAMED), "0.00252", CONTRADICTORY),
+    "modalities": Case(
+        "gemini/gemini-2.5-flash", CHAT, of_gemini(promptTokensDetails=MODALITIES), "0.000635", CONTRADICTORY
+    ),
+    "missed": Case(
+        DEEPSEEK,
+        CHAT,
+        of_chat(DEEPSEEK, 1000, 50, prompt_cache_hit_tokens=100, prompt_cache_miss_tokens=500),
+        "0.0002758",
+        CONTRADICTORY,
+    ),
+    "searched": searched("0.01575"),
+    "searched-low": searched("0.01575", search_context_size="low"),
+    "searched-medium": searched("0.02375", search_context_size="medium"),
+    "searched-high": searched("0.03175", search_context_size="high"),
+    "asked-high": searched("0.03175", SIZED),
+    "asked-high-served-low": searched("0.01575", SIZED, search_context_size="low"),
+    "sources": Case(GROK, CHAT, of_chat(GROK, 1000, 50, num_sources_used=4), None, EXACT),
+    "sources-priced": Case(
+        GROK, CHAT, of_chat(GROK, 1000, 50, num_sources_used=4, cost_in_usd_ticks=10**7), "0.001", EXACT
+    ),
+    "embedded": embedded("0.00002", EXACT, prompt_tokens=1000, total_tokens=1000),
+    "embedded-less": embedded("0.00001", CONTRADICTORY, prompt_tokens=1000, total_tokens=500),
+    "embedded-more": embedded("0.00004", CONTRADICTORY, prompt_tokens=1000, total_tokens=2000),
+    "units": units("0.000012", input_tokens=100),
+    "units-images": units(None, images=2),
+    "units-classes": units(None, input_tokens=100, classifications=1),
+}
+
+
+def deployment(name: str, url: str) -> dict[str, Any]:
+    case = CASES[name]
+    provider = case.model.partition("/")[0]
+    base = {"anthropic": "", "gemini": "", "cohere": "/v2/embed"}.get(provider, "/v1")
+    params = {"model": case.model, "api_base": f"{url}/{name}{base}", "api_key": "any"}
+    return {"model_name": name, "litellm_params": params, "model_info": {"id": name}}
+
+
+@pytest.fixture(scope="module")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
+    with ExitStack() as stack:
+        provider = stack.enter_context(Provider({name: case.answer for name, case in CASES.items()}))
+        clients = {}
+        for mode in MODES:
+            config = {
+                "model_list": [deployment(name, provider.url) for name in CASES],
+                "router_settings": {"num_retries": 0, "disable_cooldowns": True},
+                "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "num_retries": 0},
+                "pointsman": {"store": {"backend": "memory"}, "plugins": [{"billing": {"cost_from": mode}}]},
+            }
+            proxy = stack.enter_context(ProxyServer(config, tmp_path_factory.mktemp(mode)))
+            clients[mode] = stack.enter_context(proxy.client(timeout=60))
+        yield clients
+
+
+def billed(client: httpx.Client, name: str, *, stream: bool) -> dict[str, Any]:
+    """Return the event of the attempt."""
+    case = CASES[name]
+    body = {"input": "x"} if case.path == EMBEDDINGS else {**BODIES[case.path], "stream": stream, **case.more}
+    answer = client.post(case.path, json={"model": name, **body})
+    assert answer.status_code == 200, answer.text
+    at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
+    bill = eventually(lambda: client.get(at), lambda one: one.status_code == 200).json()
+    assert bill["bill"] == ("unpriced" if case.owed is None else "billed")
+    event: dict[str, Any] = bill["events"][0]
+    return event
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_not_known_is_said_and_the_bill_is_the_same_in_every_way(
+    clients: dict[str, httpx.Client], name: str
+) -> None:
+    case = CASES[name]
+    streams = (False,) if case.path == EMBEDDINGS else (False, True)
+    events = [billed(clients[mode], name, stream=stream) for mode in MODES for stream in streams]
+    if case.owed == ANY:
+        # The prompt is estimated: a thousandth of a dollar at most.
+        assert {float(event["amount_usd"]) < 0.001 for event in events} == {True}
+    else:
+        assert {event["amount_usd"] for event in events} == {case.owed}
+    assert {event["metering"] for event in events} == {case.metering}
+    assert len({(event["prompt_tokens"], event["completion_tokens"], event["amount_usd"]) for event in events}) == 1
