@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from attribute_table import documented, in_code
+import re
+from enum import StrEnum
+
+import pytest
+from attribute_table import TABLE, documented, in_code
+
+from pointsman.types import AttemptKind, Outcome, SignalStatus
+from pointsman_balance.breaker import BreakerState
 
 
 def test_every_attribute_that_the_code_sets_is_in_the_table() -> None:
@@ -13,3 +20,17 @@ def test_every_attribute_that_the_code_sets_is_in_the_table() -> None:
 
 def test_the_table_has_no_attribute_that_the_code_does_not_set() -> None:
     assert sorted(documented() - set(in_code())) == []
+
+
+@pytest.mark.parametrize(
+    ("attribute", "values"),
+    [
+        ("pointsman.outcome", Outcome),
+        ("pointsman.attempt.kind", AttemptKind),
+        ("pointsman.signals.status", SignalStatus),
+        ("pointsman.balance.breaker", BreakerState),
+    ],
+)
+def test_the_table_lists_the_values_that_an_attribute_has(attribute: str, values: type[StrEnum]) -> None:
+    (row,) = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{attribute}` |")]
+    assert set(re.findall(r"`([a-z_]+)`", row.rsplit(" | ", 1)[1])) == {str(value) for value in values}

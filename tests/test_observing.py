@@ -31,6 +31,11 @@ REASONS = {
     (True, "unknown key"): "denied by pointsman: invalid_api_key: Missing or unknown API key.",
     (True, "limit"): "denied by quota: ",
 }
+#: What is counted for them, as plugin and code.
+DENIALS = {
+    False: [],  # LiteLLM answers 400 without a database
+    True: [("pointsman", "invalid_api_key"), ("quota", "requests_per_minute_exceeded")],
+}
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +188,11 @@ def test_a_request_that_was_refused_is_explained_without_its_key(tmp_path: Path,
                     assert f"status {answer.status_code}" in done.stdout
                     assert f"trace: {answer.headers['x-pointsman-trace-id']}" in done.stdout
                     assert not [part for part in ("4711", "sk-", "private-prompt") if part in done.stdout]
+            with running.client() as client:
+                text = client.get("/pointsman/metrics").raise_for_status().text
+            for plugin, code in DENIALS[custom_auth]:
+                labels = {"pointsman_plugin": plugin, "pointsman_denial_code": code}
+                assert counted(text, "pointsman_denials_total", **labels) == 1, text
             admitted = json.loads(pointsman(running, "requests", "--json").stdout)["requests"]
             assert admitted[0]["request_id"] == list(refused.values())[-1].headers["x-pointsman-request-id"]
             # As many as are remembered, and no more; what was admitted stays.

@@ -568,7 +568,7 @@ class Services:
         annotate: Writes attributes on the span of the hook that runs, each as ``pointsman.<plugin>.<name>``: what was decided,
             and why. Names are lower-case letters, digits, ``_`` and ``.``; values texts, numbers or lists of them. At most 16
             at a time, and long texts are cut. ``waited_for`` is also the reason of the event that tells how long an async hook
-            has waited. Nothing happens where nothing is traced. Never a prompt, an answer or a key.
+            has waited; without it that is what is known: ``store``, ``computing`` or ``unknown``. Nothing happens where nothing is traced. Never a prompt, an answer or a key.
         fault: Counts and logs a fault of something that extends the plugin, under the plugin and the part's name, such as
             ``tactic cheapest``, where the plugin goes on without it.
     """

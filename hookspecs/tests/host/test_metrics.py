@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from pointsman import PluginInfo, hookimpl
 from pointsman.host.counters import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, value_of
 from pointsman.host.metrics import Metrics
+from pointsman.host.recent import NotAdmitted
 from pointsman.host.workers import DEAD_S, PUBLISH_EVERY_S, Peers
 from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
@@ -198,6 +199,29 @@ def settlement(attempt: Attempt) -> Settlement:
         finished_at=1.0,
         attempts=(attempt,),
     )
+
+
+@pytest.mark.parametrize(
+    ("denial", "status", "error_type", "counted"),
+    [
+        (Denial(status=401, code="invalid_api_key", message="No."), 401, "", ("pointsman", "invalid_api_key")),
+        (Denial(status=403, code="no", message="No.", plugin="gatekeeper"), 403, "", ("gatekeeper", "no")),
+        (None, 401, "token_not_found_in_db", ("litellm", "token_not_found_in_db")),
+        (None, 403, "", ("litellm", "403")),
+        (None, 500, "", None),
+    ],
+)
+async def test_a_request_that_was_never_admitted_counts_as_denied(
+    denial: Denial | None, status: int, error_type: str, counted: tuple[str, str] | None
+) -> None:
+    outcome = Outcome.ERROR if status == 500 else Outcome.DENIED
+    ended = NotAdmitted("r", None, "POST", "/v1/x", 1.0, outcome, status, denial=denial, error_type=error_type)
+    async with Harness([GATEKEEPER]) as worker:
+        worker.host.observed.not_admitted(ended)
+        found = samples((await read(worker))[0])
+    denied = {key: one.value for key, one in found.items() if key[0] == "pointsman_denials_total"}
+    labels = counted and (("pointsman_denial_code", counted[1]), ("pointsman_plugin", counted[0]))
+    assert denied == ({("pointsman_denials_total", labels): 1.0} if labels else {})
 
 
 @pytest.mark.parametrize(

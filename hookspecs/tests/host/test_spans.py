@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from opentelemetry import trace
@@ -16,6 +17,7 @@ from pointsman import hookimpl
 from pointsman.errors import UpstreamError
 from pointsman.host.spans import SpanProvider, SpanTracer
 from pointsman.host.tracing import Tracing, configure, outgoing_headers, remote_parent
+from pointsman.store.memory import MemoryStore
 from pointsman.testing import disconnect, error, ok
 from pointsman.types import AttemptKind, Denial, Identity, Outcome, Refusal, Reservation, UpstreamRequest
 
@@ -424,7 +426,7 @@ async def test_faults_and_waits_of_plugins_are_events(harness, plugin):
         unsaid = by_name(h)
         await h.request()
     spans = by_name(h)
-    for found, reason in ((unsaid, None), (spans, "a seat")):
+    for found, reason in ((unsaid, "unknown"), (spans, "a seat")):
         (waited,) = [e for e in found["pre_route"].events if e.name == "waited"]
         assert waited.attributes["pointsman.plugin"] == "slow"
         assert waited.attributes["pointsman.wait_ms"] >= 1
@@ -435,6 +437,38 @@ async def test_faults_and_waits_of_plugins_are_events(harness, plugin):
         "pointsman.hook": "select",
         "error.type": "ValueError",
     }
+
+
+class SlowStore(MemoryStore):
+    async def get(self, key):
+        await asyncio.sleep(0.01)
+        return await super().get(key)
+
+
+@pytest.mark.parametrize(
+    ("reads", "sleeps_s", "computes_s", "reason"),
+    [(2, 0.0, 0.0, "store"), (1, 0.1, 0.0, "unknown"), (0, 0.0, 0.01, "computing"), (1, 0.0, 0.1, "computing")],
+)
+async def test_a_wait_has_a_reason_that_the_plugin_need_not_say(
+    harness, plugin, reads, sleeps_s, computes_s, reason
+):
+    class Slow:
+        @hookimpl
+        async def startup(self, services):
+            self.services = services
+
+        @hookimpl
+        async def pre_route(self):
+            time.sleep(computes_s)  # noqa: ASYNC251  # that is the fault
+            for _ in range(reads):
+                await self.services.store.get("key")
+            if sleeps_s:
+                await asyncio.sleep(sleeps_s)
+
+    async with harness([plugin(Slow)], store=SlowStore(), tracing=True) as h:
+        await h.request()
+        (waited,) = [e for e in by_name(h)["pre_route"].events if e.name == "waited"]
+    assert (waited.attributes["pointsman.plugin"], waited.attributes["pointsman.reason"]) == ("slow", reason)
 
 
 async def test_background_work_is_in_no_trace_of_a_request(harness, plugin):

@@ -369,6 +369,15 @@ async def test_a_refresh_without_a_check_tells_what_is_known(harness):
         assert (await h.admin.post("/signals/nobody/refresh")).status_code == 404
 
 
+async def test_the_attempts_span_counts_the_attempt_itself(harness):
+    """Also the first one, before the statistics are refreshed in the background."""
+    async with harness([plugin], deployments=DEFAULT_DEPLOYMENTS[:1], tracing=True) as h:
+        for script in (error(500), ok(), ok(), error(500)):
+            await h.request(script=script, retries=0)
+        ratios = [s.attributes.get("pointsman.signals.error_ratio") for s in h.spans if "pointsman.attempt" in s.attributes]
+    assert ratios == [1.0, 1 / 2, 1 / 3, 1 / 2]
+
+
 async def test_the_attempts_span_says_how_its_deployment_stands(harness):
     async with harness([plugin], tracing=True) as h:
         await h.request(script={"chat-a": error(429, retry_after_s=9.0, headers=GROQ_LIKE), "chat-b": ok()})

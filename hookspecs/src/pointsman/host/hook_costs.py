@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..store.protocol import JSON, AtomicOp, StateStore, Update
+from . import span_events
 from .counters import Family, Histogram, Point
 from .isolation import Timing
 
@@ -59,7 +60,9 @@ class MeasuredStore:
             error = type(err).__name__
             raise
         finally:
-            self._durations.record((self._plugin, operation, error), time.perf_counter() - started)
+            spent_s = time.perf_counter() - started
+            self._durations.record((self._plugin, operation, error), spent_s)
+            span_events.stored(self._plugin, spent_s)
 
     async def get(self, key: str) -> JSON:
         """See ``StateStore.get``."""

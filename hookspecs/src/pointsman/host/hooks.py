@@ -96,7 +96,7 @@ async def _rest(impl: Impl, waiting: Waiting[Any]) -> object:
         spent_s = time.perf_counter() - waiting.started
         timing.waited_s += spent_s - waiting.held_s
     if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
-        span_events.waited(impl.plugin, impl.hook, spent_s)
+        span_events.waited(impl.plugin, impl.hook, spent_s, waiting.held_s)
     return answer
 
 
@@ -261,7 +261,8 @@ class Hooks:
             if type(answer) is Waiting:
                 answer = await _rest(impl, answer)
             elif timing.total_s - before_s >= LEAST_WAIT_S:
-                span_events.waited(impl.plugin, impl.hook, timing.total_s - before_s)
+                held_s = timing.total_s - before_s
+                span_events.waited(impl.plugin, impl.hook, held_s, held_s)
             if answer is not None and check is not None:
                 answer = check(impl.plugin, answer)
         except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here

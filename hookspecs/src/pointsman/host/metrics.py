@@ -124,7 +124,7 @@ class Metrics:
         )
         self.denials = self._counter(
             "pointsman.denials",
-            "Requests that a plugin denied.",
+            "Requests that a plugin, Pointsman or LiteLLM denied, those whose key was refused included.",
             "{request}",
             ("pointsman.plugin", "pointsman.denial.code"),
         )
@@ -218,10 +218,20 @@ class Metrics:
             if settlement.stream and settlement.first_token_ms is not None:
                 self.first_content.record((endpoint, group), settlement.first_token_ms / 1000, seen)
             if settlement.denial is not None:
-                self.denials.add((settlement.denial.plugin, settlement.denial.code))
+                self.denied(settlement.denial.plugin, settlement.denial.code)
         operation = operation_of(settlement.endpoint)
         for attempt in attempts:
             self._record_attempt(operation, attempt, settlement, seen, own=own)
+
+    def denied(self, plugin: str, code: str) -> None:
+        """Count a request that was denied.
+
+        Args:
+            plugin: The plugin; empty for Pointsman itself.
+            code: The denial's.
+        """
+        if self.enabled:
+            self.denials.add((plugin or "pointsman", code))
 
     def _record_attempt(
         self,

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Final
 
 from ..errors import StoreError
 from ..store.protocol import JSON, StateStore
+from ..types import Outcome
 from .counters import Family, merged, simple
 from .exporters import metric_exporters
 from .hook_costs import MeasuredStore
 from .metrics_export import Sender, interval_s
-from .recent import Recent, explanation
+from .recent import NotAdmitted, Recent, explanation
 from .tracing import ids
 from .workers import TICK_S, Peers
 
@@ -71,6 +72,14 @@ class Observed:
         trace_id = seen.trace_id if seen is not None else None
         self.metrics.record(settlement, seen, own=exchange.detached)
         self.recent.keep(settlement, exchange.decisions, trace_id=trace_id, own=exchange.detached)
+
+    def not_admitted(self, ended: NotAdmitted) -> None:
+        """Count and remember a request that was never admitted."""
+        if ended.denial is not None:
+            self.metrics.denied(ended.denial.plugin, ended.denial.code)
+        elif ended.outcome is Outcome.DENIED:
+            self.metrics.denied("litellm", ended.error_type or str(ended.status))
+        self.recent.keep_not_admitted(ended)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ class Bridge:
     def not_admitted(self, call: ClientCall) -> None:
         """Remember a request to a model that was never admitted."""
         if asks_a_model(route_path(call.scope)):
-            self.host.observed.recent.keep_not_admitted(remembered(call, self.host.clock.now()))
+            self.host.observed.not_admitted(remembered(call, self.host.clock.now()))
 
     async def ready(self) -> None:
         """Wait until the host has started; the first call starts it."""

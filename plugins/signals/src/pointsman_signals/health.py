@@ -308,6 +308,14 @@ class DeploymentState:
         self.facts.clean()
         return total
 
+    def present_error_ratio(self, now: float) -> float | None:
+        """Return the share of attempts in the window that failed by its own fault, the latest one included."""
+        counts = Slice()
+        for window in (self.base, self.pending, self.delta):
+            if window is not None:
+                window.count_into(counts, now)
+        return error_ratio(counts)[0]
+
     def judge(self, now: float) -> Verdict:
         """Return the verdict at ``now``."""
         rules, quota = self.rules, self.quota.judge(now)

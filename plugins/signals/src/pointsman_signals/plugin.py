@@ -161,7 +161,8 @@ class SignalsPlugin:
         self._publish(signals)
         span = trace.get_current_span()
         if span.is_recording():
-            span.set_attributes(span_attributes(signals[0], now))
+            state = self._tracker.state(attempt.deployment, now)
+            span.set_attributes(span_attributes(signals[0], now, state.present_error_ratio(now)))
 
     def _count(self, part: str, err: BaseException) -> None:
         self._services.fault(part, err)

@@ -203,6 +203,15 @@ class Window:
             total.merge(part)
         return total
 
+    def count_into(self, counts: Slice, now: float) -> None:
+        """Add attempts and errors of the slices that are still in the window, without distributions: that is quick."""
+        self.prune(now)
+        for part in self.slices.values():
+            counts.requests += part.requests
+            counts.cancelled += part.cancelled
+            for kind, count in part.errors.items():
+                counts.errors[kind] = counts.errors.get(kind, 0) + count
+
     def to_json(self) -> JSON:
         """Return it as JSON."""
         return {str(index): part.to_json() for index, part in self.slices.items()}

@@ -170,8 +170,14 @@ def headroom(signal: Signal, now: float) -> tuple[str, float] | None:
     return tightest
 
 
-def span_attributes(signal: Signal, now: float) -> Mapping[str, str | float | int]:
-    """Return the span attributes that describe the signal of an attempt's deployment."""
+def span_attributes(signal: Signal, now: float, error_ratio: float | None) -> Mapping[str, str | float | int]:
+    """Return the span attributes that describe an attempt's deployment after the attempt.
+
+    Args:
+        signal: Its signal; statistics in it are those of the last refresh.
+        now: Unix seconds.
+        error_ratio: The share of errors at ``now``.
+    """
     attributes: dict[str, str | float | int] = {
         "pointsman.signals.status": str(signal.status),
         "pointsman.signals.in_flight": signal.in_flight,
@@ -180,8 +186,8 @@ def span_attributes(signal: Signal, now: float) -> Mapping[str, str | float | in
         attributes["pointsman.signals.reason"] = signal.reason
     if signal.until is not None:
         attributes["pointsman.signals.until"] = signal.until
-    if signal.error_ratio is not None:
-        attributes["pointsman.signals.error_ratio"] = signal.error_ratio
+    if error_ratio is not None:
+        attributes["pointsman.signals.error_ratio"] = error_ratio
     if (tightest := headroom(signal, now)) is not None:
         attributes["pointsman.signals.headroom_axis"], attributes["pointsman.signals.headroom_ratio"] = tightest
     return attributes
