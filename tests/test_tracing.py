@@ -35,6 +35,7 @@ def model_list(upstream: str) -> list[dict[str, Any]]:
         deployment(upstream, "pair", "gpt-4o-mini", id_="pair-1"),
         deployment(upstream, "pair", "gpt-4o-mini", id_="pair-2"),
         deployment(upstream, "broken", "gpt-broken", id_="broken-1"),
+        deployment(upstream, "claude", "claude-haiku-4-5", id_="claude-1", provider="anthropic"),
     ]
 
 
@@ -141,6 +142,16 @@ def test_a_trace_tells_why_the_request_went_where_it_went(traced: tuple[Rig, Col
         "team": "gateway",
         "process.pid": rig.proxy.pid,
     }
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_has_the_providers_id(traced: tuple[Rig, Collector], stream: bool) -> None:
+    """Also where LiteLLM translates Anthropic's answer and gives it an id of its own."""
+    rig, collector = traced
+    answer = post(rig, "named", "claude", stream=stream)
+    assert "chatcmpl-" in answer.text
+    spans = trace_of(collector, answer.headers["x-pointsman-request-id"])
+    assert spans["chat claude-haiku-4-5"].attributes["gen_ai.response.id"].startswith("msg_")
 
 
 def test_a_stream_tells_its_model_and_when_it_began(traced: tuple[Rig, Collector]) -> None:

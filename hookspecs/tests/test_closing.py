@@ -124,6 +124,39 @@ async def test_counts_that_the_provider_has_not_made_are_estimates(harness, clos
         assert (usage.prompt_tokens, usage.completion_tokens, usage.estimated) == (1000, 2000, estimated)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([{"id": "msg_1", "type": "message", "usage": {"input_tokens": 1}}], "msg_1"),
+        ([{"type": "message_start", "message": {"id": "msg_2", "usage": {"input_tokens": 1}}}], "msg_2"),
+        ([{"type": "response.created", "response": {"id": "resp_3"}}], "resp_3"),
+        ([{"responseId": "g4", "candidates": []}], "g4"),
+        ([{"id": "its-own"}, {"id": "of-something-else"}], "its-own"),
+        ([{"model": "m"}], "its-own"),
+        ([], "its-own"),
+    ],
+)
+async def test_an_answer_has_the_providers_id_in_the_trace(harness, closer, said, expected, stream):
+    """LiteLLM makes another one where it translates an answer; that stays where the provider says none."""
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+
+    async with harness([], tracing=True) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.CHAT)
+        for message in said:
+            listener = Listener("text/event-stream" if stream else "application/json")
+            listener.hear(b"data: %b\n\n" % json.dumps(message).encode() if stream else json.dumps(message).encode())
+            opened.listeners.append(listener)
+        if stream:
+            reader = StreamReader()
+            reader.id = "its-own"
+            closer.end_stream(opened, reader, {}, None, ctx)
+        else:
+            closer.succeed(opened, {"id": "its-own", "choices": [{"message": {"content": "hi"}}]}, ctx)
+        assert opened.span.attributes["gen_ai.response.id"] == expected
+
+
 @pytest.mark.parametrize("cached", [False, True])
 async def test_a_cost_in_litellms_own_account_of_a_stream_is_not_the_providers(harness, closer, cached):
     """Nothing has heard the provider, as with Bedrock's events; LiteLLM has written its own figure there."""

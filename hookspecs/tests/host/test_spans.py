@@ -449,9 +449,7 @@ class SlowStore(MemoryStore):
     ("reads", "sleeps_s", "computes_s", "reason"),
     [(2, 0.0, 0.0, "store"), (1, 0.1, 0.0, "unknown"), (0, 0.0, 0.01, "computing"), (1, 0.0, 0.1, "computing")],
 )
-async def test_a_wait_has_a_reason_that_the_plugin_need_not_say(
-    harness, plugin, reads, sleeps_s, computes_s, reason
-):
+async def test_a_wait_has_a_reason_that_the_plugin_need_not_say(harness, plugin, reads, sleeps_s, computes_s, reason):
     class Slow:
         @hookimpl
         async def startup(self, services):

@@ -374,7 +374,9 @@ async def test_the_attempts_span_counts_the_attempt_itself(harness):
     async with harness([plugin], deployments=DEFAULT_DEPLOYMENTS[:1], tracing=True) as h:
         for script in (error(500), ok(), ok(), error(500)):
             await h.request(script=script, retries=0)
-        ratios = [s.attributes.get("pointsman.signals.error_ratio") for s in h.spans if "pointsman.attempt" in s.attributes]
+        ratios = [
+            s.attributes.get("pointsman.signals.error_ratio") for s in h.spans if "pointsman.attempt" in s.attributes
+        ]
     assert ratios == [1.0, 1 / 2, 1 / 3, 1 / 2]
 
 

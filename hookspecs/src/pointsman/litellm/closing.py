@@ -16,7 +16,7 @@ from .answers import finish_reasons, generated_text, response_answer, response_i
 from .charges import TOOLS, search_size
 from .content import EMPTY, is_empty
 from .prices import SERVICE_TIERS
-from .raw_answers import heard_model, is_refused, provider_reading
+from .raw_answers import heard_id, heard_model, is_refused, provider_reading
 from .stream import StreamReader
 from .usage_blocks import Reading
 from .usage_units import (
@@ -198,7 +198,7 @@ class Closer:
             error=EMPTY if is_empty(response) else None,
             cached=cached,
             answer=partial(response_answer, response),
-            response_id=None if opened.span is None else response_id(response),
+            response_id=None if opened.span is None else heard_id(opened.listeners, response_id(response)),
             finish_reasons=() if opened.span is None else finish_reasons(response),
         )
 
@@ -308,7 +308,7 @@ class Closer:
             "model": _answering(tokens, opened, reader.model, ctx),
         }
         if opened.span is not None:
-            facts["response_id"] = reader.id
+            facts["response_id"] = heard_id(opened.listeners, reader.id)
             facts["finish_reasons"] = reader.finish_reasons if error is None else ("error",)
         if (error is None or left) and (failure := _reported_failure(reader)) is not None:
             # Also when the client left because of it.
@@ -348,7 +348,8 @@ class Closer:
             # What a client has read of a stream before it left is logged.
             opened.awaits_cost = True
         model = _answering(tokens, opened, reader.model, ctx)
-        opened.end(outcome, usage=tokens, cost_usd_micros=cost, model=model, error=error, cut=cut)
+        named = heard_id(opened.listeners, reader.id)
+        opened.end(outcome, usage=tokens, cost_usd_micros=cost, model=model, error=error, cut=cut, response_id=named)
 
     def end_spoken(
         self, opened: OpenAttempt, reader: ResponseReader, ctx: RequestContext, error: AttemptError | None, *, cut: bool

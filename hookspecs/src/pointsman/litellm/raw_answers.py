@@ -206,5 +206,16 @@ def heard_model(listeners: Iterable[Any]) -> str | None:
     return named[-1] if named else None
 
 
+def heard_id(listeners: Iterable[Any], theirs: str | None) -> str | None:
+    """Return what the provider calls its answer; LiteLLM's id where the provider has not said one.
+
+    Args:
+        listeners: As for ``provider_reading``, which has been called before.
+        theirs: The id that LiteLLM has given to the answer: the provider's, or one of its own.
+    """
+    said = [one.account.id for one in listeners if isinstance(one, Listener) and one.account.id is not None]
+    return theirs if theirs in said or not said else said[-1]
+
+
 def _agrees(said: Usage, translated: Usage) -> bool:
     return said.prompt_tokens == translated.prompt_tokens or said.completion_tokens == translated.completion_tokens

@@ -39,14 +39,16 @@ class Account:
     Attributes:
         block: The usage block, merged from all that came.
         model: The model that answered.
+        id: What the provider calls the answer.
         service_tier: The tier that served it.
     """
 
-    __slots__ = ("_counts", "_embeds", "_facts", "_final", "block", "model", "service_tier")
+    __slots__ = ("_counts", "_embeds", "_facts", "_final", "block", "id", "model", "service_tier")
 
     def __init__(self) -> None:
         self.block: dict[str, Any] = {}
         self.model: str | None = None
+        self.id: str | None = None
         self.service_tier: str | None = None
         self._counts: dict[str, int] = {}
         self._facts: dict[str, Any] = {}
@@ -89,6 +91,7 @@ class Account:
     def _name(self, message: Mapping[str, Any]) -> None:
         model = name_of(message.get("model")) or name_of(message.get("modelVersion"))
         self.model = model or self.model
+        self.id = self.id or name_of(message.get("id")) or name_of(message.get("responseId"))
         tier = message.get("service_tier", message.get("serviceTier"))
         # Bedrock's is an object.
         tier = name_of(object_of(tier).get("type") if is_object(tier) else tier)
