@@ -75,16 +75,19 @@ Ask = tuple[int, int, str]
 def draw_case(rng: random.Random) -> dict[str, Any]:
     """Return a random case."""
 
-    def deployment(*, weighted: bool) -> dict[str, Any]:
+    def rate() -> int:
+        return rng.choice([10_000] * 5 + [TIGHT])
+
+    def deployment(*, weighted: bool, limited: bool) -> dict[str, Any]:
+        # Beside a weight or a rate, LiteLLM's shuffle takes a missing one for 0, so that it chooses the others only.
         return {
             "does": rng.choice(["good", "good", "good", *BEHAVIOURS]),
-            # Beside a weight or a rate, LiteLLM's shuffle takes a missing one for 0.
             "weight": rng.choice([1, 1, 3, 0]) if weighted else None,
             "order": rng.choice([None, None, None, 1, 2]),
             "tags": rng.choice([None, None, None, ["paid"], ["free"]]),
             "region_name": rng.choice([None, None, None, "eu", "us"]),
-            "rpm": rng.choice([10_000, 10_000, TIGHT]) if weighted else None,
-            "tpm": rng.choice([None, None, 10 * TIGHT]),
+            "rpm": rate() if weighted else None,
+            "tpm": 10 * rate() if limited else None,
             "max_input_tokens": rng.choice([None, None, None, 30, 100_000]),
         }
 
@@ -103,8 +106,8 @@ def draw_case(rng: random.Random) -> dict[str, Any]:
         }
 
     def members() -> list[dict[str, Any]]:
-        weighted = rng.random() < 0.5
-        return [deployment(weighted=weighted) for _ in range(rng.randint(1, 3))]
+        weighted, limited = rng.random() < 0.5, rng.random() < 0.3
+        return [deployment(weighted=weighted, limited=limited) for _ in range(rng.randint(1, 3))]
 
     return {
         "groups": {group: members() for group in GROUPS},
@@ -339,7 +342,8 @@ class Gateways:
         """Return whether a rate of LiteLLM's may be why a request is refused.
 
         What the plugins' own names are asked for is counted as well, and so are some streams that LiteLLM alone counts not at
-        all. A rate is no reason where the request can always go to a good deployment that has none.
+        all. The client may then see the error of a fallback. A rate is no reason where the request can always go to a good
+        deployment that has none.
         """
         number, index, _ = ask
         case = self.cases[number]
@@ -349,7 +353,8 @@ class Gateways:
             *(g for k in FALLBACKS for g in case[k]),
         }
         groups = [case["groups"][group] for group in reached]
-        if answer.status_code != httpx.codes.TOO_MANY_REQUESTS or not any(_is_tight(m) for g in groups for m in g):
+        answered = answer.status_code in {httpx.codes.OK, httpx.codes.GATEWAY_TIMEOUT}
+        if answered or not any(_is_tight(m) for g in groups for m in g):
             return False
         return not any(
             _is_open(member) for group in groups if all(m["order"] is None for m in group) for member in group
@@ -381,7 +386,7 @@ def _groups(ask: Ask) -> tuple[str, ...]:
 
 
 def _is_tight(member: Case) -> bool:
-    return member["rpm"] == TIGHT or member["tpm"] is not None
+    return member["rpm"] == TIGHT or member["tpm"] == 10 * TIGHT
 
 
 def _is_open(member: Case) -> bool:
