@@ -49,6 +49,13 @@ def test_a_wait_that_ends_before_its_turn_is_a_warning():
     assert "max_wait_s" in warning
 
 
+@pytest.mark.parametrize(("footprint", "warned"), [(60, False), (61, True)])
+def test_a_model_that_pins_keep_out_is_a_warning(footprint, warned):
+    models = {"kept": {"pinned": True, "footprint": 40}, "other": {"footprint": footprint}}
+    warnings = list(ResidencyConfig.model_validate(pool(models=models, budget=100)).warnings())
+    assert ["pools.gpu.models.other.footprint" in warning for warning in warnings] == [True] * warned
+
+
 def test_one_blob_under_two_names_is_a_warning():
     """Two contexts of one file are two instances on Ollama, and each request reloads the other one's."""
     models = {"short": {"server_model": "qwen:7b"}, "long": {"server_model": "qwen:7b"}}

@@ -378,6 +378,17 @@ class ResidencyConfig(PluginConfig):
                     f"pools.{pool}.max_wait_s: {config.max_wait_s:g} s is not shorter than deadline_s "
                     f"({config.deadline_s:g} s), so requests for a rarely used model end before it is their turn"
                 )
+            models = config.members(pool)
+            for member in models:
+                pinned = [one for one in models if one.pinned and one is not member]
+                if not member.pinned and any(
+                    size + sum(one.footprint.get(device, 0) for one in pinned) > config.sizes()[device]
+                    for device, size in member.footprint.items()
+                ):
+                    yield (
+                        f"pools.{pool}.models.{member.name}.footprint: it does not fit beside the pinned models, so its "
+                        "requests wait for deadline_s and get 503; raise the budget, or pin less"
+                    )
             same: dict[tuple[str, str], tuple[str, ServerConfig]] = {}
             for name, model in config.models.items():
                 server = model.server or config.server

@@ -126,7 +126,7 @@ def guard(victim: Slot, rate: float, claim: Claim, policy: Policy, now: float) -
     """
     overdue_at = claim.oldest_at + policy.max_wait_s
     if victim.stuck_until > now:
-        return "did not free its memory", victim.stuck_until
+        return f"did not free its memory ({victim.error})", victim.stuck_until
     cost_s = policy.swap_ratio * swap_cost_s(victim, rate, claim, policy)
     # A model that was loaded for a few requests need not keep a busy one out once it has served them.
     leaves_early = not victim.holds and claim.rate > BUSY_RATIO * rate
