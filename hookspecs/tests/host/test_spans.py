@@ -446,10 +446,12 @@ class SlowStore(MemoryStore):
 
 
 @pytest.mark.parametrize(
-    ("reads", "sleeps_s", "computes_s", "reason"),
-    [(2, 0.0, 0.0, "store"), (1, 0.1, 0.0, "unknown"), (0, 0.0, 0.01, "computing"), (1, 0.0, 0.1, "computing")],
+    ("reads", "times_s", "reason"),
+    [(2, (0.0, 0.0), "store"), (1, (0.1, 0.0), "unknown"), (0, (0.0, 0.01), "computing"), (1, (0.0, 0.1), "computing")],
 )
-async def test_a_wait_has_a_reason_that_the_plugin_need_not_say(harness, plugin, reads, sleeps_s, computes_s, reason):
+async def test_a_wait_has_a_reason_that_the_plugin_need_not_say(harness, plugin, reads, times_s, reason):
+    sleeps_s, computes_s = times_s
+
     class Slow:
         @hookimpl
         async def startup(self, services):
