@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pointsman import pricing
 from pointsman.cli.check import inspect
 from pointsman.cli.output import Finding, Level
 from pointsman.testing import FakeClock, Harness, deployment, error, never, ok
@@ -310,6 +311,58 @@ async def test_what_is_spent_is_what_a_bill_charges() -> None:
             running.cancel()
             await asyncio.wait({running})
             await h.settled()
+
+
+HALF = Price(input_usd=Decimal("0.000001"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "price", "used", "logged", "spent"),
+    [
+        # Nothing is reserved for what has no price.
+        ("allow", Price(), Usage(prompt_tokens=100, completion_tokens=50), "0", 0),
+        ("allow", HALF, Usage(prompt_tokens=100, completion_tokens=50), "0", 0),
+        ("allow", HALF, Usage(prompt_tokens=100, completion_tokens=50), "0.0001", 100),
+        # A zero is not the price of a tool that has none.
+        ("deny", CHEAP, Usage(prompt_tokens=100, other_tools=1), "0", -1),
+        ("deny", CHEAP, Usage(prompt_tokens=100, other_tools=1), "0.0001", 100),
+        ("deny", CHEAP, Usage(prompt_tokens=100), "0", 100),
+    ],
+)
+async def test_a_logged_zero_is_no_price(policy: str, price: Price, used: Usage, logged: str, spent: int) -> None:
+    """What LiteLLM has logged counts where a price is unknown and it is not zero; else what was reserved."""
+    async with worker(POOR, prices=priced(price), host={"unpriced": policy}) as h:
+        running = asyncio.create_task(call(h, script=never(), moves_clock=False))
+        await h.clock.quiet()
+        ((reservation, _),) = h.plugin("quota")._accounts.reservations.values()
+        known = pricing.total_usd(used, lambda _: price)
+        made = Attempt(
+            id="1", request_id="r", number=1, kind=AttemptKind.PRIMARY, started_at=0.0,
+            deployment=deployment("chat-a", "chat"), outcome=Outcome.OK, status_code=200, usage=used,
+            cost_usd_micros=round(Decimal(logged) * 10**6) if known is None else round(known * 10**6),
+            gateway_cost_usd=Decimal(logged),
+        )  # fmt: skip
+        settlement = Settlement(
+            request_id=reservation.id, endpoint=Endpoint.CHAT, model="chat", stream=False, identity=Identity(),
+            route=Route(target="chat", reservations=(reservation,)), outcome=Outcome.OK, status_code=200,
+            started_at=0.0, finished_at=1.0, attempts=(made,), usage=used,
+        )  # fmt: skip
+        await h.plugin("quota").settle(settlement=settlement)
+        expected = reservation.amounts["usd_micros"] if spent < 0 else spent
+        assert (await usage(h))["tenant"]["month_usd_micros"] == expected
+        running.cancel()
+        await asyncio.wait({running})
+        await h.settled()
+
+
+async def test_a_refusal_names_its_amounts_without_exponents() -> None:
+    price = Price(input_usd=Decimal("0.0000002"), output_usd=Decimal("0.000001"))
+    async with worker(tenant(limits={"usd_per_month": "0.000005"}), prices=priced(price)) as h:
+        denial = (await call(h)).denial
+        assert denial is not None
+        assert "allows 0.000005 US dollars" in denial.message
+        assert "may use 0.0" in denial.message
+        assert "e-" not in denial.message
 
 
 #: What the requests of the next test reserve.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 from pointsman.text import duration
@@ -86,11 +87,11 @@ def over_limit(why: Refused, headers: Mapping[str, str], asked: tuple[int, int])
         asked: Tokens and picodollars that were to be reserved.
     """
     limit = why.breach.limit
-    cap = f"{why.breach.cap / _MICROS:g}" if limit in _MONEY else str(why.breach.cap)
+    cap = _dollars(why.breach.cap * PICOS) if limit in _MONEY else str(why.breach.cap)
     rule = f"{limit} of {why.scope} allows {cap} {_UNITS[limit]}"
     headers = {**headers, _MARK_HEADER: f"refused; limit={why.mark}"}
     if why.retry_after_ms is None:
-        wanted = f"{asked[1] / PICOS / _MICROS:g} US dollars" if limit in _MONEY else f"{asked[0]} tokens"
+        wanted = f"{_dollars(asked[1])} US dollars" if limit in _MONEY else f"{asked[0]} tokens"
         return Denial(
             status=413,
             code="request_too_large",
@@ -110,6 +111,11 @@ def over_limit(why: Refused, headers: Mapping[str, str], asked: tuple[int, int])
         retry_after_s=retry_after_s,
         headers=headers,
     )
+
+
+def _dollars(picos: int) -> str:
+    """Return picodollars as dollars, without an exponent."""
+    return f"{(Decimal(picos) / PICOS / _MICROS).normalize():f}"
 
 
 def limit_headers(requests: Left | None, tokens: Left | None) -> dict[str, str]:

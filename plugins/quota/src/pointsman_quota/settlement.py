@@ -217,8 +217,10 @@ class Accounts:
             exact = pricing.total_usd(attempt.usage, partial(self._prices.get, attempt.deployment))
             if exact is not None and exact.is_finite() and abs(exact - micros * _USD) <= _USD:
                 return exact
+            if exact is None and logged == micros == 0:
+                # What the gateway logs where it does not know the price.
+                micros = None
         if logged is not None and logged.is_finite() and logged > 0:
-            # A logged zero may be a model that the gateway does not know.
             return logged
         if micros is None:
             answered = attempt.outcome is Outcome.OK or attempt.unread
