@@ -30,6 +30,8 @@ EVENTS, LINES, FRAMES, JSON = (
 )
 
 Answer = tuple[str, bytes]
+#: The content type of an error, which is JSON.
+FAILED = "application/json; failed"
 
 
 def as_json(message: Mapping[str, Any]) -> Answer:
@@ -180,7 +182,7 @@ class Provider:
                     over.wait()
                     return
                 content_type, answer = answers[name](stream=stream)
-                self.send_response(200)
+                self.send_response(500 if content_type == FAILED else 200)
                 self.send_header("content-type", content_type)
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()

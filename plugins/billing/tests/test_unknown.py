@@ -5,6 +5,8 @@ On a real LiteLLM proxy: every case plain and streamed, with the cost from our p
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from pointsman.testing.proxy import ProxyServer
 from .providers import (
     BODIES,
     CHAT,
+    FAILED,
     GOOGLES,
     MESSAGES,
     RESPONSES,
@@ -169,21 +172,40 @@ CASES: dict[str, Case] = {
 
 
 def deployment(name: str, url: str) -> dict[str, Any]:
-    case = CASES[name]
-    provider = case.model.partition("/")[0]
+    model = CASES[name].model if name in CASES else MINI
+    provider = model.partition("/")[0]
     base = {"anthropic": "", "gemini": "", "cohere": "/v2/embed"}.get(provider, "/v1")
-    params = {"model": case.model, "api_base": f"{url}/{name}{base}", "api_key": "any"}
+    params = {"model": model, "api_base": f"{url}/{name}{base}", "api_key": "any"}
     return {"model_name": name, "litellm_params": params, "model_info": {"id": name}}
+
+
+#: How often each of these models has been asked: every first answer is an error that says what was used.
+asked: Counter[str] = Counter()
+USED = {"prompt_tokens": 100, "completion_tokens": 0, "total_tokens": 100}
+
+
+def failing(name: str, usage: Mapping[str, Any]) -> Callable[..., Answer]:
+    def answer(*, stream: bool) -> Answer:
+        asked[name] += 1
+        if asked[name] % 2:
+            error = {"message": "It broke.", "type": "server_error", "code": "500"}
+            return FAILED, json.dumps({"error": error, "usage": usage}).encode()
+        return of_chat(MINI, 1000, 50)(stream=stream)
+
+    return answer
+
+
+FAILING = {"failing": failing("failing", USED), "failing-silently": failing("failing-silently", {})}
 
 
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
     with ExitStack() as stack:
-        provider = stack.enter_context(Provider({name: case.answer for name, case in CASES.items()}))
+        provider = stack.enter_context(Provider({name: case.answer for name, case in CASES.items()} | FAILING))
         clients = {}
         for mode in MODES:
             config = {
-                "model_list": [deployment(name, provider.url) for name in CASES],
+                "model_list": [deployment(name, provider.url) for name in (*CASES, *FAILING)],
                 "router_settings": {"num_retries": 0, "disable_cooldowns": True},
                 "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "num_retries": 0},
                 "pointsman": {"store": {"backend": "memory"}, "plugins": [{"billing": {"cost_from": mode}}]},
@@ -220,3 +242,19 @@ def test_what_is_not_known_is_said_and_the_bill_is_the_same_in_every_way(
         assert {event["amount_usd"] for event in events} == {case.owed}
     assert {event["metering"] for event in events} == {case.metering}
     assert len({(event["prompt_tokens"], event["completion_tokens"], event["amount_usd"]) for event in events}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "owed"), [("failing", ["0.000015", "0.00018"]), ("failing-silently", ["0.00018"])])
+def test_an_error_that_says_what_was_used_is_billed_also_when_it_is_retried(
+    clients: dict[str, httpx.Client], name: str, owed: list[str], mode: str, stream: bool
+) -> None:
+    client = clients[mode]
+    answer = client.post(CHAT, json={"model": name, "stream": stream, "num_retries": 1, **BODIES[CHAT]})
+    assert answer.status_code == 200, answer.text
+    at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
+    bill = eventually(lambda: client.get(at), lambda one: one.status_code == 200).json()
+    attempts = [event for event in bill["events"] if event["type"] == "attempt"]
+    assert [event["amount_usd"] for event in attempts] == owed
+    assert attempts[-1]["status"] == "ok"

@@ -103,6 +103,7 @@ class OpenAttempt:
         "given_up",
         "listeners",
         "provider_status",
+        "refusal",
         "sent",
         "span",
         "works_later",
@@ -128,6 +129,8 @@ class OpenAttempt:
         self.answered: dict[str, object] = {}
         #: What listens to the provider's answers on their way to the gateway.
         self.listeners: list[object] = []
+        #: What listens to the last of its errors.
+        self.refusal: object | None = None
         #: Whether the gateway has asked a provider, or was about to; it does not where its own cache answers.
         self.sent = False
         #: Whether the gateway has stopped waiting for an answer to what it has sent: the provider may charge for it.

@@ -32,6 +32,7 @@ _WITHOUT_COOLDOWN: Final = frozenset({AttemptKind.MIRROR, AttemptKind.JUDGE})
 
 #: The providers that this process has been seen to ask: it asks them by the HTTP client that tells so.
 _seen_asking: Final[set[str]] = set()
+_FAILED: Final = 400
 
 
 class EndedError(BaseException):
@@ -162,14 +163,18 @@ class Call(ABC):
         Args:
             status: Its status.
             headers: Its headers.
-            listener: What listens to its body; None when it says nothing of interest.
+            listener: What listens to its body, of an answer or of an error; None when it says nothing of interest.
         """
         self.provider_headers = headers
         if (running := self.running) is None:
             return
         running.provider_status = status
-        if listener is not None:
+        if listener is None:
+            return
+        if status < _FAILED:
             running.listeners.append(listener)
+        else:
+            running.refusal = listener
 
 
 class _Maker(enum.Enum):

@@ -209,6 +209,7 @@ class Closer:
         """Close an attempt with the error that ended it.
 
         An answer that LiteLLM could not read is charged by the provider: what it has counted was used, else that is unknown.
+        So is an error in which it has counted something.
         One that it no longer waits for may be charged, too, as that of a client that has left.
         """
         headers = request_values.provider_headers(
@@ -216,7 +217,10 @@ class Closer:
         )
         error = client_settings.blamed(provider_errors.attempt_error(err, headers, self._clock.now()), opened.ctx)
         reading, tokens, cost = provider_reading(opened.listeners), None, None
-        if reading is not None and reading.complete and opened.ctx.generates:
+        if reading is None or not reading.complete:
+            # Some errors say what was used.
+            reading = provider_reading((opened.refusal,))
+        if reading is not None and opened.ctx.generates:
             tokens = self._completed(opened, reading, {}, opened.ctx, str)
             cost = self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
             opened.awaits_cost = True

@@ -150,13 +150,13 @@ def is_refused(listeners: Sequence[Any]) -> bool:
 
 
 def listen(response: httpx.Response) -> Listener | None:
-    """Listen to a provider's answer; None for one that failed or only tells what is stored.
+    """Listen to a provider's answer or error; None for what is neither, or only tells what is stored.
 
     Args:
         response: The answer. When its body is still to come, its pieces are heard as LiteLLM reads them.
     """
     content_type = response.headers.get("content-type", "")
-    if response.status_code != _ANSWERED or response.request.method != "POST":
+    if response.request.method != "POST" or (response.status_code != _ANSWERED and not response.is_error):
         return None
     if not content_type.startswith(("application/json", _EVENTS, _FRAMES, *_LINES)):
         return None
