@@ -78,8 +78,8 @@ async def owners() -> Owners:
     return found
 
 
-async def status(owners: Owners, ctx: RequestContext, path: str) -> int | None:
-    denial = await kept.refused(owners, ctx, path)
+async def status(owners: Owners, ctx: RequestContext, path: str, method: str = "GET") -> int | None:
+    denial = await kept.refused(owners, ctx, method, path)
     return None if denial is None else denial.status
 
 
@@ -92,6 +92,13 @@ async def test_what_another_tenant_has_made_is_not_there(owners: Owners, path: s
         (None, "file-b", None),
     ]:
         assert await status(owners, context(tenant), path.format(id_)) == expected
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/v1/files/{}"), ("POST", "/v1/batches/{}/cancel")])
+async def test_a_tenant_removes_its_own_only(owners: Owners, method: str, path: str) -> None:
+    for id_, expected in [("file-a", None), ("file-b", UNKNOWN), ("file-of-the-operator", UNKNOWN)]:
+        assert await status(owners, context("a"), path.format(id_), method) == expected
+    assert await status(owners, context(None), path.format("file-of-the-operator"), method) is None
 
 
 async def test_the_same_file_is_known_by_the_id_that_litellm_makes_of_it(owners: Owners) -> None:
@@ -108,7 +115,7 @@ async def test_a_batch_of_another_tenants_file_is_not_made(owners: Owners, used:
 
 @pytest.mark.parametrize(
     ("endpoint", "path", "body"),
-    [(Endpoint.CHAT, f"{FILES}/file-b", {}), (Endpoint.FILES, FILES, {}), (Endpoint.BATCHES, "/v1/batches", {"input_file_id": 3})],
+    [(Endpoint.CHAT, "/v1/chat/completions", {"messages": [{"content": "file-b"}]}), (Endpoint.FILES, FILES, {}), (Endpoint.BATCHES, "/v1/batches", {"input_file_id": 3})],
     ids=["another API", "no id", "an id that is none"],
 )  # fmt: skip
 async def test_a_request_that_names_nothing_kept_is_not_looked_up(
@@ -120,7 +127,7 @@ async def test_a_request_that_names_nothing_kept_is_not_looked_up(
 async def test_whose_it_is_cannot_be_guessed_while_the_store_is_gone() -> None:
     """Neither a read nor a list shows what may be another tenant's; what is made is given to its maker all the same."""
     owners = Owners(Gone())
-    denial = await kept.refused(owners, context("a"), f"{FILES}/file-a")
+    denial = await kept.refused(owners, context("a"), "GET", f"{FILES}/file-a")
     assert (denial.status, denial.retry_after_s) == (503, 1.0)
     listed = Listed(file("file-a"), file("file-b"))
     await kept.answered(owners, context("a"), "GET", FILES, listed)
@@ -133,7 +140,7 @@ async def test_whose_it_is_cannot_be_guessed_while_the_store_is_gone() -> None:
 @pytest.mark.parametrize(
     ("tenant", "endpoint", "expected"),
     [("a", Endpoint.FILES, ["file-a"]), ("b", Endpoint.FILES, ["file-b"]), ("c", Endpoint.FILES, []),
-     (None, Endpoint.FILES, ["file-a", "file-b", "file-o", ""]), ("a", Endpoint.VECTOR_STORES, ["file-a", "file-b", "file-o", ""])],
+     (None, Endpoint.FILES, ["file-a", "file-b", "file-o", ""]), ("a", Endpoint.ASSISTANTS, ["file-a", "file-b", "file-o", ""])],
 )  # fmt: skip
 async def test_a_list_has_a_tenants_own(
     owners: Owners, tenant: str | None, endpoint: Endpoint, expected: list[str]

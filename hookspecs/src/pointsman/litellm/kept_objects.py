@@ -52,7 +52,7 @@ async def refused(owners: Owners, ctx: RequestContext, method: str, path: str) -
     """Return why a tenant must not use what a request names, or None.
 
     What is not known to belong to a tenant, such as what the operator has made, can be used by those who know its id, and
-    removed by the operator.
+    removed by the operator only.
 
     Args:
         owners: Who has made what.
@@ -63,7 +63,7 @@ async def refused(owners: Owners, ctx: RequestContext, method: str, path: str) -
     if (denial := await refused_ids(owners, ctx.identity.tenant, named_objects.in_body(ctx.body))) is not None:
         return denial
     in_path = [*named_objects.in_path(path)]
-    removes = method == "DELETE" and ctx.endpoint in _KEPT
+    removes = ctx.endpoint in _KEPT and (method == "DELETE" or path.endswith("cancel"))
     return await refused_ids(owners, ctx.identity.tenant, in_path, removes=removes)
 
 

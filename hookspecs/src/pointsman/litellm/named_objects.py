@@ -51,7 +51,7 @@ def in_path(path: str) -> Iterator[str]:
     for index, (before, part) in enumerate(pairwise(parts), start=1):
         if before in _IN_PATH and part:
             rest = "/".join(parts[index:])
-            yield from {part.partition(":")[0], part, rest, rest.rpartition("/")[0] or part}
+            yield from {part.partition("?")[0].partition(":")[0], part, rest, rest.rpartition("/")[0] or part}
 
 
 def in_body(body: Mapping[str, Any]) -> Iterator[str]:
