@@ -213,6 +213,27 @@ def test_a_fallback_and_a_denial_are_told(traced: tuple[Rig, Collector]) -> None
     assert (spans["chat pair"].status, spans["chat pair"].parent_id) == ("unset", "")
 
 
+@pytest.mark.parametrize(
+    ("model", "headers", "says"),
+    [
+        ("pair", {"x-test-mirror": "pair"}, r"mirror: \S+: 'pair': ok, status \d+.*"),
+        ("no-such-model", {}, r"unknown model: no deployment serves 'no-such-model'"),
+    ],
+)
+def test_explain_knows_mirrors_and_unknown_models(
+    traced: tuple[Rig, Collector], model: str, headers: dict[str, str], says: str
+) -> None:
+    rig, _ = traced
+    request_id = post(rig, "explained", model, **headers).headers["x-pointsman-request-id"]
+    url = f"{rig.proxy.url}/pointsman/requests/{request_id}"
+    deadline = time.monotonic() + 60
+    told: list[str] = []
+    while not any(re.fullmatch(says, line) for line in told):
+        assert time.monotonic() < deadline, told
+        told = httpx.get(url, headers=rig.proxy.headers, timeout=60).json()["lines"]
+        time.sleep(0.1)
+
+
 def test_no_span_outlives_its_parent(traced: tuple[Rig, Collector]) -> None:
     rig, collector = traced
     for case in ("nested", "broken"):

@@ -9,14 +9,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.host.recent import NotAdmitted, Recent, explanation, summary
+from pointsman.host.recent import NotAdmitted, Recent, Record, explanation, lines, summary
 from pointsman.plugin import PluginConfig
 from pointsman.testing import Harness, deployment, error, ok
-from pointsman.types import Candidate, Denial, Endpoint, Identity, Outcome, Refusal, Reservation, Settlement
+from pointsman.types import (
+    Attempt,
+    AttemptKind,
+    Candidate,
+    Denial,
+    Endpoint,
+    Identity,
+    Outcome,
+    Refusal,
+    Reservation,
+    Settlement,
+    Usage,
+)
 from pointsman.types import Route as RouteValue
 
 if TYPE_CHECKING:
-    from pointsman.types import Attempt, RequestContext, Route
+    from pointsman.types import RequestContext, Route
 
 SECRET = "the-secret-prompt"
 CONTENT = {"messages": [{"role": "user", "content": SECRET}]}
@@ -159,7 +171,7 @@ async def test_nothing_is_remembered_when_nothing_should_be() -> None:
 def test_requests_that_were_not_admitted_displace_no_others() -> None:
     """A client without a key can make as many requests as it likes."""
     recent = Recent(2)
-    recent.keep(settlement("admitted"), ())
+    recent.keep(Record(settlement("admitted"), ()))
     for number in range(1000):
         recent.keep_not_admitted(not_admitted(f"refused-{number}"))
     assert recent.find("admitted") is not None
@@ -197,7 +209,7 @@ async def test_a_cost_that_is_not_known_is_told_where_there_is_one(worker: Harne
     made = await worker.request(model="chat", script=ok())
     attempts = tuple(replace(attempt, cost_usd_micros=None) for attempt in made.settlement.attempts)
     recent = Recent(1)
-    recent.keep(replace(made.settlement, attempts=attempts, generates=generates), ())
+    recent.keep(Record(replace(made.settlement, attempts=attempts, generates=generates), ()))
     record = recent.find(made.settlement.request_id)
     assert record is not None
     told = "\n".join(explanation(record, "worker")["lines"])
@@ -208,10 +220,10 @@ async def test_a_cost_that_is_not_known_is_told_where_there_is_one(worker: Harne
 def test_a_websocket_is_explained_with_the_responses_on_it(responses: int) -> None:
     """By its id and by its trace's, while it is open and afterwards."""
     recent = Recent(20)
-    recent.keep(settlement("other"), (), trace_id="trace-2")
+    recent.keep(Record(settlement("other"), (), "trace-2"))
     ids = [f"response-{number}" for number in range(responses)]
     for number, name in enumerate(ids):
-        recent.keep(settlement(name, at=2.0 + number, within="socket"), (), trace_id="trace-1")
+        recent.keep(Record(settlement(name, at=2.0 + number, within="socket"), (), "trace-1"))
     for name in ("socket", "trace-1"):
         open_one = recent.find(name)
         assert open_one is recent.find(ids[-1])
@@ -219,7 +231,7 @@ def test_a_websocket_is_explained_with_the_responses_on_it(responses: int) -> No
         shown = explanation(open_one, "worker", recent.related(open_one))
         assert shown["lines"][0].endswith("on the websocket socket")
         assert shown["related"] == ids[:-1]
-    recent.keep(settlement("socket", at=20.0), (), trace_id="trace-1")
+    recent.keep(Record(settlement("socket", at=20.0), (), "trace-1"))
     for name in ("socket", "trace-1"):
         closed = recent.find(name)
         assert closed is not None
@@ -235,10 +247,85 @@ def test_other_requests_of_a_clients_trace_are_named() -> None:
     recent = Recent(20)
     recent.keep_not_admitted(not_admitted("refused-1"))
     for number in range(6):
-        recent.keep(settlement(f"r-{number}", at=5.0 + number), (), trace_id="trace-1")
+        recent.keep(Record(settlement(f"r-{number}", at=5.0 + number), (), "trace-1"))
     found = recent.find("trace-1")
     assert found is recent.find("r-5")
     assert found is not None
     shown = explanation(found, "worker", recent.related(found))
     assert shown["lines"][-1] == "in the same trace: r-1, r-2, r-3, r-4 and 2 more"
     assert shown["related"] == ["refused-1", "r-0", "r-1", "r-2", "r-3", "r-4"]
+
+
+def attempted(number: int, kind: AttemptKind, *, started_at: float, **fields: Any) -> Attempt:
+    facts: dict[str, Any] = {"outcome": Outcome.OK, "duration_ms": 100.0, **fields}
+    return Attempt(
+        id=f"a{number}",
+        request_id="r",
+        number=number,
+        kind=kind,
+        deployment=DEPLOYMENTS[0],
+        started_at=started_at,
+        **facts,
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "waited_s", "told"),
+    [
+        (AttemptKind.RETRY, 0.5, True),
+        (AttemptKind.FALLBACK, 0.5, True),
+        (AttemptKind.RETRY, 0.001, False),
+        (AttemptKind.HEDGE, 0.5, False),
+    ],
+)
+def test_a_wait_between_two_attempts_is_told(kind: AttemptKind, waited_s: float, told: bool) -> None:
+    """LiteLLM's back-off; a hedge waits for nothing."""
+    first = attempted(1, AttemptKind.PRIMARY, started_at=1.0, outcome=Outcome.ERROR)
+    second = attempted(2, kind, started_at=1.1 + waited_s)
+    ended = replace(settlement("r"), attempts=(first, second), answered_by="a2")
+    (line,) = [line for line in lines(Record(ended, ())) if line.startswith("attempt 2")]
+    assert (", 500 ms after the one before: answered" in line) is told
+
+
+def test_the_answers_cost_stands_beside_its_tokens_and_that_of_the_losers_apart() -> None:
+    usage = Usage(prompt_tokens=10, completion_tokens=20)
+    first = attempted(
+        1, AttemptKind.PRIMARY, started_at=1.0, usage=replace(usage, completion_tokens=5), cost_usd_micros=100
+    )
+    second = attempted(2, AttemptKind.HEDGE, started_at=1.1, usage=usage, cost_usd_micros=30)
+    ended = replace(settlement("r"), attempts=(first, second), answered_by="a2", usage=usage, cost_usd_micros=130)
+    told = list(lines(Record(ended, ())))
+    assert told[-1].endswith("answered by attempt 2, 10+20 tokens, $0.000030; $0.000130 with all attempts")
+    assert ["$0.000100" in line for line in told[1:3]] == [True, False]
+    alone = replace(ended, attempts=(second,), cost_usd_micros=30)
+    assert list(lines(Record(alone, ())))[-1].endswith("10+20 tokens, $0.000030")
+
+
+def test_a_request_names_its_mirrors_and_judges_and_they_name_it() -> None:
+    recent = Recent(9)
+    primary = Record(settlement("r", at=1.0), (), "trace-1")
+    recent.keep(primary)
+    for number, kind in enumerate((AttemptKind.MIRROR, AttemptKind.JUDGE)):
+        ended = replace(settlement(f"own-{kind}", at=2.0 + number), attempts=(attempted(1, kind, started_at=1.0),))
+        recent.keep(Record(ended, (), f"trace-{kind}", own=True, parent_id="r"))
+    recent.keep(Record(settlement("other", at=9.0), (), "trace-3"))
+    found = explanation(primary, "w", recent.related(primary))
+    assert found["related"] == ["own-mirror", "own-judge"]
+    told = [line.partition(", status")[0] for line in found["lines"][-2:]]
+    assert told == ["mirror: own-mirror: 'chat': ok", "judge: own-judge: 'chat': ok"]
+    mirror = recent.find("own-mirror")
+    assert mirror is not None
+    assert explanation(mirror, "w")["lines"][0].endswith("own call: chat of 'chat', for the request r")
+
+
+def test_a_model_that_does_not_exist_is_said_before_what_follows_from_it() -> None:
+    denial = Denial(status=403, code="model_unpriced", message="The price is unknown.", plugin="quota")
+    ended = replace(
+        settlement("r"), outcome=Outcome.DENIED, status_code=403, denial=denial, route=RouteValue(target="gpt-9")
+    )
+    told = list(lines(Record(ended, (), unknown_model=True)))
+    assert told[1:3] == [
+        "unknown model: no deployment serves 'gpt-9'",
+        "denied by quota: model_unpriced: The price is unknown.",
+    ]
+    assert "unknown model" not in "".join(lines(Record(ended, ())))

@@ -182,6 +182,7 @@ class Exchange:
         "route",
         "span",
         "turn",
+        "unknown_model",
     )
 
     def __init__(
@@ -224,6 +225,8 @@ class Exchange:
         #: The gateway's attempt that an executor makes.
         self.turn = Turn()
         self.disconnected = False
+        #: Whether no deployment can serve its model.
+        self.unknown_model = False
         self.detached = detached
         #: When it arrived, in seconds of the monotonic clock.
         self.arrived_at = host.clock.monotonic() - age_s
@@ -439,6 +442,11 @@ class Exchange:
         if refusal is not None:
             self._refuse(opened, refusal)
         return refusal, made
+
+    def know_no_model(self) -> None:
+        """Note that no deployment can serve the request's model."""
+        self.unknown_model = True
+        self.host.tracing.set(self.span, {"pointsman.unknown_model": True})
 
     def refuse_unfit(self) -> Denial | None:
         """Deny an admitted request whose content no plugin can change, where one must; return the denial."""

@@ -15,7 +15,7 @@ from .counters import Family, merged, simple
 from .exporters import metric_exporters
 from .hook_costs import MeasuredStore
 from .metrics_export import Sender, interval_s
-from .recent import NotAdmitted, Recent, explanation
+from .recent import NotAdmitted, Recent, Record, explanation
 from .tracing import ids
 from .workers import TICK_S, Peers
 
@@ -71,7 +71,17 @@ class Observed:
         seen = None if exchange.span is None else ids(exchange.span)
         trace_id = seen.trace_id if seen is not None else None
         self.metrics.record(settlement, seen, own=exchange.detached)
-        self.recent.keep(settlement, exchange.decisions, trace_id=trace_id, own=exchange.detached)
+        ctx = exchange.ctx
+        self.recent.keep(
+            Record(
+                settlement,
+                exchange.decisions,
+                trace_id,
+                own=exchange.detached,
+                parent_id=ctx.parent_id,
+                unknown_model=exchange.unknown_model,
+            )
+        )
 
     def not_admitted(self, ended: NotAdmitted) -> None:
         """Count and remember a request that was never admitted."""

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Any, Final
 
 from ..text import one_line
-from ..types import Attempt, Candidate, Denial, Outcome, Route, Settlement
+from ..types import Attempt, AttemptKind, Candidate, Denial, Outcome, Route, Settlement
 from .exchange import Decision
 from .metrics import result_of
 
@@ -22,6 +22,8 @@ _MOST_NAMED: Final = 6
 _MOST_ATTEMPTS: Final = 6
 #: Responses on a websocket that are told one by one, and other requests of a trace that are named.
 _MOST_RELATED: Final = 4
+#: A pause that is shorter is not told, in milliseconds.
+_LEAST_WAIT_MS: Final = 10.0
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -34,12 +36,16 @@ class Record:
         decisions: What was decided, in order.
         trace_id: Of its trace, or None when there is none.
         own: Whether it is a plugin's own call.
+        parent_id: Of the client's request that an own call was made for, or None.
+        unknown_model: Whether no deployment can serve its model.
     """
 
     settlement: Settlement
     decisions: Sequence[Decision]
     trace_id: str | None = None
     own: bool = False
+    parent_id: str | None = None
+    unknown_model: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +92,11 @@ class Recent:
     def __len__(self) -> int:
         return len(self._records)
 
-    def keep(
-        self, settlement: Settlement, decisions: Sequence[Decision], *, trace_id: str | None = None, own: bool = False
-    ) -> None:
+    def keep(self, record: Record) -> None:
         """Keep a request that has ended, in place of the oldest one."""
         if not self.capacity:
             return
-        self._records[settlement.request_id] = Record(settlement, decisions, trace_id, own)
+        self._records[record.settlement.request_id] = record
         while len(self._records) > self.capacity:
             self._records.popitem(last=False)
 
@@ -121,7 +125,10 @@ class Recent:
         return next(every, None)
 
     def related(self, record: Record | NotAdmitted) -> list[Record | NotAdmitted]:
-        """Return the other requests of the same trace, and the responses on a websocket, in the order of their end."""
+        """Return what else belongs to a request, in the order of its end.
+
+        These are the other requests of the same trace, the responses on a websocket, and calls that plugins made for it.
+        """
         every: list[Record | NotAdmitted] = [*self._records.values(), *self._not_admitted.values()]
         trace_id, request_id = record.trace_id, _id_of(record)
         return sorted(
@@ -129,7 +136,10 @@ class Recent:
                 other
                 for other in every
                 if other is not record
-                and ((trace_id is not None and other.trace_id == trace_id) or _socket_of(other) == request_id)
+                and (
+                    (trace_id is not None and other.trace_id == trace_id)
+                    or request_id in {_socket_of(other), _parent_of(other)}
+                )
             ),
             key=_ended_at,
         )
@@ -148,6 +158,11 @@ def _id_of(record: Record | NotAdmitted) -> str:
 def _socket_of(record: Record | NotAdmitted) -> str | None:
     """Return the id of the request that opened the websocket of a response; None for any other."""
     return None if isinstance(record, NotAdmitted) else record.settlement.within
+
+
+def _parent_of(record: Record | NotAdmitted) -> str | None:
+    """Return the id of the client's request that an own call was made for; None for any other."""
+    return None if isinstance(record, NotAdmitted) else record.parent_id
 
 
 def _ended_at(record: Record | NotAdmitted) -> float:
@@ -215,7 +230,7 @@ def explanation(
         "related": [_id_of(other) for other in related],
     }
     if isinstance(record, NotAdmitted):
-        return {**shown, "routes": [], "selections": [], "made": []}
+        return {**shown, "routes": [], "selections": [], "unknown_model": False, "parent_id": None, "made": []}
     settlement = record.settlement
     return {
         **shown,
@@ -236,6 +251,8 @@ def explanation(
             for d in record.decisions
             if d.route is None
         ],
+        "unknown_model": record.unknown_model,
+        "parent_id": record.parent_id,
         "made": [_attempt_json(a, settlement, own=record.own) for a in settlement.attempts],
     }
 
@@ -247,12 +264,15 @@ def _attempt_json(attempt: Attempt, settlement: Settlement, *, own: bool) -> dic
         "kind": str(attempt.kind),
         "deployment": attempt.deployment.id,
         "group": attempt.deployment.group,
+        "at_ms": round((attempt.started_at - settlement.started_at) * 1000, 3),
         "result": result_of(attempt, settlement.answered_by, own=own),
         "status": attempt.status_code,
         "error": None if error is None else {"kind": str(error.kind), "message": error.message},
         "retry_after_s": None if error is None else error.retry_after_s,
         "duration_ms": attempt.duration_ms,
         "first_token_ms": attempt.first_token_ms,
+        "prompt_tokens": None if attempt.usage is None else attempt.usage.prompt_tokens,
+        "completion_tokens": None if attempt.usage is None else attempt.usage.completion_tokens,
         "cost_usd_micros": attempt.cost_usd_micros,
         "cached": attempt.cached,
     }
@@ -265,37 +285,50 @@ def lines(record: Record | NotAdmitted) -> Iterator[str]:
         return
     settlement = record.settlement
     yield _asked(record)
+    if record.unknown_model:
+        yield f"unknown model: no deployment serves {settlement.route.target!r}"
     route: Route | None = None
+    at_ms = 0.0
     for decision in record.decisions:
         if decision.route is not None:
-            yield f"route: {decision.by} {_changed(route, decision.route, settlement.model)}"
-            route = decision.route
+            at = f" at {decision.at_ms:.0f} ms" if decision.at_ms - at_ms >= _LEAST_WAIT_MS else ""
+            yield f"route{at}: {decision.by} {_changed(route, decision.route, settlement.model)}"
+            route, at_ms = decision.route, decision.at_ms
     if settlement.denial is not None:
         yield _denied(settlement.denial)
     choices = [d for d in record.decisions if d.route is None]
     chosen = {d.attempt: d for d in choices if d.attempt}
+    before: Attempt | None = None
     for attempt in settlement.attempts[:_MOST_ATTEMPTS]:
         choice = chosen.get(attempt.number)
         if choice is not None:
             yield from _none_left(choices[: choices.index(choice)])
             del choices[: choices.index(choice) + 1]
-        yield _attempted(attempt, settlement, choice, own=record.own)
+        yield _attempted(attempt, before, settlement, choice, own=record.own)
+        before = attempt
     if len(settlement.attempts) > _MOST_ATTEMPTS:
         yield f"{len(settlement.attempts) - _MOST_ATTEMPTS} more attempts"
     yield from _none_left(choices)
-    yield _ended(settlement)
+    yield _ended(record)
     if record.trace_id is not None:
         yield f"trace: {record.trace_id}"
 
 
 def _others(record: Record | NotAdmitted, related: Sequence[Record | NotAdmitted]) -> Iterator[str]:
-    """Return the responses on a websocket, and which other requests are in the trace."""
+    """Return calls that plugins made for a request, the responses on a websocket, and which other requests are in the trace."""
+    calls = [r for r in related if isinstance(r, Record) and r.parent_id == _id_of(record)]
+    for call in calls[:_MOST_RELATED]:
+        kind = call.settlement.attempts[0].kind if call.settlement.attempts else "own call"
+        ended = _ended(call).removeprefix("ended: ")
+        yield f"{kind}: {call.settlement.request_id}: {call.settlement.model!r}: {ended}"
+    if len(calls) > _MOST_RELATED:
+        yield f"{len(calls) - _MOST_RELATED} more mirrors and judges"
     responses = [r for r in related if isinstance(r, Record) and r.settlement.within == _id_of(record)]
     for response in responses[:_MOST_RELATED]:
-        yield f"response on it: {response.settlement.request_id}: {_ended(response.settlement).removeprefix('ended: ')}"
+        yield f"response on it: {response.settlement.request_id}: {_ended(response).removeprefix('ended: ')}"
     if len(responses) > _MOST_RELATED:
         yield f"{len(responses) - _MOST_RELATED} more responses on it"
-    others = [_id_of(other) for other in related if other not in responses]
+    others = [_id_of(other) for other in related if other not in responses and other not in calls]
     if others:
         more = f" and {len(others) - _MOST_RELATED} more" if len(others) > _MOST_RELATED else ""
         yield f"in the same trace: {', '.join(others[-_MOST_RELATED:])}{more}"
@@ -334,7 +367,10 @@ def _asked(record: Record) -> str:
     caller = f" for {payer}" if payer else ""
     own = "own call: " if record.own else ""
     socket = f", on the websocket {settlement.within}" if settlement.within is not None else ""
-    return f"{settlement.request_id}: {own}{settlement.endpoint}{stream} of {settlement.model!r}{caller}{socket}"
+    parent = f", for the request {record.parent_id}" if record.parent_id is not None else ""
+    return (
+        f"{settlement.request_id}: {own}{settlement.endpoint}{stream} of {settlement.model!r}{caller}{socket}{parent}"
+    )
 
 
 def _changed(before: Route | None, after: Route, model: str) -> str:
@@ -354,14 +390,27 @@ def _changed(before: Route | None, after: Route, model: str) -> str:
     return "; ".join(parts) or "changes nothing that is shown"
 
 
-def _attempted(attempt: Attempt, settlement: Settlement, chosen: Decision | None, *, own: bool) -> str:
+def _pause_ms(attempt: Attempt, before: Attempt | None) -> float:
+    """Return how long the gateway waited between an attempt that had ended and the one that follows it; 0 for others."""
+    if before is None or before.duration_ms is None or attempt.kind not in {AttemptKind.RETRY, AttemptKind.FALLBACK}:
+        return 0.0
+    return (attempt.started_at - before.started_at) * 1000 - before.duration_ms
+
+
+def _attempted(
+    attempt: Attempt, before: Attempt | None, settlement: Settlement, chosen: Decision | None, *, own: bool
+) -> str:
     result = result_of(attempt, settlement.answered_by, own=own)
     after = f" after {attempt.duration_ms:.0f} ms" if attempt.duration_ms is not None else ""
-    text = f"attempt {attempt.number} ({attempt.kind}) at {attempt.deployment.id}: {result}{after}"
+    pause_ms = _pause_ms(attempt, before)
+    waited = f", {pause_ms:.0f} ms after the one before" if pause_ms >= _LEAST_WAIT_MS else ""
+    text = f"attempt {attempt.number} ({attempt.kind}) at {attempt.deployment.id}{waited}: {result}{after}"
     if attempt.first_token_ms is not None:
         text += f", first content {attempt.first_token_ms:.0f} ms"
     if attempt.cached:
         text += ", from the gateway's cache"
+    elif attempt.cost_usd_micros and len(settlement.attempts) > 1:
+        text += f", {_usd(attempt.cost_usd_micros)}"
     if attempt.error is not None and attempt.outcome is not Outcome.OK:
         status = f" {attempt.error.status}" if attempt.error.status else ""
         text += f", {attempt.error.kind}{status}"
@@ -391,7 +440,12 @@ def _left_out(decision: Decision) -> str:
     return ", ".join(f"{d.deployment_id} ({d.plugin}: {d.reason})" for d in decision.dropped[:_MOST_NAMED])
 
 
-def _ended(settlement: Settlement) -> str:
+def _usd(micros: int) -> str:
+    return f"${micros / 1_000_000:.6f}"
+
+
+def _ended(record: Record) -> str:
+    settlement = record.settlement
     answer = next((a for a in settlement.attempts if a.id == settlement.answered_by), None)
     text = f"ended: {settlement.outcome}, status {settlement.status_code}"
     if settlement.duration_ms is not None:
@@ -404,8 +458,10 @@ def _ended(settlement: Settlement) -> str:
         estimated = " (estimated)" if settlement.usage.estimated else ""
         text += f", {settlement.usage.prompt_tokens}+{settlement.usage.completion_tokens} tokens{estimated}"
     known = [a for a in settlement.attempts if a.cost_usd_micros is not None]
-    if known:
-        text += f", ${settlement.cost_usd_micros / 1_000_000:.6f}"
+    if answer is not None and answer.cost_usd_micros not in {None, settlement.cost_usd_micros}:
+        text += f", {_usd(answer.cost_usd_micros or 0)}; {_usd(settlement.cost_usd_micros)} with all attempts"
+    elif known:
+        text += f", {_usd(settlement.cost_usd_micros)}"
     # Nothing is charged for a request that does not generate, such as the opening of a websocket.
     unknown = settlement.generates and sum(
         a.cost_usd_micros is None and a.outcome is Outcome.OK for a in settlement.attempts

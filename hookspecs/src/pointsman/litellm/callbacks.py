@@ -106,8 +106,12 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         exchange = self._host.open(ctx, span=call.span, age_s=age_s)
         call.open(exchange, _caller_metadata(data))
         denial = await exchange.admit()
-        if exchange.span is not None and ctx.model and not self._catalog.reachable(exchange.route.target):
-            self._host.tracing.set(exchange.span, {"pointsman.unknown_model": True})
+        if (
+            ctx.model
+            and ctx.endpoint is not Endpoint.PASS_THROUGH
+            and not self._catalog.reachable(exchange.route.target)
+        ):
+            exchange.know_no_model()
         if denial is None and call.socket is not None:
             denial = exchange.refuse_unfit()
         if denial is not None:
