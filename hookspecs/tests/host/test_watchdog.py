@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import logging
 import sys
@@ -184,6 +185,31 @@ def test_a_line_of_an_extension_is_named_wherever_it_is_installed(own, named):
         "pointsman.host", "host.py", _frame("acme_plugin.plugin", PLUGIN, _frame("acme_tactic.tactic", PART, library))
     )
     assert place(frames, own) == f"run ({named}:2)"
+
+
+def test_nothing_is_collected_while_another_thread_is_looked_at():
+    """A finalizer would let that thread go on while the objects of its frames are made, which crashes CPython 3.11."""
+    looked_at, collected, counts = threading.get_ident(), [], []
+
+    def note(phase, info):
+        collected.append(threading.get_ident())
+
+    def look():
+        with watchdog.frame_of(looked_at) as frame:
+            frames = list(watchdog.stack(frame))
+            garbage = [[] for _ in range(100_000)]
+            counts.extend([len(frames), len(garbage), collected.count(threading.get_ident())])
+
+    gc.callbacks.append(note)
+    try:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+    finally:
+        gc.callbacks.remove(note)
+    assert counts[0] > 1
+    assert counts[1:] == [100_000, 0]
+    assert gc.isenabled()
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

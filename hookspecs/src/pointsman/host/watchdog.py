@@ -6,11 +6,13 @@ A thread looks at what the loop's thread runs: no hook call pays for it, and a h
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Final
@@ -56,6 +58,22 @@ class Step:
     place: str
     timing: Timing | None = None
     started: float | None = None
+
+
+@contextmanager
+def frame_of(ident: int) -> Iterator[FrameType | None]:
+    """Yield the innermost frame of a running thread, None when it has ended; nothing is garbage-collected meanwhile.
+
+    CPython 3.11 may collect garbage while it makes the object of another thread's frame. What a finalizer runs then lets that
+    thread go on, the frame ends, and the object refers to memory that others use: the process crashes, later and elsewhere.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield sys._current_frames().get(ident)  # noqa: SLF001  # its documented way
+    finally:
+        if collects:
+            gc.enable()
 
 
 def stack(frame: FrameType | None) -> Iterator[FrameType]:
@@ -132,7 +150,11 @@ class Watchdog:
 
     def _watch(self, loop: asyncio.AbstractEventLoop, ident: int) -> None:
         while not self._over.wait(LOOK_S):
-            step = running(sys._current_frames().get(ident), self._packages(), self._own())  # noqa: SLF001  # its documented way
+            packages, own = self._packages(), self._own()
+            with frame_of(ident) as frame:
+                step = running(frame, packages, own)
+            # It would keep alive what the loop has finished.
+            del frame
             if step is None:
                 self._said = 0.0
             elif step.timing is not None and step.started is not None:

@@ -6,7 +6,6 @@ import asyncio
 import ctypes
 import math
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -16,7 +15,7 @@ from typing import Final
 
 from ...host import discovery, instances
 from ...host.isolation import place
-from ...host.watchdog import OUTSIDE, package_of, running, stack
+from ...host.watchdog import OUTSIDE, frame_of, package_of, running, stack
 
 #: Time between two looks, in seconds.
 _LOOK_S: Final = 0.05
@@ -76,7 +75,10 @@ class LoopWatch:
         def watch() -> None:
             while not over.wait(_LOOK_S):
                 self._recent += 1
-                if is_over(sys._current_frames().get(thread), 1):  # noqa: SLF001  # its documented way
+                with frame_of(thread) as frame:
+                    ends = is_over(frame, 1)
+                del frame
+                if ends:
                     _interrupt(thread, signalled=signalled)
 
         def tick(_: int, frame: FrameType | None) -> None:
