@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from ..frozen import thawed
@@ -77,10 +78,16 @@ def merged(theirs: Iterable[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]
     LiteLLM passes on the provider's headers, its rate limits too: a client could not know which of two values applies. Where
     some limits are ours, the rest of the provider's would be taken for ours as well.
     """
-    names = {name for name, _ in ours}
-    families = (_LIMITS,) if any(name.startswith(_LIMITS) for name in names) else ()
-    kept = [header for header in theirs if (name := header[0].lower()) not in names and not name.startswith(families)]
-    return [*kept, *ours]
+    names, limits = dict(ours), False
+    for name in names:
+        limits = limits or name.startswith(_LIMITS)
+    found = []
+    for header in theirs:
+        name = header[0].lower()
+        if name not in names and not (limits and name.startswith(_LIMITS)):
+            found.append(header)
+    found += ours
+    return found
 
 
 def answer_headers(call: ClientCall) -> list[tuple[bytes, bytes]]:
@@ -98,8 +105,18 @@ def answer_headers(call: ClientCall) -> list[tuple[bytes, bytes]]:
 
 
 def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    return [
-        (name.lower().encode("ascii"), printable(str(value), instead=" ").encode("latin-1", "replace"))
-        for name, value in headers.items()
-        if _HEADER_NAME.fullmatch(name) and name.lower() not in FRAMING_HEADERS
-    ]
+    found = []
+    for name, value in headers.items():
+        encoded = _encoded_name(name)
+        if encoded is not None:
+            text = str(value)
+            text = text if text.isprintable() else printable(text, instead=" ")
+            found.append((encoded, text.encode("latin-1", "replace")))
+    return found
+
+
+@lru_cache(maxsize=256)  # every answer has the same names
+def _encoded_name(name: str) -> bytes | None:
+    """Return the name of a header that we may add; None for one that may not be, or is not the name of a header."""
+    name = name.lower()
+    return name.encode("ascii") if _HEADER_NAME.fullmatch(name) and name not in FRAMING_HEADERS else None

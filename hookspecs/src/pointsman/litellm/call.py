@@ -6,7 +6,6 @@ LiteLLM's callbacks, its HTTP client and the ASGI layer each learn a part of it.
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextvars import ContextVar
@@ -57,9 +56,20 @@ class Call(ABC):
         provider_headers: Headers of the provider's latest response, as the HTTP client saw them; None before it.
         failure: Why LiteLLM has logged the running attempt as failed; None when it has not.
         reader: Has read the stream of the running attempt; None before its first piece.
+        gone: Whether the client went away before it had the whole answer.
     """
 
-    __slots__ = ("_made", "_selected", "exchange", "failure", "metadata", "provider_headers", "reader", "request_id")
+    __slots__ = (
+        "_made",
+        "_selected",
+        "exchange",
+        "failure",
+        "gone",
+        "metadata",
+        "provider_headers",
+        "reader",
+        "request_id",
+    )
 
     def __init__(self, request_id: str, exchange: Exchange | None, metadata: Mapping[str, Any]) -> None:
         self.request_id = request_id
@@ -68,6 +78,7 @@ class Call(ABC):
         self.provider_headers: Any = None
         self.failure: Exception | None = None
         self.reader: StreamReader | None = None
+        self.gone = False
         self._selected = False
         self._made: list[OpenAttempt] = []
 
@@ -80,11 +91,6 @@ class Call(ABC):
     @abstractmethod
     def latest(self) -> OpenAttempt | None:
         """The latest attempt that LiteLLM has made for this call, open or closed; None when there is none."""
-
-    @property
-    @abstractmethod
-    def gone(self) -> bool:
-        """Whether the client went away before it had the whole answer."""
 
     @property
     def cools_down(self) -> bool:
@@ -177,15 +183,6 @@ class Call(ABC):
             running.refusal = listener
 
 
-class _Maker(enum.Enum):
-    """What makes the attempts of a client's request."""
-
-    GATEWAY = enum.auto()
-    #: A plugin that has not begun to answer: its headers are not known yet.
-    AWAITED_PLUGIN = enum.auto()
-    PLUGIN = enum.auto()
-
-
 class ClientCall(Call):
     """A client's request, from its first byte to the last of its answer.
 
@@ -209,6 +206,8 @@ class ClientCall(Call):
         error_headers: Headers to add to the answer if it is an error.
         followed: Whether the answer is complete later than the request, which stays open until then.
         socket: What meters the responses on a websocket; None for other requests, and where its protocol is not known.
+        awaits_executor: Whether a plugin is going to answer and has not begun to: its headers are not known yet.
+        executed: Whether a plugin has executed the route; it has then closed its attempts itself.
     """
 
     __slots__ = (
@@ -216,14 +215,14 @@ class ClientCall(Call):
         "_complete",
         "_executed_first",
         "_executed_id",
-        "_gone",
-        "_maker",
         "admin",
         "asked",
+        "awaits_executor",
         "brings_fallbacks",
         "denial",
         "error_headers",
         "error_type",
+        "executed",
         "fallbacks",
         "fallbacks_disabled",
         "followed",
@@ -261,10 +260,10 @@ class ClientCall(Call):
         self.error_headers: Mapping[str, str] = {}
         self.followed = False
         self.socket: MeteredSocket | None = None
-        self._maker = _Maker.GATEWAY
+        self.awaits_executor = False
+        self.executed = False
         self._executed_id: str | None = None
         self._executed_first: Call | None = None
-        self._gone = False
         self._complete = False
 
     @property
@@ -278,8 +277,9 @@ class ClientCall(Call):
 
     @property
     def running(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
-        current = self.latest
-        return None if current is None or current.closed else current
+        # Written out: the bridge asks at each of its steps.
+        current = None if self.exchange is None else self.exchange.current
+        return None if current is None or current.attempt.outcome is not None else current
 
     @property
     def cools_down(self) -> bool:  # noqa: D102  # as in the base class
@@ -341,13 +341,8 @@ class ClientCall(Call):
         Args:
             call_id: LiteLLM's id of the call that the plugin stands in for.
         """
-        self._maker = _Maker.AWAITED_PLUGIN
+        self.executor_starts()
         self._executed_id = call_id
-
-    @property
-    def awaits_executor(self) -> bool:
-        """Whether a plugin is going to answer and has not begun to."""
-        return self._maker is _Maker.AWAITED_PLUGIN
 
     def is_for_executor(self, call_id: object) -> bool:
         """Return whether the call with LiteLLM's id ``call_id`` is the one that a plugin stands in for.
@@ -371,36 +366,27 @@ class ClientCall(Call):
         """Return whether the model that LiteLLM calls is the route's own, not one that it falls back to."""
         return group == self.asked
 
-    @property
-    def executed(self) -> bool:
-        """Whether a plugin has executed the route; it has then closed its attempts itself."""
-        return self._maker is _Maker.PLUGIN
-
     def executor_starts(self) -> None:
         """Note that a plugin makes the next attempt."""
-        self._maker = _Maker.AWAITED_PLUGIN
+        self.awaits_executor, self.executed = True, False
 
     def executor_answered(self) -> None:
         """Note that the plugin has begun to answer."""
-        self._maker = _Maker.PLUGIN
+        self.awaits_executor, self.executed = False, True
         self.error_headers = {}
 
     def gateway_attempts(self) -> None:
         """Note that the gateway makes the next attempt after all."""
-        self._maker = _Maker.GATEWAY
+        self.awaits_executor = self.executed = False
         self.error_headers = {}
 
     # -- the answer ---------------------------------------------------------------------------------------------------
 
-    @property
-    def gone(self) -> bool:  # noqa: D102  # as in the base class
-        return self._gone
-
     def leave(self) -> None:
         """Note that the client has gone away; without effect once it has the whole answer."""
-        self._gone = not self._complete
+        self.gone = not self._complete
         if self.exchange is not None:
-            self.exchange.disconnected = self._gone
+            self.exchange.disconnected = self.gone
 
     def start_answer(self, status: int) -> None:
         """Note that the answer starts with this HTTP status."""
@@ -416,7 +402,7 @@ class ClientCall(Call):
 
     def complete_answer(self) -> None:
         """Note that the server has the whole answer; without effect when the client has gone."""
-        self._complete = not self._gone
+        self._complete = not self.gone
 
 
 class OwnCall(Call):
@@ -445,10 +431,6 @@ class OwnCall(Call):
     @property
     def running(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
         return None if self.opened is None or self.opened.closed else self.opened
-
-    @property
-    def gone(self) -> bool:  # noqa: D102  # as in the base class
-        return False
 
     @property
     def cools_down(self) -> bool:  # noqa: D102  # as in the base class

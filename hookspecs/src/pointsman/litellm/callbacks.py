@@ -22,7 +22,7 @@ from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, Req
 from . import bodies, endpoints, kept_objects, request_values, stored_answers
 from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
-from .client_settings import MOST_SETTING_CHARS, cap_retries, misshapen, too_long, wrong_timeout
+from .client_settings import MOST_SETTING_CHARS, SETTINGS, cap_retries, misshapen, too_long, wrong_timeout
 from .fallbacks import fallback_rule, follow_route, own_fallbacks
 from .stream import StreamReader
 
@@ -202,9 +202,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             data["timeout"] = route.timeout_s
         if route.retries is not None:
             data["num_retries"] = route.retries
-        call.brings_fallbacks = own_fallbacks(data) is not None
-        follow_route(data, route, asked=exchange.ctx.model, catalog=self._catalog)
-        call.ask(data.get("model"), own_fallbacks(data), disable_fallbacks=data.get("disable_fallbacks"))
+        fallbacks = own_fallbacks(data)
+        call.brings_fallbacks = fallbacks is not None
+        if follow_route(data, route, asked=exchange.ctx.model, catalog=self._catalog):
+            fallbacks = own_fallbacks(data)
+        call.ask(data.get("model"), fallbacks, disable_fallbacks=data.get("disable_fallbacks"))
 
     # -- the attempts -------------------------------------------------------------------------------------------------
 
@@ -325,7 +327,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         """Note the cost that LiteLLM has logged; it does so in the background, when the answer is out."""
         call = current_call.get()
         logged = kwargs.get("standard_logging_object")
-        if call is None or not isinstance(logged, Mapping) or (isinstance(call, ClientCall) and call.followed):
+        if call is None or not isinstance(logged, dict) or (isinstance(call, ClientCall) and call.followed):
             return
         opened = _logged(call, kwargs).latest
         # A guardrail may ask another model on behalf of the same request.
@@ -438,6 +440,8 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
         # LiteLLM would call each of them at once: admitted once, accounted for once, answered several times.
         message = "This gateway accepts one model per request; send one request for each model."
         return Denial(status=status, code="model_list_not_supported", message=message, param="model")
+    if SETTINGS.isdisjoint(data):
+        return None
     if isinstance(extra := data.get("extra_body"), Mapping) and (misplaced := sorted(_TOP_LEVEL & set(extra))):
         # The SDK underneath writes these over the body that was admitted.
         message = f"extra_body must not contain {', '.join(misplaced)}; set it at the top level of the request."
@@ -505,7 +509,7 @@ def _logged(call: Call, kwargs: Mapping[str, Any]) -> Call:
 def _metadata(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     for name in ("litellm_metadata", "metadata"):
         found = kwargs.get(name)
-        if isinstance(found, Mapping) and "model_group" in found:
+        if (type(found) is dict or isinstance(found, Mapping)) and "model_group" in found:
             return found
     return {}
 

@@ -44,10 +44,11 @@ class RouterCatalog:
         self._by_wildcard: dict[str, tuple[Deployment, ...]] = {}
         self._abilities: dict[tuple[str, str], dict[str, bool | str]] = {}
 
+    def _refresh(self) -> None:
+        if time.monotonic() - self._read_at >= _FRESH_S:
+            self._read()
+
     def _read(self) -> None:
-        now = time.monotonic()
-        if now - self._read_at < _FRESH_S:
-            return
         llm_router = router()
         entries = list(llm_router.model_list) if llm_router is not None else []
         found = [self._with_abilities(one) for one in request_values.deployments(entries)]
@@ -59,7 +60,7 @@ class RouterCatalog:
         self._allowed = {}
         self._reachable = {}
         self._by_wildcard = {}
-        self._read_at = now
+        self._read_at = time.monotonic()
 
     def _with_abilities(self, deployment: Deployment) -> Deployment:
         """Add ``mode`` and ``supports_...`` of LiteLLM's model map to the fields from the configuration."""
@@ -78,7 +79,8 @@ class RouterCatalog:
 
     def by_id(self, deployment_id: str) -> Deployment | None:
         """Return one deployment, or None."""
-        self._read()
+        if time.monotonic() - self._read_at >= _FRESH_S:
+            self._read()
         return self._by_id.get(deployment_id)
 
     def serving(self, entry: Mapping[str, Any]) -> Deployment:
@@ -95,10 +97,11 @@ class RouterCatalog:
 
     def deployments(self, target: str | None = None) -> Sequence[Deployment]:
         """Return the deployments that serve a target; all of them for None: see ``pointsman.plugin.Catalog``."""
-        self._read()
+        if time.monotonic() - self._read_at >= _FRESH_S:
+            self._read()
         if target is None:
             return tuple(self._by_id.values())
-        return self._named(target) or self._of_wildcard(target)
+        return self._by_group.get(target) or self._named(target) or self._of_wildcard(target)
 
     def _named(self, target: str) -> Sequence[Deployment]:
         """Return the deployments of a model group, or the one with this id."""
@@ -120,12 +123,12 @@ class RouterCatalog:
 
     def is_group(self, target: str) -> bool:
         """Return whether the target is a model group."""
-        self._read()
+        self._refresh()
         return target in self._by_group
 
     def reachable(self, name: str) -> Sequence[Deployment]:
         """Return every deployment that may answer a request for this name: see ``pointsman.plugin.Catalog``."""
-        self._read()
+        self._refresh()
         found = self._reachable.get(name)
         if found is None:
             found = tuple({d.id: d for group in self._groups_from(name) for d in self._served_by(group)}.values())
@@ -158,7 +161,7 @@ class RouterCatalog:
     def is_listed(self, name: str) -> bool:
         """Return whether the name is a model group, a deployment or an alias."""
         llm_router = router()
-        self._read()
+        self._refresh()
         return bool(self._named(name)) or (llm_router is not None and name in llm_router.model_group_alias)
 
     def resolved(self, name: str) -> str:
@@ -177,7 +180,7 @@ class RouterCatalog:
         Args:
             patterns: With ``*``, ``?`` and ``[...]``.
         """
-        self._read()
+        self._refresh()
         if (known := self._allowed.get(patterns)) is not None:
             return known
         llm_router = router()

@@ -41,6 +41,15 @@ _RETRIES: Final = "num_retries"
 _HIDDEN_RETRIES: Final = "max_retries"
 
 
+#: Fields that are looked at one by one; most requests have none of them.
+SETTINGS: Final = (
+    _REPEATED
+    | _TIMEOUTS
+    | {"api_version", "extra_body", "extra_headers", "extra_query", "headers"}
+    | {_RETRIES, _HIDDEN_RETRIES}
+)
+
+
 def _sets(body: Mapping[str, object], names: frozenset[str]) -> bool:
     # Few fields are asked of many names, not the other way round: this runs for each request.
     return not names.isdisjoint(body) and any(body.get(name) is not None for name in names)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from ..types import AttemptError, ErrorClass
 from .answers import finish_reason
 
@@ -36,11 +38,12 @@ def is_empty(response: Any) -> bool:
     kind = _get(response, "object")
     if kind == "response":
         return _is_empty_response(response)
-    choices, content = _get(response, "choices"), _get(response, "content")
+    choices = _get(response, "choices")
     if isinstance(choices, list):
         return not any(map(_has_choice_content, choices)) and not _reasoned(response)
     if kind in {"chat.completion", "text_completion"}:
         return not choices
+    content = _get(response, "content")
     if _get(response, "type") == "message" and (content is None or isinstance(content, list)):
         filtered = finish_reason(_get(response, "stop_reason")) == _FILTERED
         return not filtered and not any(map(_has_block_content, content or ()))
@@ -54,9 +57,9 @@ def is_empty(response: Any) -> bool:
 def _has_choice_content(choice: Any) -> bool:
     message = _get(choice, "message")
     return (
-        finish_reason(_get(choice, "finish_reason")) == _FILTERED
+        _present(_get(message, "content"))
+        or finish_reason(_get(choice, "finish_reason")) == _FILTERED
         or _present(_get(choice, "text"))
-        or _present(_get(message, "content"))
         or any(_present(_get(message, name)) for name in _OF_MESSAGE)
     )
 
@@ -108,4 +111,7 @@ def _present(value: Any) -> bool:
 
 
 def _get(source: Any, name: str) -> Any:
-    return source.get(name) if isinstance(source, Mapping) else getattr(source, name, None)
+    # LiteLLM's objects are asked first: whether one is a mapping takes longer than all the rest.
+    if not isinstance(source, BaseModel) and isinstance(source, Mapping):
+        return source.get(name)
+    return getattr(source, name, None)

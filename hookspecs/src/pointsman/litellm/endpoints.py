@@ -121,6 +121,8 @@ _WITHOUT_MODEL: Final = frozenset(
     }
 )
 _READING: Final = frozenset({"GET", "HEAD", "DELETE"})
+#: Of these is not known what such a call does.
+_UNKNOWN_READS: Final = frozenset({Endpoint.PASS_THROUGH, Endpoint.REALTIME, Endpoint.OTHER})
 
 
 #: Where a provider's own API names the model in the path: Gemini and Vertex AI, Bedrock, Azure.
@@ -259,7 +261,6 @@ def generates(call_type: str, method: str) -> bool:
         method: The HTTP method. GET reads and DELETE removes what exists, but what a configured pass-through does with
             them is not known.
     """
-    known = endpoint(call_type)
-    if method in _READING and known not in {Endpoint.PASS_THROUGH, Endpoint.REALTIME, Endpoint.OTHER}:
+    if method in _READING and endpoint(call_type) not in _UNKNOWN_READS:
         return False
     return call_type not in _WITHOUT_MODEL and call_type.removeprefix("a") not in _WITHOUT_MODEL

@@ -32,10 +32,13 @@ _SETTINGS: Final = (_ANY_ERROR, *_AFTER.values())
 
 def own_fallbacks(data: Mapping[str, Any]) -> object:
     """Return the fallbacks that a request brings along, itself or with its key or team; None leaves the configuration's."""
-    return _own(data, _ANY_ERROR)
+    # Written out: most requests bring none, and each is asked.
+    if (found := data.get(_ANY_ERROR)) is not None:
+        return found
+    return _own(data, _ANY_ERROR) if data.get("router_settings_override") is not None else None
 
 
-def follow_route(data: dict[str, Any], route: Route, *, asked: str, catalog: RouterCatalog) -> None:
+def follow_route(data: dict[str, Any], route: Route, *, asked: str, catalog: RouterCatalog) -> bool:
     """Let LiteLLM try the route's fallbacks first, and then what it would have tried without the route.
 
     Args:
@@ -43,10 +46,13 @@ def follow_route(data: dict[str, Any], route: Route, *, asked: str, catalog: Rou
         route: The route.
         asked: The model that the client asked for; its fallbacks are those of a target that has none of its own.
         catalog: Knows what names stand for.
+
+    Returns:
+        Whether the route may have changed it.
     """
     target = str(data.get("model") or "")
     if not route.fallbacks and target == asked:
-        return
+        return False
     llm_router = router()
     for setting in _SETTINGS:
         brought = _own(data, setting)
@@ -65,6 +71,7 @@ def follow_route(data: dict[str, Any], route: Route, *, asked: str, catalog: Rou
         chain = _chain_of_route(known, route, target, asked, catalog)
         if chain and chain != _chain(known, target):
             data[setting] = [{target: chain}, *known]
+    return True
 
 
 def next_groups(fallbacks: object, *, asked: str, group: str) -> list[str]:
@@ -133,7 +140,7 @@ def _own(data: Mapping[str, Any], setting: str) -> object:
         return found
     # Settings of the key or the team.
     settings = data.get("router_settings_override")
-    return settings.get(setting) if isinstance(settings, Mapping) else None
+    return settings.get(setting) if settings is not None and isinstance(settings, Mapping) else None
 
 
 def _chain_of_route(known: list[Any], route: Route, target: str, asked: str, catalog: RouterCatalog) -> list[Any]:

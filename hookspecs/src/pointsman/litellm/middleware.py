@@ -23,6 +23,7 @@ from .endpoints import has_dots
 from .socket_watch import SocketWatch
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import Span
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from .request_spans import RequestSpans
@@ -73,26 +74,37 @@ class RequestMiddleware:
         self._finish = finish
         self._ready: Callable[[], Awaitable[None]] | None = ready
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102  # ASGI
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:  # noqa: D102  # ASGI
         if scope["type"] not in {"http", "websocket"}:
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
         if self._ready is not None:
-            await self._ready()
-            self._ready = None
+            return self._serve_first(self._ready, scope, receive, send)
         request_id, peer = new_id(), _peer(scope, receive)
-        span = None if self._spans is None else self._spans.open(scope, request_id)
-        if span is None or self._spans is None:
-            inner = scope if self._spans is None else self._spans.hidden(scope)
-            await self._serve(ClientCall(request_id, inner, peer), receive, send)
-            return
-        call = ClientCall(request_id, self._spans.inner_scope(scope, span), peer, span)
-        call.trace_id = self._spans.trace_id(call)
-        with self._spans.around(span):
+        spans = self._spans
+        if spans is None:
+            return self._serve(ClientCall(request_id, scope, peer), receive, send)
+        span = spans.open(scope, request_id)
+        if span is None:
+            return self._serve(ClientCall(request_id, spans.hidden(scope), peer), receive, send)
+        call = ClientCall(request_id, spans.inner_scope(scope, span), peer, span)
+        return self._serve_traced(spans, span, call, receive, send)
+
+    async def _serve_first(
+        self, ready: Callable[[], Awaitable[None]], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await ready()
+        self._ready = None
+        await self(scope, receive, send)
+
+    async def _serve_traced(
+        self, spans: RequestSpans, span: Span, call: ClientCall, receive: Receive, send: Send
+    ) -> None:
+        call.trace_id = spans.trace_id(call)
+        with spans.around(span):
             try:
                 await self._serve(call, receive, send)
             finally:
-                self._spans.close(call)
+                spans.close(call)
 
     async def _serve(self, call: ClientCall, receive: Receive, send: Send) -> None:
         scope = call.scope
@@ -131,15 +143,13 @@ class RequestMiddleware:
             elif self._not_admitted is not None:
                 self._not_admitted(call)
 
-    async def _run(self, call: ClientCall, watch: _Watch | SocketWatch) -> None:
-        malformed = client_settings.malformed(call.scope["headers"])
-        if has_dots(call.scope["path"]):
-            malformed = _DOTTED
+    def _run(self, call: ClientCall, watch: _Watch | SocketWatch) -> Awaitable[None]:
+        scope = call.scope
+        malformed = _DOTTED if has_dots(scope["path"]) else client_settings.malformed(scope["headers"])
         if malformed is None:
-            await self.app(call.scope, watch.receive, watch.send)
-        else:
-            call.refuse(malformed)
-            await watch.refuse()
+            return self.app(scope, watch.receive, watch.send)
+        call.refuse(malformed)
+        return watch.refuse()
 
 
 class _Watch:
@@ -187,19 +197,23 @@ class _Watch:
         """Add our headers, and note what is sent. An answer of another status than the denial's is replaced by the denial."""
         if self.refused:
             return
-        if self._begun and self._started and message.get("more_body", False) and self._flows:
+        # Pieces of the answer are passed on as they are where nothing waits, and nothing is changed any more.
+        if (
+            self._begun
+            and self._started
+            and message.get("more_body", False)
+            and self._rewriter is None
+            and not self._held
+            and not self._call.awaits_executor
+        ):
             await self._send(message)
         else:
             await self._take(message)
 
-    @property
-    def _flows(self) -> bool:
-        """Whether pieces of the answer are passed on as they are: nothing waits, and nothing is changed any more."""
-        return self._rewriter is None and not self._held and not self._call.awaits_executor
-
     async def _take(self, message: Message) -> None:
         call = self._call
-        if message["type"] == "http.response.start":
+        starts = message["type"] == "http.response.start"
+        if starts:
             if self._has_other_answer(message):
                 await self.refuse()
                 return
@@ -212,7 +226,7 @@ class _Watch:
         last = message["type"] == "http.response.body" and not message.get("more_body", False)
         if last:
             self._complete(message.get("body", b""))
-        if (call.awaits_executor or self._awaits_content() or self._awaits_body(message)) and not last:
+        elif call.awaits_executor or (not self._started and self._awaits_more(starts=starts)):
             # Some endpoints send headers and a first event before the executor has started: wait for it.
             self._held.append(message)
             return
@@ -221,21 +235,20 @@ class _Watch:
             if not self.refused:
                 await self._forward(one)
 
-    def _awaits_content(self) -> bool:
-        """Return whether the headers have to wait for the first content."""
-        call = self._call
-        return (
-            not self._started
-            and call.exchange is not None
-            and call.exchange.awaits_content
-            and call.status < _FIRST_ERROR
-            and len(self._held) < _MOST_HELD
-        )
+    def _awaits_more(self, *, starts: bool) -> bool:
+        """Return whether headers have to wait for the first content, or for the beginning of the answer.
 
-    def _awaits_body(self, message: Message) -> bool:
-        """Return whether headers wait for what follows: what changes an answer has to know whether it is one."""
+        What changes an answer has to know whether it is one.
+
+        Args:
+            starts: Whether the headers are all that there is.
+        """
         exchange = self._call.exchange
-        return message["type"] == "http.response.start" and exchange is not None and exchange.changes_answers
+        if exchange is None:
+            return False
+        if starts and exchange.changes_answers:
+            return True
+        return exchange.awaits_content and self._call.status < _FIRST_ERROR and len(self._held) < _MOST_HELD
 
     async def _comes_early(self, message: Message) -> bool:
         """Return whether a message is a comment before the answer, or ends it before it has begun; it is dealt with then."""

@@ -69,9 +69,12 @@ def is_object(value: Any) -> TypeGuard[Mapping[str, Any]]:
 
 def mapping(value: Any) -> Mapping[str, Any]:
     """Return the fields of a JSON object or of one of LiteLLM's; empty for anything else."""
-    if value is None:
+    kind = type(value)
+    if kind is dict:
+        return value  # type: ignore[no-any-return]  # as seen
+    if kind in _PLAIN:
         return {}
-    if is_object(value):
+    if isinstance(value, Mapping):
         return value
     found = getattr(value, "__dict__", None)
     if not isinstance(found, Mapping):
@@ -82,7 +85,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 def object_of(value: Any) -> Mapping[str, Any]:
     """Return a JSON object; empty for anything else."""
-    return value if is_object(value) else {}
+    return value if type(value) is dict or is_object(value) else {}
 
 
 def kind_of(item: Any) -> Any:

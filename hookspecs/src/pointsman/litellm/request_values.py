@@ -23,9 +23,13 @@ _MOST_USD: Final = 10**12
 
 def key_headers(general_settings: Mapping[str, Any] | None) -> frozenset[str]:
     """Return the names, in lower case, of the headers in which the configuration lets clients send their key to the proxy."""
-    settings = general_settings or {}
-    passed = settings.get("pass_through_endpoints") or ()
-    names = [settings.get("litellm_key_header_name")]
+    if general_settings is None:
+        return frozenset()
+    # LiteLLM resolves each setting when it is asked for, which costs as much as all the rest.
+    passed, named = general_settings.get("pass_through_endpoints"), general_settings.get("litellm_key_header_name")
+    if not passed:
+        return frozenset((str(named).lower(),)) if named else frozenset()
+    names = [named]
     names += [
         (entry.get("headers") or {}).get("litellm_user_api_key") for entry in passed if isinstance(entry, Mapping)
     ]
@@ -133,7 +137,9 @@ def from_cache(logging: Any) -> bool:
     """
     details = getattr(logging, "model_call_details", None)
     found = getattr(logging, "caching_details", None)
-    return any(isinstance(facts, Mapping) and facts.get("cache_hit") is True for facts in (details, found))
+    if isinstance(details, dict) and details.get("cache_hit") is True:
+        return True
+    return isinstance(found, dict) and found.get("cache_hit") is True
 
 
 def response_model(response: Any) -> str | None:
@@ -150,13 +156,18 @@ def provider_headers(*sources: Any) -> dict[str, str]:
     for source in sources:
         if not source:
             continue
+        raw: dict[str, str] = {}
+        prefixed: dict[str, str] = {}
         try:
-            pairs = [(str(name).lower(), str(value)) for name, value in dict(source).items()]
+            for name, value in dict(source).items():
+                name = str(name).lower()  # noqa: PLW2901  # in the one form that is used
+                if name.startswith(_PROVIDER_PREFIX):
+                    prefixed[name.removeprefix(_PROVIDER_PREFIX)] = str(value)
+                elif not name.startswith("x-litellm-"):
+                    raw[name] = str(value)
         except (TypeError, ValueError):
             continue
-        prefixed = {n.removeprefix(_PROVIDER_PREFIX): v for n, v in pairs if n.startswith(_PROVIDER_PREFIX)}
-        found = prefixed or {n: v for n, v in pairs if not n.startswith("x-litellm-")}
-        if found:
+        if found := prefixed or raw:
             return without_credentials(found)
     return {}
 
@@ -164,7 +175,7 @@ def provider_headers(*sources: Any) -> dict[str, str]:
 def hidden_params(response: Any) -> Mapping[str, Any]:
     """Return what LiteLLM hides on a response object."""
     hidden = getattr(response, "_hidden_params", None)
-    if isinstance(hidden, Mapping):
+    if type(hidden) is dict or isinstance(hidden, Mapping):
         return hidden
     return getattr(hidden, "__dict__", None) or {}
 

@@ -69,23 +69,21 @@ def watched(filter_: Filter, reason: str) -> Filter:
     """Return a filter that notes which deployments it leaves out, and why."""
     place = list(inspect.signature(filter_).parameters).index(_PARAMETER)
 
-    def given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        found = kwargs.get(_PARAMETER, args[place] if len(args) > place else None)
-        # Some filters shorten the list that they get.
-        return list(found) if isinstance(found, list) else None
-
     if inspect.iscoroutinefunction(filter_):
 
         @wraps(filter_)
         async def filtering(*args: Any, **kwargs: Any) -> Any:
             if (lost := left_out.get()) is None:
                 return await filter_(*args, **kwargs)
-            before, left = given(args, kwargs), []
+            given = kwargs[_PARAMETER] if _PARAMETER in kwargs else args[place] if len(args) > place else None
+            # Some filters shorten the list that they get.
+            before, left = [*given] if isinstance(given, list) else (), []
             try:
                 left = await filter_(*args, **kwargs)
             finally:
-                # Some filters raise an error instead of leaving none.
-                _note(lost, before, left, reason)
+                # Some filters raise an error instead of leaving none; a dict is the one deployment that the request names.
+                if isinstance(left, list) and len(left) < len(before):
+                    _note(lost, before, left, reason)
             return left
 
         return filtering
@@ -94,20 +92,19 @@ def watched(filter_: Filter, reason: str) -> Filter:
     def filtering_at_once(*args: Any, **kwargs: Any) -> Any:
         if (lost := left_out.get()) is None:
             return filter_(*args, **kwargs)
-        before, left = given(args, kwargs), []
+        given = kwargs[_PARAMETER] if _PARAMETER in kwargs else args[place] if len(args) > place else None
+        before, left = [*given] if isinstance(given, list) else (), []
         try:
             left = filter_(*args, **kwargs)
         finally:
-            _note(lost, before, left, reason)
+            if isinstance(left, list) and len(left) < len(before):
+                _note(lost, before, left, reason)
         return left
 
     return filtering_at_once
 
 
-def _note(lost: dict[str, str], given: Any, left: Any, reason: str) -> None:
-    # A dict is the one deployment that the request names.
-    if not isinstance(given, list) or not isinstance(left, list) or len(left) >= len(given):
-        return
+def _note(lost: dict[str, str], given: Iterable[Any], left: Iterable[Any], reason: str) -> None:
     ids = set(_ids(left))
     for name in _ids(given):
         if name not in ids:

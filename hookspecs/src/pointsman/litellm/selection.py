@@ -189,11 +189,13 @@ class Selection:
         left = exchange.select(
             found,
             key=call,
-            has_fallback=_has_fallback(call, pick, entries, request),
+            has_fallback=bool(exchange.hooks.select) and _has_fallback(call, pick, entries, request),
             withheld=self._withheld(
                 self._catalog.deployments(found[0].group), found, pick, exchange.ctx.identity.team_id
             ),
         )
+        if len(left) == len(entries):
+            return entries
         ids = {candidate.deployment.id for candidate in left}
         return [entry for entry, deployment in zip(entries, found, strict=True) if deployment.id in ids]
 

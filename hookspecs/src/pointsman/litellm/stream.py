@@ -72,24 +72,26 @@ class StreamReader:
 
     def read(self, piece: Any) -> bool:
         """Read one piece and return whether it carries content; white space before any other content is none."""
-        content = self._read(piece)
+        if (choices := getattr(piece, "choices", None)) is not None:
+            content = self._read_chat(piece, choices)
+        elif isinstance(piece, bytes | str):
+            content = self._read_sse(piece if isinstance(piece, bytes) else piece.encode("utf-8", "replace"))
+        else:
+            content = self._read_event(piece)
         if self.begun:
             return content
         self.begun = self._other or bool(self._calls) or any(text.strip() for text in (*self.text, *self.hidden))
         return self.begun
 
-    def _read(self, piece: Any) -> bool:
-        if isinstance(piece, bytes | str):
-            return self._read_sse(piece if isinstance(piece, bytes) else piece.encode("utf-8", "replace"))
-        choices = getattr(piece, "choices", None)
-        if choices is not None:
-            return self._read_chat(piece, choices)
-        return self._read_event(piece)
-
     def _read_chat(self, piece: Any, choices: Any) -> bool:
-        get = _getter(piece)
-        # Where the client has not asked for usage, LiteLLM takes it off the chunk and hides it there.
-        found = get("usage") or hidden_params(piece).get("usage")
+        plain = getattr(piece, "__pydantic_extra__", piece) is None
+        get = piece.__dict__.get if plain else _getter(piece)
+        found = get("usage")
+        if not found:
+            # Where the client has not asked for usage, LiteLLM takes it off the chunk and hides it there.
+            private = getattr(piece, "__pydantic_private__", None)
+            hidden = None if private is None else private.get("_hidden_params")
+            found = (hidden if type(hidden) is dict else hidden_params(piece)).get("usage")
         if found is not None and (counted := usage(found)) is not None and counted.total_tokens:
             self.usage = counted
         if self.model is None:
@@ -97,14 +99,16 @@ class StreamReader:
             self.id = response_id(piece)
         content = False
         for choice in choices:
-            content = self._read_choice(_getter(choice)) or content
+            content = self._read_choice(choice) or content
         return content
 
-    def _read_choice(self, choice: Callable[[str], Any]) -> bool:
+    def _read_choice(self, source: Any) -> bool:
+        choice = source.__dict__.get if getattr(source, "__pydantic_extra__", source) is None else _getter(source)
         first = not choice("index")
         if first and (reason := choice("finish_reason")):
             self._finish = reason
-        delta = _getter(choice("delta"))
+        changed = choice("delta")
+        delta = changed.__dict__.get if getattr(changed, "__pydantic_extra__", changed) is None else _getter(changed)
         self._other = self._other or bool(delta("audio") or delta("images"))
         content = False
         # A completion's choices have no delta.

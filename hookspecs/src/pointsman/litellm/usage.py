@@ -66,14 +66,14 @@ class Account:
         outer = message
         if kind == "message_start":
             message = object_of(message.get("message"))
-        elif is_object(message.get("response")):
-            message = message["response"]
+        elif (inner := message.get("response")) is not None and is_object(inner):
+            message = inner
         elif kind == "message-end":
             message = object_of(message.get("delta")) or message
         self._name(message)
         for source in (message, outer) if message is not outer else (message,):
             for name in _BLOCKS:
-                if is_object(block := source.get(name)):
+                if (block := source.get(name)) is not None and is_object(block):
                     self.add_block(block, final=kind != "message_start" and not _goes_on(message, block))
         if not _OTHER_PLACES.isdisjoint(message):
             self._add_others(message)
@@ -93,6 +93,8 @@ class Account:
         self.model = model or self.model
         self.id = self.id or name_of(message.get("id")) or name_of(message.get("responseId"))
         tier = message.get("service_tier", message.get("serviceTier"))
+        if tier is None:
+            return
         # Bedrock's is an object.
         tier = name_of(object_of(tier).get("type") if is_object(tier) else tier)
         if tier and tier != "auto":
@@ -203,6 +205,7 @@ class Account:
         return replace(reading, prompt_known=found.prompt_known and said, completion_known=False)
 
 
+_SCALARS: Final = frozenset({bool, float, int, str, type(None)})
 _TOTAL_ONLY: Final = frozenset({"total_tokens"})
 _CODE: Final = frozenset({"code_interpreter_call"})
 
@@ -228,7 +231,7 @@ def _merge(known: dict[str, Any], block: Mapping[str, Any], depth: int = 0) -> N
     whole = depth == 0 and bool(known) and _total(block, _INPUT) == _total(known, _INPUT)
     for key, value in block.items():
         old = known.get(key)
-        if old is None and type(value) is int:  # as nearly always
+        if old is None and type(value) in _SCALARS:  # as nearly always
             known[key] = value
         elif is_object(value):
             if depth < _MOST_DEPTH:
