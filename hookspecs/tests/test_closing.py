@@ -333,7 +333,7 @@ async def test_what_a_provider_has_answered_is_not_known_to_be_free_because_lite
 
 async def test_what_an_attempt_was_answered_is_what_came_last(harness):
     """A token that was fetched before is not an answer to the request that the provider then does not answer."""
-    call = pytest.importorskip("pointsman.litellm.call").ClientCall("mine", {"type": "http"})
+    call = pytest.importorskip("pointsman.litellm.call").ClientCall("mine", {"type": "http", "path": "/"})
     async with harness([]) as h:
         call.exchange = h.host.open((await h.request(script=error(400))).ctx)
         await call.exchange.admit()
@@ -356,7 +356,7 @@ async def test_what_an_attempt_was_answered_is_what_came_last(harness):
 )
 async def test_a_trace_names_the_server_that_was_called(configured, called, server):
     """The configuration's where it has one: an attempt may fetch something elsewhere."""
-    call = pytest.importorskip("pointsman.litellm.call").ClientCall("mine", {"type": "http"})
+    call = pytest.importorskip("pointsman.litellm.call").ClientCall("mine", {"type": "http", "path": "/"})
     async with Harness([], tracing=True) as h:
         call.exchange = h.host.open((await h.request(script=error(400))).ctx)
         await call.exchange.admit()

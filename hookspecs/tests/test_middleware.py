@@ -14,7 +14,7 @@ import pytest
 from pointsman.litellm import departures
 from pointsman.litellm.call import ClientCall, UnmeteredError, client_call, current_call
 from pointsman.litellm.middleware import RequestMiddleware
-from pointsman.types import Denial
+from pointsman.types import Denial, Outcome
 
 SCOPE = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
 START = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]}
@@ -371,7 +371,7 @@ async def test_what_waits_for_an_executor_is_sent_with_the_end_of_the_answer() -
 
 async def test_only_the_call_that_the_plugin_stands_in_for_is_the_executors() -> None:
     """A guardrail may ask a model on behalf of the same request."""
-    call = ClientCall("request", {})
+    call = ClientCall("request", {"path": "/"})
     assert not call.is_for_executor(None)
     call.await_executor("id")
     assert call.is_for_executor("id")
@@ -383,7 +383,7 @@ async def test_only_the_call_that_the_plugin_stands_in_for_is_the_executors() ->
 
 async def test_an_executor_makes_the_next_attempt_after_one_that_failed_or_was_the_gateways() -> None:
     """A retry and a fallback have the same id."""
-    call = ClientCall("request", {})
+    call = ClientCall("request", {"path": "/"})
     call.await_executor("id")
     call.ask("group", None, disable_fallbacks=None)
     assert (call.is_route("group"), call.is_route("other")) == (True, False)
@@ -410,8 +410,8 @@ async def test_headers_of_an_error_are_on_errors_only(status: int, expected: boo
 
 def test_an_attempt_goes_on_until_another_deployment_is_called_or_candidates_are_asked_for() -> None:
     """LiteLLM calls itself again within an attempt, with or without naming the deployment."""
-    attempt = SimpleNamespace(attempt=SimpleNamespace(deployment=SimpleNamespace(id="a-1")), closed=False)
-    call = ClientCall("request", {})
+    attempt = SimpleNamespace(attempt=SimpleNamespace(deployment=SimpleNamespace(id="a-1"), outcome=None))
+    call = ClientCall("request", {"path": "/"})
     assert not call.continues("a-1")
     call.open(SimpleNamespace(current=attempt), {})  # type: ignore[arg-type]  # the part of it that is used
     assert call.continues("a-1")
@@ -419,7 +419,7 @@ def test_an_attempt_goes_on_until_another_deployment_is_called_or_candidates_are
     assert not call.continues("a-2")
     call.select()
     assert not call.continues("a-1")
-    attempt.closed = True
+    attempt.attempt.outcome = Outcome.OK
     assert call.running is None
 
 

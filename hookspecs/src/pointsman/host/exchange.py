@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ..frozen import FrozenDict, frozen
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from .tracing import Tracing
 
 
+_attempt_of: Final = attrgetter("attempt")
 #: Decisions of one request that are kept.
 MOST_DECISIONS: Final = 64
 
@@ -257,15 +259,20 @@ class Exchange:
         if self._admitted:
             return self.denial
         self._admitted = True
-        await self._admit()
-        if self.denial is None and self.reply is None and transforms.is_out_of_reach(self.ctx):
+        hooks = self.hooks
+        if hooks.pre_route:
+            await self._admit()
+        if (
+            hooks.transform_request
+            and self.denial is None
+            and self.reply is None
+            and transforms.is_out_of_reach(self.ctx)
+        ):
             self.refuse_unfit()
         return self.denial
 
     async def _admit(self) -> None:
         host = self.host
-        if not self.hooks.pre_route:
-            return
         trace = None if self.span is None else exchange_spans.Admission(host.tracing, self.span, self.route.target)
 
         def seen(plugin: str, ctx: RequestContext, route: Route) -> None:
@@ -635,7 +642,8 @@ class Exchange:
         if self._closed:
             return
         self._closed = True
-        self.answered()
+        if not self._answered:
+            self.answered()
         # Followers first: they know how far their attempts had come. Then the attempts without one.
         followers, self._followers = self._followers, []
         for follow in followers:
@@ -668,7 +676,7 @@ class Exchange:
         """Return the settlement, with what the gateway has logged so far."""
         if self._settlement is None:
             answering = answering_of(self.attempts, self.answered_by)
-            attempts = tuple([opened.attempt for opened in self.attempts])
+            attempts = tuple(map(_attempt_of, self.attempts))
             ctx = self.ctx
             self._settlement = Settlement(
                 request_id=ctx.request_id,

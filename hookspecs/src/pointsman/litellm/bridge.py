@@ -31,7 +31,7 @@ from .background import Background
 from .callbacks import Callbacks
 from .catalog import RouterCatalog
 from .closing import Closer
-from .endpoints import is_metered_socket, route_path
+from .endpoints import is_metered_socket
 from .executor import Executor
 from .forwarding import admin_router
 from .guard import Guard
@@ -104,7 +104,7 @@ class Bridge:
 
     def not_admitted(self, call: ClientCall) -> None:
         """Remember a request to a model that was never admitted."""
-        if asks_a_model(route_path(call.scope)):
+        if asks_a_model(call.path):
             self.host.observed.not_admitted(remembered(call, self.host.clock.now()))
 
     async def ready(self) -> None:

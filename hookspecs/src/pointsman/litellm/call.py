@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ..host.attempt import WENT_ON
 from ..types import AttemptKind, Outcome
 from .client_settings import may_fail_alone
+from .endpoints import route_path
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -188,6 +189,7 @@ class ClientCall(Call):
 
     Attributes:
         scope: The ASGI scope.
+        path: Its path below the root that the server is mounted at.
         sent: What ``bodies.noted`` has noted of the request's body; None before it was read.
         span: Its span, begun before it was authenticated; None when it has none.
         trace_id: The id of its trace, for the answer; None when it is not recorded.
@@ -228,6 +230,7 @@ class ClientCall(Call):
         "followed",
         "identity",
         "over",
+        "path",
         "peer",
         "reply",
         "scope",
@@ -242,6 +245,7 @@ class ClientCall(Call):
         super().__init__(request_id, None, {})
         self._arrived_at = monotonic()
         self.scope = scope
+        self.path = route_path(scope)
         self.span = span
         self.sent: Mapping[str, Any] | None = None
         self.trace_id: str | None = None

@@ -116,7 +116,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             denial = exchange.refuse_unfit()
         if denial is not None:
             raise denial_error(denial)
-        method, path = str(call.scope.get("method") or ""), endpoints.route_path(call.scope)
+        method, path = str(call.scope.get("method") or ""), call.path
         if (denial := await kept_objects.refused(self._host.owners, ctx, method, path)) is not None:
             exchange.denial = denial
             call.refuse(denial)
@@ -139,14 +139,14 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         call = client_call()
         if call is None or call.exchange is not None:
             return
-        path = endpoints.route_path(call.scope)
+        path = call.path
         if endpoints.counts_tokens(path):
             data = {**body, "model": endpoints.path_model(path) or body.get("model")}
             await self._admit(call, key, data, "count_tokens")
 
     async def _pass_through(self, call: ClientCall, exchange: Exchange, data: dict[str, Any]) -> None:
         ctx = exchange.ctx
-        provider = endpoints.path_provider(endpoints.route_path(call.scope))
+        provider = endpoints.path_provider(call.path)
         deployment = Deployment(id=f"pass-through/{provider}", group=ctx.model, provider=provider, model=ctx.model)
         self._guard.beginning(call, exchange, deployment)
         await self._begin(call, deployment, data, fallback=False)
@@ -295,7 +295,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         """Close the attempt of a plain request."""
         call = client_call()
         if call is not None and call.exchange is not None:
-            method, path = str(call.scope.get("method") or ""), endpoints.route_path(call.scope)
+            method, path = str(call.scope.get("method") or ""), call.path
             await kept_objects.answered(self._host.owners, call.exchange.ctx, method, path, response)
         running = None if call is None else call.running
         if call is not None and call.exchange is not None and running is not None:
@@ -544,7 +544,7 @@ def _context(
     if call.socket is not None:
         # What it asks comes in its events.
         body = {"model": data.get("model")}
-    path = endpoints.route_path(call.scope)
+    path = call.path
     endpoint = endpoints.endpoint(call_type, path)
     body |= bodies.uploads(endpoint, data)
     model, stream = data.get("model"), data.get("stream") is True or call.socket is not None

@@ -23,6 +23,7 @@ _CONNECTION: Final = frozenset(CredentialLiteLLMParams.model_fields) | {
     "organization",
     "user_config",
 }
+_CONNECTION_OR_TIMEOUTS: Final = _CONNECTION | _TIMEOUTS
 #: LiteLLM repeats them in its errors, and an error of 2 MB keeps a worker busy for half a minute.
 _REPEATED: Final = _CONNECTION | _TIMEOUTS | {"custom_llm_provider", "response_format"}
 #: Longer than any credential.
@@ -57,11 +58,7 @@ def _sets(body: Mapping[str, object], names: frozenset[str]) -> bool:
 
 def may_fail_alone(ctx: RequestContext) -> bool:
     """Return whether the client's settings can make an attempt fail that would succeed without them."""
-    return (
-        _sets(ctx.body, _CONNECTION)
-        or _sets(ctx.body, _TIMEOUTS)
-        or not _TIMEOUT_HEADERS.isdisjoint(ctx.headers.keys())
-    )
+    return _sets(ctx.body, _CONNECTION_OR_TIMEOUTS) or not _TIMEOUT_HEADERS.isdisjoint(ctx.headers.keys())
 
 
 def blamed(error: AttemptError, ctx: RequestContext) -> AttemptError:

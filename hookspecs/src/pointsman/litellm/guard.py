@@ -19,7 +19,7 @@ from litellm.types.llms.custom_http import httpxSpecialProvider
 from ..text import printable
 from ..types import Denial, Endpoint
 from .call import ClientCall, UnmeteredError, current_call
-from .endpoints import answers_with_usage, route_path
+from .endpoints import answers_with_usage
 
 if TYPE_CHECKING:
     from ..host.exchange import Exchange
@@ -191,7 +191,7 @@ class Guard:
         self._deny(call)
 
     def _deny(self, call: ClientCall) -> None:
-        path = route_path(call.scope)
+        path = call.path
         if call.admin is False and self._policy(path) == "deny":
             call.refuse(_denial(path))
             raise UnmeteredError
@@ -203,7 +203,7 @@ def _is_metered(call: ClientCall, endpoint: Endpoint, deployment: Deployment) ->
     if not deployment.model:
         return False
     if endpoint is Endpoint.PASS_THROUGH:
-        return answers_with_usage(route_path(call.scope), configured_pass_throughs())
+        return answers_with_usage(call.path, configured_pass_throughs())
     return endpoint in _ROUTED
 
 

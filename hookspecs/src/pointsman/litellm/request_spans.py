@@ -73,13 +73,16 @@ class RequestSpans:
 
     def hidden(self, scope: Scope) -> Scope:
         """Return the scope of a request without a span of ours as the application gets it."""
-        return {**scope, "headers": [*scope["headers"], _NOT_RECORDED]} if self.hides(scope) else scope
+        if scope.get("method") not in _READS or not self.hides(scope):
+            return scope
+        return {**scope, "headers": [*scope["headers"], _NOT_RECORDED]}
 
     def open(self, scope: Scope, request_id: str) -> Span | None:
         """Begin a request's span; None when there is to be none."""
-        if not self.covers(scope):
+        tracing = self._tracing()
+        if not tracing.enabled or not self.covers(scope):
             return None
-        tracing, path = self._tracing(), route_path(scope)
+        path = route_path(scope)
         method = str(scope.get("method") or "GET")
         attributes: dict[str, Value] = {
             "http.request.method": method,

@@ -84,8 +84,8 @@ class StreamReader:
         return self.begun
 
     def _read_chat(self, piece: Any, choices: Any) -> bool:
-        plain = getattr(piece, "__pydantic_extra__", piece) is None
-        get = piece.__dict__.get if plain else _getter(piece)
+        # As ``_getter``, written out: this is done for each piece.
+        get = _getter(piece) if getattr(piece, "__pydantic_extra__", True) else piece.__dict__.get
         found = get("usage")
         if not found:
             # Where the client has not asked for usage, LiteLLM takes it off the chunk and hides it there.
@@ -103,12 +103,12 @@ class StreamReader:
         return content
 
     def _read_choice(self, source: Any) -> bool:
-        choice = source.__dict__.get if getattr(source, "__pydantic_extra__", source) is None else _getter(source)
+        choice = _getter(source) if getattr(source, "__pydantic_extra__", True) else source.__dict__.get
         first = not choice("index")
         if first and (reason := choice("finish_reason")):
             self._finish = reason
         changed = choice("delta")
-        delta = changed.__dict__.get if getattr(changed, "__pydantic_extra__", changed) is None else _getter(changed)
+        delta = _getter(changed) if getattr(changed, "__pydantic_extra__", True) else changed.__dict__.get
         self._other = self._other or bool(delta("audio") or delta("images"))
         content = False
         # A completion's choices have no delta.

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 from ..host.recent import NotAdmitted
 from ..text import printable
 from ..types import Outcome
-from .endpoints import route_path
 
 if TYPE_CHECKING:
     from .call import ClientCall
@@ -61,7 +60,7 @@ def remembered(call: ClientCall, now: float) -> NotAdmitted:
         request_id=call.request_id,
         trace_id=call.trace_id,
         method=str(call.scope.get("method") or "GET"),
-        path=printable(route_path(call.scope), _MOST_PATH_CHARS),
+        path=printable(call.path, _MOST_PATH_CHARS),
         at=now,
         outcome=outcome(call),
         status=call.status,

@@ -196,8 +196,8 @@ def _guarded_connection(connect: Any, guard: Guard) -> Any:
 
 
 def _noting_callbacks(hook: Any, guard: Guard) -> Any:
-    async def noting(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return await guard.in_callbacks(hook, self, *args, **kwargs)
+    def noting(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
+        return guard.in_callbacks(hook, self, *args, **kwargs)
 
     return noting
 
