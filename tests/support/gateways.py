@@ -176,6 +176,9 @@ def model_list(cases: Sequence[Case], upstream: str) -> list[dict[str, Any]]:
 def bare(batch: Case, cases: Sequence[Case], upstream: str) -> dict[str, Any]:
     """Return the configuration without plugins."""
     router = {"num_retries": 0, "retry_after": 0, **batch["router"]}
+    if "balance" in batch["plugins"]:
+        # Others of LiteLLM's strategies always choose the same of equal deployments, which is not every choice.
+        router["routing_strategy"] = "simple-shuffle"
     for kind in FALLBACKS:
         router[kind] = [
             {_name(number, "a"): [_name(number, group) for group in case[kind]]}
@@ -189,6 +192,7 @@ def bare(batch: Case, cases: Sequence[Case], upstream: str) -> dict[str, Any]:
 def with_plugins(batch: Case, cases: Sequence[Case], upstream: str, models: str, directory: Path) -> dict[str, Any]:
     """Return the same configuration with the batch's plugins; ``models`` is the URL of a server of local models."""
     config = bare(batch, cases, upstream)
+    config["router_settings"]["routing_strategy"] = batch["router"]["routing_strategy"]
     config["litellm_settings"] = {**config["litellm_settings"], "callbacks": ["pointsman.litellm.handler"]}
     config["pointsman"] = {
         "store": {"backend": "disk", "path": str(directory / "store")},
