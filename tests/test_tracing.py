@@ -254,11 +254,16 @@ def test_spans_hold_no_prompt_and_no_key(traced: tuple[Rig, Collector]) -> None:
 
 
 def test_a_line_of_the_log_leads_to_its_trace(traced: tuple[Rig, Collector]) -> None:
-    """A plugin's, and LiteLLM's own where it writes JSON."""
+    """A plugin's, the host's about a plugin, and LiteLLM's own where it writes JSON."""
     rig, _ = traced
-    answer = post(rig, "logged", "pair", **{"x-test-log": "number 17"})
-    assert f"told to log number 17 [trace {answer.headers['x-pointsman-trace-id']}]" in rig.proxy.log()
+    answer = post(
+        rig, "logged", "pair", **{"x-test-log": "number 17", "x-test-executor": "recorder", "x-test-execute": "fault"}
+    )
+    trace_id = answer.headers["x-pointsman-trace-id"]
     lines = [json.loads(line) for line in rig.proxy.log().splitlines() if line.startswith("{")]
+    for says in ("told to log number 17", "plugin 'recorder': hook 'execute'"):
+        (line,) = [line for line in lines if says in line["message"] and line.get("otelTraceID") == trace_id]
+        assert line["message"].endswith(f" trace_id={trace_id}")
     theirs = [line for line in lines if line.get("otelTraceID") == answer.headers["x-pointsman-trace-id"]]
     assert any("/v1/chat/completions" in line["message"] for line in theirs), lines[-3:]
 

@@ -13,10 +13,10 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from pointsman import PluginInfo, hookimpl
-from pointsman.host.counters import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, value_of
+from pointsman.host.counters import MOST_SERIES, OTHER, Counter, Histogram, dump, load, merged, simple, value_of
 from pointsman.host.metrics import Metrics
 from pointsman.host.recent import NotAdmitted
-from pointsman.host.workers import DEAD_S, PUBLISH_EVERY_S, Peers
+from pointsman.host.workers import DEAD_S, PUBLISH_EVERY_S, STALE_S, Peers
 from pointsman.plugin import PluginConfig
 from pointsman.store import open_store
 from pointsman.testing import Harness, deployment, error, ok
@@ -328,7 +328,7 @@ class Crew:
             self.store,
             worker=name,
             clock=self.clock,
-            collect=lambda: [counter.read()],
+            collect=lambda: [counter.read(), simple("workers", "updown", "1", "W.", [({}, 1)])],
             answer=self.known[name].get,
             new_id=lambda: f"question-{next(self.ids)}",
         )
@@ -375,6 +375,17 @@ async def test_a_dead_worker_is_counted_once_even_if_it_comes_back(crew: Crew) -
     assert value_of(await other.metrics(), "requests") == 13
 
 
+async def test_a_killed_worker_is_left_out_of_what_is_true_now_long_before_its_sums_are_taken_over(crew: Crew) -> None:
+    (one, _), (other, others) = crew.worker("one"), crew.worker("other")
+    others.add(("a",), 7)
+    await other.tick()
+    for seconds, workers in ((0.0, 2), (STALE_S - 1, 2), (2.0, 1), (DEAD_S, 1), (PUBLISH_EVERY_S, 1)):
+        await crew.clock.advance(seconds)
+        await one.tick()
+        found = await one.metrics()
+        assert (value_of(found, "workers"), value_of(found, "requests")) == (workers, 7), seconds
+
+
 async def test_the_sums_of_the_ended_are_bounded_and_none_falls(crew: Crew) -> None:
     for generation in range(3):
         worker, counts = crew.worker(f"worker-{generation}")
@@ -383,7 +394,7 @@ async def test_the_sums_of_the_ended_are_bounded_and_none_falls(crew: Crew) -> N
         await worker.tick()
         await worker.leave()
     last, _ = crew.worker("last")
-    (found,) = await last.metrics()
+    (found,) = [family for family in await last.metrics() if family.name == "requests"]
     assert len(found.points) == MOST_SERIES + 1
     assert value_of([found], "requests", {"name": "0-7"}) == 1
     assert value_of([found], "requests", {"name": OTHER}) == 2 * MOST_SERIES

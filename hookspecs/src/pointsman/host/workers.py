@@ -22,6 +22,8 @@ log: Final = logging.getLogger("pointsman")
 TICK_S: Final = 1.0
 #: How old another worker's part of the metrics may be, in seconds.
 PUBLISH_EVERY_S: Final = 10.0
+#: Age of a worker's row from which what was true at its time is left out, in seconds: it may have been killed.
+STALE_S: Final = 25.0
 #: Age of a worker's row from which it counts as dead, in seconds.
 DEAD_S: Final = 60.0
 #: Longest wait for another worker's answer, in seconds.
@@ -93,7 +95,12 @@ class Peers:
             StoreError: the store failed.
         """
         rows = await self._store.scan(_ROW)
-        others = [parsed for key, value in rows if key != self._key and (parsed := _parsed(value)) is not None]
+        now = self._clock.now()
+        others = [
+            parsed if _age_s(value, now) < STALE_S else lasting(parsed)
+            for key, value in rows
+            if key != self._key and (parsed := _parsed(value)) is not None
+        ]
         ended = _parsed(await self._store.get(_ENDED)) or []
         return merged([self._own(), *others, ended])
 
@@ -123,8 +130,7 @@ class Peers:
     async def _bury(self) -> None:
         now = self._clock.now()
         for key, value in await self._store.scan(_ROW):
-            at = value.get("at") if isinstance(value, Mapping) else None
-            if key != self._key and not (isinstance(at, int | float) and now - at < DEAD_S):
+            if key != self._key and _age_s(value, now) >= DEAD_S:
                 await self._end(key, value)
 
     async def _end(self, key: str, row: JSON) -> None:
@@ -175,6 +181,11 @@ class Peers:
             answer = self._answer(request_id) if isinstance(request_id, str) else None
             if answer is not None:
                 await self._store.put(_ANSWER + question, answer, ttl_s=_QUESTION_TTL_S)
+
+
+def _age_s(row: Any, now: float) -> float:
+    at = row.get("at") if isinstance(row, Mapping) else None
+    return now - at if isinstance(at, int | float) else float("inf")
 
 
 def _parsed(value: Any) -> list[Family] | None:

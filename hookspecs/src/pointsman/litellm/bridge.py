@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Final
 import litellm
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
-from opentelemetry import trace
 
 from ..errors import ConfigError, PointsmanError
 from ..host.host import Host
 from ..host.settings import SECTION, Settings, parse, read_document
 from ..host.tracing import configure
 from ..host.versions import untested
-from . import patches
+from . import logs, patches
 from .auth import authenticate
 from .background import Background
 from .callbacks import Callbacks
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
     from .call import ClientCall
 
 log: Final = logging.getLogger("pointsman")
-#: The loggers of LiteLLM and of its server.
-_LITELLM_LOGGERS: Final = ("LiteLLM", "LiteLLM Proxy", "LiteLLM Router", "uvicorn.access", "uvicorn.error")
 
 #: What LiteLLM reads the garbage collector's thresholds from.
 _GC_SETTING: Final = "PYTHON_GC_THRESHOLD"
@@ -247,38 +244,6 @@ def _settings() -> Settings:
     return parse(section, str(file or "LiteLLM configuration"), base)
 
 
-def _note_trace(record: logging.LogRecord) -> bool:
-    """Give a log record the ids of the running trace, by OpenTelemetry's names for Python's logging."""
-    context = trace.get_current_span().get_span_context()
-    trace_id = f"{context.trace_id:032x}" if context.is_valid else "0"
-    vars(record).update(
-        otelTraceID=trace_id,
-        otelSpanID=f"{context.span_id:016x}" if context.is_valid else "0",
-        in_trace=f" [trace {trace_id}]" if context.is_valid and context.trace_flags.sampled else "",
-    )
-    return True
-
-
-def _name_trace(record: logging.LogRecord) -> bool:
-    """Give a log record of LiteLLM's the ids of the running trace, where there is one: its JSON lines then have them."""
-    context = trace.get_current_span().get_span_context()
-    if context.is_valid and context.trace_flags.sampled:
-        vars(record).update(otelTraceID=f"{context.trace_id:032x}", otelSpanID=f"{context.span_id:016x}")
-    return True
-
-
 def _setup_logging(host: Host) -> None:
     """Log our messages and the plugins' where LiteLLM logs its own, unless the operator has configured logging."""
-    for name in _LITELLM_LOGGERS:
-        logging.getLogger(name).addFilter(_name_trace)
-    if logging.getLogger().handlers:
-        return
-    handler = logging.StreamHandler()
-    handler.addFilter(_note_trace)
-    handler.setFormatter(logging.Formatter("%(asctime)s - %(name)s:%(levelname)s: %(message)s%(in_trace)s"))
-    packages = {type(plugin.instance).__module__.partition(".")[0] for plugin in host.plugins.loaded}
-    for logger in (log, *map(logging.getLogger, sorted(packages))):
-        if not logger.handlers:
-            logger.addHandler(handler)
-            logger.setLevel(logging.INFO)
-            logger.propagate = False
+    logs.set_up({type(plugin.instance).__module__.partition(".")[0] for plugin in host.plugins.loaded})
