@@ -321,6 +321,48 @@ def test_no_framing_leads_to_a_forbidden_model(rig: Rig, provider: Anything, how
     assert send(rig, provider, "/health/liveliness", method="GET").status == 200
 
 
+def filled(start: str, part: str, end: str) -> bytes:
+    """Return a body of 15 MB."""
+    return f"{start}{','.join([part] * (15_000_000 // (len(part) + 1)))}{end}".encode()
+
+
+MANY: dict[str, tuple[str, bytes]] = {
+    "lists": ("/v1/chat/completions", filled('{"model":"ok","messages":[],"x":[', "[]", "]}")),
+    "empty messages": ("/v1/chat/completions", filled('{"model":"ok","messages":[', "{}", "]}")),
+    "messages": ("/v1/messages", filled('{"model":"ok","messages":[', '{"role":"user","content":"a"}', "]}")),
+    "tool outputs": (
+        "/v1/responses",
+        filled('{"model":"ok","input":[', '{"type":"function_call_output","call_id":"c","output":"a"}', "]}"),
+    ),
+    "token ids": ("/v1/embeddings", filled('{"model":"ok","input":[', "1", "]}")),
+    "contents": ("/v1beta/models/ok:generateContent", filled('{"contents":[', '{"parts":[{"text":"a"}]}', "]}")),
+    "a pass-through": ("/configured", filled('{"model":"ok","x":[', "[]", "]}")),
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_a_body_of_very_many_parts_is_refused_unread(rig: Rig, provider: Anything, what: str) -> None:
+    """Reading one would stall the worker for ten seconds."""
+    path, body = MANY[what]
+    answer = send(rig, provider, path, body)
+    assert answer.status == 413
+    assert '"code":"too_many_parts"' in answer.text.replace(": ", ":")
+    assert not answer.reached
+
+
+def test_a_body_of_very_many_fields_is_refused(rig: Rig, provider: Anything) -> None:
+    fields = ",".join(f'"field {number}":0' for number in range(50_000))
+    answer = send(rig, provider, "/v1/chat/completions", chat(f'{{"model":"ok",{fields},'))
+    assert (answer.status, answer.reached) == (400, [])
+    assert "too_many_fields" in answer.text
+
+
+def test_a_long_text_with_the_marks_of_parts_is_answered(rig: Rig, provider: Anything) -> None:
+    body = chat('{"model":"ok",').replace(b'"hi"', b'"' + b"a, [b] {c} " * 100_000 + b'"')
+    answer = send(rig, provider, "/v1/chat/completions", body)
+    assert answer.status == 200, answer.text
+
+
 def test_what_is_allowed_is_answered(rig: Rig, provider: Anything) -> None:
     """So that the above is not refused for another reason."""
     answer = send(rig, provider, "/v1/chat/completions", chat('{"model":"ok",'))

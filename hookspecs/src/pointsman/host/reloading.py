@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("pointsman")
 
 #: Settings of the host that are read when they are needed. All others are built into the worker at its start.
-CHANGEABLE: Final = frozenset({"client_retries", "flush_timeout_s", "plugins", "unmetered", "upstream_headers"})
+CHANGEABLE: Final = frozenset(
+    {"client_retries", "flush_timeout_s", "plugins", "request_parts", "unmetered", "upstream_headers"}
+)
 #: Longest wait for requests that began before a reload, in seconds; then they go on with the new plugins.
 DRAIN_S: Final = 600.0
 #: How often a worker looks whether another one has reloaded, in seconds.

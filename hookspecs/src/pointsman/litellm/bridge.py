@@ -187,6 +187,7 @@ def install() -> CustomLogger:
                 patience_s=bridge.host.settings.host.left_timeout_s,
                 meter=bridge.meter,
                 not_admitted=bridge.not_admitted,
+                most_parts=lambda: bridge.host.settings.host.request_parts,
             )
         )
         bridge.selection.last = patches.apply_to_selection(bridge.selection)

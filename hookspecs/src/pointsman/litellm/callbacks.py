@@ -421,6 +421,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
 _FIRST_ERROR: Final = 400
 #: Names of models are written by operators; LiteLLM's longest is shorter than a hundred.
 _MOST_MODEL_CHARS: Final = 512
+#: No API has a tenth of them.
+_MOST_FIELDS: Final = 2_000
 
 
 def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> Denial | None:
@@ -432,6 +434,10 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
         most_retries: The most retries that the client may ask for.
     """
     model, status = data.get("model"), 400
+    if len(data) > _MOST_FIELDS:
+        # LiteLLM looks at each of them again and again.
+        message = f"The request has {len(data)} fields; at most {_MOST_FIELDS} are possible."
+        return Denial(status=status, code="too_many_fields", message=message)
     if isinstance(model, str) and len(model) > _MOST_MODEL_CHARS:
         # It would be in spans, in the journal and in every store.
         message = f"The model's name has {len(model)} characters; at most {_MOST_MODEL_CHARS} are possible."

@@ -20,6 +20,7 @@ from .bodies import Rewriter, rewriter
 from .call import ClientCall, EndedError, current_call
 from .departures import Departures, has_gone
 from .endpoints import has_dots
+from .request_parts import PartsCounter
 from .socket_watch import SocketWatch
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 #: How long a plain request is continued whose client has left, in seconds.
 PATIENCE_S: Final = 30.0
+#: The most lists, objects and entries in the JSON of a request; LiteLLM takes up to 7 microseconds for each, and we one.
+MOST_PARTS: Final = 250_000
 _FORWARDED_FOR: Final = b"x-forwarded-for"
 _OK: Final = 200
 #: Pieces of a stream without content, such as those that only keep the connection alive.
@@ -53,6 +56,7 @@ class RequestMiddleware:
         patience_s: How long a plain request is continued whose client has left, in seconds.
         meter: Returns what meters the responses on a connection; None where it is not a websocket whose protocol is known.
         not_admitted: Called with each request that was never admitted.
+        most_parts: Returns the most lists, objects and entries that the JSON of a request may have.
     """
 
     def __init__(
@@ -65,8 +69,10 @@ class RequestMiddleware:
         patience_s: float = PATIENCE_S,
         meter: Callable[[Scope], MeteredSocket | None] | None = None,
         not_admitted: Callable[[ClientCall], None] | None = None,
+        most_parts: Callable[[], int] = lambda: MOST_PARTS,
     ) -> None:
         self.app = app
+        self._most_parts = most_parts
         self._not_admitted = not_admitted
         self._meter = meter
         self._departures = Departures(patience_s)
@@ -112,7 +118,7 @@ class RequestMiddleware:
             call.socket = self._meter(scope)
         token = current_call.set(call)
         watch: _Watch | SocketWatch = (
-            _Watch(call, receive, send, self._departures)
+            _Watch(call, receive, send, self._departures, PartsCounter(scope, self._most_parts))
             if scope["type"] == "http"
             else SocketWatch(call, receive, send)
         )
@@ -161,6 +167,7 @@ class _Watch:
         "_departures",
         "_early",
         "_held",
+        "_parts",
         "_receive",
         "_rewriter",
         "_send",
@@ -169,8 +176,11 @@ class _Watch:
         "refused",
     )
 
-    def __init__(self, call: ClientCall, receive: Receive, send: Send, departures: Departures) -> None:
+    def __init__(
+        self, call: ClientCall, receive: Receive, send: Send, departures: Departures, parts: PartsCounter
+    ) -> None:
         self._call = call
+        self._parts = parts
         self._departures = departures
         self._receive = receive
         self._send = send
@@ -185,11 +195,20 @@ class _Watch:
         self.refused = False
 
     async def receive(self) -> Message:
-        """Note that the client has gone."""
+        """Note that the client has gone; end a request whose body would stall the worker before it is read.
+
+        Raises:
+            EndedError: the body has too many parts.
+        """
         message = await self._receive()
         if message["type"] == "http.disconnect":
             self._call.leave()
-        elif not message.get("more_body", False):
+            return message
+        last = not message.get("more_body", False)
+        if (denial := self._parts.refused(message.get("body", b""), last=last)) is not None:
+            self._call.refuse(denial)
+            raise EndedError
+        if last:
             self._departures.watch(self._call, self._receive)
         return message
 

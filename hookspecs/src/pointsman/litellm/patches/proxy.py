@@ -20,7 +20,7 @@ from litellm.router import Router
 from ..auth import DenialError
 from ..batch_results import in_pieces
 from ..bounded_patterns import BoundedPattern, with_short_words, without_middle
-from ..middleware import PATIENCE_S, RequestMiddleware
+from ..middleware import MOST_PARTS, PATIENCE_S, RequestMiddleware
 from ..request_spans import FrameworkTelemetry
 from .patch import (
     Patch,
@@ -198,6 +198,7 @@ def of_proxy(
     patience_s: float = PATIENCE_S,
     meter: Callable[[Scope], MeteredSocket | None] | None = None,
     not_admitted: Callable[[ClientCall], None] | None = None,
+    most_parts: Callable[[], int] = lambda: MOST_PARTS,
 ) -> tuple[Patch, ...]:
     """Return what is replaced in the proxy.
 
@@ -210,6 +211,7 @@ def of_proxy(
         patience_s: How long a plain request is continued whose client has left, in seconds.
         meter: Returns what meters the responses on a websocket; None where its protocol is not known.
         not_admitted: Called with each request that was never admitted.
+        most_parts: Returns the most lists, objects and entries that the JSON of a request may have.
     """
     app = proxy_server.app
     server = "litellm.proxy.proxy_server"
@@ -229,6 +231,7 @@ def of_proxy(
                 patience_s=patience_s,
                 meter=meter,
                 not_admitted=not_admitted,
+                most_parts=most_parts,
             ),
         ),
         *_framework(spans),
