@@ -47,6 +47,17 @@ SETTLED_WITHIN_S: Final = 180.0
 TENANT: Final = {"id": "everybody", "limits": {"requests_per_minute": 10_000_000, "usd_per_month": 10_000_000}}
 
 
+class OracleServer(ThreadingHTTPServer):
+    """Says nothing of connections that end with a killed worker."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print what is a fault of the provider itself."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class Oracle:
     """A provider whose answers are told apart by their number of prompt tokens."""
 
@@ -79,8 +90,7 @@ class Oracle:
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = OracleServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def __enter__(self) -> Self:
