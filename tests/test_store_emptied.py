@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pointsman.host.host import Host
 from pointsman.host.journal import HEARTBEAT_INTERVAL_S
+from pointsman.host.settings import parse
 from pointsman.store.memory import MemoryStore
-from pointsman.testing import FakeClock, Harness, deployment, ok
+from pointsman.testing import FakeClock, FakeGateway, Harness, deployment, ok
 from pointsman.types import Endpoint
 from pointsman_billing.plugin import plugin as billing
 from pointsman_canary.plugin import plugin as canary
@@ -113,6 +115,43 @@ async def test_budgets_have_what_had_been_spent(
         assert await spent(h) == before
         assert h.status("quota").ok
         assert h.status("quota").details["restored"]["known"] is True
+
+
+async def test_budgets_have_what_had_been_spent_when_the_store_was_lost_while_the_gateway_was_down(
+    tmp_path: Path,
+) -> None:
+    """The outbox knows the stores that it was used with: what is rebuilt is rebuilt once, and not over one that knows it."""
+    clock = FakeClock(1_763_000_000.0)
+    given = {"path": tmp_path, "deployments": DEPLOYMENTS, "clock": clock}
+    first, second = MemoryStore(clock=clock.now), MemoryStore(clock=clock.now)
+    async with Harness(budgets("gateway"), store=first, **given) as h:
+        assert (await h.request(model="small")).outcome == "ok"
+        await h.settled()
+        before = await spent(h)
+        assert h.host.problems() == []
+    # The first of these workers ends before the outbox has noted the store, so that the next one does it once more.
+    for wait_s, found in ((1.0, True), (100.0, True), (1.0, False)):
+        async with Harness(budgets("gateway"), store=second, name="another", **given) as h:
+            await h.host.events.drain(5.0)
+            assert await spent(h) == before
+            assert ["exchanged while the gateway was down" in text for text in h.host.problems()] == [True] * found
+            await h.clock.advance(wait_s)
+    async with Harness(budgets("gateway"), store=first, **given) as h:
+        await h.host.events.drain(5.0)
+        assert await spent(h) == before
+        assert h.host.problems() == []
+
+
+@pytest.mark.parametrize(("backend", "missed"), [("memory", 0), ("disk", 1)])
+async def test_a_store_that_ends_with_its_worker_is_not_missed(tmp_path: Path, backend: str, missed: int) -> None:
+    for folder in ("one", "other"):
+        section = {"store": {"backend": backend, "path": folder}, "plugins": [{"billing": {}}]}
+        host = Host(parse(section, "proxy.yaml", tmp_path), FakeGateway(), available={"billing": billing})
+        await host.start()
+        try:
+            assert len(host.problems()) == missed * (folder == "other")
+        finally:
+            await host.stop()
 
 
 async def test_two_workers_of_one_outbox_restore_it_once(tmp_path: Path) -> None:

@@ -508,6 +508,10 @@ class Takeovers(Protocol):
         """
 
 
+def _without_life(noted: Collection[str]) -> str:  # noqa: ARG001  # the field's
+    return ""
+
+
 class _Alone:
     """The takeovers of a worker that shares its store with no other machine."""
 
@@ -565,6 +569,9 @@ class Services:
         unpriced: The policy for models whose price is unknown, where money is limited.
         base: The directory that relative paths of the configuration start from.
         takeovers: For a plugin that remembers what it has settled in a place of its own.
+        store_life: Returns the store's present life, see ``StoreEmptied``. A plugin that keeps a file of its own notes it
+            there, and says in ``startup`` which ones it has noted: where the present one is not among them, the store was
+            emptied or exchanged while the gateway was down, and ``StoreEmptied`` follows the start.
         annotate: Writes attributes on the span of the hook that runs, each as ``pointsman.<plugin>.<name>``: what was decided,
             and why. Names are lower-case letters, digits, ``_`` and ``.``; values texts, numbers or lists of them. At most 16
             at a time, and long texts are cut. ``waited_for`` is also the reason of the event that tells how long an async hook
@@ -591,6 +598,7 @@ class Services:
     unpriced: Literal["deny", "allow"] = "deny"
     base: Path = Path()
     takeovers: Takeovers = _ALONE
+    store_life: Callable[[Collection[str]], str] = _without_life
     meter: Meter = field(default_factory=lambda: NoOpMeter("pointsman"))
     annotate: Callable[[Mapping[str, str | bool | int | float | Sequence[str] | Sequence[float]]], None] = _not_traced
     fault: Callable[[str, BaseException], None] = _not_counted

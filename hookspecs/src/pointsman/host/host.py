@@ -176,6 +176,9 @@ class Host:
         self._journal: Journal | None = None
         self._broadcast: broadcast.Broadcast | None = None
         self._takeovers: Takeovers | None = None
+        self._lifetime: Lifetime | None = None
+        #: Whether the store ends with this worker, as configured.
+        self._forgets = False
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
         self._open: set[Exchange] = set()
         #: Closed requests whose cost is not known yet, in the order of their end: until when that is waited for, and in which
@@ -232,6 +235,7 @@ class Host:
         config = self.settings.host
         self._watchdog.start()
         if self._store is None:
+            self._forgets = config.store.backend == "memory"
             try:
                 self._store = await open_store(
                     config.store, self.settings.base / config.store.path, start_timeout_s=_START_TIMEOUT_S
@@ -248,6 +252,8 @@ class Host:
                 journal_store, worker=self.worker, clock=self.clock, new_id=self.new_id, hear=self.events.publish
             )
             self._tasks.every(broadcast.TICK_S, self._broadcast.tick, name="events of other workers")
+        self._lifetime = lifetime = Lifetime(journal_store, self.new_id, self.clock.now)
+        await lifetime.emptied()
         for why in self.plugins.broken.values():
             log.error("%s; it is optional and left out", why)
         for plugin in tuple(self.plugins.loaded):
@@ -260,7 +266,6 @@ class Host:
         self.admin = self._admin_surface()
         self.deferred = Deferred(ScopedStore(self._store, "deferred/"))
         self.owners = Owners(ScopedStore(self._store, "owners/"))
-        lifetime = Lifetime(journal_store, self.new_id, self.clock.now)
         self._journal = Journal(
             store=journal_store,
             takeovers=self._takeovers,
@@ -474,7 +479,7 @@ class Host:
 
     def services(self, plugin: str) -> Services:
         """Return one plugin's services."""
-        if self._store is None or self._takeovers is None:
+        if self._store is None or self._takeovers is None or self._lifetime is None:
             raise RuntimeError("the host has not been started")
         built = self._instances.built[plugin]
         return Services(
@@ -498,6 +503,7 @@ class Host:
             unpriced=self.settings.host.unpriced,
             base=self.settings.base,
             takeovers=self._takeovers.of(plugin),
+            store_life=(lambda _noted: "") if self._forgets else self._lifetime.known,
             annotate=annotator(plugin),
             fault=lambda part, err: self._fault(plugin, part, err),
         )

@@ -130,6 +130,8 @@ class Journal:
         if self._takeovers:
             await self._takeovers.refresh()
         await self._beat()
+        if self._lifetime.lost:
+            await self._restore()
         self.counts.unreadable = await self.recovery.unreadable()
         self._tasks.forever(self._write_until_cancelled, name="journal")
         self._tasks.every(HEARTBEAT_INTERVAL_S, self._beat, name="heartbeat")

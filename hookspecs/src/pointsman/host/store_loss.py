@@ -6,7 +6,7 @@ the first worker that sees this names the new life, and every other one sees tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from ..store.protocol import JSON, StateStore
@@ -31,6 +31,7 @@ class Lifetime:
         self._now = now
         self._known: JSON = None
         self._emptied_at: float | None = None
+        self._when = ""
 
     async def emptied(self) -> bool:
         """Return whether the store has lost everything since the last call; the first call never finds that.
@@ -45,8 +46,26 @@ class Lifetime:
         before, self._known = self._known, present
         if before in {None, present} or present is None:
             return False
-        self._emptied_at = self._now()
+        self._emptied_at, self._when = self._now(), "was emptied"
         return True
+
+    def known(self, noted: Collection[str]) -> str:
+        """Return the present life. Lives that were noted before the start, without this one, mean that the store is another.
+
+        Args:
+            noted: Every life that a plugin's own file has seen; empty when it is new.
+        """
+        if noted and self.name and self.name not in noted:
+            self._emptied_at, self._when = (
+                self._now(),
+                "was emptied or exchanged while the gateway was down, which was found",
+            )
+        return self.name
+
+    @property
+    def lost(self) -> bool:
+        """Whether the store has lost what is known of it."""
+        return self._emptied_at is not None
 
     @property
     def name(self) -> str:
@@ -60,7 +79,7 @@ class Lifetime:
         ago_s = self._now() - self._emptied_at
         return [
             (
-                f"the store was emptied {ago_s:.0f} s ago: what the configuration says has been written again; tenants, versions "
+                f"the store {self._when} {ago_s:.0f} s ago: what the configuration says has been written again; tenants, versions "
                 "and experiments that were added over HTTP are lost, and what budgets had spent is, unless billing knows it; "
                 "keep the store on a disk that survives its restart"
             )

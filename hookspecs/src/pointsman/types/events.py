@@ -28,7 +28,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreEmptied(Event):
-    """The store has lost everything while the gateway ran, as a redis without persistence does when it is restarted.
+    """The store has lost everything, as a redis without persistence does when it is restarted, or is another one than before.
 
     The host announces it to every worker. A plugin writes again what its configuration says, and reports what is lost.
 

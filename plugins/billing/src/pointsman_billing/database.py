@@ -36,6 +36,8 @@ _PRIVATE_FILE: Final = 0o600
 _OPEN_S: Final = 30.0
 _MEGABYTE: Final = 1_000_000
 _WAL_BYTES: Final = 64 * _MEGABYTE
+#: Begins the names of facts: a life of the state store, see ``StoreEmptied``.
+_LIFE: Final = "life/"
 #: Rows that one pruning step removes, so that it never holds the lock for long.
 _PRUNED_ROWS: Final = 2000
 #: Most rows that one statement inserts.
@@ -522,6 +524,16 @@ class Database:
             sinks,
         ).fetchall()
         return int(rows[0][0])
+
+    def lives(self) -> frozenset[str]:
+        """Return the lives of state stores with which this outbox has been used."""
+        rows = self._connection.execute("SELECT name FROM meta WHERE name > ? AND name < ?", (_LIFE, _LIFE[:-1] + "0"))
+        return frozenset(name.removeprefix(_LIFE) for (name,) in rows.fetchall())
+
+    def note_life(self, life: str) -> None:
+        """Note with which life of the state store this outbox is used."""
+        if life:
+            self.meta(f"{_LIFE}{life}", "")
 
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""

@@ -51,6 +51,8 @@ _LATE_S: Final = 1.0
 #: Seconds between looks for bills that a worker that has died has left held.
 _HELD_S: Final = 5.0
 _DRAIN_S: Final = 2.0
+#: How long budgets that a store has lost may take to be rebuilt, in seconds.
+_NOTE_LIFE_S: Final = 60.0
 
 
 class Billing:
@@ -92,6 +94,10 @@ class Billing:
         await self._outbox.open()
         try:
             machine = await self._outbox.write(lambda db: db.meta("machine", services.new_id()))
+            lives = await self._outbox.read(lambda db: db.lives())
+            self._life = services.store_life(lives)
+            if not lives:
+                await self._outbox.write(lambda db: db.note_life(self._life))
             for sink in config.sinks:
                 await self._join(sink.name, from_now=sink.config.start == "now")
         except BaseException:
@@ -130,7 +136,14 @@ class Billing:
         services.tasks.every(_PRUNE_S, self._prune, name="prune")
         services.tasks.every(_STATUS_S, self._read_sinks, name="read sinks")
         services.tasks.every(config.share_s, self._shared.write, name="share sums")
+        services.tasks.spawn(self._note_life(), name="note the store's life")
         services.tasks.every(_HELD_S, self._held.resolve, name="resolve held")
+
+    async def _note_life(self) -> None:
+        # Not at once: a worker that ends before budgets are rebuilt leaves it to the next one. To do so twice is harmless.
+        await self._services.clock.sleep(_NOTE_LIFE_S)
+        life = self._life
+        await self._outbox.write(lambda db: db.note_life(life))
 
     async def _join(self, sink: str, *, from_now: bool) -> None:
         now_ms = int(self._services.clock.now() * 1000)
@@ -190,6 +203,8 @@ class Billing:
             self._unlogged.complete(event.attempts)
         elif isinstance(event, StoreEmptied):
             self._shared.write_again()
+            self._life = event.life
+            self._services.tasks.spawn(self._note_life(), name="note the store's life")
         elif isinstance(event, BudgetsLost):
             since_s, to_s = int(event.month_began), int(event.at) + 1
             rows = await asyncio.to_thread(self._reports.written, Span(since_s, to_s))
