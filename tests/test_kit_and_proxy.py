@@ -34,7 +34,7 @@ class Case:
         body: What the client sends, as JSON or as the fields of a form.
         model: What the kit is told that it asks for; by default what the body says.
         headers: More headers.
-        files: Files of a form.
+        files: Files of a form, by field; of each name, content and kind.
         stream: Whether it wants a stream.
     """
 
@@ -49,8 +49,18 @@ class Case:
     @property
     def told(self) -> dict[str, Any]:
         """The body as plugins see it, with the files of a form."""
-        files = (self.files or {}).items()
-        return self.body | {name: {"filename": of, "type": kind, "data": data} for name, (of, data, kind) in files}
+        told: dict[str, Any] = {}
+        for name, one in self.uploads:
+            upload = dict(zip(("filename", "data", "type"), one, strict=True))
+            several = isinstance((self.files or {})[name], list)
+            told[name] = [*told.get(name, ()), upload] if several else upload
+        return self.body | told
+
+    @property
+    def uploads(self) -> list[tuple[str, Any]]:
+        """The files of a form, each with its field."""
+        fields = (self.files or {}).items()
+        return [(name, one) for name, given in fields for one in (given if isinstance(given, list) else [given])]
 
 
 #: What no two requests have in common.
@@ -113,6 +123,12 @@ CASES = {
     "rerank": Case("/v1/rerank", Endpoint.RERANK, {"model": "chat", "query": "hi", "documents": ["a", "b"]}),
     "moderations": Case("/v1/moderations", Endpoint.MODERATIONS, {"model": "chat", "input": "hi"}),
     "images": Case("/v1/images/generations", Endpoint.IMAGES, {"model": "chat", "prompt": "hi", "n": 1}),
+    "edits": Case(
+        "/v1/images/edits",
+        Endpoint.IMAGES,
+        {"model": "chat", "prompt": "hi"},
+        files={"image": [("a.png", b"PNG", "image"), ("b.png", b"PNG", "image")]},
+    ),
     "speech": Case("/v1/audio/speech", Endpoint.SPEECH, {"model": "chat", "input": "hi", "voice": "alloy"}),
     "transcriptions": Case(
         "/v1/audio/transcriptions",
@@ -185,7 +201,7 @@ async def test_plugins_are_told_the_same(proxy: tuple[Rig, Path], tmp_path: Path
     rig, file = proxy
     case, here = CASES[name], tmp_path / "contexts.jsonl"
     headers = {"x-test-case": name, **case.headers}
-    content: dict[str, Any] = {"data": case.body, "files": case.files} if case.files else {"json": case.body}
+    content: dict[str, Any] = {"data": case.body, "files": case.uploads} if case.files else {"json": case.body}
     async with httpx.AsyncClient(base_url=rig.proxy.url, trust_env=False, timeout=30) as client:
         await client.post(
             case.path, headers={"authorization": "Bearer tenant-a", "cookie": "a=b", **headers}, **content

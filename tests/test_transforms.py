@@ -188,9 +188,32 @@ def test_headers_of_a_denial_cannot_split_an_answer(rig: Rig) -> None:
     assert not {"set-cookie", "x-evil"} & set(answer.headers)
 
 
+#: What reaches a provider as it is: files, what stands in one, and what tokens are counted of.
+UNSEEN: dict[str, dict[str, Any]] = {
+    "/v1/batches": {
+        "json": {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    },
+    "/v1/files": {
+        "data": {"purpose": "assistants", "custom_llm_provider": "openai"},
+        "files": {"file": ("a.txt", b"I am Ada", "text/plain")},
+    },
+    "/v1/audio/transcriptions": {
+        "data": {"model": "gpt"},
+        "files": {"file": ("a.wav", b"RIFF" + bytes(200), "audio/wav")},
+    },
+    "/v1/messages/count_tokens": {"json": {"model": "claude", "messages": [{"role": "user", "content": "I am Ada"}]}},
+}
+
+
 def test_a_plugin_that_must_see_everything(tmp_path: Path) -> None:
     """Where its policy is to deny, a fault or content that it cannot see ends the request, and nothing unchanged passes."""
-    with start(tmp_path, "guardian") as rig:
+    nowhere = {"api_base": "http://127.0.0.1:9/v1", "api_key": "sk-provider"}
+    config = {
+        "files_settings": [{"custom_llm_provider": "openai", **nowhere}],
+        "assistant_settings": {"custom_llm_provider": "openai", "litellm_params": nowhere},
+        "general_settings": {"custom_auth": "pointsman.litellm.custom_auth"},
+    }
+    with start(tmp_path, "guardian", config=config) as rig:
         before = len(rig.upstream.requests)
         refused = post(rig, "guard-request", fail="request")
         assert refused.status_code >= 500
@@ -200,6 +223,16 @@ def test_a_plugin_that_must_see_everything(tmp_path: Path) -> None:
         broken = post(rig, "guard-stream", {"stream": True}, fail="stream")
         assert '"code":"plugin_failed"' in broken.text
         assert "[DONE]" not in broken.text
-        body = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
-        batch = httpx.post(f"{rig.proxy.url}/v1/batches", json=body, headers=headers(rig, "guard-batch"), timeout=30)
-        assert (batch.status_code, batch.json()["error"]["code"]) == (400, "not_transformable"), batch.text
+        before = len(rig.upstream.requests)
+        for path, content in UNSEEN.items():
+            unseen = httpx.post(f"{rig.proxy.url}{path}", headers=headers(rig, path), timeout=30, **content)
+            assert (unseen.status_code, unseen.json()["error"]["code"]) == (400, "not_transformable"), unseen.text
+        thread = {"messages": [{"role": "user", "content": "I am Ada"}]}
+        closed = httpx.post(
+            f"{rig.proxy.url}/v1/threads", headers={"authorization": "Bearer tenant-a"}, json=thread, timeout=30
+        )
+        assert (closed.status_code, closed.json()["error"]["code"]) == (403, "unmetered_route"), closed.text
+        assert len(rig.upstream.requests) == before, "nothing was sent"
+        for path in ("/v1/files?purpose=batch", "/v1/batches?limit=2", "/v1/files/file-1/content"):
+            read = httpx.get(f"{rig.proxy.url}{path}", headers=headers(rig, path), timeout=30)
+            assert "not_transformable" not in read.text

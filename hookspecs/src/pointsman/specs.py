@@ -241,9 +241,10 @@ async def transform_request(ctx: RequestContext, attempt: Attempt, body: Mapping
 
     Fires once per attempt, after ``before_attempt``, for attempts of clients' requests and for calls of our own. Async; a
     pipeline in order. Deadline 5 s each. Every attempt starts with the client's own body: what a plugin changed for an
-    earlier attempt is not in it. ``ctx.body`` stays the client's. Where a request's content cannot be changed (uploads of
-    files, batches, stored objects, websockets), a plugin with ``on_failure: deny`` refuses the request, one with ``allow``
-    is left out.
+    earlier attempt is not in it. ``ctx.body`` stays the client's. Where a request's content cannot be changed (uploaded
+    files, batches, stored objects, websockets, counting tokens), a plugin with ``on_failure: deny`` refuses the request, and
+    one with ``allow`` is left out. The other fields of a form with a file are changed. A plugin with ``deny`` also closes the
+    routes that no hook sees, as one that limits or bills does (``unmetered``).
 
     Args:
         ctx: The request.

@@ -49,6 +49,36 @@ class Redacting:
 BODY = {"messages": [{"role": "user", "content": "Hi, I am Ada"}]}
 
 
+FILE = {"filename": "a", "data": b"Ada"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "generates", "body"),
+    [
+        (Endpoint.TRANSCRIPTIONS, True, {"file": FILE}),
+        (Endpoint.IMAGES, True, {"prompt": "Ada", "image": [FILE]}),
+        (Endpoint.FILES, False, {"purpose": "assistants", "file": FILE}),
+        (Endpoint.BATCHES, True, {"input_file_id": "file-1"}),
+        (Endpoint.COUNT_TOKENS, False, BODY),
+        (Endpoint.ASSISTANTS, False, BODY),
+    ],
+)
+async def test_what_no_plugin_can_change_is_refused_where_one_must(harness, plugin, endpoint, generates, body):
+    """A file, a count of tokens, what is stored at a provider: all of it reaches one. What only reads carries nothing."""
+    for config, status in ((Denying, 400), (PluginConfig, 200)):
+        async with harness([plugin(Redacting, config=config)]) as h:
+            result = await h.request(endpoint=endpoint, generates=generates, body=body)
+            assert result.status == status
+            assert h.host.unmetered("/v1/threads") == ("deny" if config is Denying else "allow")
+            if status == 400:
+                assert (result.denial.code, result.attempts) == ("not_transformable", ())
+            elif "prompt" in body:
+                assert result.sent == ({"prompt": "NAME"},)
+            if endpoint in {Endpoint.FILES, Endpoint.ASSISTANTS}:
+                assert (await h.request(endpoint=endpoint, generates=False, body={})).status == 200
+            assert h.faults == {}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
 async def test_in_and_out(harness, plugin, endpoint, stream):

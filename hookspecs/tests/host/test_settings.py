@@ -212,12 +212,12 @@ def test_any_section_is_either_accepted_or_explained(section):
 @pytest.mark.parametrize(("text", "expected"), [("deny", "deny"), ("allow", "allow"), ("{}", "deny")])
 def test_one_policy_is_for_every_route(text, expected):
     settings = parse(yaml.safe_load(f"unmetered: {text}"), "f.yaml", Path())
-    assert unmetered(settings.host.unmetered, "/v1/rag/query", metering=True) == expected
+    assert unmetered(settings.host.unmetered, "/v1/rag/query", closed=True) == expected
 
 
 def test_without_a_plugin_that_limits_or_bills_every_route_is_open():
-    assert unmetered({}, "/v1/rag/query", metering=False) == "allow"
-    assert unmetered({"/v1/files": "allow"}, "/v1/rag/query", metering=False) == "allow"
+    assert unmetered({}, "/v1/rag/query", closed=False) == "allow"
+    assert unmetered({"/v1/files": "allow"}, "/v1/rag/query", closed=False) == "allow"
 
 
 @pytest.mark.parametrize(
@@ -238,4 +238,4 @@ def test_without_a_plugin_that_limits_or_bills_every_route_is_open():
 def test_the_longest_beginning_of_the_path_decides(path, expected):
     """Whether the path or the setting has ``/v1`` does not matter; a path that could mean another has no own policy."""
     configured = {"*": "deny", "/v1/rag": "allow", "/rag/ingest": "deny"}
-    assert unmetered(configured, path, metering=False) == expected
+    assert unmetered(configured, path, closed=False) == expected

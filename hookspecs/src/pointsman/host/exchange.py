@@ -266,7 +266,7 @@ class Exchange:
             hooks.transform_request
             and self.denial is None
             and self.reply is None
-            and transforms.is_out_of_reach(self.ctx)
+            and transforms.carries_unseen(self.ctx)
         ):
             self.refuse_unfit()
         return self.denial

@@ -164,7 +164,6 @@ class Host:
         self.generation = 1
         self.reloads: Reloading | None = None
         self._instances = Instances(self.clock, self.faults, lambda: self.gateway.catalog, self.services)
-        self._metering = any(plugin.info.meters for plugin in self.plugins.loaded)
         self.hooks = self._compiled()
         self.events = EventBus(self._deliver)
         self.admin: Starlette | None = None
@@ -212,7 +211,10 @@ class Host:
 
     def unmetered(self, path: str) -> Policy:
         """Return the policy for a request to this path that is not metered."""
-        return unmetered(self.settings.host.unmetered, path, metering=self._metering)
+        metering = any(plugin.info.meters for plugin in self.plugins.loaded)
+        # What is not admitted, no plugin sees either.
+        closed = metering or self.hooks.unfit("transform_request") is not None
+        return unmetered(self.settings.host.unmetered, path, closed=closed)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -261,7 +263,6 @@ class Host:
         await self._end_without_needs()
         for plugin in self.plugins.loaded:
             self._instances.collect_routes(plugin)
-        self._metering = any(plugin.info.meters for plugin in self.plugins.loaded)
         self.hooks = self._compiled()
         self.admin = self._admin_surface()
         self.deferred = Deferred(ScopedStore(self._store, "deferred/"))
@@ -434,7 +435,6 @@ class Host:
         # From here on nothing waits and nothing fails.
         self.settings, self.plugins = settings, plugins
         self.generation += 1
-        self._metering = any(plugin.info.meters for plugin in plugins.loaded)
         self.hooks = self._compiled()
         self._instances.started = {plugin.name for plugin in plugins.loaded}
         self.admin = self._admin_surface()

@@ -196,7 +196,7 @@ class HostConfig(Section):
         Field(
             default_factory=dict,
             description="Policy for requests that reach a provider without being metered: 'deny' or 'allow', or one of them by "
-            "the beginning of the path, with '*' for all other paths; by default 'deny' where a plugin limits or bills.",
+            "the beginning of the path, with '*' for all other paths; by default 'deny' where a plugin limits or bills, or must see what is sent.",
         )
     )
     unpriced: Policy = Field(
@@ -214,15 +214,15 @@ class HostConfig(Section):
     )
 
 
-def unmetered(configured: Mapping[str, Policy], path: str, *, metering: bool) -> Policy:
+def unmetered(configured: Mapping[str, Policy], path: str, *, closed: bool) -> Policy:
     """Return the policy for a request that is not metered.
 
     Args:
         configured: The setting.
         path: The request's path; the part ``/v1`` of it and of the setting's does not matter.
-        metering: Whether a loaded plugin limits or bills.
+        closed: Whether a loaded plugin limits or bills, or must see what is sent.
     """
-    default: Policy = "deny" if metering else "allow"
+    default: Policy = "deny" if closed else "allow"
     parts = _segments(path)
     policies = {_segments(key): policy for key, policy in configured.items() if key != EVERY_ROUTE}
     # A provider may read such a path as another one.

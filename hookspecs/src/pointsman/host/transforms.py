@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
@@ -34,6 +34,8 @@ _OUT_OF_REACH: Final = frozenset(
         Endpoint.VECTOR_STORES,
     }
 )
+#: Fields of requests that only store something.
+_CONTENT: Final = frozenset({"content", "file", "instructions", "messages"})
 Piece = Mapping[str, Any]
 
 #: A plugin's own work between two pieces; what it waits for the next piece does not count.
@@ -43,6 +45,21 @@ CLOSE_DEADLINE_S: Final = 5.0
 def is_out_of_reach(ctx: RequestContext) -> bool:
     """Return whether what a request sends to a provider cannot be changed."""
     return ctx.generates and ctx.endpoint in _OUT_OF_REACH
+
+
+def carries_unseen(ctx: RequestContext) -> bool:
+    """Return whether a request carries content that cannot be changed: all of it, or the files beside its fields."""
+    if ctx.endpoint is Endpoint.COUNT_TOKENS or is_out_of_reach(ctx):
+        return True
+    # What only reads has fields too, such as those of its query.
+    return (ctx.endpoint in _OUT_OF_REACH and not _CONTENT.isdisjoint(ctx.body)) or any(map(is_file, ctx.body.values()))
+
+
+def is_file(value: object) -> bool:
+    """Return whether a field of a request's body is an uploaded file, or several."""
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return any(map(is_file, value))
+    return isinstance(value, Mapping) and isinstance(value.get("data"), bytes)
 
 
 class StreamDeniedError(Exception):

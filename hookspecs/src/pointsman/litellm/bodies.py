@@ -99,10 +99,13 @@ _UPLOADS: Final[Mapping[Endpoint, str]] = {
     Endpoint.VIDEOS: "image",
 }
 _WAVE: Final = b"RIFF"
+_FILE: Final = "file"
 
 
 def uploads(endpoint: Endpoint, data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the files of a form, by field: of each its name, its kind and its content. LiteLLM keeps them beside the body.
+
+    Of a file that a provider is to keep it shows the name and the size.
 
     Args:
         endpoint: The request's API.
@@ -113,9 +116,15 @@ def uploads(endpoint: Endpoint, data: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in data.items():
         if isinstance(value, BytesIO):
             found[name] = _upload(value, kind)
-        elif isinstance(value, list) and value and isinstance(value[0], BytesIO):
+        elif _are_files(value):
             found[name] = [_upload(one, kind) for one in value if isinstance(one, BytesIO)]
+    if endpoint is Endpoint.FILES and isinstance(file := data.get(_FILE), Mapping):
+        found |= {"purpose": data.get("purpose"), _FILE: {"filename": file.get("filename"), "size": file.get("size")}}
     return found
+
+
+def _are_files(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], BytesIO)
 
 
 def _upload(file: BytesIO, kind: str | None) -> dict[str, Any]:
@@ -126,9 +135,13 @@ def _upload(file: BytesIO, kind: str | None) -> dict[str, Any]:
 
 
 def taken(arguments: Mapping[str, Any], ctx: RequestContext) -> dict[str, Any]:
-    """Return the request's body as it is among LiteLLM's arguments, without model and stream."""
+    """Return the request's body as it is among LiteLLM's arguments, without model, stream and files."""
     names = (_CONTENT | ctx.body.keys()) - FIXED_FIELDS
-    return {name: value for name, value in arguments.items() if name in names and isinstance(value, _JSON)}
+    return {
+        name: value
+        for name, value in arguments.items()
+        if name in names and isinstance(value, _JSON) and not _are_files(value)
+    }
 
 
 def put(arguments: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

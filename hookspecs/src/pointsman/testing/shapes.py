@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
+from ..host.transforms import is_file
 from ..types import FIXED_FIELDS, Endpoint
 
 #: What the gateway has translated already: settings, without content.
@@ -14,14 +15,7 @@ _TRANSLATED: Final = frozenset({"generationConfig"})
 def sent_body(body: Mapping[str, Any], endpoint: Endpoint) -> dict[str, Any]:
     """Return what the gateway sends of a client's body, without model and stream; files go beside it."""
     gone = FIXED_FIELDS | _TRANSLATED if endpoint is Endpoint.GENERATE_CONTENT else FIXED_FIELDS
-    return {name: value for name, value in body.items() if name not in gone and not _is_file(value)}
-
-
-def _is_file(value: object) -> bool:
-    """Return whether a field of a form is a file, or several."""
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return any(_is_file(one) for one in value)
-    return isinstance(value, Mapping) and isinstance(value.get("data"), bytes)
+    return {name: value for name, value in body.items() if name not in gone and not is_file(value)}
 
 
 def stream_piece(endpoint: Endpoint, model: str, text: str) -> dict[str, Any]:
