@@ -38,7 +38,26 @@ PRICE = Price(
     code_session_usd=Decimal(1),
     search_unit_usd=Decimal(2),
 )
-WRONG = (None, 0, "many", "17", " 17.0 ", -3, True, 1.5, 10**18, [], {})
+WRONG = (None, 0, "many", "17", " 17.0 ", -3, True, 1.5, 2 * 10**10, 10**18, [], {})
+#: What has no price, so that an answer with it is unpriced; and what does not fit the rest of the block.
+UNPRICED: Mapping[str, Mapping[str, Any]] = {
+    "a new tool": {"server_tool_use": {"web_search_requests": 1, "frobnicate_requests": 2}},
+    "no number of searches": {"server_tool_use": {"web_search_requests": "many"}},
+    "another's tool": {"server_side_tool_usage_details": {"x_search_calls": 2}},
+    "sources": {"num_sources_used": 3},
+}
+UNFIT: Mapping[str, Mapping[str, Any]] = {
+    "all is text": {"text_tokens": 10**9},
+    "text and sound": {"text_tokens": 10**9, "audio_tokens": 1},
+    "many images": {"image_tokens": 10**9},
+    "negative": {"audio_tokens": -1},
+    "huge": {"cached_tokens": 10**15},
+}
+DETAILS = {
+    "chat": "prompt_tokens_details",
+    "responses": "input_tokens_details",
+    "messages": "input_tokens_details",
+}
 
 
 @dataclass(frozen=True)
@@ -270,7 +289,10 @@ def test_what_was_used_is_never_free_and_never_more_than_the_block_says(file: st
         if reading is None or not reading.complete:
             continue
         cost = pricing.total_usd(reading.usage, lambda _: PRICE)
-        assert cost is not None, (answer.id, name)
+        if cost is None:
+            # A tool of which it is not known how often it was used.
+            assert reading.usage.other_tools, (answer.id, name)
+            continue
         # The whole and its parts are all in the block: each token is in it at most a few times.
         assert 0 <= cost <= 15 * sum(said), (answer.id, name, reading.usage)
         if said and not reading.usage.contradictory:
@@ -301,6 +323,56 @@ def test_a_later_message_erases_nothing(file: str) -> None:
             assert facts(heard(answer, [*messages, *messages], stream=True)) == right, (answer.id, answer.kind)
             seen += 1
     assert seen > 10
+
+
+def bills(answer: Recorded, block: Mapping[str, Any]) -> list[Any]:
+    """Return what is read of the plain and of the streamed answer, which is the same where both are whole."""
+    whole = heard(answer, plain(answer, block), stream=False)
+    if answer.kind == "embeddings":
+        return [whole]
+    pieces = heard(answer, streamed(answer, block), stream=True)
+    if whole is not None and pieces is not None and whole.complete and pieces.complete:
+        assert facts(whole) == facts(pieces), (answer.id, answer.kind, block)
+    return [whole, pieces]
+
+
+@pytest.mark.parametrize("name", UNPRICED)
+@pytest.mark.parametrize("file", FILES)
+def test_what_is_not_understood_is_unpriced(file: str, name: str) -> None:
+    """However the rest of the block is."""
+    seen = 0
+    for answer, mutation, block in answers(file):
+        if answer.kind in {"ollama", "cohere", "cohere2"}:
+            # They have no tools of their own.
+            continue
+        for reading in bills(answer, {**block, **UNPRICED[name]}):
+            if reading is not None:
+                cost = pricing.total_usd(reading.usage, lambda _: PRICE)
+                assert cost is None, (answer.id, answer.kind, mutation, reading.usage)
+                seen += 1
+    assert seen > 50
+
+
+@pytest.mark.parametrize("name", UNFIT)
+@pytest.mark.parametrize("file", FILES)
+def test_parts_that_do_not_fit_are_marked_and_never_cost_more_than_the_whole(file: str, name: str) -> None:
+    seen = 0
+    for answer in load(file):
+        if answer.kind not in DETAILS:
+            continue
+        block = {**answer.block, DETAILS[answer.kind]: UNFIT[name]}
+        without = {key: value for key, value in block.items() if key != DETAILS[answer.kind]}
+        for reading in bills(answer, block):
+            if reading is None or not reading.complete:
+                continue
+            assert reading.usage.contradictory, (answer.id, answer.kind, reading.usage)
+            cost = pricing.total_usd(reading.usage, lambda _: PRICE)
+            right = pricing.total_usd(bills(answer, without)[0].usage, lambda _: PRICE)
+            assert cost is not None
+            assert right is not None
+            assert cost <= right, (answer.id, answer.kind, reading.usage)
+            seen += 1
+    assert seen > 3
 
 
 # -- the bill -----------------------------------------------------------------------------------------------------------
