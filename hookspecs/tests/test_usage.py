@@ -361,6 +361,8 @@ _LARGE = {"input_tokens": 5000, "output_tokens": 100}
         ("messages", {"cache_creation_input_tokens": 500, "cache_creation": {"ephemeral_5m_input_tokens": 400}}),
         ("messages", {"cache_creation_input_tokens": 500, "cache_creation": {"ephemeral_1h_input_tokens": 0}}),
         ("messages", {"cache_creation_input_tokens": 0, "cache_creation": {"ephemeral_5m_input_tokens": 400}}),
+        ("messages", {"cache_creation": {"ephemeral_24h_input_tokens": 400}}),
+        ("messages", {"cache_creation_input_tokens": 400, "cache_creation": {"ephemeral_24h_input_tokens": 400}}),
         ("messages", {"cache_read_input_tokens": -1000}),
         (
             "messages",
@@ -452,6 +454,7 @@ def test_modalities_are_not_more_than_their_whole(details: dict[str, Any], marke
         (500, [{"ttl": "1h", "inputTokens": 200}, {"ttl": "5m", "inputTokens": 300}], False),
         (500, [{"ttl": "1h", "inputTokens": 200}], True),
         (100, [{"ttl": "1h", "inputTokens": 200}], True),
+        (200, [{"ttl": "24h", "inputTokens": 200}], True),
     ],
 )
 def test_life_times_of_bedrock_are_all_cache_writes(written: int, details: list[Any], marked: bool) -> None:
@@ -459,6 +462,35 @@ def test_life_times_of_bedrock_are_all_cache_writes(written: int, details: list[
     usage = heard([{"usage": block}], stream=False).usage
     assert usage.contradictory is marked
     assert usage.cache_write_tokens == max(written, sum(item["inputTokens"] for item in details))
+
+
+@pytest.mark.parametrize(
+    ("units", "others"),
+    [
+        ({"input_tokens": 10, "output_tokens": 5}, None),
+        ({"search_units": 1, "total_tokens": 5, "image_tokens": 3}, None),
+        ({"input_tokens": 10, "classifications": 2, "images": 1}, 3),
+        ({"input_tokens": 10, "audio_seconds": 7}, 7),
+        ({"input_tokens": 10, "audio_seconds": "many"}, 1),
+        ({"input_tokens": 10, "audio_seconds": 0}, None),
+        ({"audio_seconds": 7}, 7),
+    ],
+)
+def test_units_of_cohere_that_have_no_price_are_other_tools(units: dict[str, Any], others: int | None) -> None:
+    assert heard([{"text": "x", "meta": {"billed_units": units}}], stream=False).usage.other_tools == others
+
+
+@pytest.mark.parametrize("latency", ["standard", "optimized"])
+def test_the_faster_service_of_bedrock_has_no_usual_price(latency: str) -> None:
+    block = {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15}
+    usage = heard([{"usage": block, "performanceConfig": {"latency": latency}}], stream=False).usage
+    assert (pricing.cost_usd(usage, replace(PRICE, for_all_tiers=False)) is None) is (latency == "optimized")
+
+
+@pytest.mark.parametrize(("speed", "tier"), [("standard", "batch"), (None, "batch"), ("fast", "fast"), ("new", "new")])
+def test_a_speed_is_a_tier_unless_it_is_the_usual_one(speed: str | None, tier: str) -> None:
+    block = {**MESSAGES, "service_tier": "batch", "speed": speed}
+    assert heard(plain("messages", block), stream=False).usage.service_tier == tier
 
 
 def test_the_end_of_a_stream_may_count_cache_writes_without_their_life_times() -> None:
@@ -495,6 +527,8 @@ def test_a_count_that_cannot_be_is_not_known(kind: str, count: Any) -> None:
         ("messages", {"server_tool_use": {"new_requests": 0, "other_requests": None}}, {"other_tools": None}),
         ("messages", {"server_tool_use": {"web_fetch_requests": 2, "tool_search_requests": 1}}, {"other_tools": None}),
         ("messages", {"server_tool_use": {"code_execution_requests": 2}}, {"other_tools": None, "code_sessions": 2}),
+        ("chat", {"connectors": {"web_search": 2}}, {"other_tools": 2}),
+        ("chat", {"connectors": {}}, {"other_tools": None}),
         ("chat", {"num_sources_used": 4}, {"other_tools": 4}),
         ("chat", {"num_sources_used": 0}, {"other_tools": None}),
         ("chat", {"server_side_tool_usage_details": {"web_search_calls": 1, "x_search_calls": 2}}, {"other_tools": 2}),

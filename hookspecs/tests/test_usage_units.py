@@ -88,6 +88,20 @@ def test_gemini_counts_thoughts_and_tools_apart():
     assert gemini_usage({}) is None
 
 
+@pytest.mark.parametrize(
+    ("billed", "expected"),
+    [
+        ({"search_units": 2}, Usage(search_units=2)),
+        ({"search_units": 2, "images": 3}, Usage(search_units=2, other_tools=3)),
+        ({"classifications": 3}, Usage(other_tools=3)),
+        ({"search_units": None, "images": None}, None),
+        ({}, None),
+    ],
+)
+def test_what_a_reranker_charges_and_has_no_price_is_not_free(billed, expected):
+    assert answer_usage(Endpoint.RERANK, {"meta": {"billed_units": billed}}, {}) == expected
+
+
 def test_interactions_count_like_gemini_under_other_names():
     usage = {"total_input_tokens": 10, "total_output_tokens": 20, "total_reasoning_tokens": 5, "total_tokens": 35}
     assert interaction_usage(usage) == Usage(prompt_tokens=10, completion_tokens=25, reasoning_tokens=5)

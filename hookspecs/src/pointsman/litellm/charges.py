@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ _USES: Final[Mapping[str, Mapping[str, str | None]]] = {
         "file_search_calls": "file_searches",
         "mcp_calls": None,
     },
+    # Mistral's, of which none has a price.
+    "connectors": {},
 }
 #: The same, in the block itself: of Perplexity and of xAI.
 _COUNTED: Final = {
@@ -85,6 +87,17 @@ def tools(get: Mapping[str, Any]) -> dict[str, Any]:
             # Perplexity says then only that it has searched.
             facts.setdefault("searches", 1)
     return facts
+
+
+def unknown_uses(counts: Mapping[str, Any], known: Collection[str]) -> int:
+    """Return how often what is not known was used; 1 for what is no count.
+
+    Args:
+        counts: Counts by name.
+        known: The names that are known.
+    """
+    others = ((number(value), value) for name, value in counts.items() if name not in known)
+    return sum(1 if count is None else count for count, value in others if value)
 
 
 def search_size(value: Any) -> str | None:

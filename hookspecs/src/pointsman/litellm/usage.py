@@ -99,6 +99,9 @@ class Account:
         tier = name_of(object_of(tier).get("type") if is_object(tier) else tier)
         if tier and tier != "auto":
             self.service_tier = tier
+        if object_of(message.get("performanceConfig")).get("latency") == "optimized":
+            # Bedrock charges it at prices of its own.
+            self.service_tier = "optimized"
 
     def add_block(self, block: Mapping[str, Any], *, final: bool = True) -> None:
         """Take up a usage block.

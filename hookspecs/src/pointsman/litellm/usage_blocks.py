@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ..types import Usage
-from .charges import charged
+from .charges import charged, unknown_uses
 from .reported_counts import (
     MOST_PARTS,
     first_count,
@@ -170,6 +170,10 @@ def _with_audio(get: Mapping[str, Any], parts: Mapping[str, int], ms: int) -> Dr
     return found
 
 
+#: How fast Anthropic answers without a price of its own.
+_USUAL_SPEEDS: Final = frozenset({None, "standard"})
+
+
 def _read_input_output(get: Mapping[str, Any]) -> Draft | None:
     """Anthropic counts cached tokens in addition to ``input_tokens``, OpenAI's responses as part of it."""
     if "input_tokens" not in get and "output_tokens" not in get:
@@ -185,8 +189,8 @@ def _read_input_output(get: Mapping[str, Any]) -> Draft | None:
         get, (input_details, get.get("input_tokens")), (output_details, get.get("output_tokens"))
     )
     found = _resolved(get, "input_tokens", "output_tokens", "total_tokens", parts, outside=outside, malformed=bad)
-    speed = get.get("speed")
-    found.facts["service_tier"] = "fast" if speed == "fast" else name_of(get.get("service_tier"))
+    speed = name_of(get.get("speed"))
+    found.facts["service_tier"] = name_of(get.get("service_tier")) if speed in _USUAL_SPEEDS else speed
     found.facts["region"] = name_of(get.get("inference_geo"))
     return _with_iterations(found, get["iterations"]) if "iterations" in get else found
 
@@ -268,6 +272,9 @@ def _read_gemini(get: Mapping[str, Any]) -> Draft | None:
     return found
 
 
+_LIFETIMES: Final = frozenset({"5m", "1h"})
+
+
 def _read_bedrock(get: Mapping[str, Any]) -> Draft | None:
     if not {"inputTokens", "outputTokens"} & set(get):
         return None
@@ -278,16 +285,20 @@ def _read_bedrock(get: Mapping[str, Any]) -> Draft | None:
     hour = sum(number(item.get("inputTokens")) or 0 for item in lifetimes if item.get("ttl") == "1h")
     named = sum(number(item.get("inputTokens")) or 0 for item in lifetimes)
     parts = {"cached_tokens": read, "cache_write_tokens": max(written, named), "cache_write_1h_tokens": hour}
-    bad = bool(lifetimes) and named != written
+    bad = bool(lifetimes) and (named != written or any(item.get("ttl") not in _LIFETIMES for item in lifetimes))
     outside = read + max(written, named)
     return _resolved(get, "inputTokens", "outputTokens", "totalTokens", parts, outside=outside, malformed=bad)
+
+
+#: The units that have a price.
+_UNITS: Final = frozenset({"input_tokens", "output_tokens", "image_tokens", "total_tokens", "search_units"})
 
 
 def _read_billed(get: Mapping[str, Any]) -> Draft | None:
     """Read the units that Cohere charges: tokens, or searches.
 
     ``tokens``, in addition to them, is what its models have processed, with tokens that Cohere adds itself and does not charge
-    (docs.cohere.com, "How Does Cohere's Pricing Work?"). Images and classifications have no price in LiteLLM's map.
+    (docs.cohere.com, "How Does Cohere's Pricing Work?"). Images, classifications and other units have no price in LiteLLM's map.
     """
     billed, processed = mapping(get.get("billed_units")), mapping(get.get("tokens"))
     if not billed and not processed:
@@ -302,7 +313,7 @@ def _read_billed(get: Mapping[str, Any]) -> Draft | None:
         completion = number(processed.get("output_tokens"))
         uncharged = uncharged or completion is not None
     images = number(billed.get("image_tokens")) or 0
-    others = (number(billed.get("images")) or 0) + (number(billed.get("classifications")) or 0)
+    others = unknown_uses(billed, _UNITS)
     facts = {
         "prompt_tokens": (prompt or 0) + images,
         "completion_tokens": completion or 0,
@@ -420,6 +431,8 @@ def _unlike(get: Mapping[str, Any], details: Mapping[str, Any], lifetimes: Mappi
     """Return whether the cache writes by their life times are not all that there were."""
     if all(value is None for value in lifetimes.values()):
         return False
+    if _of_unknown_lifetime(lifetimes):
+        return True
     written = _written(get, details)
     return sum(_by_lifetime(lifetimes)) != written and (written > 0 or "cache_creation_input_tokens" in get)
 
@@ -434,6 +447,14 @@ def _by_lifetime(lifetimes: Mapping[str, Any]) -> tuple[int, int]:
     return number(hour) or 0, number(minutes) or 0
 
 
+def _of_unknown_lifetime(lifetimes: Mapping[str, Any]) -> int:
+    """Return the cache writes of other life times, whose price is not known."""
+    return sum(number(value) or 0 for name, value in lifetimes.items() if name not in _KNOWN_LIFETIMES)
+
+
+_KNOWN_LIFETIMES: Final = frozenset({"ephemeral_1h_input_tokens", "ephemeral_5m_input_tokens"})
+
+
 def _written(get: Mapping[str, Any], details: Mapping[str, Any]) -> int:
     return first_count(
         details.get("cache_write_tokens"), details.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
@@ -441,7 +462,8 @@ def _written(get: Mapping[str, Any], details: Mapping[str, Any]) -> int:
 
 
 def _prompt_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[str, int]:
-    hour, minutes = _by_lifetime(_lifetimes(get, details))
+    lifetimes = _lifetimes(get, details)
+    hour, minutes = _by_lifetime(lifetimes)
     written = _written(get, details)
     cached = mapping(details.get("cached_tokens_details"))
     return {
@@ -452,7 +474,7 @@ def _prompt_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[st
             get.get("num_cached_tokens"),
             get.get("cached_tokens"),
         ),
-        "cache_write_tokens": max(written, hour + minutes),
+        "cache_write_tokens": max(written, hour + minutes + _of_unknown_lifetime(lifetimes)),
         "cache_write_1h_tokens": hour,
         "cached_audio_tokens": number(cached.get("audio_tokens")) or 0,
         "cached_image_tokens": number(cached.get("image_tokens")) or 0,

@@ -16,7 +16,7 @@ import litellm
 
 from ..types import Endpoint, Usage
 from . import request_values
-from .charges import TOOLS, tools
+from .charges import TOOLS, tools, unknown_uses
 from .reported_counts import decimal, mapping
 
 _MOST: Final = 10**15
@@ -116,6 +116,10 @@ def _transcription(response: Any, _: Mapping[str, object], tokens: Usage | None)
     return None if seconds is None else Usage(audio_ms=round(seconds * _MS))
 
 
+#: What a reranker charges that may have a price.
+_BILLED: Final = frozenset({"search_units", "total_tokens", "input_tokens", "output_tokens"})
+
+
 def _rerank(response: Any, _: Mapping[str, object], tokens: Usage | None) -> Usage | None:
     meta = _get(response, "meta")
     billed, counted = _get(meta, "billed_units"), _get(meta, "tokens")
@@ -123,9 +127,16 @@ def _rerank(response: Any, _: Mapping[str, object], tokens: Usage | None) -> Usa
     prompt, completion = _count(_get(counted, "input_tokens")), _count(_get(counted, "output_tokens"))
     if prompt is None and (total := _count(_get(billed, "total_tokens"))) is not None:
         prompt = total
-    if units is None and prompt is None and completion is None:
+    others = unknown_uses(mapping(billed), _BILLED) or None
+    if units is None and prompt is None and completion is None and others is None:
         return tokens
-    return replace(tokens or Usage(), prompt_tokens=prompt or 0, completion_tokens=completion or 0, search_units=units)
+    return replace(
+        tokens or Usage(),
+        prompt_tokens=prompt or 0,
+        completion_tokens=completion or 0,
+        search_units=units,
+        other_tools=others,
+    )
 
 
 def _search(_: Any, __: Mapping[str, object], tokens: Usage | None) -> Usage | None:
