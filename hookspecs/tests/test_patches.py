@@ -235,3 +235,16 @@ def _around(inner: Any) -> Any:
         return f"around {await inner(*args, **given)}"
 
     return routed
+
+
+def test_a_native_router_that_has_moved_is_reported_with_what_is_lost(
+    patches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches.routers, "NATIVE_ROUTER", True)
+    monkeypatch.setattr(patches.routers.native_router, "WHERE", "litellm.moved")
+    faults = list(patches.faults(patches.of_router(object(), _parts(patches))).values())
+    assert (
+        faults[0]
+        == "litellm.moved._Driver.pre_route is missing: no plugin can execute requests: races are plain requests"
+    )
+    assert len(faults) == len(patches.of_router(object(), _parts(patches)))

@@ -30,7 +30,11 @@ WHERE: Final = "litellm.router_rust.core"
 
 def classes() -> tuple[Any, Any]:
     """Return the classes of the native router: the one of its core, and the one of its drivers; None where one is missing."""
-    module = importlib.import_module(WHERE)
+    try:
+        module = importlib.import_module(WHERE)
+    except ImportError:
+        # What is done without them is reported with each of their methods.
+        return None, None
     return getattr(module, "RustCore", None), getattr(module, "_Driver", None)
 
 
