@@ -433,21 +433,9 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
         catalog: The deployments.
         most_retries: The most retries that the client may ask for.
     """
-    model, status = data.get("model"), 400
-    if len(data) > _MOST_FIELDS:
-        # LiteLLM looks at each of them again and again.
-        message = f"The request has {len(data)} fields; at most {_MOST_FIELDS} are possible."
-        return Denial(status=status, code="too_many_fields", message=message)
-    if isinstance(model, str) and len(model) > _MOST_MODEL_CHARS:
-        # It would be in spans, in the journal and in every store.
-        message = f"The model's name has {len(model)} characters; at most {_MOST_MODEL_CHARS} are possible."
-        return Denial(status=status, code="model_name_too_long", message=message, param="model")
-    if isinstance(model, str) and "," in model and not catalog.is_listed(model):
-        # LiteLLM would call each of them at once: admitted once, accounted for once, answered several times.
-        message = "This gateway accepts one model per request; send one request for each model."
-        return Denial(status=status, code="model_list_not_supported", message=message, param="model")
-    if SETTINGS.isdisjoint(data):
-        return None
+    if (denial := _unfit_size(data, catalog)) is not None:
+        return denial
+    status = 400
     if isinstance(extra := data.get("extra_body"), Mapping) and (misplaced := sorted(_TOP_LEVEL & set(extra))):
         # The SDK underneath writes these over the body that was admitted.
         message = f"extra_body must not contain {', '.join(misplaced)}; set it at the top level of the request."
@@ -468,6 +456,26 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
     if (wrong := cap_retries(data, most_retries)) is not None:
         message = f"{wrong} must be a whole number that is not negative."
         return Denial(status=status, code="invalid_retries", message=message, param=wrong)
+    return None
+
+
+def _unfit_size(data: Mapping[str, Any], catalog: RouterCatalog) -> Denial | None:
+    """Return why a request is refused that has too many fields, or whose model has too many characters or is several."""
+    model, status = data.get("model"), 400
+    if len(data) > _MOST_FIELDS:
+        # LiteLLM looks at each of them again and again.
+        message = f"The request has {len(data)} fields; at most {_MOST_FIELDS} are possible."
+        return Denial(status=status, code="too_many_fields", message=message)
+    if isinstance(model, str) and len(model) > _MOST_MODEL_CHARS:
+        # It would be in spans, in the journal and in every store.
+        message = f"The model's name has {len(model)} characters; at most {_MOST_MODEL_CHARS} are possible."
+        return Denial(status=status, code="model_name_too_long", message=message, param="model")
+    if isinstance(model, str) and "," in model and not catalog.is_listed(model):
+        # LiteLLM would call each of them at once: admitted once, accounted for once, answered several times.
+        message = "This gateway accepts one model per request; send one request for each model."
+        return Denial(status=status, code="model_list_not_supported", message=message, param="model")
+    if SETTINGS.isdisjoint(data):
+        return None
     return None
 
 
