@@ -372,13 +372,21 @@ def stranger() -> Iterator[str]:
             thread.join()
 
 
-@pytest.mark.parametrize("fault", ["refusing", "slow", "hanging", "gone", "stranger"])
-def test_a_collector_that_takes_nothing_delays_neither_requests_nor_the_end(tmp_path: Path, fault: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "litellm"),
+    [
+        *((fault, "off") for fault in ("refusing", "slow", "hanging", "gone", "stranger")),
+        *((fault, version) for fault in ("hanging", "gone") for version in ("v1", "v2")),
+    ],
+)
+def test_a_collector_that_takes_nothing_delays_neither_requests_nor_the_end(
+    tmp_path: Path, fault: str, litellm: str
+) -> None:
     """Every request is answered, what is lost is counted, and the proxy ends although the exporter would wait for ever."""
     status, latency_s = (200, _SLOW_S) if fault == "slow" else (503, 0.0)
     with Collector(status=status, hang=fault == "hanging", latency_s=latency_s) as collector, stranger() as other:
         url = {"gone": f"http://127.0.0.1:{free_port()}", "stranger": other}.get(fault, collector.url)
-        with start(tmp_path, url, more_env={"OTEL_EXPORTER_OTLP_TIMEOUT": "1000"}) as rig:
+        with start(tmp_path, url, litellm=litellm, more_env={"OTEL_EXPORTER_OTLP_TIMEOUT": "1000"}) as rig:
             for n in range(3):
                 assert post(rig, f"broken-{n}", "pair").status_code == 200
             shown = httpx.get(f"{rig.proxy.url}/pointsman/status", headers=rig.proxy.headers, timeout=60).json()

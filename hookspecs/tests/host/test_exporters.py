@@ -112,6 +112,19 @@ def test_slips_of_the_fingers_are_warned_of_and_other_peoples_variables_are_not(
     assert "OTEL_TRACES_SAMPLER: 'always' is unknown (did you mean 'always_on'?)" in second
 
 
+@pytest.mark.parametrize(
+    ("env", "says"),
+    [
+        ({ENDPOINT: "http://h:1/v1/traces/"}, "OTEL_EXPORTER_OTLP_ENDPOINT: /v1/traces is added to it"),
+        ({ENDPOINT: "http://h:1/v1/traces", TRACES: "http://h:1/v1/traces"}, None),
+        ({ENDPOINT: "http://h:1", "OTEL_HEADERS": "a=b"}, "OTEL_HEADERS: is read by LiteLLM alone"),
+        ({ENDPOINT: "http://h:1", "OTEL_HEADERS": "a=b", "OTEL_EXPORTER_OTLP_HEADERS": "a=b"}, None),
+    ],
+)
+def test_what_is_written_for_litellms_callback_alone_is_warned_of(env, says):
+    assert [says in warning for warning in plan(env).warnings] == ([] if says is None else [True])
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 @pytest.mark.parametrize(
     "env",

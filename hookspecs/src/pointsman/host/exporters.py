@@ -35,6 +35,8 @@ _MOST_REASON_CHARS: Final = 200
 _HTTP_PATH: Final = "/v1/traces"
 _ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 _TRACES_ENDPOINT: Final = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+_HEADERS: Final = "OTEL_EXPORTER_OTLP_HEADERS"
+_TRACES_HEADERS: Final = "OTEL_EXPORTER_OTLP_TRACES_HEADERS"
 _PROTOCOL: Final = "OTEL_EXPORTER_OTLP_PROTOCOL"
 _TRACES_PROTOCOL: Final = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"
 _METRICS_PROTOCOL: Final = "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"
@@ -319,6 +321,12 @@ def _warnings(env: Mapping[str, str]) -> tuple[str, ...]:
         for name in sorted(env)
         if name.startswith("OTEL_") and name not in _KNOWN and (near := nearest(name, _KNOWN, cutoff=_TYPO_RATIO))
     ]
+    if env.get(_ENDPOINT, "").rstrip("/").endswith(_HTTP_PATH) and not env.get(_TRACES_ENDPOINT):
+        warnings.append(
+            f"{_ENDPOINT}: {_HTTP_PATH} is added to it; leave it out, or name the variable {_TRACES_ENDPOINT}"
+        )
+    if env.get("OTEL_HEADERS") and not (env.get(_HEADERS) or env.get(_TRACES_HEADERS)):
+        warnings.append(f"OTEL_HEADERS: is read by LiteLLM alone; set {_HEADERS}, which both read")
     sampler = env.get("OTEL_TRACES_SAMPLER", "")
     if sampler and sampler not in _SAMPLERS:
         warnings.append(
