@@ -148,6 +148,17 @@ def findings_of_store(run, write):
     return examine
 
 
+def test_settlements_in_a_store_that_is_not_in_use_are_a_warning(findings_of_store, tmp_path):
+    async def leave():
+        store = await open_store("disk", path=tmp_path / ".pointsman")
+        await store.put("host/{journal}/worker-1/1", {})
+        await store.close()
+
+    asyncio.run(leave())
+    warnings = [message for level, message in findings_of_store(tmp_path / "other") if level == "warning"]
+    assert [".pointsman, which is not in use, has 1 rows" in message for message in warnings] == [True]
+
+
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

@@ -25,6 +25,7 @@ from .. import __version__
 from ..client import AdminClient, AdminFailure
 from ..errors import StoreError
 from ..host.exporters import Plan, trial_export
+from ..host.left_behind import left_behind
 from ..host.settings import StoreConfig, open_store
 from ..host.versions import TESTED, untested
 from ..store import AtomicOp, StateStore
@@ -81,6 +82,8 @@ async def examine(config: Path, url: str | None, key: str | None) -> list[Findin
         findings.append(_fine(report))
     if report.host is not None:
         findings += [finding async for finding in check_store(report.host.store, report.base)]
+        if (left := left_behind(report.host.store, report.base)) is not None:
+            findings.append(Finding(Level.WARNING, "store", left))
     findings += check_files(report)
     findings += await check_services(report)
     if report.spans is not None and report.spans.problem is None:

@@ -43,6 +43,7 @@ from .instances import Instances
 from .isolation import Faults
 from .journal import COST_WAIT_S, Journal
 from .journal_rows import Counts, owner_keys
+from .left_behind import left_behind, unused
 from .metrics import Metrics
 from .notices import Notices
 from .observability import Observed, present_families
@@ -71,6 +72,8 @@ log: Final = logging.getLogger("pointsman")
 STATUSES_S: Final = 30.0
 #: Workers that start together write to the store together; a start is worth more waiting than a request.
 _START_TIMEOUT_S: Final = 30.0
+#: Interval of looks at a disk store that is not in use, in seconds.
+_LEFT_BEHIND_S: Final = 60.0
 
 
 class Gateway(Protocol):
@@ -176,6 +179,8 @@ class Host:
         self._broadcast: broadcast.Broadcast | None = None
         self._takeovers: Takeovers | None = None
         self._lifetime: Lifetime | None = None
+        #: What is to be settled from a store that is not in use any more, or None.
+        self._left_behind: str | None = None
         #: Whether the store ends with this worker, as configured.
         self._forgets = False
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
@@ -282,6 +287,7 @@ class Host:
             window_s=config.journal_window_ms / 1000,
         )
         await self._journal.start()
+        self._tasks.every(_LEFT_BEHIND_S, self._look_for_left_behind, name="settlements of another store")
         shared = config.store.backend != "memory"
         if shared and self.reloads is not None:
             self._announcement = Announcement(journal_store, self.reloads, self.new_id)
@@ -296,6 +302,12 @@ class Host:
             config.store.backend,
             "on" if self.tracing.enabled else "off",
         )
+
+    async def _look_for_left_behind(self) -> None:
+        before, where = self._left_behind, (self.settings.host.store, self.settings.base)
+        self._left_behind = await asyncio.to_thread(left_behind, *where) if unused(*where) else None
+        if self._left_behind is not None and before is None:
+            log.warning(self._left_behind)
 
     def _admin_surface(self) -> Starlette:
         return admin.build(self.describe, self._instances.routes, self.observed, self.reload)
@@ -537,6 +549,8 @@ class Host:
         problems = [text for tasks in (self._tasks, *self._instances.tasks.values()) for text in tasks.problems()]
         if self._journal is not None:
             problems += self._journal.problems()
+        if self._left_behind is not None:
+            problems.append(self._left_behind)
         return problems + self.faults.problems()
 
     def describe(self) -> dict[str, object]:

@@ -10,6 +10,7 @@ interpreter lock away, and on a busy event loop it takes milliseconds to get it 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -44,6 +45,7 @@ _SCAN: Final = "SELECT key, raw, mode, filename, value, expire_time FROM Cache W
 _SCAN_WITHIN: Final = (
     "SELECT key, raw, mode, filename, value, expire_time FROM Cache WHERE key >= ? AND key < ? ORDER BY key"
 )
+_COUNT: Final = "SELECT COUNT(*) FROM Cache WHERE raw = 1 AND key >= ? AND key < ?"
 _WRITE: Final = (
     "INSERT INTO Cache(key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
     " VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?, ?) ON CONFLICT(key, raw) DO UPDATE SET"
@@ -246,6 +248,22 @@ def open_rows(path: str | os.PathLike[str], busy_timeout_s: float) -> RowCache:
     except OSError as err:
         raise StoreUnavailable(f"the store in {directory} cannot be opened: {err.strerror or err}. {_CHOOSE}") from err
     return cache
+
+
+def count_rows(directory: Path, prefix: str) -> int:
+    """Return how many keys of the store in a directory start with a prefix; 0 where there is none that can be read.
+
+    Blocks, and changes nothing.
+    """
+    file = directory / DBNAME
+    if not file.exists():
+        return 0
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            ((count,),) = connection.execute(_COUNT, (prefix, _after(prefix))).fetchall()
+    except sqlite3.Error:
+        return 0
+    return int(count)
 
 
 def store_error(directory: str | os.PathLike[str], error: sqlite3.Error) -> StoreError:
