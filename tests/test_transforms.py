@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import openai
 import pytest
 from changer_rig import TEXT, headers, start
 from rig import Rig, only
+from units import DOORS
+from units import sent as sent_to
 
 pytestmark = pytest.mark.proxy
 
@@ -80,6 +84,38 @@ def test_embeddings_are_changed(rig: Rig) -> None:
     )
     assert answer.status_code == 200
     assert "NAME1" in sent(rig, 1)[0]
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_every_other_endpoint_is_changed_too(rig: Rig, name: str) -> None:
+    """Whatever it counts in, and whatever file comes with it."""
+    door = DOORS[name]
+    body = json.loads(re.sub(r"Say something\.|A cat\.|Hello\.", "I am Ada", json.dumps(door.body)))
+    url = f"{rig.proxy.url}{door.path.format(model=name)}"
+    answer = httpx.post(url, headers=headers(rig, name), timeout=30, **sent_to(replace(door, body=body), name))
+    assert answer.status_code == 200, answer.text
+    (received,) = sent(rig, 1)
+    assert ("NAME1" in received) == ("Ada" in json.dumps(body))
+    assert "Ada" not in received
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_a_plugin_answers_on_every_other_endpoint(rig: Rig, name: str) -> None:
+    """In the form of the request, without a call of a provider."""
+    door, before = DOORS[name], len(rig.upstream.requests)
+    reply: Any = [{"mine": 1}, {"mine": 2}] if door.stream else {"mine": 1}
+    url = f"{rig.proxy.url}{door.path.format(model=name)}"
+    case = headers(rig, f"reply-{name}", reply=json.dumps(reply))
+    answer = httpx.post(url, headers=case, timeout=30, **sent_to(door, name))
+    assert answer.status_code == 200, answer.text
+    if door.stream:
+        lines = [line.removeprefix("data: ") for line in answer.text.splitlines() if line.startswith("data: {")]
+        assert [json.loads(line) for line in lines] == reply
+    else:
+        assert answer.json() == reply
+    assert len(rig.upstream.requests) == before
+    settlement = only(rig.of_case(f"reply-{name}"), "settle")["settlement"]
+    assert (settlement["outcome"], settlement.get("attempts", []), settlement["replied_by"]) == ("ok", [], "policy")
 
 
 def test_a_fallback_starts_from_the_clients_body(rig: Rig) -> None:

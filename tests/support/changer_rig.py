@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rig import SUPPORT, Rig, deployment
+from units import DOORS, model_list
 
 from pointsman.testing.distribution import fake_distribution
 from pointsman.testing.provider import Behaviour
@@ -22,6 +23,7 @@ def models(upstream: str) -> list[dict[str, Any]]:
         deployment(upstream, "failing", "gpt-failing", id_="failing-1"),
         deployment(upstream, "claude", "claude-haiku-4-5", id_="claude-1", provider="anthropic"),
         deployment(upstream, "vectors", "text-embedding-3-small", id_="vectors-1"),
+        *(entry for entry in model_list(upstream) if entry["model_name"] in DOORS),
     ]
 
 
