@@ -23,7 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import idle  # beside this file
+import idle  # beside this file, as is the next
+from one_request import NoGateway, make_request
 
 from pointsman.host.host import Host
 
@@ -32,7 +33,6 @@ try:
 except ImportError:  # another checkout may have them elsewhere
     from pointsman.host.config import HostConfig, parse  # type: ignore[import-not-found,no-redef]  # as above
 from pointsman.host.tracing import Tracing
-from pointsman.types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage
 
 CASES = [
     (plugins, store, seen)
@@ -40,10 +40,6 @@ CASES = [
     for store in ("memory", "disk")
     for seen in ("plain", "traced")
 ]
-
-
-class _NoGateway:
-    catalog = prices = tokenizer = upstream = None
 
 
 class _Dropping:
@@ -75,24 +71,6 @@ def _tracing() -> Tracing:
     return Tracing(provider.get_tracer("bench"), provider)  # type: ignore[arg-type]
 
 
-async def _one(host: Host, target: Deployment) -> None:
-    ctx = RequestContext(
-        request_id=host.new_id(),
-        endpoint=Endpoint.CHAT,
-        model="good",
-        stream=False,
-        identity=Identity(),
-        received_at=0.0,
-    )
-    exchange = host.open(ctx)
-    await exchange.admit()
-    exchange.select([target])
-    _, attempt = await exchange.begin(target, gateway=True)
-    attempt.end(Outcome.OK, usage=Usage(prompt_tokens=10, completion_tokens=20), cost_usd_micros=3, status_code=200)
-    exchange.close(200)
-    await asyncio.sleep(0)
-
-
 async def serve(plugins: int, store: str, *, traced: bool) -> None:
     """Make as many requests as each line of the input says, and answer with the microseconds of one, settlement included."""
     logging.getLogger("pointsman").setLevel(logging.ERROR)
@@ -102,20 +80,19 @@ async def serve(plugins: int, store: str, *, traced: bool) -> None:
             section |= {"metrics": {"enabled": traced}, "recent_requests": 500 if traced else 0}
         host = Host(
             parse(section, "bench", Path(folder)),
-            _NoGateway(),
+            NoGateway(),
             tracing=_tracing() if traced else Tracing(),
             available=idle.PLUGINS,
         )
         await host.start()
-        target = Deployment(id="good-1", group="good", provider="openai", model="gpt-4o-mini")
         for _ in range(200):
-            await _one(host, target)
+            await make_request(host)
         sys.stdout.write("ready\n")
         sys.stdout.flush()
         while line := sys.stdin.readline().strip():  # nothing else is to be done meanwhile
             before = time.process_time()
             for _ in range(int(line)):
-                await _one(host, target)
+                await make_request(host)
             await host.settled()
             sys.stdout.write(f"{(time.process_time() - before) / int(line) * 1e6}\n")
             sys.stdout.flush()

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
 import idle  # noqa: E402  # beside this file
+from one_request import NoGateway, make_request  # noqa: E402
 from rig import deployment  # noqa: E402
 
 from pointsman.host.host import Host  # noqa: E402
@@ -37,7 +38,6 @@ from pointsman.testing.distribution import fake_distribution  # noqa: E402
 from pointsman.testing.otlp import Collector  # noqa: E402
 from pointsman.testing.provider import UpstreamProcess  # noqa: E402
 from pointsman.testing.proxy import ProxyServer  # noqa: E402
-from pointsman.types import Deployment, Endpoint, Identity, Outcome, RequestContext, Usage  # noqa: E402
 
 console = Console()
 
@@ -137,28 +137,6 @@ class _Dropping(SpanExporter):
         """Nothing to close."""
 
 
-class _NoGateway:
-    catalog = prices = tokenizer = upstream = None
-
-
-async def _one(host: Host, target: Deployment) -> None:
-    ctx = RequestContext(
-        request_id=host.new_id(),
-        endpoint=Endpoint.CHAT,
-        model="good",
-        stream=False,
-        identity=Identity(),
-        received_at=0.0,
-    )
-    exchange = host.open(ctx)
-    await exchange.admit()
-    exchange.select([target])
-    _, attempt = await exchange.begin(target, gateway=True)
-    attempt.end(Outcome.OK, usage=Usage(prompt_tokens=10, completion_tokens=20), cost_usd_micros=3, status_code=200)
-    exchange.close(200)
-    await asyncio.sleep(0)
-
-
 async def _in_process(plugins: int, backend: str, *, traced: bool, counted: bool, requests: int) -> float:
     provider = SpanProvider()
     provider.add_span_processor(BatchSpanProcessor(_Dropping()))
@@ -171,14 +149,13 @@ async def _in_process(plugins: int, backend: str, *, traced: bool, counted: bool
             "plugins": list(idle.PLUGINS)[:plugins],
         }
         settings = parse(section, "bench", Path(folder))
-        host = Host(settings, _NoGateway(), tracing=tracing, available=idle.PLUGINS)
+        host = Host(settings, NoGateway(), tracing=tracing, available=idle.PLUGINS)
         await host.start()
-        target = Deployment(id="good-1", group="good", provider="openai", model="gpt-4o-mini")
         for _ in range(200):
-            await _one(host, target)
+            await make_request(host)
         before = time.process_time()
         for _ in range(requests):
-            await _one(host, target)
+            await make_request(host)
         await host.stop()
         return (time.process_time() - before) / requests * 1e6
 
