@@ -337,6 +337,26 @@ def test_a_provider_that_answers_by_itself_is_metered(rig: Rig) -> None:
     assert written["cost_usd_micros"] == round(40 * 1.25 + 8 * 5)
 
 
+@pytest.mark.parametrize("model", ["chat", "secret-transcribe"])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_transcribes_has_to_be_allowed(rig: Rig, model: str, first: bool) -> None:
+    """Named before the first sound or after it; the provider does not hear of a model that is not."""
+    heard = {"input": {"transcription": {"model": model}}}
+    with socket(rig, "realtime", f"transcriber-{model}-{first}") as talk:
+        until(talk, "session.created")
+        events = [
+            {"type": "session.update", "session": {"type": "realtime", "audio": heard}},
+            {"type": "input_audio_buffer.append", "audio": SOUND},
+        ]
+        for event in events if first else reversed(events):
+            talk.send(json.dumps(event))
+        if model == "chat":
+            until(talk, "session.updated")
+            return
+        error, code = ended(talk)
+    assert (error["error"]["code"], code) == ("model_not_allowed", 1008)
+
+
 def test_responses_at_the_same_time_are_admitted_each(rig: Rig) -> None:
     """A client that asks again before it has its answer does not get one for nothing."""
     with socket(rig, "realtime", "several") as talk:

@@ -210,9 +210,58 @@ async def test_an_utterance_that_is_transcribed_is_paid_for_with_the_transcriber
     name = "conversation.item.input_audio_transcription.completed"
     await c.says(name, transcript="Hi.")  # it does not say what it used
     await c.says(name, usage={"type": "duration", "seconds": 7})
-    (one,) = await c.ended()
-    (attempt,) = one.attempts
-    assert (attempt.usage.model, attempt.usage.audio_ms, attempt.outcome) == ("whisper-1", 7_000, Outcome.OK)
+    attempts = [one.attempts[0] for one in await c.ended()]
+    # Half a second of sound was heard before the first.
+    expected = [(500, True), (7_000, False)] if heard else [(7_000, False)]
+    assert [(attempt.usage.audio_ms, attempt.usage.estimated) for attempt in attempts] == expected
+    assert {(attempt.usage.model, attempt.outcome) for attempt in attempts} == {("whisper-1", Outcome.OK)}
+
+
+TRANSCRIBED: Final = {
+    "as at first": ("session.update", {"session": {"input_audio_transcription": {"model": "other"}}}),
+    "as it is now": ("session.update", {"session": {"audio": {"input": {"transcription": {"model": "other"}}}}}),
+    "only transcribed": (
+        "session.update",
+        {"session": {"type": "transcription", "audio": {"input": {"transcription": {"model": "other"}}}}},
+    ),
+    "a session of its own": (
+        "transcription_session.update",
+        {"session": {"input_audio_transcription": {"model": "other"}}},
+    ),
+    "at the top": ("session.update", {"input_audio_transcription": {"model": "other"}}),
+}
+
+
+@pytest.mark.parametrize("how", TRANSCRIBED)
+@pytest.mark.parametrize("before", ["before", "after sound", "after a question"])
+async def test_what_transcribes_is_admitted_before_it_hears(connect: Opens, how: str, before: str) -> None:
+    """With the response that follows; what was admitted for sound is admitted again, since it may be said already."""
+    c = connect()
+    await c.open()
+    sound = {"type": "input_audio_buffer.append", "audio": SOUND}
+    if before == "after sound":
+        await c.metered.received(sound)
+    elif before == "after a question":
+        await c.ask()
+    type_, fields = TRANSCRIBED[how]
+    assert await c.metered.received({"type": type_, **fields}) is None
+    if before == "before":
+        assert not c.gate.contexts
+        await c.metered.received(sound)
+    assert c.gate.contexts[-1].body["input_audio_transcription"] == [{"model": "other"}]
+    admitted = len(c.gate.contexts)
+    # Named again, it is the same.
+    assert await c.metered.received({"type": type_, **fields}) is None
+    assert len(c.gate.contexts) == admitted == (1 if before == "before" else 2)
+
+
+async def test_a_question_is_admitted_with_what_it_asks_whatever_transcribes(connect: Opens) -> None:
+    c = connect()
+    await c.open()
+    await c.ask()
+    await c.metered.received({"type": "session.update", "input_audio_transcription": {"model": "other"}})
+    await c.ask(response={"instructions": "Be kind."})
+    assert c.gate.contexts[-1].body["instructions"] == "Be kind."
 
 
 async def test_what_a_response_carries_is_what_earlier_ones_used(connect: Opens) -> None:

@@ -22,9 +22,15 @@ TRANSCRIBED: Final = "conversation.item.input_audio_transcription.completed"
 ERROR: Final = "error"
 #: What makes a realtime provider answer by itself, once it hears that the speaker has ended.
 HEARD: Final = frozenset({"input_audio_buffer.append", "input_audio_buffer.commit"})
-_SETTINGS: Final = frozenset({"session.created", "session.updated", "session.update", "transcription_session.updated"})
+_SETTINGS: Final = frozenset(
+    {
+        f"{session}.{what}"
+        for session in ("session", "transcription_session")
+        for what in ("created", "updated", "update")
+    }
+)
 #: What a client may name a model in.
-_NAMING: Final = frozenset({ASKS, "session.update"})
+_NAMING: Final = frozenset({ASKS, "session.update", "transcription_session.update"})
 
 #: Fields of a session that every response of it begins with, by the field of a request that says the same.
 _INHERITED: Final[Mapping[str, str]] = {
@@ -43,6 +49,9 @@ _CHARS_A_TOKEN: Final = 2
 #: Of input, ten tokens a second at OpenAI; of output, twenty. Samples of 16 bits at 24 kHz, or of 8 bits at 8 kHz.
 _INPUT_BYTES_A_TOKEN: Final = {True: 4_800, False: 800}
 _OUTPUT_BYTES_A_TOKEN: Final = {True: 2_400, False: 400}
+_BYTES_A_S: Final = {True: 48_000, False: 8_000}
+#: The field of a response's request with the models that transcribe.
+_TRANSCRIPTION: Final = "input_audio_transcription"
 _SAMPLED: Final = frozenset({"audio/pcm", "pcm16"})
 _MOST_CARRIED: Final = 10**9
 
@@ -73,10 +82,25 @@ def kind(event: Mapping[str, Any]) -> str:
 
 def named_models(event: Mapping[str, Any]) -> frozenset[str]:
     """Return the models that a client's event names, in whichever form."""
+    return frozenset(str(model) for place in _settings(event) if (model := place.get("model")) is not None)
+
+
+def transcribers(event: Mapping[str, Any]) -> frozenset[str]:
+    """Return the models that a client's event names to transcribe what is said, in whichever form."""
+    found = (part.get("model") for place in _settings(event) for part in _transcription(place))
+    return frozenset(str(model) for model in found if model is not None)
+
+
+def _settings(event: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    """Return the places of a client's event in which providers look for settings."""
     if kind(event) not in _NAMING:
-        return frozenset()
-    places = (event, _object(event.get("response")), _object(event.get("session")))
-    return frozenset(str(model) for place in places if (model := place.get("model")) is not None)
+        return ()
+    return event, _object(event.get("response")), _object(event.get("session"))
+
+
+def _transcription(settings: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    heard = _object(_object(settings.get("audio")).get("input"))
+    return _object(heard.get("transcription")), _object(settings.get("input_audio_transcription"))
 
 
 def without_model(event: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +128,18 @@ class Conversation:
         sampled: Whether what is spoken comes as samples of 16 bits.
     """
 
-    __slots__ = ("_chars", "_endpoint", "_items", "_settings", "_sound", "_taken", "_used", "sampled", "transcriber")
+    __slots__ = (
+        "_chars",
+        "_endpoint",
+        "_heard",
+        "_items",
+        "_settings",
+        "_sound",
+        "_taken",
+        "_used",
+        "sampled",
+        "transcriber",
+    )
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -112,6 +147,8 @@ class Conversation:
         self._items: list[Any] = []
         self._chars = 0
         self._sound = 0
+        #: Bytes of sound since an utterance was transcribed.
+        self._heard = 0
         #: Tokens of what was added before responses that have been admitted and have not ended.
         self._taken = 0
         #: Tokens that earlier responses have read and written.
@@ -130,15 +167,36 @@ class Conversation:
                 self._items.append(event.get("item"))
         elif what == "input_audio_buffer.append" and isinstance(sound := event.get("audio"), str):
             self._sound += len(sound) * 3 // 4
+            self._heard += len(sound) * 3 // 4
+
+    def transcribe_with(self, models: frozenset[str]) -> bool:
+        """Note the models that a client names to transcribe what is said, if it does; return whether they are others now."""
+        if not models:
+            return False
+        named = [{"model": model} for model in sorted(models)]
+        changed: bool = named != self._settings.get(_TRANSCRIPTION)
+        self._settings[_TRANSCRIPTION] = named
+        return changed
+
+    def utterance(self, event: Mapping[str, Any]) -> Usage | None:
+        """Return what the transcription of an utterance used; where it is not said, the sound since the one before.
+
+        Args:
+            event: The provider's event; None is returned where nothing was heard either.
+        """
+        heard, self._heard = self._heard, 0
+        if (said := transcription_usage(event, self.transcriber)) is not None or not heard:
+            return said
+        return Usage(audio_ms=heard * 1000 // _BYTES_A_S[self.sampled], model=self.transcriber, estimated=True)
 
     def _configure(self, session: Mapping[str, Any]) -> None:
         for theirs, ours in _INHERITED.items():
             if (value := session.get(theirs)) is not None:
                 self._settings[ours] = value
-        heard = _object(_object(session.get("audio")).get("input"))
-        transcription = _object(heard.get("transcription")) or _object(session.get("input_audio_transcription"))
-        if isinstance(model := transcription.get("model"), str):
-            self.transcriber = model
+        for transcription in _transcription(session):
+            if isinstance(model := transcription.get("model"), str):
+                self.transcriber = model
+                break
         spoken = _object(_object(_object(session.get("audio")).get("output")).get("format")).get("type")
         if isinstance(form := spoken or session.get("output_audio_format"), str):
             self.sampled = form in _SAMPLED

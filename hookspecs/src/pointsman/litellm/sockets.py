@@ -45,6 +45,7 @@ class _Turn:
         event_id: The client's own id of the event that has asked for it.
         aside: Whether it reads an input of its own in place of the conversation.
         models: The models that the client names for it.
+        heard: Whether it was admitted for what is said, and not only for another transcriber.
     """
 
     exchange: Exchange
@@ -54,6 +55,7 @@ class _Turn:
     event_id: str = field(default="")
     aside: bool = False
     models: frozenset[str] = frozenset()
+    heard: bool = True
 
 
 class MeteredSocket:
@@ -93,6 +95,7 @@ class MeteredSocket:
             return denial
         if "first_message" in data:
             data["first_message"] = self.kept_to_model(early) or data["first_message"]
+        self._conversation.transcribe_with(events.transcribers(early))
         return await self._ask(early)
 
     async def chosen(self) -> Denial | None:
@@ -139,6 +142,8 @@ class MeteredSocket:
         if (denial := await self._of_others(event)) is not None:
             return denial
         self._conversation.note(event)
+        if (denial := await self._transcribe_with(events.transcribers(event))) is not None:
+            return denial
         if what == events.ASKS:
             return await self._ask(event)
         if what in events.HEARD and not self._waiting:
@@ -175,6 +180,32 @@ class MeteredSocket:
             await kept_objects.made(self._host.owners, session.ctx, events.response_id(event))
         return denial
 
+    async def _transcribe_with(self, models: frozenset[str]) -> Denial | None:
+        """Take up which models transcribe; return why they must not, or None.
+
+        What follows is admitted with them. What was admitted before is admitted again: it may be said already.
+        """
+        if not self._conversation.transcribe_with(models) or not (self._waiting or self._running):
+            return None
+        heard = self._forget()
+        turn, denial = await self._admit({})
+        if turn is not None:
+            turn.heard = heard
+        return denial
+
+    def _forget(self, *, unheard: bool = False) -> bool:
+        """Close the response that was admitted and not asked for; return whether there was one for what is said.
+
+        Args:
+            unheard: Only one that was not admitted for what is said.
+        """
+        turn = next((turn for turn in self._waiting if not turn.asked), None)
+        if turn is None or (unheard and turn.heard):
+            return False
+        self._waiting.remove(turn)
+        turn.exchange.close(0)
+        return turn.heard
+
     async def _of_others(self, event: Mapping[str, Any]) -> Denial | None:
         """Return the denial of a client's event that names what another tenant has made, or None."""
         session = self._session
@@ -209,6 +240,7 @@ class MeteredSocket:
     # -- responses ----------------------------------------------------------------------------------------------------
 
     async def _ask(self, event: Mapping[str, Any]) -> Denial | None:
+        self._forget(unheard=True)
         turn = next((turn for turn in self._waiting if not turn.asked), None)
         if turn is None:
             turn, denial = await self._admit(event)
@@ -348,7 +380,7 @@ class MeteredSocket:
 
     async def _transcribed(self, event: Mapping[str, Any]) -> Denial | None:
         """Account for an utterance that another model has transcribed."""
-        usage = events.transcription_usage(event, self._conversation.transcriber)
+        usage = self._conversation.utterance(event)
         if usage is None:
             return None
         turn = next((turn for turn in self._waiting if not turn.asked), None)

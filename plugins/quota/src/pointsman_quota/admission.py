@@ -17,7 +17,7 @@ from . import responses
 from .ledger import PICOS
 from .limits import LimitName, breaches, left, money_left, others_first
 from .notices import LimitNotices
-from .request_limits import InvalidRequest, choices, chooses_retries, models_named, primary_models
+from .request_limits import InvalidRequest, choices, chooses_retries, models_named, primary_models, transcribers_named
 from .scopes import USD_PICOS, target_of
 from .tenants import allowed, limited_patterns
 
@@ -142,7 +142,9 @@ class Admission:
             asked = models_named(ctx.alias or ctx.model, ctx.body)
             resolved = {name: self._services.catalog.resolved(name) for name in asked}
             names = tuple(dict.fromkeys(resolved.values()))
-            refused = [name for name in asked if not self._permits(caller.tenant, ctx, name, resolved[name])]
+            # A transcriber is the provider's model, of which nothing is reserved.
+            named = {**resolved, **{name: name for name in transcribers_named(ctx.body)}}
+            refused = [name for name, model in named.items() if not self._permits(caller.tenant, ctx, name, model)]
             if refused and not dry:
                 return self._refuse(route, responses.model_not_allowed(refused), dry=dry)
             models = primary_models(ctx.model)

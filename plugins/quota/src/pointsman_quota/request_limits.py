@@ -92,6 +92,13 @@ def models_named(model: str, body: Mapping[str, object]) -> tuple[str, ...]:
     return distinct
 
 
+def transcribers_named(body: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the models that transcribe what is said on a websocket."""
+    named = body.get("input_audio_transcription")
+    parts = [part for part in named if isinstance(part, Mapping)] if isinstance(named, list | tuple) else ()
+    return tuple(model for part in parts if isinstance(model := part.get("model"), str))
+
+
 def _of_tools(tools: object) -> Iterator[str]:
     """Yield the models of tools that draw, or advise, with one of their own."""
     for tool in tools if isinstance(tools, list) else ():
