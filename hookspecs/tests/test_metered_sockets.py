@@ -68,7 +68,7 @@ class Connection:
         self.metered = sockets.MeteredSocket(h.host, closer)
         self.session = h.host.open(ctx)
         self.call = call.ClientCall(
-            ctx.request_id, {"type": "websocket", "extensions": {"websocket.http.response": {}}}
+            ctx.request_id, {"type": "websocket", "path": "/v1/realtime", "extensions": {"websocket.http.response": {}}}
         )
         self.call.socket = self.metered
 
