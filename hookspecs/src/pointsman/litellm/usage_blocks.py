@@ -13,6 +13,7 @@ from ..types import Usage
 from .charges import charged, unknown_uses
 from .reported_counts import (
     MOST_PARTS,
+    MOST_TOKENS,
     first_count,
     malformed_in,
     mapping,
@@ -407,17 +408,23 @@ def _bad_parts(get: Mapping[str, Any], asked: _Whole, said: _Whole) -> bool:
     lifetimes = _lifetimes(get, asked[0])
     for source in (get, asked[0], said[0], lifetimes, mapping(asked[0].get("cached_tokens_details"))):
         for name, value in source.items():
-            if value is not None and name.endswith("_tokens") and number(value) is None:
+            if value is None or (type(value) is int and 0 <= value <= MOST_TOKENS):  # as nearly all are
+                continue
+            if name.endswith("_tokens") and number(value) is None:
                 return True
-    return any(map(_overfull, (asked, said))) or _split_wrongly(get, asked) or _unlike(get, asked[0], lifetimes)
+    return (
+        ("text_tokens" in asked[0] and _overfull(asked))
+        or ("text_tokens" in said[0] and _overfull(said))
+        or ("prompt_cache_miss_tokens" in get and _split_wrongly(get, asked))
+        or (bool(lifetimes) and _unlike(get, asked[0], lifetimes))
+    )
 
 
 def _overfull(whole: _Whole) -> bool:
     """Return whether text, sound and images are together more than the tokens that consist of them."""
     details, count = whole
-    if "text_tokens" not in details or (tokens := number(count)) is None:
-        return False
-    return sum(number(details.get(name)) or 0 for name in _CONTENTS) > tokens
+    tokens = number(count)
+    return tokens is not None and sum(number(details.get(name)) or 0 for name in _CONTENTS) > tokens
 
 
 def _split_wrongly(get: Mapping[str, Any], asked: _Whole) -> bool:
