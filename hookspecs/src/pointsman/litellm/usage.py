@@ -92,6 +92,9 @@ class Account:
         model = name_of(message.get("model")) or name_of(message.get("modelVersion"))
         self.model = model or self.model
         self.id = self.id or name_of(message.get("id")) or name_of(message.get("responseId"))
+        if "performanceConfig" in message and object_of(message["performanceConfig"]).get("latency") == "optimized":
+            # Bedrock charges it at prices of its own.
+            self.service_tier = "optimized"
         tier = message.get("service_tier", message.get("serviceTier"))
         if tier is None:
             return
@@ -99,9 +102,6 @@ class Account:
         tier = name_of(object_of(tier).get("type") if is_object(tier) else tier)
         if tier and tier != "auto":
             self.service_tier = tier
-        if object_of(message.get("performanceConfig")).get("latency") == "optimized":
-            # Bedrock charges it at prices of its own.
-            self.service_tier = "optimized"
 
     def add_block(self, block: Mapping[str, Any], *, final: bool = True) -> None:
         """Take up a usage block.
