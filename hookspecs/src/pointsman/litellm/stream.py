@@ -84,7 +84,7 @@ class StreamReader:
         return self.begun
 
     def _read_chat(self, piece: Any, choices: Any) -> bool:
-        # As ``_getter``, written out: this is done for each piece.
+        # As ``_getter``, written out here and below: this is done for each piece.
         get = _getter(piece) if getattr(piece, "__pydantic_extra__", True) else piece.__dict__.get
         found = get("usage")
         if not found:
@@ -103,12 +103,14 @@ class StreamReader:
         return content
 
     def _read_choice(self, source: Any) -> bool:
-        choice = _getter(source) if getattr(source, "__pydantic_extra__", True) else source.__dict__.get
+        extra = getattr(source, "__pydantic_extra__", None)
+        choice = {**source.__dict__, **extra}.get if extra else _getter(source)
         first = not choice("index")
         if first and (reason := choice("finish_reason")):
             self._finish = reason
         changed = choice("delta")
-        delta = _getter(changed) if getattr(changed, "__pydantic_extra__", True) else changed.__dict__.get
+        extra = getattr(changed, "__pydantic_extra__", None)
+        delta = {**changed.__dict__, **extra}.get if extra else _getter(changed)
         self._other = self._other or bool(delta("audio") or delta("images"))
         content = False
         # A completion's choices have no delta.
