@@ -10,6 +10,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 #: In the order in which all of them run.
 SCRIPTS: Final = {
+    "calls": "tests/bench/bench_calls.py",
     "spine": "tests/bench/bench_spine.py",
     "executed": "tests/bench/bench_executed.py",
     "guard": "tests/bench/bench_guard.py",

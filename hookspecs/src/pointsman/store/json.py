@@ -169,8 +169,10 @@ def _is_simple(value: Any, deep: int) -> bool:
         return False
     if not deep:
         return False
-    for item in value:  # noqa: SIM110  # a generator costs as much again, and every value that is stored comes here
-        if type(item) not in _SURE_LEAVES and not _is_simple(item, deep - 1):
+    for item in value:
+        # Numbers too are looked at here: some values that are stored are hundreds of them.
+        kind = type(item)
+        if kind not in _SURE_LEAVES and not (isfinite(item) if kind is float else _is_simple(item, deep - 1)):
             return False
     return True
 
