@@ -157,7 +157,10 @@ def gateways(tmp_path_factory, collector):
             upstream.behave(broken, Behaviour(error_ratios={503: 1.0}))
         config = {
             "model_list": model_list(upstream.url),
-            "general_settings": {"custom_auth": "team_auth.of_header"},
+            "general_settings": {
+                "custom_auth": "team_auth.of_header",
+                "dangerously_allow_mock_testing_request_params": True,
+            },
             "router_settings": {
                 "num_retries": 0,
                 "disable_cooldowns": True,
@@ -165,7 +168,9 @@ def gateways(tmp_path_factory, collector):
                 "enable_tag_filtering": True,
                 "enable_weighted_failover": True,
                 "optional_pre_call_checks": ["session_affinity", "responses_api_deployment_check"],
-                "fallbacks": [{"lost": ["spare"]}],
+                "fallbacks": [{"lost": ["spare"]}, {"drained": ["spare"]}],
+                "context_window_fallbacks": [{"drained": ["spare"]}],
+                "content_policy_fallbacks": [{"drained": ["spare"]}],
             },
         }
 
@@ -244,6 +249,20 @@ def test_weighted_failover(ask):
 
 def test_fallbacks(ask):
     assert served([ask("lost") for _ in range(10)]) == {"spare-1": 10}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("kind", ["fallbacks", "context_fallbacks", "content_policy_fallbacks"])
+def test_litellms_own_trial_of_fallbacks(ask, kind, stream):
+    answers = [ask("drained", messages=ASK, stream=stream, **{f"mock_testing_{kind}": True}) for _ in range(2)]
+    assert {status for status, _, _ in answers} == {200}
+    assert {one for _, one, _ in answers} == {"spare-1"}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_no_fallback_where_the_client_wants_none(ask, stream):
+    answers = [ask("lost", messages=ASK, stream=stream, disable_fallbacks=True) for _ in range(2)]
+    assert {status for status, _, _ in answers} == {503}
 
 
 @pytest.mark.parametrize("team", ["blue", "red"])
