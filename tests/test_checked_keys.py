@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Final
 
 import httpx
@@ -54,6 +55,8 @@ def client(
         yield tenant
 
 
+#: Before 1.108 LiteLLM lists names that stand for other models, and does not find them one by one.
+FINDS_ALIASES: Final = tuple(map(int, version("litellm").split(".")[:2])) >= (1, 108)
 READABLE: Final = {
     "ok": 200,
     "assistant": 200,
@@ -70,9 +73,10 @@ READABLE: Final = {
 def test_a_tenant_reads_its_own_models(client: httpx.Client, prefix: str, name: str) -> None:
     """Registered names and aliases too, one by one as in the list."""
     answer = client.get(f"{prefix}/{name}")
-    assert answer.status_code == READABLE[name], answer.text
+    found = READABLE[name] == 200 and (FINDS_ALIASES or name == "ok")
+    assert answer.status_code == (200 if found else 404), answer.text
     listed = {entry["id"] for entry in client.get(prefix).json()["data"]}
-    assert (name in listed) == (answer.status_code == 200)
+    assert (name in listed) == (READABLE[name] == 200)
 
 
 @pytest.mark.parametrize("path", ["/model/info", "/v1/model/info"])
