@@ -483,7 +483,8 @@ def test_units_of_cohere_that_have_no_price_are_other_tools(units: dict[str, Any
 @pytest.mark.parametrize("latency", ["standard", "optimized"])
 def test_the_faster_service_of_bedrock_has_no_usual_price(latency: str) -> None:
     block = {"inputTokens": 10, "outputTokens": 5, "totalTokens": 15}
-    usage = heard([{"usage": block, "performanceConfig": {"latency": latency}}], stream=False).usage
+    answer = {"usage": block, "performanceConfig": {"latency": latency}, "serviceTier": {"type": "default"}}
+    usage = heard([answer], stream=False).usage
     assert (pricing.cost_usd(usage, replace(PRICE, for_all_tiers=False)) is None) is (latency == "optimized")
 
 

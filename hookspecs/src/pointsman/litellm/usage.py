@@ -95,6 +95,7 @@ class Account:
         if "performanceConfig" in message and object_of(message["performanceConfig"]).get("latency") == "optimized":
             # Bedrock charges it at prices of its own.
             self.service_tier = "optimized"
+            return
         tier = message.get("service_tier", message.get("serviceTier"))
         if tier is None:
             return
