@@ -18,12 +18,17 @@ from rig import Rig, only
 from units import DOORS
 from units import sent as sent_to
 
+from pointsman.testing.provider import Behaviour, Delay
+
 pytestmark = pytest.mark.proxy
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with start(tmp_path_factory.mktemp("transforms"), "policy", "changer") as running:
+    config = {"pointsman": {"upstream_headers": ["x-policy"]}}
+    with start(tmp_path_factory.mktemp("transforms"), "policy", "changer", config=config) as running:
+        for model in ("slow-gpt", "slow-claude", "slow-vectors"):
+            running.upstream.behave(model, Behaviour(latency=Delay(median_ms=8_000)))
         yield running
 
 
@@ -127,6 +132,16 @@ def test_a_fallback_starts_from_the_clients_body(rig: Rig) -> None:
     assert ("NAME1" in first, "NAME2" in second, "NAME1" in second) == (True, True, False)
 
 
+ASKED = [
+    ("/v1/chat/completions", "gpt"),
+    ("/v1/chat/completions", "claude"),
+    ("/v1/messages", "gpt"),
+    ("/v1/messages", "claude"),
+    ("/v1/responses", "gpt"),
+    ("/v1/embeddings", "vectors"),
+]
+
+
 def post(rig: Rig, case: str, more: dict[str, Any] | None = None, **told: str) -> httpx.Response:
     body = {"model": "gpt", "messages": [{"role": "user", "content": "I am Ada"}], **(more or {})}
     return httpx.post(f"{rig.proxy.url}/v1/chat/completions", json=body, headers=headers(rig, case, **told), timeout=30)
@@ -209,6 +224,42 @@ def test_an_empty_selection_says_why(rig: Rig) -> None:
     assert answer.json()["error"]["code"] == "no_deployment"
     assert "outside of the EU (policy)" in answer.json()["error"]["message"]
     assert "retry-after" in answer.headers
+
+
+@pytest.mark.parametrize(("path", "model"), ASKED)
+def test_a_routes_headers_reach_the_provider(rig: Rig, path: str, model: str) -> None:
+    """On every endpoint; those that the configuration does not list are a fault of the plugin."""
+    for name, arrives in (("x-policy", True), ("x-other", False)):
+        route = json.dumps({"upstream_headers": {name: "on"}})
+        case = headers(rig, f"{name}-{path}-{model}", route=route)
+        body = {"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "input": "x"}
+        answer = httpx.post(f"{rig.proxy.url}{path}", json=body, headers=case, timeout=30)
+        assert answer.status_code == 200, answer.text
+        assert (rig.upstream.requests[-1].headers.get(name) == "on") is arrives
+
+
+@pytest.mark.parametrize("name", [name for name in DOORS if name != "generate-openai"])
+def test_a_routes_headers_reach_the_provider_on_every_other_endpoint(rig: Rig, name: str) -> None:
+    door, case = DOORS[name], f"header-{name}"
+    told = headers(rig, case, route=json.dumps({"upstream_headers": {"x-policy": "on"}}))
+    url = f"{rig.proxy.url}{door.path.format(model=name)}"
+    assert httpx.post(url, headers=told, timeout=30, **sent_to(door, name)).status_code == 200
+    assert rig.upstream.requests[-1].headers.get("x-policy") == "on"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "model"), ASKED)
+def test_a_routes_timeout_ends_an_attempt(rig: Rig, path: str, model: str, stream: bool) -> None:
+    """Also where the client allows more."""
+    if "embeddings" in path and stream:
+        pytest.skip("embeddings have no streams")
+    case = f"timeout-{path}-{model}-{stream}"
+    told = headers(rig, case, route=json.dumps({"timeout_s": 0.5}))
+    body = {"model": f"slow-{model}", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "input": "x"}
+    body |= {"stream": stream, "timeout": 20}
+    httpx.post(f"{rig.proxy.url}{path}", json=body, headers=told, timeout=60)
+    attempts = only(rig.of_case(case), "settle")["settlement"]["attempts"]
+    assert [attempt["error"]["kind"] for attempt in attempts] == ["timeout"]
 
 
 def test_a_route_limits_attempts(rig: Rig) -> None:

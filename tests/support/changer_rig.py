@@ -23,6 +23,9 @@ def models(upstream: str) -> list[dict[str, Any]]:
         deployment(upstream, "failing", "gpt-failing", id_="failing-1"),
         deployment(upstream, "claude", "claude-haiku-4-5", id_="claude-1", provider="anthropic"),
         deployment(upstream, "vectors", "text-embedding-3-small", id_="vectors-1"),
+        deployment(upstream, "slow-gpt", "slow-gpt", id_="slow-gpt-1"),
+        deployment(upstream, "slow-claude", "slow-claude", id_="slow-claude-1", provider="anthropic"),
+        deployment(upstream, "slow-vectors", "slow-vectors", id_="slow-vectors-1"),
         *(entry for entry in model_list(upstream) if entry["model_name"] in DOORS),
     ]
 

@@ -58,6 +58,7 @@ class Call(ABC):
         failure: Why LiteLLM has logged the running attempt as failed; None when it has not.
         reader: Has read the stream of the running attempt; None before its first piece.
         gone: Whether the client went away before it had the whole answer.
+        unsent_headers: Headers of the running attempt that LiteLLM forgets: they are added to what goes to its provider.
     """
 
     __slots__ = (
@@ -70,6 +71,7 @@ class Call(ABC):
         "provider_headers",
         "reader",
         "request_id",
+        "unsent_headers",
     )
 
     def __init__(self, request_id: str, exchange: Exchange | None, metadata: Mapping[str, Any]) -> None:
@@ -80,6 +82,7 @@ class Call(ABC):
         self.failure: Exception | None = None
         self.reader: StreamReader | None = None
         self.gone = False
+        self.unsent_headers: Mapping[str, str] = {}
         self._selected = False
         self._made: list[OpenAttempt] = []
 
@@ -126,6 +129,7 @@ class Call(ABC):
         self._selected = False
         self.provider_headers = None
         self.failure = self.reader = None
+        self.unsent_headers = {}
         refusal, opened = await self._begin(deployment, fallback=fallback)
         self._made.append(opened)
         return refusal, opened

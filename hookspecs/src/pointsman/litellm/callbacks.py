@@ -267,6 +267,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             headers |= outgoing_headers(opened.span)
         if headers:
             kwargs["extra_headers"] = {**(kwargs.get("extra_headers") or {}), **headers}
+        if call.exchange.ctx.endpoint in _WITHOUT_EXTRA_HEADERS:
+            call.unsent_headers = headers
 
     def log_pre_api_call(self, model: str, messages: Any, kwargs: Mapping[str, Any]) -> None:
         """Note that LiteLLM is about to ask a provider, however it reaches it; for answers from its cache it does not."""
@@ -417,6 +419,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
                 await close()
 
 
+#: LiteLLM forgets ``extra_headers`` there.
+_WITHOUT_EXTRA_HEADERS: Final = frozenset(
+    {Endpoint.MODERATIONS, Endpoint.RERANK, Endpoint.SPEECH, Endpoint.TRANSCRIPTIONS}
+)
 #: HTTP's first error status.
 _FIRST_ERROR: Final = 400
 #: Names of models are written by operators; LiteLLM's longest is shorter than a hundred.

@@ -157,6 +157,9 @@ def _guarded_send(send: Any, guard: Guard) -> Any:
             return response
         url = request.url
         call.asks(f"{url.scheme}://{url.netloc.decode()}")
+        if request.method == "POST":
+            for name, value in call.unsent_headers.items():
+                request.headers.setdefault(name, value)
         # Its beginning is noted before its body is read, which may break off.
         try:
             response = await send(self, request, stream=True, **kwargs)
