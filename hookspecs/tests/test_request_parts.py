@@ -78,3 +78,10 @@ def test_the_bound_is_the_one_in_force(most: int) -> None:
     body = b"[" + b"[]," * 2_000 + b"[]]"
     counter = PartsCounter({"headers": []}, lambda: most)
     assert (counter.refused(body, last=True) is None) == (most > len(body) // 2)
+
+
+def test_the_files_of_a_form_are_not_kept_in_memory() -> None:
+    counter = PartsCounter({"headers": [(b"content-type", b"multipart/form-data; boundary=x")]}, lambda: MOST)
+    assert counter.refused(b"x" * 4 * MOST, last=False) is None
+    assert not counter._pieces
+    assert counter.refused(b"x", last=True) is None

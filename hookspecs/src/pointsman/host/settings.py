@@ -186,11 +186,11 @@ class HostConfig(Section):
         "default is one more than LiteLLM's own.",
     )
     request_parts: int = Field(
-        default=250_000,
+        default=400_000,
         ge=1_000,
         le=100_000_000,
         description="Most lists, objects and entries of them in the JSON of one request, of which each stops the worker for some "
-        "microseconds; with the default, for about two seconds at most.",
+        "microseconds; with the default, for about three seconds at most.",
     )
     unmetered: Annotated[dict[Annotated[str, AfterValidator(_route_key)], Policy], BeforeValidator(_of_every_route)] = (
         Field(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 #: How long a plain request is continued whose client has left, in seconds.
 PATIENCE_S: Final = 30.0
 #: The most lists, objects and entries in the JSON of a request; LiteLLM takes up to 7 microseconds for each, and we one.
-MOST_PARTS: Final = 250_000
+MOST_PARTS: Final = 400_000
 _FORWARDED_FOR: Final = b"x-forwarded-for"
 _OK: Final = 200
 #: Pieces of a stream without content, such as those that only keep the connection alive.

@@ -27,13 +27,14 @@ class PartsCounter:
         most: Returns the most parts that a request may have.
     """
 
-    __slots__ = ("_marks", "_most", "_pieces", "_scope")
+    __slots__ = ("_is_form", "_marks", "_most", "_pieces", "_scope")
 
     def __init__(self, scope: Mapping[str, Any], most: Callable[[], int]) -> None:
         self._scope = scope
         self._most = most
         self._marks = 0
         self._pieces: list[bytes] = []
+        self._is_form: bool | None = None
 
     def refused(self, piece: bytes, *, last: bool) -> Denial | None:
         """Return the denial of a request that has too many parts, once it is complete; None for others.
@@ -44,12 +45,17 @@ class PartsCounter:
         """
         if last and not self._pieces and len(piece) <= self._most():
             return None
+        if self._is_form is None:
+            self._is_form = _is_form(self._scope)
+        if self._is_form:
+            # Its files may be larger than the memory, and wait on the disk.
+            return None
         self._pieces.append(piece)
         self._marks += sum(map(piece.count, _MARKS))
         if not last:
             return None
         pieces, self._pieces, most = self._pieces, [], self._most()
-        if self._marks <= most or _is_form(self._scope) or _parts(b"".join(pieces)) <= most:
+        if self._marks <= most or _parts(b"".join(pieces)) <= most:
             return None
         return Denial(
             status=413,
