@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from pointsman.testing import FakeClock
 from pointsman_billing.errors import OutboxUnavailable
 from pointsman_billing.held import Held
+from pointsman_billing.neighbours import Neighbours
 from pointsman_billing.outbox import Outbox
 
 from .outbox_writer import MB, a_bill
@@ -43,8 +45,8 @@ class Setup:
     def __init__(self, outbox: Outbox) -> None:
         self.outbox, self.takeovers, self.tasks = outbox, Takeovers(), []
         spawn = SimpleNamespace(spawn=lambda work, **_: self.tasks.append(asyncio.ensure_future(work)))
-        services: Any = SimpleNamespace(worker="mine", takeovers=self.takeovers, tasks=spawn)
-        self.held = Held(outbox, services, lambda: None)
+        services: Any = SimpleNamespace(worker="mine", takeovers=self.takeovers, tasks=spawn, clock=FakeClock(1000.0))
+        self.held = Held(outbox, services, lambda: None, Neighbours(outbox, services, "mine"))
 
     async def come_back(self) -> None:
         """Settle the requests here, as a worker does to which their row has come back."""
@@ -108,3 +110,15 @@ async def test_what_comes_back_before_the_outbox_could_remove_it_stays(
     await left.come_back()
     await left.held.resolve()
     assert await left.holders() == {"mine": IDS}
+
+
+@pytest.mark.parametrize(
+    ("store", "at", "released"), [("other", 990, False), ("other", 900, True), ("mine", 990, True)]
+)
+async def test_what_a_gateway_with_another_store_may_hold_is_left_to_it(
+    left: Setup, store: str, at: int, released: bool
+) -> None:
+    """Whether its workers live is known to its own store alone."""
+    await left.outbox.write(lambda db: db.used(store, at))
+    await left.held.resolve()
+    assert bool(await left.deliverable()) is released

@@ -38,6 +38,8 @@ _MEGABYTE: Final = 1_000_000
 _WAL_BYTES: Final = 64 * _MEGABYTE
 #: Begins the names of facts: a life of the state store, see ``StoreEmptied``.
 _LIFE: Final = "life/"
+#: The same of one whose gateways use the outbox, and when last.
+_USED: Final = "used/"
 #: Rows that one pruning step removes, so that it never holds the lock for long.
 _PRUNED_ROWS: Final = 2000
 #: Most rows that one statement inserts.
@@ -527,7 +529,7 @@ class Database:
 
     def lives(self) -> frozenset[str]:
         """Return the lives of state stores with which this outbox has been used."""
-        rows = self._connection.execute("SELECT name FROM meta WHERE name > ? AND name < ?", (_LIFE, _LIFE[:-1] + "0"))
+        rows = self._connection.execute("SELECT name FROM meta WHERE name > ? AND name < ?", _range(_LIFE))
         return frozenset(name.removeprefix(_LIFE) for (name,) in rows.fetchall())
 
     def note_life(self, life: str) -> None:
@@ -535,11 +537,26 @@ class Database:
         if life:
             self.meta(f"{_LIFE}{life}", "")
 
+    def used(self, life: str, now: int) -> dict[str, int]:
+        """Note that a gateway with this life of the state store uses the outbox now; return all that have, and when."""
+        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_USED}{life}", str(now)))
+        return self.users()
+
+    def users(self) -> dict[str, int]:
+        """Return the lives of state stores whose gateways use the outbox, or have; and when last, in Unix seconds."""
+        rows = self._connection.execute("SELECT name, value FROM meta WHERE name > ? AND name < ?", _range(_USED))
+        return {name.removeprefix(_USED): int(at) for name, at in rows.fetchall()}
+
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""
         self._connection.execute("INSERT OR IGNORE INTO meta VALUES (?, ?)", (name, value))
         ((found,),) = self._connection.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchall()
         return str(found)
+
+
+def _range(prefix: str) -> tuple[str, str]:
+    """Return what the names with a prefix that ends with a slash lie between."""
+    return prefix, f"{prefix[:-1]}0"
 
 
 def sink_lock(directory: Path, sink: str) -> BaseFileLock:

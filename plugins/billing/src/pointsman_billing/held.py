@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pointsman.plugin import Services
 
     from .database import Database
+    from .neighbours import Neighbours
     from .outbox import Outbox
 
 log: Final = logging.getLogger("pointsman.billing")
@@ -30,9 +31,13 @@ class Held:
         outbox: Where they are.
         services: The host's services.
         on_events: Called when there are new events to deliver.
+        neighbours: The other users of the outbox.
     """
 
-    def __init__(self, outbox: Outbox, services: Services, on_events: Callable[[], None]) -> None:
+    def __init__(
+        self, outbox: Outbox, services: Services, on_events: Callable[[], None], neighbours: Neighbours
+    ) -> None:
+        self._neighbours = neighbours
         self._outbox = outbox
         self._services = services
         self._on_events = on_events
@@ -82,6 +87,8 @@ class Held:
             self._taken = [id_ for id_ in self._taken if id_ in taken]
         await self.flush()
         held = await self._outbox.read(lambda db: db.held_by_others(self._services.worker))
+        if held and await self._neighbours.has_other_store():
+            return
         for worker, ids in held.items():
             if await self._services.takeovers.has_left(worker):
                 taken = await self._services.takeovers.taken()

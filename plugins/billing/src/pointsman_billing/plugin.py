@@ -21,6 +21,7 @@ from .delivery import Delivery
 from .errors import OutboxUnavailable
 from .held import Held
 from .instruments import instrument
+from .neighbours import LOOK_S, Neighbours
 from .outbox import Outbox
 from .own_calls import OwnCalls, Unlogged
 from .past_spending import by_spender
@@ -104,7 +105,8 @@ class Billing:
             self._outbox.close_soon()
             raise
         self._machine = machine
-        self._held = Held(self._outbox, services, self._wake_deliveries)
+        self._neighbours = Neighbours(self._outbox, services, self._life)
+        self._held = Held(self._outbox, services, self._wake_deliveries, self._neighbours)
         held = services.takeovers.keep_at(machine, final=self._held.release, taken=self._held.discard)
         self._recorder = Recorder(
             self._outbox,
@@ -137,6 +139,7 @@ class Billing:
         services.tasks.every(_STATUS_S, self._read_sinks, name="read sinks")
         services.tasks.every(config.share_s, self._shared.write, name="share sums")
         services.tasks.spawn(self._note_life(), name="note the store's life")
+        services.tasks.every(LOOK_S, self._neighbours.look, name="other users of the outbox")
         services.tasks.every(_HELD_S, self._held.resolve, name="resolve held")
 
     async def _note_life(self) -> None:
@@ -203,7 +206,7 @@ class Billing:
             self._unlogged.complete(event.attempts)
         elif isinstance(event, StoreEmptied):
             self._shared.write_again()
-            self._life = event.life
+            self._life = self._neighbours.life = event.life
             self._services.tasks.spawn(self._note_life(), name="note the store's life")
         elif isinstance(event, BudgetsLost):
             since_s, to_s = int(event.month_began), int(event.at) + 1
@@ -279,7 +282,7 @@ class Billing:
         return views.status(
             machine=self._machine,
             recorder=self._recorder,
-            trouble=self._trouble,
+            troubles=(self._trouble, *self._neighbours.problems),
             own_calls=self._own_calls,
             unlogged=len(self._unlogged),
             outbox=self._outbox,

@@ -127,7 +127,7 @@ def status(
     *,
     machine: str,
     recorder: Recorder,
-    trouble: str,
+    troubles: Sequence[str],
     own_calls: OwnCalls,
     unlogged: int,
     outbox: Outbox,
@@ -142,7 +142,7 @@ def status(
     Args:
         machine: The id of this machine's outbox.
         recorder: Counts what was billed.
-        trouble: Why the outbox could not be read; empty when it could.
+        troubles: What is wrong with the outbox; empty texts count for nothing.
         own_calls: The bills that wait.
         unlogged: Own calls that wait for what the gateway logs about them.
         outbox: The outbox.
@@ -153,7 +153,7 @@ def status(
         without_price: The gateway's deployments whose tokens have no price.
     """
     rows = {row["name"]: row for row in sink_rows}
-    problems = [f"outbox: {text}" for text in dict.fromkeys((trouble, recorder.trouble)) if text]
+    problems = [f"outbox: {text}" for text in dict.fromkeys((*troubles, recorder.trouble)) if text]
     if own_calls.lost:
         problems.append(f"{own_calls.lost} calls of our own were not billed")
     for delivery in deliveries:
