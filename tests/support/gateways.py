@@ -175,10 +175,9 @@ def model_list(cases: Sequence[Case], upstream: str) -> list[dict[str, Any]]:
 
 def bare(batch: Case, cases: Sequence[Case], upstream: str) -> dict[str, Any]:
     """Return the configuration without plugins."""
-    router = {"num_retries": 0, "retry_after": 0, **batch["router"]}
-    if "balance" in batch["plugins"]:
-        # Others of LiteLLM's strategies always choose the same of equal deployments, which is not every choice.
-        router["routing_strategy"] = "simple-shuffle"
+    # Others of LiteLLM's strategies always choose the same of equal deployments, which is not every choice: balance, and what
+    # mirrors keep busy, change it.
+    router = {"num_retries": 0, "retry_after": 0, **batch["router"], "routing_strategy": "simple-shuffle"}
     for kind in FALLBACKS:
         router[kind] = [
             {_name(number, "a"): [_name(number, group) for group in case[kind]]}
