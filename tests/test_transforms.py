@@ -313,7 +313,8 @@ def test_a_plugin_that_must_see_everything(tmp_path: Path) -> None:
         before = len(rig.upstream.requests)
         for path, content in UNSEEN.items():
             unseen = httpx.post(f"{rig.proxy.url}{path}", headers=headers(rig, path), timeout=30, **content)
-            assert (unseen.status_code, unseen.json()["error"]["code"]) == (400, "not_transformable"), unseen.text
+            # LiteLLM's newer versions give an upload's error their own code.
+            assert (unseen.status_code, "must see what this request carries" in unseen.text) == (400, True), unseen.text
         thread = {"messages": [{"role": "user", "content": "I am Ada"}]}
         closed = httpx.post(
             f"{rig.proxy.url}/v1/threads", headers={"authorization": "Bearer tenant-a"}, json=thread, timeout=30
@@ -322,4 +323,4 @@ def test_a_plugin_that_must_see_everything(tmp_path: Path) -> None:
         assert len(rig.upstream.requests) == before, "nothing was sent"
         for path in ("/v1/files?purpose=batch", "/v1/batches?limit=2", "/v1/files/file-1/content"):
             read = httpx.get(f"{rig.proxy.url}{path}", headers=headers(rig, path), timeout=30)
-            assert "not_transformable" not in read.text
+            assert "must see what this request carries" not in read.text
