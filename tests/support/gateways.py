@@ -106,7 +106,9 @@ def draw_case(rng: random.Random) -> dict[str, Any]:
         }
 
     def members() -> list[dict[str, Any]]:
-        weighted, limited = rng.random() < 0.5, rng.random() < 0.3
+        weighted = rng.random() < 0.5
+        # Without weights, the shuffle is by rates, and nearly always chooses the one that has more.
+        limited = weighted and rng.random() < 0.6
         return [deployment(weighted=weighted, limited=limited) for _ in range(rng.randint(1, 3))]
 
     return {
