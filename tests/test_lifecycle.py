@@ -111,8 +111,8 @@ def start_failure(
         "pointsman": section,
     }
     proxy = ProxyServer(document, tmp_path / "proxy", python_path=(library,), **more)
-    with pytest.raises(ProxyFailed) as failed:
-        proxy.start()
+    with pytest.raises(ProxyFailed) as failed, proxy:
+        pass
     assert "ended with code 3" in str(failed.value)
     return proxy.log()
 
@@ -153,7 +153,10 @@ before = CustomLogger()
 @pytest.mark.parametrize(
     ("missing", "needed"),
     [
-        ("litellm.types.videos.utils:decode_video_id_with_provider", 'kept_objects needs it ("What providers keep'),
+        (
+            "litellm.router_utils.fallback_event_handlers:check_non_standard_fallback_format",
+            'fallbacks needs it ("Where LiteLLM goes on',
+        ),
         ("litellm.caching.llm_caching_handler:LLMClientCache", 'patches.providers needs it ("What the bridge replaces'),
         ("litellm.batches.batch_utils", 'batch_results needs it ("Adds up'),
         ("litellm.router:Router", 'patches.proxy needs it ("What the bridge uses'),
