@@ -42,7 +42,7 @@ WRONG = (None, 0, "many", "17", " 17.0 ", -3, True, 1.5, 2 * 10**10, 10**18, [],
 #: What has no price, so that an answer with it is unpriced; and what does not fit the rest of the block.
 UNPRICED: Mapping[str, Mapping[str, Any]] = {
     "a new tool": {"server_tool_use": {"web_search_requests": 1, "frobnicate_requests": 2}},
-    "no number of searches": {"server_tool_use": {"web_search_requests": "many"}},
+    "a count of searches that is a text": {"server_tool_use": {"web_search_requests": "many"}},
     "another's tool": {"server_side_tool_usage_details": {"x_search_calls": 2}},
     "sources": {"num_sources_used": 3},
 }
