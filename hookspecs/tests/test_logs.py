@@ -1,4 +1,4 @@
-"""Lines of the log say the trace of the request that is in hand, whoever has configured logging."""
+"""Lines of the log say the trace of the request that is in hand, also where the operator has configured logging."""
 
 from __future__ import annotations
 
