@@ -182,7 +182,7 @@ def test_a_line_of_an_extension_is_named_wherever_it_is_installed(own, named):
     """Libraries are passed over; a tactic, sink or dialect that is installed like one is not."""
     library = _frame("numpy.core", LIBRARY, _frame("json", "/usr/lib/python3/json.py"))
     frames = _frame(
-        "pointsman.host", "host.py", _frame("acme_plugin.plugin", PLUGIN, _frame("acme_tactic.tactic", PART, library))
+        "pointsman.host", "<host>", _frame("acme_plugin.plugin", PLUGIN, _frame("acme_tactic.tactic", PART, library))
     )
     assert place(frames, own) == f"run ({named}:2)"
 
