@@ -149,6 +149,18 @@ def test_tracing_that_would_stop_the_start_is_an_error(problems, monkeypatch):
     assert problems({"tracing": {"enabled": False}, "plugins": []}) == []
 
 
+@pytest.mark.parametrize("name", ["callbacks", "success_callback"])
+def test_tracing_by_litellms_callback_does_not_stop_the_start(run, write, monkeypatch, name):
+    """Its exporter takes our spans where the variables name none that we have."""
+    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "oltp")
+    settings = {"callbacks": ["pointsman.litellm.handler"]}
+    settings[name] = [*settings.get(name, []), "otel"]
+    result = run("check", write(litellm_settings=settings))
+    assert result.exit_code == 0
+    assert "'oltp' is not supported" in result.output.replace("\n", " ")
+    assert "LiteLLM's OTel callback exports all spans" in " ".join(result.output.split())
+
+
 def test_metrics_that_would_stop_the_start_are_an_error(problems, monkeypatch):
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "oltp")
     assert "OTEL_METRICS_EXPORTER: 'oltp' is not supported (did you mean 'otlp'?)" in problems()[0]

@@ -163,7 +163,15 @@ def inspect(path: Path, env: Mapping[str, str]) -> Report:
     findings += [Finding(Level.OK, one.name, note) for one in plugins for note in one.notes]
     hooks = hook_order(plugins)
     spans = plan(env, enabled=section.host is None or section.host.tracing.enabled)
-    if spans.problem is not None:
+    if spans.problem is not None and _traces_itself(document):
+        findings.append(
+            Finding(
+                Level.WARNING,
+                "tracing",
+                f"{spans.problem}; the proxy starts, and LiteLLM's OTel callback exports all spans",
+            )
+        )
+    elif spans.problem is not None:
         findings.append(Finding(Level.FAILED, "tracing", spans.problem))
     if (section.host is None or section.host.metrics.enabled) and (problem := metrics_problem(env)) is not None:
         findings.append(Finding(Level.FAILED, "metrics", problem))
@@ -282,6 +290,15 @@ def proxy_environment(document: Mapping[str, Any], env: Mapping[str, str]) -> di
 def _authenticates(document: Mapping[str, Any]) -> bool:
     """Return whether LiteLLM calls Pointsman's ``authenticate``."""
     return _section(document, "general_settings").get("custom_auth") == CUSTOM_AUTH
+
+
+def _traces_itself(document: Mapping[str, Any]) -> bool:
+    """Return whether LiteLLM's OTel callback is on, whose exporter takes our spans where the variables name none for us."""
+    settings = _section(document, "litellm_settings")
+    return any(
+        "otel" in ([value] if isinstance(value, str) else value if isinstance(value, list) else [])
+        for value in map(settings.get, ("callbacks", "success_callback", "failure_callback"))
+    )
 
 
 def _section(document: Mapping[str, Any], name: str) -> Mapping[str, Any]:
