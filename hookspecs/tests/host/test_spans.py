@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry import trace
@@ -15,6 +16,8 @@ from opentelemetry.trace import NoOpTracerProvider, SpanKind, StatusCode
 
 from pointsman import hookimpl
 from pointsman.errors import UpstreamError
+from pointsman.host import tracing as host_tracing
+from pointsman.host.span_pipeline import SHUTDOWN_S
 from pointsman.host.spans import SpanProvider, SpanTracer
 from pointsman.host.tracing import Tracing, configure, outgoing_headers, remote_parent
 from pointsman.store.memory import MemoryStore
@@ -366,6 +369,20 @@ def test_spans_leave_by_a_pipeline_of_their_own_where_variables_name_one(env, ow
     (processor,) = global_provider._active_span_processor._span_processors
     exported = {s.name for s in processor.span_exporter.get_finished_spans()}
     assert exported == ({"theirs"} if own else {"theirs", "x"})
+
+
+def test_both_ways_out_share_the_time_at_the_end(global_provider, monkeypatch):
+    """With a collector that hangs, the other's flush gets what our own pipelines leave of the time."""
+    joined = []
+
+    class Pipeline:
+        def shutdown(self):
+            time.sleep(0.2)
+
+    monkeypatch.setattr(host_tracing, "begin_flush", lambda _: SimpleNamespace(join=joined.append))
+    Tracing(pipelines=[Pipeline()], other=global_provider).shutdown()
+    (left_s,) = joined
+    assert 0 <= left_s <= SHUTDOWN_S - 0.2
 
 
 def test_tracing_off_is_off(monkeypatch, global_provider):

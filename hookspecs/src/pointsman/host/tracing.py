@@ -353,6 +353,7 @@ class Tracing:
 
     def shutdown(self) -> None:
         """Send what is left and close the host's own pipelines; quick, whatever the collector does."""
+        until = time.monotonic() + SHUTDOWN_S
         flushing = None if self._other is None else begin_flush(self._other)
         for pipeline in self._pipelines:
             try:
@@ -360,7 +361,8 @@ class Tracing:
             except Exception as err:  # noqa: BLE001  # telemetry never harms a shutdown
                 self._failed(err)
         if flushing is not None:
-            flushing.join(SHUTDOWN_S)
+            # Both have the same time.
+            flushing.join(max(0.0, until - time.monotonic()))
 
 
 def _as_given(attributes: Mapping[str, Value] | None) -> Mapping[str, Value]:
