@@ -142,7 +142,7 @@ class Gateway:
         return answer
 
     async def stream(self, model: str = "pair", *, leave_after: int = 1_000, **request: Any) -> list[Any]:
-        """Make a streamed request; return its pieces, at most so many."""
+        """Make a streamed request; return its pieces, `leave_after` at most."""
         data = await self.admit(model, stream=True, **request)
         source = await proxy_server.llm_router.acompletion(**data)
         pieces: list[Any] = []

@@ -149,6 +149,6 @@ def _entries(response: Any) -> list[Any]:
 
 
 def _field(entry: Any, name: str) -> str:
-    """Return a field of an object of LiteLLM's, some of which are dictionaries; empty where it is no text."""
+    """Return a field of an object of LiteLLM's, some of which are dictionaries; empty where it is not text."""
     found = entry.get(name) if isinstance(entry, dict) else getattr(entry, name, None)
     return found if isinstance(found, str) else ""
