@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from ledger_plugin import ONE, rows
 
-from pointsman.host import journal
+from pointsman.host import host, journal
 from pointsman.host.attempt import Logged
 from pointsman.host.journal_rows import parse
 from pointsman.testing import error
@@ -20,12 +20,12 @@ pytestmark = pytest.mark.usefixtures("leak_check")
 COST = Decimal("0.085")
 
 
-async def answered(h, *, awaits=True):
+async def answered(h, *, awaits=True, name="late"):
     """Open a request of one attempt that has succeeded, and return both."""
     before = await h.request(script=error(400))
     await h.settled()
     h.plugin("one").seen.clear()
-    exchange = h.host.open(replace(before.ctx, request_id="late"))
+    exchange = h.host.open(replace(before.ctx, request_id=name))
     await exchange.admit()
     _, opened = await exchange.begin(before.settlement.attempts[0].deployment, gateway=True)
     opened.awaits_cost = awaits
@@ -74,6 +74,24 @@ async def test_a_cost_that_is_never_logged_is_unknown(harness, monkeypatch):
         assert (attempt.gateway_cost_usd, attempt.cost_usd_micros) == (None, None)
         opened.log_cost(COST)
         assert settled_attempt(h)[1].cost_usd_micros is None
+
+
+async def test_a_request_whose_cost_is_never_logged_is_counted(harness, monkeypatch):
+    """Metrics and recent requests have each, some time after its end; it had waited as long as its settlement."""
+    monkeypatch.setattr(host, "COST_WAIT_S", 0.05)
+    monkeypatch.setattr(journal, "COST_WAIT_S", 0.05)
+    async with harness([ONE]) as h:
+        for name in ("first", "second"):
+            exchange, opened = await answered(h, name=name)
+            opened.end(Outcome.OK)
+            exchange.close(200)
+        for _ in range(500):
+            listed = {row["request_id"] for row in (await h.admin.get("/requests")).json()["requests"]}
+            if {"first", "second"} <= listed:
+                break
+            await asyncio.sleep(0.01)
+        await h.settled()
+    assert {"first", "second"} <= listed
 
 
 async def test_what_the_answer_itself_said_is_kept(harness):
