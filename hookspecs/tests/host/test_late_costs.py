@@ -9,7 +9,7 @@ from decimal import Decimal
 import pytest
 from ledger_plugin import ONE, rows
 
-from pointsman.host import host, journal
+from pointsman.host import journal, late_counting
 from pointsman.host.attempt import Logged
 from pointsman.host.journal_rows import parse
 from pointsman.testing import error
@@ -78,7 +78,7 @@ async def test_a_cost_that_is_never_logged_is_unknown(harness, monkeypatch):
 
 async def test_a_request_whose_cost_is_never_logged_is_counted(harness, monkeypatch):
     """Metrics and recent requests have each, some time after its end; it had waited as long as its settlement."""
-    monkeypatch.setattr(host, "COST_WAIT_S", 0.05)
+    monkeypatch.setattr(late_counting, "COST_WAIT_S", 0.05)
     monkeypatch.setattr(journal, "COST_WAIT_S", 0.05)
     async with harness([ONE]) as h:
         for name in ("first", "second"):

@@ -43,6 +43,7 @@ from ..types import (
 from . import exchange_spans, transforms
 from .attempt import WENT_ON, OpenAttempt
 from .attributes import selection_attributes
+from .decisions import MOST_DECISIONS, Decision, offered
 from .endings import answering_of, figures, none_left, outcome_of, refusal_denial
 from .hooks import Dropped
 
@@ -55,29 +56,6 @@ if TYPE_CHECKING:
 
 
 _attempt_of: Final = attrgetter("attempt")
-#: Decisions of one request that are kept.
-MOST_DECISIONS: Final = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """Something that was decided about a request.
-
-    Attributes:
-        by: The plugin that changed the route, or ``select``.
-        at_ms: Since the request's arrival.
-        route: The route afterwards, for a change of it.
-        attempt: The number of the attempt that candidates were chosen for; 0: none was left.
-        left: The candidates, best first where they have scores.
-        dropped: The deployments that were left out, and why.
-    """
-
-    by: str
-    at_ms: float
-    route: Route | None = None
-    attempt: int = 0
-    left: Sequence[Candidate] = ()
-    dropped: Sequence[Dropped] = ()
 
 
 class Worker(Protocol):
@@ -107,22 +85,6 @@ class Worker(Protocol):
 
     def completed(self, exchange: Exchange) -> None:
         """Count one whose cost has become known after it was closed."""
-
-
-def _without(candidates: list[Candidate], out: Mapping[str, str]) -> tuple[list[Candidate], Sequence[Dropped]]:
-    """Return the candidates that are not left out, if there are such, and those that are.
-
-    Args:
-        candidates: All.
-        out: Deployments to leave out, and why.
-    """
-    if not out:
-        return candidates, ()
-    free = [c for c in candidates if c.deployment.id not in out]
-    if not free or len(free) == len(candidates):
-        return candidates, ()
-    gone = (c.deployment.id for c in candidates if c.deployment.id in out)
-    return free, [Dropped(name, "pointsman", out[name]) for name in gone]
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +278,9 @@ class Exchange:
             has_fallback: Whether the gateway goes on elsewhere if no candidate is left.
             withheld: The deployments that the gateway itself has left out, for the trace.
         """
-        candidates, out = self._offered(deployments, has_fallback)
+        candidates, out = offered(
+            deployments, self.route.target, self.attempts, self._refused, has_fallback=has_fallback
+        )
         left: list[Candidate] = candidates
         dropped: Sequence[Dropped] = ()
         if self.hooks.select:
@@ -337,35 +301,6 @@ class Exchange:
         self._decided("select", selection=((), withheld))
         if self.span is not None:
             self.host.tracing.event(self.span, "no candidate left", selection_attributes((), withheld))
-
-    def _offered(
-        self, deployments: Sequence[Deployment], has_fallback: bool
-    ) -> tuple[list[Candidate], Sequence[Dropped]]:
-        """Return the candidates among the gateway's deployments, and those that are left out before a plugin is asked."""
-        target = self.route.target
-        candidates: list[Candidate] = []
-        drained: dict[str, str] = {}
-        for d in deployments:
-            candidate = Candidate(deployment=d, weight=d.weight, has_fallback=has_fallback)
-            if d.id == target:
-                candidates, drained = [candidate], {}
-                break
-            candidates.append(candidate)
-            if (why := d.drained) is not None:
-                drained[d.id] = why
-        candidates, left_out = _without(candidates, drained) if drained else (candidates, ())
-        if not self.attempts:
-            return candidates, left_out
-        # A refusal causes no cooldown, so the gateway would offer the same deployment again while others are free.
-        # And a hedge against a slow deployment must not go to the same one; nor to a drained one instead.
-        out = dict.fromkeys(self._refused, "refused an attempt of this request")
-        out |= {
-            o.attempt.deployment.id: f"busy with attempt {o.attempt.number} of this request"
-            for o in self.attempts
-            if not o.closed
-        }
-        candidates, taken = _without(candidates, out)
-        return candidates, [*left_out, *taken]
 
     async def begin(
         self,

@@ -9,7 +9,6 @@ import random
 import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping
-from contextvars import Context, copy_context
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -41,8 +40,9 @@ from .hook_costs import hook_families
 from .hooks import Hooks
 from .instances import Instances
 from .isolation import Faults
-from .journal import COST_WAIT_S, Journal
+from .journal import Journal
 from .journal_rows import Counts, owner_keys
+from .late_counting import LateCounting
 from .left_behind import left_behind, unused
 from .metrics import Metrics
 from .notices import Notices
@@ -185,10 +185,7 @@ class Host:
         self._forgets = False
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
         self._open: set[Exchange] = set()
-        #: Closed requests whose cost is not known yet, in the order of their end: until when that is waited for, and in which
-        #: context they ended.
-        self._uncounted: dict[Exchange, tuple[float, Context | None]] = {}
-        self._counting: asyncio.TimerHandle | None = None
+        self._late = LateCounting(self._complete, self.faults)
         self._announcement: Announcement | None = None
         self._watchdog = Watchdog(self._packages, lambda: extensions.PACKAGES)
 
@@ -382,10 +379,7 @@ class Host:
     async def abandon(self) -> None:
         """Cancel all background work at once. Without ``stop`` this simulates a crash: nothing is flushed."""
         self._watchdog.stop()
-        if self._counting is not None:
-            self._counting.cancel()
-        for exchange in tuple(self._uncounted):
-            self.completed(exchange)
+        self._late.end()
         for tasks in (*self._instances.tasks.values(), self._tasks):
             await tasks.cancel()
         for instance in self._instances.leaving:
@@ -674,36 +668,11 @@ class Host:
         if not exchange.awaits_cost or self._journal is None:
             self._complete(exchange)
             return
-        loop = asyncio.get_running_loop()
-        # What an own call publishes then is an answer to what is being delivered now.
-        context = copy_context() if exchange.detached else None
-        self._uncounted[exchange] = (loop.time() + COST_WAIT_S, context)
-        if self._counting is None:
-            self._counting = loop.call_later(COST_WAIT_S, self._count_late, context=Context())
+        self._late.wait(exchange)
 
     def completed(self, exchange: Exchange) -> None:
         """Count a closed request whose cost has become known; called by the exchange."""
-        late = self._uncounted.pop(exchange, None)
-        if late is None:
-            return
-        context = late[1]
-        try:
-            if context is None:
-                self._complete(exchange)
-            else:
-                context.run(self._complete, exchange)
-        except Exception as err:  # noqa: BLE001  # what counts has no caller to raise to
-            self.faults.record("pointsman", "count", None, err)
-
-    def _count_late(self) -> None:
-        """Count requests whose cost has not become known in time; the gateway never logs some."""
-        loop = asyncio.get_running_loop()
-        now, self._counting = loop.time(), None
-        for exchange, (due, _) in tuple(self._uncounted.items()):
-            if due > now:
-                self._counting = loop.call_at(due, self._count_late, context=Context())
-                return
-            self.completed(exchange)
+        self._late.known(exchange)
 
     def _complete(self, exchange: Exchange) -> None:
         settlement = exchange.settlement

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..text import one_line
 from ..types import Attempt, AttemptKind, Candidate, Denial, Outcome, Route, Settlement
-from .exchange import Decision
+from .decisions import Decision
 from .metrics import result_of
 
 #: The longest text of a line.
