@@ -86,6 +86,22 @@ def test_details_are_those_of_its_own_models(client: httpx.Client, path: str) ->
     assert not names & {"secret", "hidden", "alias"}
 
 
+@pytest.mark.parametrize("path", ["/model/info", "/v1/model/info"])
+@pytest.mark.parametrize(("deployment_id", "status"), [("ok-1", 200), ("secret-1", 400), ("none", 400)])
+def test_a_deployment_is_shown_by_its_id_to_those_who_may_use_it(
+    client: httpx.Client, path: str, deployment_id: str, status: int
+) -> None:
+    answer = client.get(path, params={"litellm_model_id": deployment_id})
+    assert answer.status_code == status, answer.text
+    assert ("upstream" in answer.text or "api_base" in answer.text) == (status == 200)
+
+
+@pytest.mark.parametrize("path", ["/model_group/info", "/v1/models", "/cursor/models", "/v1/model/deprecations"])
+def test_lists_name_its_own_models_only(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert not any(f'"{name}"' in answer.text for name in ("secret", "hidden", "alias", "secret-1")), answer.text
+
+
 @pytest.mark.parametrize(("model", "status"), [("ok", 200), ("secret", 403)])
 @pytest.mark.parametrize("path", ["/configured", "/openai_passthrough/v1/chat/completions"])
 def test_pass_throughs_are_open_for_its_own_models(client: httpx.Client, path: str, model: str, status: int) -> None:

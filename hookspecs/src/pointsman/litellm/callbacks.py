@@ -7,7 +7,7 @@ belongs to is the one in ``current_call``.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -207,6 +207,12 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if follow_route(data, route, asked=exchange.ctx.model, catalog=self._catalog):
             fallbacks = own_fallbacks(data)
         call.ask(data.get("model"), fallbacks, disable_fallbacks=data.get("disable_fallbacks"))
+
+    async def async_filter_listed_models(self, user_api_key_dict: Any, model_names: Sequence[str]) -> Sequence[str]:
+        """Hide what a tenant must not use; LiteLLM shows a deployment to every key that asks for it by its id."""
+        call = client_call()
+        models = None if call is None or call.identity is None else call.identity.models
+        return model_names if models is None else [name for name in model_names if self._catalog.matches(name, models)]
 
     # -- the attempts -------------------------------------------------------------------------------------------------
 

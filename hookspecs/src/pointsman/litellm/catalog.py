@@ -185,17 +185,21 @@ class RouterCatalog:
             return known
         llm_router = router()
         names = {*self._by_group, *self._by_id, *(llm_router.model_group_alias if llm_router is not None else ())}
-        # An alias is allowed with what it stands for, or by its very name.
-        matched = sorted(
-            name
-            for name in names
-            if name in patterns or any(fnmatchcase(self.resolved(name), pattern) for pattern in patterns)
-        )
+        matched = sorted(name for name in names if self.matches(name, patterns))
         kept = [pattern for pattern in patterns if _NOT_LITELLMS.isdisjoint(pattern)]
         # An empty list would allow everything.
         found = list(dict.fromkeys((*matched, *kept))) or [SpecialModelNames.no_default_models.value]
         self._allowed[patterns] = found
         return found
+
+    def matches(self, name: str, patterns: tuple[str, ...]) -> bool:
+        """Return whether patterns allow a name. An alias is allowed with what it stands for, or by its very name.
+
+        Args:
+            name: A group, a deployment, an alias or a listed name.
+            patterns: With ``*``, ``?`` and ``[...]``.
+        """
+        return name in patterns or any(fnmatchcase(self.resolved(name), pattern) for pattern in patterns)
 
     def list_model(self, name: str, target: str | None, *, info: Mapping[str, object] | None = None) -> None:
         """Show ``name`` in ``GET /v1/models`` as an alias of ``target``; None stops showing it.
