@@ -56,6 +56,8 @@ _PART_OF_REQUEST: Final = frozenset({AttemptKind.PRIMARY, AttemptKind.HEDGE, Att
 _ONCE: Final = {"num_retries": 0, "disable_fallbacks": True}
 _END: Final = object()
 _TIMEOUT_STATUS: Final = 408
+#: Seconds for which the end of an attempt is waited for: a provider's code may go on although it was cancelled.
+CLOSE_WITHIN_S: Final = 1.0
 
 
 class RouterUpstream:
@@ -339,7 +341,7 @@ class RouterCall:
         finally:
             self._close()
             # Not in the middle of a piece: there is no other reader.
-            await _close_stream(self.source)
+            await self._close_source()
 
     async def _wait(self) -> Any:
         """Wait for the current step, but not longer than allowed."""
@@ -420,13 +422,17 @@ class RouterCall:
         await asyncio.wait({self._task, self._step})
         if self.source is None and not self._task.cancelled() and self._task.exception() is None:
             self.source = self._task.result()
-        await _close_stream(self.source)
+        await self._close_source()
+
+    async def _close_source(self) -> None:
+        if hasattr(self.source, "aclose"):
+            await asyncio.wait({self._run(_close_stream(self.source), "pointsman:close")}, timeout=CLOSE_WITHIN_S)
 
     async def cancel(self) -> None:
         """End the attempt as cancelled and close its connection. Harmless when it has ended."""
         self.abandon()
         if self._closing is not None:
-            await self._closing
+            await asyncio.wait({self._closing}, timeout=CLOSE_WITHIN_S)
 
 
 async def _awaited(work: Awaitable[Any]) -> Any:
@@ -443,10 +449,8 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
 
 
 async def _close_stream(pieces: Any) -> None:
-    close = getattr(pieces, "aclose", None)
-    if close is not None:
-        with contextlib.suppress(Exception):
-            await close()
+    with contextlib.suppress(Exception):
+        await pieces.aclose()
 
 
 class GatewayError(UpstreamError):

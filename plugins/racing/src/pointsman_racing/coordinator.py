@@ -16,7 +16,7 @@ from .budget import Bucket, delay_factor, take_from_all
 from .candidates import RacedModel, RacedModels, line_up
 from .hedging import TOGETHER, Entry, Plan, Reason, Won
 from .idempotency import not_repeatable_because
-from .runner import CLOSE_LOSERS_WITHIN_S, RaceAttempt, RaceRunner, WinnerStream, current_attempt
+from .runner import RaceAttempt, RaceRunner, WinnerStream, current_attempt
 from .scoring import quality
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Coordinator:
         headers = {views.HEADER: views.header(winner, raced.settings.strategy)}
         if winner.response is None:
             return Execution(chunks=WinnerStream(winner), headers=headers)
-        await runner.close(CLOSE_LOSERS_WITHIN_S)
+        await runner.close()
         return Execution(response=winner.response, headers=headers)
 
     def select(self, ctx: RequestContext, candidates: Sequence[Candidate]) -> Sequence[Candidate] | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("pointsman.racing")
 
-#: Real seconds for which a whole answer waits for its losers to be closed, so that the settlement has their usage.
+#: Real seconds for which the end of an answer waits for its losers to be closed, so that the settlement has their usage.
 CLOSE_LOSERS_WITHIN_S: Final = 0.05
 #: Real seconds that an attempt has to end by its own timeout before it is cancelled.
 END_WITHIN_S: Final = 1.0
@@ -203,13 +203,13 @@ class RaceRunner:
         return winner
 
     async def abandon(self) -> None:
-        """Cancel every attempt and wait until all are closed."""
+        """Cancel every attempt and wait until all are closed, or do not end although they were cancelled."""
         for attempt in self.attempts:
             if not attempt.dropped:
                 self._drop(attempt)
-        await self.close()
+        await self.close(END_WITHIN_S + CLOSE_LOSERS_WITHIN_S)
 
-    async def close(self, within_s: float | None = None) -> None:
+    async def close(self, within_s: float = CLOSE_LOSERS_WITHIN_S) -> None:
         """Wait until the losers are closed, at most ``within_s`` real seconds, and report the end once."""
         try:
             waiting = {task for task in self._closing if not task.done()}
@@ -361,7 +361,7 @@ class WinnerStream:
             raise
 
     async def aclose(self) -> None:
-        """Close the stream, and wait for the losers."""
+        """Close the stream, and wait a moment for the losers."""
         if self._closed:
             return
         self._closed = True
