@@ -112,8 +112,6 @@ class Seen:
         self.raw = answer.text
         if answer.status_code != 200:
             self.text, self.code = "", answer.json()["error"].get("code")
-            if "type" in answer.json():  # Anthropic's errors have no code
-                self.code = "no_deployment" if "No deployment" in answer.text else "plugin_failed"
         elif stream:
             pieces = [json.loads(line[6:]) for line in answer.text.splitlines() if line.startswith("data: {")]
             self.text = "".join(map(text_of, pieces))

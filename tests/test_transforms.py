@@ -275,6 +275,44 @@ def test_headers_of_a_denial_cannot_split_an_answer(rig: Rig) -> None:
     assert not {"set-cookie", "x-evil"} & set(answer.headers)
 
 
+#: What the plugin says, and what the client gets for it.
+ENDED: dict[str, tuple[dict[str, str], int, str]] = {
+    "denied": ({"deny": "yes"}, 403, "denied"),
+    "refused": ({"refusal": json.dumps({"reason": "no", "status": 451, "code": "region"})}, 451, "region"),
+    "final": (
+        {"refusal": json.dumps({"reason": "no", "status": 404, "code": "gone", "retryable": False})},
+        404,
+        "gone",
+    ),
+    "empty": ({"drop": "outside of the EU"}, 429, "no_deployment"),
+}
+ANTHROPIC = {403: "permission_error", 404: "not_found_error", 429: "rate_limit_error", 451: "invalid_request_error"}
+
+
+@pytest.mark.parametrize("how", ENDED)
+@pytest.mark.parametrize("name", [*(f"{path} {model}" for path, model in ASKED), *DOORS])
+def test_the_end_of_a_request_has_code_and_shape_on_every_endpoint(rig: Rig, name: str, how: str) -> None:
+    """The body has the plugin's code in the shape of the endpoint's errors, plain and streamed."""
+    told, status, code = ENDED[how]
+    if name in DOORS:
+        path, contents = DOORS[name].path.format(model=name), [sent_to(DOORS[name], name)]
+    else:
+        path, _, model = name.partition(" ")
+        body = {"model": model, "max_tokens": 9, "messages": [{"role": "user", "content": "x"}], "input": "x"}
+        contents = [
+            {"json": {**body, "stream": stream}} for stream in (False, True) if "embed" not in path or not stream
+        ]
+    for content in contents:
+        answer = httpx.post(f"{rig.proxy.url}{path}", headers=headers(rig, name, **told), timeout=30, **content)
+        document = answer.json()
+        assert (answer.status_code, document["error"]["code"]) == (status, code), answer.text
+        if "messages" in path:
+            assert (document["type"], document["error"]["type"]) == ("error", ANTHROPIC[status])
+        else:
+            assert document.keys() == {"error"}
+            assert document["error"].keys() == {"message", "type", "param", "code"}
+
+
 #: What reaches a provider as it is: files, what stands in one, and what tokens are counted of.
 UNSEEN: dict[str, dict[str, Any]] = {
     "/v1/batches": {
@@ -313,8 +351,8 @@ def test_a_plugin_that_must_see_everything(tmp_path: Path) -> None:
         before = len(rig.upstream.requests)
         for path, content in UNSEEN.items():
             unseen = httpx.post(f"{rig.proxy.url}{path}", headers=headers(rig, path), timeout=30, **content)
-            # LiteLLM's newer versions give an upload's error their own code.
-            assert (unseen.status_code, "must see what this request carries" in unseen.text) == (400, True), unseen.text
+            assert (unseen.status_code, unseen.json()["error"]["code"]) == (400, "not_transformable"), unseen.text
+            assert "must see what this request carries" in unseen.text
         thread = {"messages": [{"role": "user", "content": "I am Ada"}]}
         closed = httpx.post(
             f"{rig.proxy.url}/v1/threads", headers={"authorization": "Bearer tenant-a"}, json=thread, timeout=30

@@ -369,7 +369,7 @@ async def test_what_would_circumvent_admission_is_refused_before_any_plugin(
 ) -> None:
     with pytest.raises(auth.DenialError) as caught:
         await gateway.admit(**request_)
-    assert caught.value.denial_code == code
+    assert caught.value.openai_code == code
     assert gateway.call.exchange is None
 
 

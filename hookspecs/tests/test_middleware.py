@@ -480,15 +480,48 @@ async def test_an_error_without_an_answer_of_a_provider_is_replaced_by_the_plugi
         assert [message.get("body") for message in sent] == [None, b"x", b""]
 
 
-async def test_an_answer_of_the_denial_s_status_is_the_gateway_s_own() -> None:
-    """It has the format of the endpoint."""
+async def test_an_answer_of_the_denial_s_status_keeps_its_headers() -> None:
+    """The text is the denial's: the gateway's own may lack the code."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         refused()
+        theirs = [(b"Content-Length", b"1"), (b"content-encoding", b"gzip"), (b"x-call", b"7"), (b"retry-after", b"9")]
+        for message in ({**START, "status": 429, "headers": theirs}, BODY, END):
+            await send(dict(message))
+
+    sent = await run(app)
+    is_the_denial(sent)
+    headers = [name.lower() for name, _ in sent[0]["headers"]]
+    assert len(headers) == len(set(headers))
+    assert b"x-call" in headers
+    assert b"content-encoding" not in headers
+
+
+@pytest.mark.parametrize(
+    ("path", "anthropic"),
+    [
+        ("/v1/messages", True),
+        ("/v1/messages/count_tokens", True),
+        ("/anthropic/v1/messages", True),
+        ("/v1/chat/completions", False),
+        ("/v1/threads/messages/messages", False),
+    ],
+)
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_denial_has_the_shape_of_the_routes_errors(path: str, anthropic: bool, answers: bool) -> None:
+    """Whether the gateway answers by itself or the request is ended."""
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        refused()
+        if not answers:
+            raise UnmeteredError
         for message in ({**START, "status": 429}, BODY, END):
             await send(dict(message))
 
-    assert [message.get("body") for message in await run(app)] == [None, b"x", b""]
+    document = json.loads((await talk(app, {"type": "http", "path": path, "headers": []}))[1]["body"])
+    assert document.get("type") == ("error" if anthropic else None)
+    assert document["error"]["type"] == ("rate_limit_error" if anthropic else "invalid_request_error")
+    assert (document["error"]["code"], document["error"]["message"]) == ("too_much", "Come back.")
 
 
 async def test_an_answer_that_has_started_stays() -> None:

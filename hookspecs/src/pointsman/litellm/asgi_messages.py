@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from ..frozen import thawed
 from ..text import printable
 from ..types import FRAMING_HEADERS, Endpoint
-from . import bodies, denials, early_streams
+from . import bodies, denials, early_streams, endpoints
 
 if TYPE_CHECKING:
     from starlette.types import Message
@@ -21,14 +21,21 @@ if TYPE_CHECKING:
 
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _LIMITS: Final = b"x-ratelimit-"
+#: What a header says of the content that it comes with.
+_OF_CONTENT: Final = frozenset({b"content-encoding", b"content-language", b"transfer-encoding"})
 _OK: Final = 200
 _FIRST_ERROR: Final = 400
 
 
-def whole(call: ClientCall) -> Iterator[Message]:
-    """Return the answer that is a call's denial or a plugin's reply."""
+def whole(call: ClientCall, theirs: Iterable[tuple[bytes, bytes]] = ()) -> Iterator[Message]:
+    """Return the answer that is a call's denial or a plugin's reply.
+
+    Args:
+        call: The request.
+        theirs: Headers of the application's own answer to keep.
+    """
     if call.denial is not None:
-        return refusal("http.response", call, call.denial)
+        return refusal("http.response", call, call.denial, theirs)
     assert call.reply is not None  # noqa: S101  # one of the two is there
     return _reply(call, call.reply)
 
@@ -37,26 +44,32 @@ def events(call: ClientCall) -> bytes:
     """Return the same as the events of a stream that has begun."""
     endpoint = Endpoint.OTHER if call.exchange is None else call.exchange.ctx.endpoint
     if call.denial is not None:
-        return early_streams.error_event(denials.body(call.denial), endpoint)
+        content = denials.body(call.denial, anthropic=endpoint is Endpoint.MESSAGES)
+        return early_streams.error_event(content, endpoint)
     assert call.reply is not None  # noqa: S101  # as above
     return bodies.events(call.reply.pieces, endpoint)
 
 
-def refusal(kind: str, call: ClientCall, denial: Denial) -> Iterator[Message]:
-    """Return a denial as the messages of an HTTP answer.
+def refusal(
+    kind: str, call: ClientCall, denial: Denial, theirs: Iterable[tuple[bytes, bytes]] = ()
+) -> Iterator[Message]:
+    """Return a denial as the messages of an HTTP answer, in the shape of the route's errors.
 
     Args:
         kind: What the messages' names begin with: ``http.response``, or that of a handshake's answer.
         call: The request.
         denial: The denial.
+        theirs: Headers of the application's own answer to keep.
     """
-    content = json.dumps(denials.body(denial)).encode()
-    headers = [
+    content = json.dumps(denials.body(denial, anthropic=endpoints.speaks_anthropic(call.path))).encode()
+    own = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(content)).encode()),
         *_encoded(denials.headers(denial)),
     ]
-    yield {"type": f"{kind}.start", "status": denial.status, "headers": merged(headers, answer_headers(call))}
+    kept = (header for header in theirs if header[0].lower() not in _OF_CONTENT)
+    headers = merged(merged(kept, own), answer_headers(call))
+    yield {"type": f"{kind}.start", "status": denial.status, "headers": headers}
     yield {"type": f"{kind}.body", "body": content, "more_body": False}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles, ProxyException, UserAPIKeyAuth, hash_token
@@ -102,18 +102,10 @@ class DenialError(ProxyException):  # type: ignore[misc]  # LiteLLM is not typed
             headers=denials.headers(denial),
             openai_code=denial.code,
         )
-        self.denial_code = denial.code
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the error body: OpenAI's shape, with the code of the denial, for programs."""
-        return {**super().to_dict(), "code": self.denial_code}
 
 
 def denial_error(denial: Denial) -> DenialError:
-    """Return the exception that makes LiteLLM answer with this denial.
-
-    It is noted on the running request as well: some of LiteLLM's routes answer every exception with 500.
-    """
+    """Return the exception that ends a request in LiteLLM, whose answer the middleware replaces by this denial."""
     if (call := client_call()) is not None:
         call.refuse(denial)
     return DenialError(denial)

@@ -315,7 +315,9 @@ class _Events(Rewriter):
             failed, self._failed = self._failed, None
             if not isinstance(failed, StreamDeniedError):
                 raise failed
-            await self._write(error_event(denials.body(failed.denial), self._exchange.ctx.endpoint))
+            endpoint = self._exchange.ctx.endpoint
+            content = denials.body(failed.denial, anthropic=endpoint is Endpoint.MESSAGES)
+            await self._write(error_event(content, endpoint))
             self._over = True
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

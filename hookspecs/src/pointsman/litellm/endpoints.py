@@ -173,6 +173,8 @@ _ANSWERING: Final = frozenset(
 _MOST_NAME_CHARS: Final = 200
 #: The websockets whose protocol is known.
 _SOCKETS: Final = frozenset({"/openai/v1/realtime", "/realtime", "/responses", "/v1/realtime", "/v1/responses"})
+#: The routes of Anthropic's API.
+_ANTHROPIC: Final = re.compile(r"/anthropic/.*|(/claude_code_gateway)?/v1/messages(/count_tokens)?", re.DOTALL)
 #: The routes that count tokens; LiteLLM asks no callback about them before it asks a provider.
 _COUNTERS: Final = re.compile(
     r".*/messages/count_tokens|.*/responses/input_tokens|/utils/token_counter|.*/models/[^/]+:countTokens", re.DOTALL
@@ -230,6 +232,11 @@ def answers_with_usage(path: str, configured: Iterable[str]) -> bool:
 def counts_tokens(path: str) -> bool:
     """Return whether a route counts tokens."""
     return _COUNTERS.fullmatch(path) is not None
+
+
+def speaks_anthropic(path: str) -> bool:
+    """Return whether errors of a route have Anthropic's shape."""
+    return _ANTHROPIC.fullmatch(path) is not None
 
 
 def is_metered_socket(scope: Mapping[str, Any]) -> bool:

@@ -8,7 +8,7 @@ is closed here.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -213,7 +213,7 @@ class _Watch:
         return message
 
     async def send(self, message: Message) -> None:
-        """Add our headers, and note what is sent. An answer of another status than the denial's is replaced by the denial."""
+        """Add our headers, and note what is sent. Where there is a denial, it replaces the application's answer."""
         if self.refused:
             return
         # Pieces of the answer are passed on as they are where nothing waits, and nothing is changed any more.
@@ -233,7 +233,12 @@ class _Watch:
         call = self._call
         starts = message["type"] == "http.response.start"
         if starts:
-            if self._has_other_answer(message):
+            if call.denial is not None:
+                # LiteLLM's own text for it lacks the code on some routes.
+                same = call.denial.status == message["status"]
+                await self.refuse(message.get("headers", ()) if same else ())
+                return
+            if self._is_unanswered(message):
                 await self.refuse()
                 return
             call.start_answer(message["status"])
@@ -322,12 +327,9 @@ class _Watch:
         self._complete()
         await self._send({"type": "http.response.body", "body": content, "more_body": False})
 
-    def _has_other_answer(self, message: Message) -> bool:
-        """Return whether the client gets another answer than the one that the application starts."""
-        call = self._call
-        if call.denial is not None:
-            return bool(message["status"] != call.denial.status)
-        exchange = call.exchange
+    def _is_unanswered(self, message: Message) -> bool:
+        """Return whether the application starts an error of which a plugin is the reason; the request is refused then."""
+        call, exchange = self._call, self._call.exchange
         if exchange is None or message["status"] < _FIRST_ERROR or (denial := exchange.unanswered) is None:
             return False
         # A plugin is the reason why there is no answer, and says so: the gateway's own text does not.
@@ -373,8 +375,12 @@ class _Watch:
         elif call.status >= _FIRST_ERROR:
             call.fail_early(unadmitted.error_type(last))
 
-    async def refuse(self) -> None:
-        """Answer with the call's denial, or a plugin's reply, unless an answer has started."""
+    async def refuse(self, theirs: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Answer with the call's denial, or a plugin's reply, unless an answer has started.
+
+        Args:
+            theirs: Headers of the application's own answer to keep.
+        """
         call = self._call
         if self.refused or (call.denial is None and call.reply is None):
             return
@@ -384,9 +390,10 @@ class _Watch:
         elif not call.status:
             self.refused = True
             call.start_answer(_OK if call.denial is None else call.denial.status)
-            self._complete()
-            for message in whole(call):
-                await self._send(message)
+            start, body = whole(call, theirs)
+            self._complete(body["body"])
+            await self._send(start)
+            await self._send(body)
 
 
 def _peer(scope: Scope, receive: Receive) -> str | None:
