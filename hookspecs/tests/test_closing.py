@@ -278,6 +278,47 @@ async def test_an_answer_that_litellm_cannot_read_has_used_what_its_provider_has
             assert (attempt.usage, attempt.cost_usd_micros) == (None, None)
 
 
+SPENT = {"error": {"message": "broken"}, "usage": {"prompt_tokens": 100, "completion_tokens": 0, "total_tokens": 100}}
+
+
+@pytest.mark.parametrize("how", ["plain", "stream", "left", "failed", "unreported"])
+@pytest.mark.parametrize(
+    ("tries", "parts"),
+    [([SPENT, SPENT], 3), ([SPENT, {"error": {}}], 2), ([{"error": {}}], 0), ([None], 2)],
+)
+async def test_tries_of_a_providers_sdk_before_the_last_are_charged_with_it(harness, closer, tries, parts, how):
+    """Some errors say what was used; one that was not waited for (None) costs its prompt."""
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+
+    def heard(said: object) -> Listener:
+        listener = Listener("application/json")
+        listener.hear(json.dumps(said).encode())
+        return listener
+
+    async with harness([]) as h:
+        stream = how in {"stream", "left", "unreported"}
+        opened, ctx = await opened_for(h, endpoint=Endpoint.RESPONSES, body={"input": "x"}, stream=stream)
+        opened.refusals += [heard(said) for said in tries if said is not None]
+        opened.abandoned = tries.count(None)
+        opened.listeners.append(heard({"usage": STORED["usage"]}))
+        if how == "plain":
+            closer.succeed(opened, STORED, ctx)
+        elif how == "stream":
+            closer.end_stream(opened, StreamReader(), {}, None, ctx)
+        elif how == "left":
+            closer.end_abandoned(opened, StreamReader(), ctx, Outcome.DISCONNECTED)
+        elif how == "failed":
+            closer.fail(opened, TypeError("no choices"))
+        else:
+            closer.fail_unreported(opened, TypeError("no choices"), ctx)
+        usage, spent, estimated = opened.attempt.usage, 100 * tries.count(SPENT), None in tries
+        assert (usage.estimated, len(usage.parts), usage.completion_tokens) == (estimated, parts, 2000)
+        assert usage.prompt_tokens > 1000 if estimated else usage.prompt_tokens == 1000 + spent
+        if not estimated:
+            assert opened.attempt.cost_usd_micros == 1350 + spent * 0.15
+
+
 LOST = {"object": "chat.completion", "choices": None}
 REFUSED = {"error": {"message": "overloaded", "code": 529}}
 

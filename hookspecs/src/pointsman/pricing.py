@@ -6,7 +6,7 @@ where it is shown to people.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from operator import attrgetter
@@ -74,8 +74,21 @@ def total_usd(usage: Usage, price_of: PriceOf) -> Decimal | None:
         return usage.provider_cost_usd
     if not usage.parts:
         return cost_usd(usage, price)
-    costs = [*(token_usd(part, price_of(part)) for part in usage.parts), tool_usd(usage, price)]
-    return _sum(costs)
+    return parts_usd(usage, price, list(map(price_of, usage.parts)))
+
+
+def parts_usd(usage: Usage, price: Price, parts: Sequence[Price]) -> Decimal | None:
+    """Return what an answer cost that several models have made, or that several tries came to, in US dollars.
+
+    Args:
+        usage: What was used.
+        price: The prices of the whole.
+        parts: The prices of each of ``usage.parts``, in their order.
+    """
+    if not any(part.is_part for part in usage.parts):
+        # Each is a whole answer.
+        return _sum(list(map(cost_usd, usage.parts, parts)))
+    return _sum([*map(token_usd, usage.parts, parts), tool_usd(usage, price)])
 
 
 def cost_usd(usage: Usage, price: Price) -> Decimal | None:

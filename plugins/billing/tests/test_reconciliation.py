@@ -31,6 +31,7 @@ USED = Usage(prompt_tokens=1000, completion_tokens=100)
 COHERE = '{"billed_units":{"input_tokens":1000},"tokens":{"input_tokens":900,"output_tokens":50}}'
 COUNTED = Usage(prompt_tokens=900, completion_tokens=50)
 SPOKEN = Usage(characters=100)
+PART = replace(USED, is_part=True)
 
 
 def billed(quote: Quote, usage: Usage | None, gateway: str | None, **more: Any) -> bill.Bill:
@@ -72,7 +73,9 @@ def billed(quote: Quote, usage: Usage | None, gateway: str | None, **more: Any) 
         ),
         ({"configured": DEAR}, replace(USED, model="other"), "0.011", "served_model"),
         ({"configured": DEAR}, replace(USED, model="other"), "0.012", "different"),
-        ({"parts": (FULL, DEAR)}, replace(USED, parts=(USED, USED)), "0.0035", "several_models"),
+        ({"parts": (FULL, DEAR)}, replace(USED, parts=(PART, PART)), "0.0035", "several_models"),
+        ({"parts": (FULL, FULL)}, replace(USED, parts=(COUNTED, USED)), "0.0035", "retried"),
+        ({"parts": (FULL, FULL)}, replace(USED, parts=(COUNTED, USED)), "0.0036", "different"),
         ({"unlisted": True}, replace(USED, model="other"), "0", "unlisted"),
         ({"unlisted": True}, replace(USED, model="other"), "0.001", "different"),
         ({"unlisted": True, "price": Price()}, replace(USED, model="other"), "0", "unpriced"),

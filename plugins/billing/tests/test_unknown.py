@@ -6,6 +6,7 @@ On a real LiteLLM proxy: every case plain and streamed, with the cost from our p
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -35,7 +36,7 @@ from .providers import (
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS, IMAGES = "/v1/embeddings", "/v1/images/generations"
 MODES = ("prices", "gateway")
 CLAUDES, MINI, SOUND = "anthropic/claude-sonnet-4-5-20250929", "openai/gpt-4o-mini", "openai/gpt-audio"
 DEEPSEEK, SONAR, GROK = "deepseek/deepseek-chat", "perplexity/sonar-pro", "xai/grok-4.3"
@@ -83,6 +84,10 @@ def of_embedding(**usage: int) -> Callable[..., Answer]:
     return lambda *, stream: as_json(
         {"object": "list", "model": "e", "data": [vector], "usage": usage, "stream": stream}
     )
+
+
+def of_image(*, stream: bool) -> Answer:
+    return as_json({"created": 1, "data": [{"b64_json": "eA=="}], "usage": DRAWN, "stream": stream})
 
 
 def of_cohere(**units: int) -> Callable[..., Answer]:
@@ -172,30 +177,54 @@ CASES: dict[str, Case] = {
 
 
 def deployment(name: str, url: str) -> dict[str, Any]:
-    model = CASES[name].model if name in CASES else MINI
+    model = CASES[name].model if name in CASES else MINI if name.startswith("failing") else "openai/gpt-image-1"
     provider = model.partition("/")[0]
     base = {"anthropic": "", "gemini": "", "cohere": "/v2/embed"}.get(provider, "/v1")
     params = {"model": model, "api_base": f"{url}/{name}{base}", "api_key": "any"}
+    if name == "slow":
+        params["timeout"] = PATIENCE_S
     return {"model_name": name, "litellm_params": params, "model_info": {"id": name}}
 
 
+over = threading.Event()
 #: How often each of these models has been asked: every first answer is an error that says what was used.
 asked: Counter[str] = Counter()
+#: An image, and the same without the errors before it: 0.0021 dollars.
+OF_PROMPT = {"text_tokens": 20, "image_tokens": 0}
+DRAWN = {"input_tokens": 20, "output_tokens": 50, "total_tokens": 70, "input_tokens_details": OF_PROMPT}
 USED = {"prompt_tokens": 100, "completion_tokens": 0, "total_tokens": 100}
 
 
-def failing(name: str, usage: Mapping[str, Any]) -> Callable[..., Answer]:
+def failing(name: str, usage: Mapping[str, Any], at_last: Callable[..., Answer], every: int) -> Callable[..., Answer]:
     def answer(*, stream: bool) -> Answer:
         asked[name] += 1
-        if asked[name] % 2:
+        if asked[name] % every:
             error = {"message": "It broke.", "type": "server_error", "code": "500"}
             return FAILED, json.dumps({"error": error, "usage": usage}).encode()
-        return of_chat(MINI, 1000, 50)(stream=stream)
+        return at_last(stream=stream)
 
     return answer
 
 
-FAILING = {"failing": failing("failing", USED), "failing-silently": failing("failing-silently", {})}
+def slow(*, stream: bool) -> Answer:
+    """Answer when LiteLLM no longer waits, and each second time at once."""
+    asked["slow"] += 1
+    if asked["slow"] % 2:
+        over.wait(10 * PATIENCE_S)
+    return of_image(stream=stream)
+
+
+#: For how long LiteLLM waits for an answer of the slow provider, in seconds.
+PATIENCE_S = 1
+
+FAILING = {
+    "failing": failing("failing", USED, of_chat(MINI, 1000, 50), 2),
+    "failing-silently": failing("failing-silently", {}, of_chat(MINI, 1000, 50), 2),
+    "within": failing("within", USED, of_image, 3),
+    "within-silently": failing("within-silently", {}, of_image, 3),
+    "always": failing("always", USED, of_image, 10**6),
+    "slow": slow,
+}
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +242,7 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
             proxy = stack.enter_context(ProxyServer(config, tmp_path_factory.mktemp(mode)))
             clients[mode] = stack.enter_context(proxy.client(timeout=60))
         yield clients
+        over.set()
 
 
 def billed(client: httpx.Client, name: str, *, stream: bool) -> dict[str, Any]:
@@ -253,8 +283,45 @@ def test_an_error_that_says_what_was_used_is_billed_also_when_it_is_retried(
     client = clients[mode]
     answer = client.post(CHAT, json={"model": name, "stream": stream, "num_retries": 1, **BODIES[CHAT]})
     assert answer.status_code == 200, answer.text
-    at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
-    bill = eventually(lambda: client.get(at), lambda one: one.status_code == 200).json()
-    attempts = [event for event in bill["events"] if event["type"] == "attempt"]
+    attempts = attempts_of(client, answer)
     assert [event["amount_usd"] for event in attempts] == owed
     assert attempts[-1]["status"] == "ok"
+
+
+def attempts_of(client: httpx.Client, answer: httpx.Response) -> list[dict[str, Any]]:
+    at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
+    bill = eventually(lambda: client.get(at), lambda one: one.status_code == 200).json()
+    return [event for event in bill["events"] if event["type"] == "attempt"]
+
+
+def draw(client: httpx.Client, name: str) -> tuple[int, dict[str, Any]]:
+    """Ask for an image: a provider's SDK asks again by itself, within one attempt. Return the status and the attempt."""
+    answer = client.post(IMAGES, json={"model": name, "prompt": "A tower."})
+    (attempt,) = attempts_of(client, answer)
+    return answer.status_code, attempt
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "owed"), [("within", "0.0031"), ("within-silently", "0.0021")])
+def test_an_error_that_says_what_was_used_is_billed_also_when_it_is_retried_within_the_attempt(
+    clients: dict[str, httpx.Client], name: str, owed: str, mode: str
+) -> None:
+    status, attempt = draw(clients[mode], name)
+    assert (status, attempt["status"], attempt["metering"], attempt["amount_usd"]) == (200, "ok", "exact", owed)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_errors_of_an_attempt_that_failed_are_billed(clients: dict[str, httpx.Client], mode: str) -> None:
+    status, attempt = draw(clients[mode], "always")
+    assert (status, attempt["status"], attempt["prompt_tokens"]) == (500, "error", 300)
+    assert (attempt["completion_tokens"], attempt["amount_usd"]) == (0, "0.0015")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_try_within_the_attempt_that_was_not_waited_for_costs_its_prompt(
+    clients: dict[str, httpx.Client], mode: str
+) -> None:
+    status, attempt = draw(clients[mode], "slow")
+    assert (status, attempt["status"], attempt["metering"]) == (200, "ok", "estimated")
+    assert attempt["prompt_tokens"] > DRAWN["input_tokens"]
+    assert 0.0021 < float(attempt["amount_usd"]) < 0.0022

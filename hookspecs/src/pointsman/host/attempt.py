@@ -96,6 +96,7 @@ class OpenAttempt:
         "_logged_failure",
         "_started",
         "_traced_until_ns",
+        "abandoned",
         "answered",
         "attempt",
         "awaits_cost",
@@ -103,7 +104,7 @@ class OpenAttempt:
         "given_up",
         "listeners",
         "provider_status",
-        "refusal",
+        "refusals",
         "sent",
         "span",
         "works_later",
@@ -129,12 +130,14 @@ class OpenAttempt:
         self.answered: dict[str, object] = {}
         #: What listens to the provider's answers on their way to the gateway.
         self.listeners: list[object] = []
-        #: What listens to the last of its errors.
-        self.refusal: object | None = None
+        #: What listens to its errors: there are several where the provider's SDK tries again by itself.
+        self.refusals: list[object] = []
         #: Whether the gateway has asked a provider, or was about to; it does not where its own cache answers.
         self.sent = False
         #: Whether the gateway has stopped waiting for an answer to what it has sent: the provider may charge for it.
         self.given_up = False
+        #: How often it did so and asked again, within the attempt.
+        self.abandoned = 0
         #: The HTTP status of what the provider answered last; None without an answer.
         self.provider_status: int | None = None
 

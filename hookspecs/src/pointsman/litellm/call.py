@@ -160,6 +160,7 @@ class Call(ABC):
             _seen_asking.add(running.attempt.deployment.provider)
             running.sent = True
             running.provider_status = None
+            running.abandoned += running.given_up
             running.given_up = False
             running.calls(origin)
 
@@ -185,7 +186,7 @@ class Call(ABC):
         if status < _FAILED:
             running.listeners.append(listener)
         else:
-            running.refusal = listener
+            running.refusals.append(listener)
 
 
 class ClientCall(Call):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from . import client_settings, provider_errors, request_values
 from .answers import finish_reasons, generated_text, response_answer, response_id
 from .charges import TOOLS, search_size
 from .content import EMPTY, is_empty
+from .inner_tries import together
 from .prices import SERVICE_TIERS
 from .raw_answers import heard_id, heard_model, is_refused, provider_reading
 from .stream import StreamReader
@@ -216,18 +217,19 @@ class Closer:
             getattr(err, "litellm_response_headers", None), getattr(getattr(err, "response", None), "headers", None)
         )
         error = client_settings.blamed(provider_errors.attempt_error(err, headers, self._clock.now()), opened.ctx)
-        reading, tokens, cost = provider_reading(opened.listeners), None, None
+        reading, tokens, earlier = provider_reading(opened.listeners), None, opened.refusals
         if reading is None or not reading.complete:
             # Some errors say what was used.
-            reading = provider_reading((opened.refusal,))
+            reading, earlier = provider_reading(earlier[-1:]), earlier[:-1]
         if reading is not None and opened.ctx.generates:
             tokens = self._completed(opened, reading, {}, opened.ctx, str)
-            cost = self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
-            opened.awaits_cost = True
-        cut = opened.given_up and opened.ctx.generates
-        if cut:
+        cut = bool(opened.given_up or opened.abandoned) and opened.ctx.generates
+        if opened.given_up and opened.ctx.generates:
             tokens = self._streamed(opened, StreamReader(), opened.ctx)
-            cost = self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
+        elif tokens is not None or not opened.listeners:
+            tokens = self._with_earlier(opened, tokens, opened.ctx, earlier)
+            opened.awaits_cost = tokens is not None
+        cost = self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
         opened.end(
             Outcome.ERROR,
             usage=tokens,
@@ -395,7 +397,33 @@ class Closer:
         cost = self._prices.cost_usd_micros(opened.attempt.deployment, usage)
         opened.end(Outcome.OK, usage=usage, cost_usd_micros=cost, model=usage.model)
 
+    def _with_earlier(
+        self, opened: OpenAttempt, last: Usage | None, ctx: RequestContext, refusals: Sequence[object]
+    ) -> Usage | None:
+        """Return what all tries of an attempt used: the SDK of its provider may have tried again by itself.
+
+        Args:
+            opened: The attempt.
+            last: What its last try used; None when that is not known or nothing.
+            ctx: The request, for an estimate of its prompt.
+            refusals: What has listened to the errors before, of which some say what was used.
+        """
+        if not (refusals or opened.abandoned) or not ctx.generates:
+            return last
+        # The provider may charge for those that were not waited for.
+        unknown = replace(_NOTHING_KNOWN, usage=Usage(model=None if last is None else last.model))
+        readings = [unknown] * opened.abandoned
+        readings += [found for one in refusals if (found := provider_reading((one,))) is not None]
+        return together([self._completed(opened, reading, {}, ctx, str) for reading in readings], last)
+
     def _used(self, opened: OpenAttempt, translated: Translated, response: Any, ctx: RequestContext) -> Usage | None:
+        """Return what a whole answer used, with the tries before it; None when that is not known."""
+        usage = self._answered(opened, translated, response, ctx)
+        return usage if usage is None else self._with_earlier(opened, usage, ctx, opened.refusals)
+
+    def _answered(
+        self, opened: OpenAttempt, translated: Translated, response: Any, ctx: RequestContext
+    ) -> Usage | None:
         """Return what a whole answer used: as the provider says, else as LiteLLM does; what is missing is estimated."""
         reading = provider_reading(opened.listeners, lambda: _said(translated.usage))
         if reading is not None and ctx.endpoint not in _OTHER_UNITS:
@@ -416,6 +444,10 @@ class Closer:
         return _said(self._completed(opened, reading, translated.tools, ctx, partial(generated_text, response)))
 
     def _streamed(self, opened: OpenAttempt, reader: StreamReader, ctx: RequestContext) -> Usage | None:
+        """Return what a stream used, with the tries before it; None: the provider has refused it, and counted nothing."""
+        return self._with_earlier(opened, self._of_stream(opened, reader, ctx), ctx, opened.refusals)
+
+    def _of_stream(self, opened: OpenAttempt, reader: StreamReader, ctx: RequestContext) -> Usage | None:
         """Return what a stream used, however it ended: a client that leaves before the first content pays for the input.
 
         None: the provider has refused it, and counted nothing.

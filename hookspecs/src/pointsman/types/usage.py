@@ -59,8 +59,10 @@ class Usage:
         region: Where it was processed, as the provider says, for example ``us``; None when it says none.
         model: The model that answered, as the provider says.
         provider_cost_usd: What the provider itself says that it charges, in US dollars.
-        parts: Where several models worked on one answer, what each of them used; all counts here are their sums.
-        is_part: Whether this is one of the ``parts`` of an answer: its price is that of the model that it names alone.
+        parts: Where several models worked on one answer, what each of them used; or what each try of an attempt used, where
+            the provider's SDK has tried again by itself. All counts here are their sums.
+        is_part: Whether this is what one of several models used for one answer: its price is that of the model that it
+            names alone.
         raw: The provider's own account of the usage, as JSON text of bounded length.
         estimated: False when the provider reported the numbers, True when some of them were counted here.
         contradictory: Whether the provider's numbers do not fit together; they have then been resolved by its total.

@@ -323,9 +323,7 @@ def cost_usd(usage: Usage | None, price: Price, parts: Sequence[Price] = ()) -> 
         return Decimal(0) if _is_free(price) else None
     if not parts:
         return pricing.cost_usd(usage, price)
-    of_parts = [pricing.token_usd(part, of_part) for part, of_part in zip(usage.parts, parts, strict=True)]
-    costs = [*of_parts, pricing.tool_usd(usage, price)]
-    return None if None in costs else total(costs)
+    return pricing.parts_usd(usage, price, parts)
 
 
 def in_force(price: Price, usage: Usage | None) -> Price:

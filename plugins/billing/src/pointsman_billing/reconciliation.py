@@ -56,6 +56,8 @@ UNLISTED: Final = "unlisted"
 SERVED_MODEL: Final = "served_model"
 #: Several models worked on the answer; the gateway charges one.
 SEVERAL_MODELS: Final = "several_models"
+#: The provider's SDK has tried again within the attempt; the gateway charges the last try alone.
+RETRIED: Final = "retried"
 SERVICE_TIER: Final = "service_tier"
 CACHE_LIFETIME: Final = "cache_lifetime"
 #: The gateway does not charge the provider's searches or other tools.
@@ -80,6 +82,7 @@ IGNORANT: Final = frozenset(
         UNFINISHED,
         SERVED_MODEL,
         SEVERAL_MODELS,
+        RETRIED,
         SERVICE_TIER,
         CACHE_LIFETIME,
         TOOLS,
@@ -178,8 +181,9 @@ def _without_one_fact(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal
     price = quote.price
     if usage.parts:
         prices = (price, *([quote.configured] if quote.configured is not None else []), *quote.parts)
+        reason = SEVERAL_MODELS if any(part.is_part for part in usage.parts) else RETRIED
         for used in (usage, *usage.parts):
-            yield from ((SEVERAL_MODELS, pricing.cost_usd(used, of_model)) for of_model in prices)
+            yield from ((reason, pricing.cost_usd(used, of_model)) for of_model in prices)
     if quote.configured is not None and quote.configured is not price:
         yield SERVED_MODEL, pricing.cost_usd(usage, quote.configured)
     for reason, changes in _facts(usage):
