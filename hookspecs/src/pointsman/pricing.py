@@ -7,11 +7,12 @@ where it is shown to people.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from operator import attrgetter
 from typing import Final
 
+from .frozen import replace
 from .types import Price, Usage
 
 CONTEXT: Final = Context(prec=60, rounding=ROUND_HALF_EVEN, traps=[])

@@ -6,13 +6,12 @@ What the gateway logs about an attempt, before or after its end, is taken up her
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from decimal import Decimal
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from ..frozen import FrozenDict
+from ..frozen import FrozenDict, replace
 from ..types import Answer, Attempt, AttemptError, ErrorClass, Outcome, RequestContext, Usage
 from .attributes import attempt_attributes, error_text, server, status_of
 from .tracing import now_ns

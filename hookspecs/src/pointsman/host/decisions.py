@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from ..frozen import quick
 from ..types import Candidate, Deployment, Route
 from .hooks import Dropped
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 MOST_DECISIONS: Final = 64
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Something that was decided about a request.

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from ..frozen import FrozenDict, frozen
+from ..frozen import FrozenDict, frozen, quick, replace
 from ..types import (
     Attempt,
     AttemptError,
@@ -87,6 +87,7 @@ class Worker(Protocol):
         """Count one whose cost has become known after it was closed."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One of the gateway's attempts that an executor makes, in as many attempts of its own as it likes.

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Self
 
 from ..errors import HookError, UpstreamError
+from ..frozen import quick, replace
 from ..plugin import Upstream
 from ..types import (
     Answer,
@@ -48,6 +49,7 @@ _FAULT: Final = object()
 _END: Final = object()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Dropped:
     """A candidate that a plugin, or the gateway itself, dropped, and why, for the trace."""

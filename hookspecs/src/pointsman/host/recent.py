@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, Final
 
+from ..frozen import quick
 from ..text import one_line
 from ..types import Attempt, AttemptKind, Candidate, Denial, Outcome, Route, Settlement
 from .decisions import Decision
@@ -27,6 +28,7 @@ _LEAST_WAIT_MS: Final = 10.0
 _ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Record:
     """One request that has ended.

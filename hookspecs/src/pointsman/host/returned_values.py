@@ -12,11 +12,11 @@ import json
 import math
 import re
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from decimal import Decimal
 from typing import Any, Final, NoReturn
 
-from ..frozen import FrozenDict, FrozenList
+from ..frozen import FrozenDict, FrozenList, replace
 from ..types import (
     FIXED_FIELDS,
     FRAMING_HEADERS,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -14,7 +13,7 @@ from litellm.proxy._types import SpecialModelNames
 from litellm.router_utils.fallback_event_handlers import get_fallback_model_group
 
 from ..errors import Conflict
-from ..frozen import FrozenDict
+from ..frozen import FrozenDict, replace
 from ..types import Deployment
 from . import request_values
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from ..frozen import replace
 from ..host.attempt import Logged
 from ..types import AttemptError, Deployment, Endpoint, ErrorClass, Outcome, Price, RequestContext, Usage
 from . import client_settings, provider_errors, request_values

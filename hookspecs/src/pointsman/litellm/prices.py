@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from litellm import constants
 from litellm.litellm_core_utils.llm_cost_calc import utils as calculation
 
 from .. import pricing
+from ..frozen import replace
 from ..types import Deployment, Price, Usage
 from .catalog import router
 

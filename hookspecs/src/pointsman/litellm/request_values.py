@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
-from ..frozen import FrozenDict
+from ..frozen import FrozenDict, replace
 from ..types import (
     Deployment,
     Identity,

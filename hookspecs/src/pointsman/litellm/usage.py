@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
+from ..frozen import replace
 from .charges import charged, search_size
 from .reported_counts import is_object, kind_of, milliseconds, name_of, number, object_of
 from .usage_blocks import BILLED, OLLAMA, Draft, Reading, read_block

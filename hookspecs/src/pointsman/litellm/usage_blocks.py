@@ -6,9 +6,10 @@ What is missing, malformed or contradictory is never taken for zero.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
+from ..frozen import quick, replace
 from ..types import Usage
 from .charges import charged, unknown_uses
 from .reported_counts import (
@@ -25,6 +26,7 @@ from .reported_counts import (
 )
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a provider has said.

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any, Final
 
 import litellm
 
+from ..frozen import replace
 from ..types import Endpoint, Usage
 from . import request_values
 from .charges import TOOLS, tools, unknown_uses

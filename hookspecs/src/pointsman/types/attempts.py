@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Final
 
-from ..frozen import FrozenDict
+from ..frozen import FrozenDict, quick
 from .kinds import AttemptKind, Endpoint, ErrorClass, Outcome
 from .requests import Identity
 from .routing import Denial, Deployment, Reservation, Route
@@ -17,6 +17,7 @@ from .usage import Usage
 _FIRST_ERROR: Final = 400
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptError:
     """Why an attempt failed.
@@ -37,6 +38,7 @@ class AttemptError:
     client_caused: bool = False
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One call of one deployment. Opened and closed exactly once.
@@ -122,6 +124,7 @@ class ToolCall:
     arguments: str = field(default="", repr=False)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a model said: the first choice of an answer, whichever API and whether streamed or not.
@@ -140,6 +143,7 @@ class Answer:
     finish_reason: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
     """What became of one client request. Made exactly once, whatever happened.

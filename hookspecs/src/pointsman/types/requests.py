@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ..frozen import FrozenBody, FrozenDict
+from ..frozen import FrozenBody, FrozenDict, quick
 from .kinds import Endpoint
 from .reserved import CREDENTIAL_FIELDS, WITHHELD
 
@@ -24,6 +24,7 @@ def _no_body() -> FrozenBody:
     return _NO_BODY
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
     """The caller, as the gateway authenticated it. Never contains a raw key.
@@ -76,6 +77,7 @@ class Credential:
     client_host: str | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestContext:
     """One client request, as it arrived.

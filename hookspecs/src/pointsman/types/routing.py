@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
-from ..frozen import FrozenDict
+from ..frozen import FrozenDict, quick, replace
 from .usage import Usage
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
     """One deployment of LiteLLM's ``model_list``.
@@ -54,6 +55,7 @@ class Deployment:
         return None if self.weight > 0.0 else "drained: its weight is 0"
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A deployment that may serve the next attempt.
@@ -92,6 +94,7 @@ class Candidate:
         return replace(self, dropped=True, notes=(*self.notes, reason))
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reservation:
     """Something a plugin set aside for one request, to be settled or released in ``settle``.
@@ -111,6 +114,7 @@ class Reservation:
     data: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """Where a request is going. Each ``pre_route`` hook sees the route so far and may return another.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
+
+from ..frozen import quick, replace
 
 #: How providers call the service tier that costs what is usual.
 _USUAL_TIERS: Final = frozenset({"auto", "default", "standard", "standard_only", "on_demand"})
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What one answer used: tokens, and what a provider charges that is not tokens.
@@ -146,6 +149,7 @@ class Usage:
         )
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
     """Unit prices of a model from the gateway's cost map, in US dollars.
