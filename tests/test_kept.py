@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ import pytest
 from anything import FILE, Anything, anything
 from doors import config, environment
 from rig import Rig
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 pytestmark = pytest.mark.proxy
 
@@ -30,6 +33,7 @@ def rig(provider: Anything, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = config(provider)
     # Opened by the operator.
     settings["pointsman"]["unmetered"] = {"*": "deny", "/v1/vector_stores": "allow", "/v1/containers": "allow"}
+    settings["pointsman"]["shared_objects"] = ["shared-*"]
     groups = {
         "film": "openai/sora-2",
         "chat": "openai/gpt-4o",
@@ -288,3 +292,172 @@ def test_vector_stores_that_the_operator_opens_are_their_makers(rig: Rig, provid
         assert len(provider.calls) == before
         assert owner.get(f"/v1/vector_stores/{id_}").status_code == 200
         assert owner.post("/v1/responses", json=search).status_code == 200
+
+
+REFERENCE: Final = {"type": "item_reference", "id": "made-1"}
+GEMINI: Final = {"contents": [{"role": "user", "parts": [{"text": "hi"}]}]}
+PASSED: Final = {"model": "chat", "input": "hi"}
+#: Requests that name what an answer to another tenant may have made.
+REUSING: dict[str, tuple[str, dict[str, Any]]] = {
+    "an item": ("/v1/responses", {"model": "chat", "input": [REFERENCE]}),
+    "an item, by its id alone": ("/v1/responses", {"model": "chat", "input": [{"id": "made-1"}]}),
+    "an item, counted": ("/v1/responses/input_tokens", {"model": "chat", "input": [REFERENCE]}),
+    "an item, compacted": ("/v1/responses/compact", {"model": "chat", "input": [REFERENCE]}),
+    "a conversation": ("/v1/responses", {"model": "chat", "input": "hi", "conversation": "made-1"}),
+    "a conversation, as an object": (
+        "/v1/responses",
+        {"model": "chat", "input": "hi", "conversation": {"id": "made-1"}},
+    ),
+    "a container": (
+        "/v1/responses",
+        {"model": "chat", "input": "hi", "tools": [{"type": "code_interpreter", "container": "made-1"}]},
+    ),
+    "a container, messages": (
+        "/v1/messages",
+        {**CLAUDE, "messages": [{"role": "user", "content": "hi"}], "container": "made-1"},
+    ),
+    "a container, messages, with skills": (
+        "/v1/messages",
+        {**CLAUDE, "messages": [{"role": "user", "content": "hi"}], "container": {"id": "made-1", "skills": []}},
+    ),
+    "a spoken answer": (
+        "/v1/chat/completions",
+        {"model": "chat", "messages": [{"role": "assistant", "audio": {"id": "made-1"}}, *said()]},
+    ),
+    "an interaction": ("/v1beta/interactions", {"model": "gemini", "input": "hi", "previous_interaction_id": "made-1"}),
+    "a cached content": ("/v1beta/models/gemini:generateContent", {**GEMINI, "cachedContent": "made-1"}),
+    "a cached content, chat": (
+        "/v1/chat/completions",
+        {"model": "gemini", "messages": said(), "cached_content": "made-1"},
+    ),
+    "pass-through, an item": ("/openai_passthrough/v1/responses", {**PASSED, "input": [REFERENCE]}),
+    "pass-through, a response": ("/openai_passthrough/v1/responses", {**PASSED, "previous_response_id": "made-1"}),
+    "pass-through, a container": ("/anthropic/v1/messages", {**CLAUDE, "messages": said(), "container": "made-1"}),
+}
+
+
+@pytest.mark.parametrize("how", REUSING)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_what_only_an_answer_can_have_made_is_not_used_by_its_id(
+    rig: Rig, provider: Anything, how: str, stream: bool
+) -> None:
+    """Unless the operator shares it: what is not known to be a tenant's own may be another's."""
+    path, body = REUSING[how]
+    before = len(provider.calls)
+    with as_tenant(rig, "b") as other:
+        answer = other.post(path, json={**body, "stream": stream}, headers={"x-goog-api-key": "tenant-b"})
+    assert answer.status_code == 404, answer.text
+    assert "shared_objects" in answer.text
+    assert len(provider.calls) == before
+    shared = json.loads(json.dumps(body).replace("made-1", "shared-1"))
+    with as_tenant(rig, "b") as other:
+        assert "shared_objects" not in other.post(path, json=shared).text
+
+
+@pytest.mark.parametrize(
+    "named", [{"input": [REFERENCE]}, {"input": "hi", "conversation": "made-1"}], ids=["item", "conversation"]
+)
+@pytest.mark.parametrize("nested", [False, True], ids=["flat", "nested"])
+def test_nor_is_it_on_a_websocket(rig: Rig, provider: Anything, named: dict[str, Any], nested: bool) -> None:
+    event = {"type": "response.create", "model": "chat", **({"response": named} if nested else named)}
+    before = len(provider.calls)
+    headers = {"authorization": "Bearer tenant-b"}
+    url = f"{rig.proxy.url.replace('http', 'ws', 1)}/v1/responses?model=chat"
+    with connect(url, additional_headers=headers, open_timeout=15) as socket:
+        socket.send(json.dumps(event))
+        assert json.loads(socket.recv(10))["error"]["code"] == "not_found"
+        with pytest.raises(ConnectionClosed):
+            socket.recv(10)
+    assert len(provider.calls) == before
+
+
+@pytest.mark.parametrize("verb", [("GET", ""), ("DELETE", ""), ("POST", "/cancel")])
+@pytest.mark.parametrize("prefix", ["/v1beta/interactions", "/interactions"])
+def test_an_interaction_is_its_makers(rig: Rig, provider: Anything, verb: tuple[str, str], prefix: str) -> None:
+    provider.makes = {"id": "int-1", "object": "interaction", "created": "2030-01-01T00:00:00Z"}
+    method, action = verb
+    with as_tenant(rig, "a") as owner, as_tenant(rig, "b") as other:
+        try:
+            assert owner.post("/v1beta/interactions", json={"model": "gemini", "input": "hi"}).status_code == 200
+            before = len(provider.calls)
+            refused = other.request(method, f"{prefix}/int-1{action}")
+            unknown = owner.request(method, f"{prefix}/int-2{action}")
+            assert (refused.status_code, unknown.status_code) == (404, 404), refused.text
+            assert len(provider.calls) == before
+            owner.request(method, f"{prefix}/int-1{action}")
+            assert len(provider.calls) > before
+        finally:
+            provider.makes = {}
+
+
+MAKING: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "responses": (
+        "/v1/responses",
+        {"model": "chat", "input": "hi"},
+        {
+            "object": "response",
+            "output": [{"type": "code_interpreter_call", "id": "ci-1", "container_id": "{}", "code": ""}],
+        },
+        "a container",
+    ),
+    "messages": (
+        "/v1/messages",
+        {**CLAUDE, "messages": said()},
+        {"type": "message", "role": "assistant", "container": {"id": "{}", "expires_at": "2030-01-01T00:00:00Z"}},
+        "a container, messages",
+    ),
+    "chat": (
+        "/v1/chat/completions",
+        {"model": "chat", "messages": said()},
+        {
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {
+                        "role": "assistant",
+                        "content": "hi",
+                        "audio": {"id": "{}", "data": "", "transcript": "", "expires_at": 1},
+                    },
+                }
+            ]
+        },
+        "a spoken answer",
+    ),
+    "interactions": (
+        "/v1beta/interactions",
+        {"model": "gemini", "input": "hi"},
+        {"id": "{}", "object": "interaction", "created": "2030-01-01T00:00:00Z"},
+        "an interaction",
+    ),
+    "pass-through": (
+        "/openai_passthrough/v1/responses",
+        PASSED,
+        {"id": "{}", "object": "response"},
+        "pass-through, a response",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", MAKING)
+def test_what_an_answer_has_made_is_its_tenants(rig: Rig, provider: Anything, how: str) -> None:
+    making, asked, answer, use = MAKING[how]
+    path, body = REUSING[use]
+    made, named = (
+        json.loads(json.dumps(part).replace(old, f"own-{how}")) for part, old in ((answer, "{}"), (body, "made-1"))
+    )
+    provider.makes = made
+    try:
+        with as_tenant(rig, "a") as owner, as_tenant(rig, "b") as other:
+            assert owner.post(making, json=asked).status_code == 200
+            assert other.post(path, json=named).status_code == 404
+            assert owner.post(path, json=named).status_code == 200
+    finally:
+        provider.makes = {}
+
+
+def test_what_is_not_known_to_be_its_own_is_not_removed_and_the_answer_says_why(rig: Rig) -> None:
+    """The note of it may be lost with the store."""
+    with as_tenant(rig, "a") as client:
+        answer = client.delete("/v1/files/file-of-before")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert "store has lost the note" in answer.json()["error"]["message"]

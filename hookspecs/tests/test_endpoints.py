@@ -103,6 +103,14 @@ def test_a_path_that_leads_elsewhere_is_seen(path, dots):
     assert endpoints.has_dots(path) is dots
 
 
+@pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "HEAD"])
+@pytest.mark.parametrize("path", ["/openai/v1/chat/completions", "/openai/v1/chat/completions/chatcmpl-1/messages"])
+def test_what_a_provider_has_stored_is_not_read_through_pass_throughs(method, path):
+    """It is what all tenants have stored; an operator's own pass-through may do so."""
+    assert not endpoints.answers_with_usage(method, path, ["/mine"])
+    assert endpoints.answers_with_usage(method, "/mine/messages", ["/mine"])
+
+
 @pytest.mark.parametrize(
     ("path", "metered"),
     [
@@ -123,7 +131,7 @@ def test_a_path_that_leads_elsewhere_is_seen(path, dots):
 )
 def test_a_pass_through_is_metered_where_its_answer_says_what_was_used(path, metered):
     """What starts something that is charged later or elsewhere is not; configured ones are the operator's choice."""
-    assert endpoints.answers_with_usage(path, ["/mine"]) is metered
+    assert endpoints.answers_with_usage("POST", path, ["/mine"]) is metered
 
 
 @pytest.mark.parametrize(

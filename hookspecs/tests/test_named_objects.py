@@ -15,7 +15,8 @@ from litellm.types.videos.utils import (
     encode_video_id_with_provider,
 )
 
-from pointsman.litellm.named_objects import LONGEST_ID, in_body, in_path, plain, possible
+from pointsman.litellm.named_objects import LONGEST_ID, in_answer, in_body, in_path, of_answers, plain, possible
+from pointsman.types import Endpoint
 
 BODIES: list[tuple[dict[str, Any], set[str]]] = [
     ({"input_file_id": "file-1"}, {"file-1"}),
@@ -26,6 +27,8 @@ BODIES: list[tuple[dict[str, Any], set[str]]] = [
     ({"container": "cntr_1"}, {"cntr_1"}),
     ({"container": {"id": "cntr_1"}}, {"cntr_1"}),
     ({"video": {"id": "video_1"}}, {"video_1"}),
+    ({"previous_interaction_id": "int_1"}, {"int_1"}),
+    ({"container": {"skills": [{"type": "custom", "skill_id": "skill_1"}]}}, {"custom", "skill_1"}),
     ({"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}, {"vs_1"}),
     ({"tool_resources": {"file_search": {"vector_stores": [{"file_ids": ["file-1"]}]}}}, {"file-1"}),
     ({"contents": [{"parts": [{"fileData": {"fileUri": "https://a/files/1"}}]}]}, {"https://a/files/1"}),
@@ -64,6 +67,8 @@ def test_depth_is_no_limit() -> None:
         ("/v1/videos/characters/char_1", "char_1"),
         ("/v1/containers/cntr_1/files/cfile_1/content", "cfile_1"),
         ("/v1/vector_stores/vs_1/file_batches/vsfb_1/cancel", "vsfb_1"),
+        ("/v1beta/interactions/int_1/cancel", "int_1"),
+        ("/v1/skills/skill_1/versions", "skill_1"),
     ],
 )
 def test_ids_are_found_in_paths(path: str, id_: str) -> None:
@@ -123,3 +128,56 @@ MADE_UP = [
 @pytest.mark.parametrize(("made_up", "takes"), MADE_UP)
 def test_what_litellm_takes_an_id_for_is_looked_up(made_up: str, takes: Any) -> None:
     assert takes(made_up) in possible(made_up)
+
+
+ITEM: dict[str, Any] = {"type": "item_reference", "id": "msg_1"}
+OF_ANSWERS: list[tuple[Endpoint, dict[str, Any], set[str]]] = [
+    (Endpoint.RESPONSES, {"input": [{"role": "user", "content": "hi"}, ITEM]}, {"msg_1"}),
+    (Endpoint.RESPONSES, {"input": [{"id": "msg_1"}, {"id": "rs_1", "type": None}]}, {"msg_1", "rs_1"}),
+    (Endpoint.RESPONSES, {"response": {"input": [ITEM]}}, {"msg_1"}),
+    (Endpoint.RESPONSES, {"extra_body": {"input": [ITEM], "conversation": "conv_1"}}, {"msg_1", "conv_1"}),
+    (Endpoint.RESPONSES, {"conversation": "conv_1"}, {"conv_1"}),
+    (Endpoint.RESPONSES, {"conversation": {"id": "conv_1"}}, {"conv_1"}),
+    (Endpoint.RESPONSES, {"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, {"cntr_1"}),
+    (Endpoint.PASS_THROUGH, {"previous_response_id": "resp_1"}, {"resp_1"}),
+    (Endpoint.MESSAGES, {"container": "container_1"}, {"container_1"}),
+    (Endpoint.MESSAGES, {"container": {"id": "container_1", "skills": []}}, {"container_1"}),
+    (Endpoint.INTERACTIONS, {"previous_interaction_id": "int_1"}, {"int_1"}),
+    (Endpoint.GENERATE_CONTENT, {"cachedContent": "cachedContents/1"}, {"cachedContents/1"}),
+    (Endpoint.GENERATE_CONTENT, {"config": {"cached_content": "cachedContents/1"}}, {"cachedContents/1"}),
+    (Endpoint.CHAT, {"cached_content": "cachedContents/1"}, {"cachedContents/1"}),
+    (Endpoint.CHAT, {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, {"audio_1"}),
+    # What a client sends whole, what is new, and names of its own.
+    (Endpoint.RESPONSES, {"input": [{"type": "message", "id": "msg_1", "role": "assistant", "content": []}]}, set()),
+    (Endpoint.RESPONSES, {"input": "item_reference", "previous_response_id": "resp_1"}, set()),
+    (Endpoint.RESPONSES, {"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, set()),
+    (Endpoint.RESPONSES, {"tools": [{"type": "function", "parameters": {"properties": {"container": {}}}}]}, set()),
+    (Endpoint.MESSAGES, {"messages": [{"content": [{"type": "tool_use", "input": {"container": "web"}}]}]}, set()),
+    (Endpoint.MESSAGES, {"container": {"skills": [{"type": "custom", "skill_id": "skill_1"}]}}, set()),
+    (Endpoint.CHAT, {"conversation": "mine", "audio": {"voice": "alloy"}}, set()),
+    (Endpoint.EMBEDDINGS, {"input": [[1, 2], "text"]}, set()),
+    (Endpoint.REALTIME, {"response": {"conversation": "none", "input": [ITEM]}}, set()),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body", "ids"), OF_ANSWERS)
+def test_what_only_answers_make_is_found(endpoint: Endpoint, body: dict[str, Any], ids: set[str]) -> None:
+    assert set(of_answers(endpoint, body)) == ids
+
+
+ANSWERS: list[tuple[dict[str, Any], set[str]]] = [
+    ({"id": "resp_1", "object": "response", "output": [{"id": "ci_1", "container_id": "cntr_1"}]}, {"cntr_1"}),
+    ({"type": "response.completed", "response": {"output": [{"container_id": "cntr_1"}]}}, {"cntr_1"}),
+    ({"type": "message", "container": {"id": "container_1", "expires_at": "soon"}}, {"container_1"}),
+    ({"type": "message_delta", "delta": {"container": {"id": "container_1"}}}, {"container_1"}),
+    ({"type": "message_start", "message": {"container": {"id": "container_1"}}}, {"container_1"}),
+    ({"id": "int_1", "object": "interaction"}, {"int_1"}),
+    ({"event_type": "interaction.complete", "interaction": {"id": "int_1", "object": "interaction"}}, {"int_1"}),
+    ({"choices": [{"message": {"audio": {"id": "audio_1"}}}]}, {"audio_1"}),
+    ({"id": "msg_1", "container": None, "output": "text", "choices": [{"message": None}, 1], "delta": 1}, set()),
+]
+
+
+@pytest.mark.parametrize(("message", "ids"), ANSWERS)
+def test_what_an_answer_has_made_is_found(message: dict[str, Any], ids: set[str]) -> None:
+    assert set(in_answer(message)) == ids

@@ -59,6 +59,7 @@ class Anything:
         requests: The same with the bodies.
         kept: How often each background response or batch has been read.
         listed: What a list of files or batches holds.
+        makes: More fields of its answers.
         results: By the id of a batch's input file, the lines of its results; where there are none, a batch says its usage.
     """
 
@@ -67,6 +68,7 @@ class Anything:
     requests: list[tuple[str, str, bytes]] = field(default_factory=list)
     kept: list[int] = field(default_factory=list)
     listed: list[dict[str, object]] = field(default_factory=list)
+    makes: dict[str, object] = field(default_factory=dict)
     results: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     inputs: dict[str, str] = field(default_factory=dict)
 
@@ -93,7 +95,9 @@ class Anything:
         asked = _ASKED.search(await request.body())
         status = int(asked[1] if asked else request.headers.get("x-fail", "200"))
         quoted = f"It's too much: you've said '{asked[0].decode()}', which isn't allowed" if asked else "no"
-        return JSONResponse(ANSWER if status == 200 else {"error": {"message": quoted, "type": "fake"}}, status)  # HTTP
+        return JSONResponse(
+            ANSWER | self.makes if status == 200 else {"error": {"message": quoted, "type": "fake"}}, status
+        )  # HTTP
 
     def _results(self, path: str) -> list[dict[str, object]] | None:
         """Return the results of a batch by the path of their file."""

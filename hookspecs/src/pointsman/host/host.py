@@ -268,7 +268,7 @@ class Host:
         self.hooks = self._compiled()
         self.admin = self._admin_surface()
         self.deferred = Deferred(ScopedStore(self._store, "deferred/"))
-        self.owners = Owners(ScopedStore(self._store, "owners/"))
+        self.owners = Owners(ScopedStore(self._store, "owners/"), lambda: self.settings.host.shared_objects)
         self._journal = Journal(
             store=journal_store,
             takeovers=self._takeovers,

@@ -31,7 +31,7 @@ log: Final = logging.getLogger("pointsman")
 
 #: Settings of the host that are read when they are needed. All others are built into the worker at its start.
 CHANGEABLE: Final = frozenset(
-    {"client_retries", "flush_timeout_s", "plugins", "request_parts", "unmetered", "upstream_headers"}
+    {"client_retries", "flush_timeout_s", "plugins", "request_parts", "shared_objects", "unmetered", "upstream_headers"}
 )
 #: Longest wait for requests that began before a reload, in seconds; then they go on with the new plugins.
 DRAIN_S: Final = 600.0

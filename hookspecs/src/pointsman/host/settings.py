@@ -204,6 +204,12 @@ class HostConfig(Section):
         description="Requests for models whose price is unknown, where a plugin limits money: 'deny' refuses them, since an "
         "unknown price cannot be limited; 'allow' lets them pass uncounted.",
     )
+    shared_objects: tuple[Annotated[str, Field(min_length=1, max_length=512)], ...] = Field(
+        default=(),
+        max_length=1_000,
+        description="Ids of conversations, containers, items of responses, interactions and cached contents that every tenant may "
+        "use although no answer to it has made them, with *, ? and [...]; none by default, since they hold what others have said.",
+    )
     upstream_headers: tuple[Annotated[str, AfterValidator(_upstream_header)], ...] = Field(
         default=(),
         max_length=100,

@@ -24,6 +24,7 @@ from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
 from .client_settings import MOST_SETTING_CHARS, SETTINGS, cap_retries, misshapen, too_long, wrong_timeout
 from .fallbacks import fallback_rule, follow_route, own_fallbacks
+from .raw_answers import heard_objects
 from .stream import StreamReader
 
 if TYPE_CHECKING:
@@ -367,6 +368,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     def finish(self, call: ClientCall) -> None:
         """Close what is still open when the answer is out."""
         running, exchange = call.running, call.exchange
+        if exchange is not None and exchange.ctx.generates:
+            self._note_objects(call, exchange)
         if exchange is None or running is None:
             return
         if call.failure is not None and call.status >= _FIRST_ERROR and not call.gone:
@@ -375,6 +378,14 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             self._closer.finish(running, exchange.ctx)
         elif exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
             self._closer.finish_pass_through(running, exchange.ctx, call.status)
+
+    def _note_objects(self, call: ClientCall, exchange: Exchange) -> None:
+        """Note in the background whose it is what the answers to a request have made."""
+        ctx = exchange.ctx
+        kept = endpoints.answers_are_kept(ctx.endpoint, call.path)
+        ids = [id_ for opened in exchange.attempts for id_ in heard_objects(opened.listeners, kept=kept)]
+        if ids and ctx.identity.tenant is not None:
+            self._host.spawn(kept_objects.made(self._host.owners, ctx, ids), name="note objects")
 
     # -- streams ------------------------------------------------------------------------------------------------------
 

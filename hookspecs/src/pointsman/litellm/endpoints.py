@@ -171,6 +171,8 @@ _ANSWERING: Final = frozenset(
     }
 )
 _MOST_NAME_CHARS: Final = 200
+#: Of these, the operations whose answers providers keep.
+_KEEPING: Final = ("/interactions", "/responses")
 #: The websockets whose protocol is known.
 _SOCKETS: Final = frozenset({"/openai/v1/realtime", "/realtime", "/responses", "/v1/realtime", "/v1/responses"})
 #: The routes of Anthropic's API.
@@ -217,16 +219,27 @@ def path_provider(path: str) -> str:
     return _PROVIDERS.get(first, first)
 
 
-def answers_with_usage(path: str, configured: Iterable[str]) -> bool:
+def answers_with_usage(method: str, path: str, configured: Iterable[str]) -> bool:
     """Return whether a pass-through's answer says what was used.
 
     Args:
+        method: The HTTP method: only POST generates; others read or change what the provider has stored, for all tenants.
         path: The request's path.
         configured: The paths of the pass-throughs in LiteLLM's configuration: what they lead to is the operator's choice.
     """
-    if path.rstrip("/").rpartition("/")[2].rpartition(":")[2] in _ANSWERING:
+    if method == "POST" and path.rstrip("/").rpartition("/")[2].rpartition(":")[2] in _ANSWERING:
         return True
     return any(path == own or path.startswith(f"{own.rstrip('/')}/") for own in configured)
+
+
+def answers_are_kept(endpoint: Endpoint, path: str) -> bool:
+    """Return whether a provider keeps the answers to requests, by whose ids later ones go on, and LiteLLM does not guard them.
+
+    Args:
+        endpoint: The API.
+        path: The request's path.
+    """
+    return endpoint is Endpoint.INTERACTIONS or (endpoint is Endpoint.PASS_THROUGH and path.endswith(_KEEPING))
 
 
 def counts_tokens(path: str) -> bool:

@@ -203,7 +203,7 @@ def _is_metered(call: ClientCall, endpoint: Endpoint, deployment: Deployment) ->
     if not deployment.model:
         return False
     if endpoint is Endpoint.PASS_THROUGH:
-        return answers_with_usage(call.path, configured_pass_throughs())
+        return answers_with_usage(str(call.scope.get("method", "")), call.path, configured_pass_throughs())
     return endpoint in _ROUTED
 
 

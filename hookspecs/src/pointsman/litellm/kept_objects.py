@@ -14,7 +14,7 @@ from . import named_objects
 from .named_objects import LONGEST_ID, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from ..host.owners import Owners
     from ..types import RequestContext
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("pointsman")
 
 _KEPT: Final = frozenset(
-    {Endpoint.BATCHES, Endpoint.CONTAINERS, Endpoint.FILES, Endpoint.VECTOR_STORES, Endpoint.VIDEOS}
+    {
+        Endpoint.BATCHES,
+        Endpoint.CONTAINERS,
+        Endpoint.FILES,
+        Endpoint.INTERACTIONS,
+        Endpoint.VECTOR_STORES,
+        Endpoint.VIDEOS,
+    }
 )
 #: What an object has made, besides itself.
 _MADE: Final = ("id", "output_file_id", "error_file_id")
@@ -32,6 +39,19 @@ _UNKNOWN: Final = Denial(
     status=404,
     code="not_found",
     message="There is no such object: a file, batch, video, container, vector store or response that the request names.",
+)
+_NOT_KNOWN: Final = Denial(
+    status=404,
+    code="not_found",
+    message="It is not known that an answer to this tenant has made what the request names: a container, conversation, "
+    "interaction, cached content, spoken answer, or an item of a response by its id. Send the content instead, or let the operator share it "
+    "(`shared_objects` in the `pointsman:` section).",
+)
+_NOT_REMOVED: Final = Denial(
+    status=404,
+    code="not_found",
+    message="It is not known that this tenant has made what the request removes: another one has, or the gateway's store has "
+    "lost the note. The operator can remove it.",
 )
 _TOO_MANY: Final = Denial(
     status=400,
@@ -52,7 +72,7 @@ async def refused(owners: Owners, ctx: RequestContext, method: str, path: str) -
     """Return why a tenant must not use what a request names, or None.
 
     What is not known to belong to a tenant, such as what the operator has made, can be used by those who know its id, and
-    removed by the operator only.
+    removed by the operator only. What only answers of models make is the tenant's own, or one that the operator shares.
 
     Args:
         owners: Who has made what.
@@ -60,15 +80,46 @@ async def refused(owners: Owners, ctx: RequestContext, method: str, path: str) -
         method: Its HTTP method.
         path: Its path.
     """
-    if (denial := await refused_ids(owners, ctx.identity.tenant, named_objects.in_body(ctx.body))) is not None:
+    tenant = ctx.identity.tenant
+    if (denial := await refused_body(owners, tenant, ctx.endpoint, ctx.body)) is not None:
         return denial
     in_path = [*named_objects.in_path(path)]
-    removes = ctx.endpoint in _KEPT and (method == "DELETE" or path.endswith("cancel"))
-    return await refused_ids(owners, ctx.identity.tenant, in_path, removes=removes)
+    if not in_path:
+        return None
+    own = None
+    if ctx.endpoint in _KEPT and (method == "DELETE" or path.endswith("cancel")):
+        own = _NOT_REMOVED
+    elif ctx.endpoint is Endpoint.INTERACTIONS:
+        own = _NOT_KNOWN
+    return await _refused_ids(owners, tenant, in_path, own=own)
 
 
-async def refused_ids(
-    owners: Owners, tenant: str | None, ids: Iterable[str], *, removes: bool = False
+async def refused_body(
+    owners: Owners, tenant: str | None, endpoint: Endpoint, body: Mapping[str, Any]
+) -> Denial | None:
+    """Return why a tenant must not use what a body names, or None.
+
+    Args:
+        owners: Who has made what.
+        tenant: The tenant; None is the operator.
+        endpoint: The API.
+        body: A request's body, or a client's event on a websocket.
+    """
+    if tenant is None:
+        return None
+    if (denial := await _refused_ids(owners, tenant, named_objects.in_body(body))) is not None:
+        return denial
+    for id_ in dict.fromkeys(named_objects.of_answers(endpoint, body)):
+        if (
+            not owners.is_shared(id_)
+            and (denial := await _refused_ids(owners, tenant, [id_], own=_NOT_KNOWN)) is not None
+        ):
+            return denial
+    return None
+
+
+async def _refused_ids(
+    owners: Owners, tenant: str | None, ids: Iterable[str], *, own: Denial | None = None
 ) -> Denial | None:
     """Return why a tenant must not use objects, or None.
 
@@ -76,7 +127,7 @@ async def refused_ids(
         owners: Who has made what.
         tenant: The tenant; None is the operator.
         ids: What clients call them.
-        removes: Whether they are removed, so that one of them has to be its own.
+        own: Where one of them has to be its own, the denial when none is.
     """
     if tenant is None:
         return None
@@ -91,9 +142,9 @@ async def refused_ids(
         found = await owners.of([*possible])
     except StoreError:
         return _CANNOT_BE_ASKED
-    if removes and tenant not in found:
+    if any(owner not in {None, tenant} for owner in found):
         return _UNKNOWN
-    return _UNKNOWN if any(owner not in {None, tenant} for owner in found) else None
+    return own if tenant not in found else None
 
 
 async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, response: Any) -> None:
@@ -128,19 +179,20 @@ async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, 
         listed.clear()
 
 
-async def made(owners: Owners, ctx: RequestContext, id_: str) -> None:
-    """Note whose a response is that LiteLLM does not guard: those on websockets.
+async def made(owners: Owners, ctx: RequestContext, ids: Iterable[str]) -> None:
+    """Note whose it is what an answer has made, such as containers, and responses that LiteLLM does not guard.
 
     Args:
         owners: Who has made what.
-        ctx: The connection.
-        id_: The response's id.
+        ctx: The request, or the connection.
+        ids: The provider's ids.
     """
-    if id_ and (tenant := ctx.identity.tenant) is not None:
-        try:
-            await owners.note([plain(id_)], tenant)
-        except StoreError as err:
-            log.warning("whose a response is cannot be noted: %s", err)
+    if (tenant := ctx.identity.tenant) is None or not (found := {plain(id_) for id_ in ids if id_}):
+        return
+    try:
+        await owners.note(found, tenant)
+    except StoreError as err:
+        log.warning("whose it is what an answer has made cannot be noted: %s", err)
 
 
 def _entries(response: Any) -> list[Any]:

@@ -14,13 +14,27 @@ from itertools import pairwise
 from typing import Any, Final
 from urllib.parse import unquote
 
+from ..types import Endpoint
+
 #: The parts of paths after which the id of an object stands.
 _IN_PATH: Final = frozenset(
-    {"batches", "characters", "containers", "file_batches", "files", "responses", "vector_stores", "videos"}
+    {
+        "batches",
+        "characters",
+        "containers",
+        "file_batches",
+        "files",
+        "interactions",
+        "responses",
+        "skills",
+        "vector_stores",
+        "videos",
+    }
 )
 #: Fields that hold an object, and those that hold ids or addresses of some, without underscores and in lower case.
 _FIELD: Final = re.compile(
-    r"(?:container|file|vectorstore|video)s?(?:\[\])?$|(?:batch|character|container|file|response|store|video)(?:id|uri)"
+    r"(?:container|file|vectorstore|video)s?(?:\[\])?$"
+    r"|(?:batch|character|container|file|interaction|response|skill|store|video)(?:id|uri)"
 )
 _IDS: Final = re.compile(r"(?:id|uri)s?(?:\[\])?$")
 _MOST_FIELD_CHARS: Final = 64
@@ -29,6 +43,14 @@ _OTHER, _OBJECT, _ID = 1, 2, 3
 #: The kinds of fields that have been seen.
 _KINDS: Final[dict[str, int]] = {}
 _MOST_KINDS: Final = 2_048
+#: Fields with what an answer of a model has made, and in which part of a request they may stand besides the request itself.
+_MADE: Final = ("container", "previous_interaction_id", "cachedContent", "cached_content")
+_PARTS: Final = ("extra_body", "config", "response")
+#: Where a field of this name is the provider's conversation. Elsewhere it is a name of the client's own.
+_CONVERSING: Final = frozenset({Endpoint.RESPONSES, Endpoint.COUNT_TOKENS, Endpoint.PASS_THROUGH})
+_REFERENCE: Final = frozenset({"id", "type"})
+#: The parts of an answer that may say what it has made.
+_SAYING: Final = ("response", "message", "interaction", "delta")
 #: The client's own notes, which no provider resolves.
 _NOTES: Final = frozenset({"litellm_metadata", "metadata"})
 LONGEST_ID: Final = 4_096
@@ -78,6 +100,65 @@ def in_body(body: Mapping[str, Any]) -> Iterator[str]:
                     and (around == _ID or len(value) <= LONGEST_ID)
                 ):
                     yield value
+
+
+def of_answers(endpoint: Endpoint, body: Mapping[str, Any]) -> Iterator[str]:
+    """Return the ids in a body of what only answers of models make: what a request of someone has said is in it.
+
+    Containers, conversations, single items of responses, interactions, cached contents, spoken answers.
+
+    Args:
+        endpoint: The API.
+        body: The request's body, or a client's event on a websocket.
+    """
+    if endpoint is Endpoint.REALTIME:
+        return  # its items and conversations end with the connection
+    fields = (*_MADE, "conversation") if endpoint in _CONVERSING else _MADE
+    if endpoint is Endpoint.PASS_THROUGH:
+        fields = (*fields, "previous_response_id")  # elsewhere LiteLLM guards responses, under ids of its own
+    for part in (body, *(body.get(name) for name in _PARTS)):
+        if isinstance(part, Mapping):
+            yield from filter(None, (_id_of(part.get(name)) for name in fields))
+            yield from filter(None, (_id_of(tool.get("container")) for tool in _objects(part.get("tools"))))
+            yield from (item["id"] for item in _objects(part.get("input")) if _is_reference(item))
+            yield from filter(None, (_object_id(message.get("audio")) for message in _objects(part.get("messages"))))
+
+
+def in_answer(message: Mapping[str, Any]) -> Iterator[str]:
+    """Return the ids of what a provider's answer, or an event of one, says that it has made.
+
+    Items of responses are left out: each answer has some, and clients send them as a whole, or the id of the response.
+    """
+    for part in (message, *(message.get(name) for name in _SAYING)):
+        if not isinstance(part, Mapping):
+            continue
+        if part.get("object") == "interaction" and (made := _id_of(part.get("id"))):
+            yield made
+        yield from filter(None, (_object_id(part.get("container")),))
+        yield from filter(None, (_id_of(item.get("container_id")) for item in _objects(part.get("output"))))
+        for choice in _objects(part.get("choices")):
+            answer = choice.get("message")
+            yield from filter(None, (_object_id(answer.get("audio")) if isinstance(answer, Mapping) else "",))
+
+
+def _is_reference(item: Mapping[str, Any]) -> bool:
+    """Return whether an item of a response's input stands for one that the provider has kept."""
+    if not isinstance(item.get("id"), str):
+        return False
+    return item.get("type") == "item_reference" or item.keys() <= _REFERENCE
+
+
+def _objects(value: Any) -> Iterator[Mapping[str, Any]]:
+    return (entry for entry in value if isinstance(entry, Mapping)) if isinstance(value, list | tuple) else iter(())
+
+
+def _id_of(value: Any) -> str:
+    return value if isinstance(value, str) else _object_id(value)
+
+
+def _object_id(value: Any) -> str:
+    found = value.get("id") if isinstance(value, Mapping) else None
+    return found if isinstance(found, str) else ""
 
 
 def _kind(name: object) -> int:

@@ -11,12 +11,13 @@ import binascii
 import json
 import re
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import httpx
 
 from ..types import Usage
+from . import named_objects
 from .usage import Account
 from .usage_blocks import Reading
 
@@ -43,11 +44,12 @@ class Listener:
         refused: Whether it is an error, although its status says success.
     """
 
-    __slots__ = ("_begun", "_by_line", "_first", "_frames", "_parts", "_size", "account", "refused")
+    __slots__ = ("_begun", "_by_line", "_first", "_frames", "_made", "_parts", "_size", "account", "refused")
 
     def __init__(self, content_type: str) -> None:
         self.account = Account()
         self.refused = False
+        self._made: list[str] = []
         self._begun = False
         self._by_line = content_type.startswith((_EVENTS, *_LINES))
         #: What there is of the next frames; None where the answer is text, or its frames cannot be read.
@@ -123,12 +125,19 @@ class Listener:
                 if not self._begun:
                     self._begun, self.refused = True, bool(message.get("error"))
                 self.account.add(message)
+                self._made.extend(named_objects.in_answer(message))
 
     def reading(self) -> Reading | None:
         """Return what the answer has said so far; None when it has said nothing."""
         if self._parts:
             self._end()
         return self.account.reading()
+
+    def objects(self) -> list[str]:
+        """Return the provider's ids of what the answer has made so far."""
+        if self._parts:
+            self._end()
+        return self._made
 
 
 def _framed(message: Mapping[str, Any]) -> bytes | None:
@@ -137,6 +146,20 @@ def _framed(message: Mapping[str, Any]) -> bytes | None:
         return base64.b64decode(message["bytes"], validate=True)
     except (KeyError, TypeError, ValueError, binascii.Error):
         return None
+
+
+def heard_objects(listeners: Iterable[Any], *, kept: bool) -> Iterator[str]:
+    """Return the ids of what the answers of an attempt have made.
+
+    Args:
+        listeners: As for ``provider_reading``.
+        kept: Whether the provider keeps the answers themselves.
+    """
+    for one in listeners:
+        if isinstance(one, Listener):
+            yield from one.objects()
+            if kept and one.account.id is not None:
+                yield one.account.id
 
 
 def is_refused(listeners: Sequence[Any]) -> bool:

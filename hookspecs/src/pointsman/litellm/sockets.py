@@ -177,7 +177,8 @@ class MeteredSocket:
             denial = await self._begin(events.response_id(event))
         self._go_on(event)
         if what in events.ENDED and session.ctx.endpoint is Endpoint.RESPONSES:
-            await kept_objects.made(self._host.owners, session.ctx, events.response_id(event))
+            ids = [events.response_id(event), *named_objects.in_answer(event)]
+            await kept_objects.made(self._host.owners, session.ctx, ids)
         return denial
 
     async def _transcribe_with(self, models: frozenset[str]) -> Denial | None:
@@ -210,9 +211,8 @@ class MeteredSocket:
         """Return the denial of a client's event that names what another tenant has made, or None."""
         session = self._session
         assert session is not None  # noqa: S101  # the callers have looked
-        return await kept_objects.refused_ids(
-            self._host.owners, session.ctx.identity.tenant, named_objects.in_body(event)
-        )
+        tenant, endpoint = session.ctx.identity.tenant, session.ctx.endpoint
+        return await kept_objects.refused_body(self._host.owners, tenant, endpoint, event)
 
     def close(self) -> None:
         """End everything: the connection is closed."""
