@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import sys
 from typing import Any
 
 import pytest
@@ -86,3 +88,55 @@ def test_a_model_that_a_wildcard_serves_is_a_target(catalog: Any) -> None:
     assert "no model group" in plugin.unknown_target("anthropic/claude", catalog)
     # A client that names several models does not get them through a wildcard.
     assert not catalog.is_listed("openai/a,b")
+
+
+@pytest.mark.parametrize("group", ["chat", "openai/chat", "gpt-4o", "openai/gpt-4o", "azure/openai/chat", "x/chat"])
+@pytest.mark.parametrize("seed", range(40))
+def test_fewer_fallbacks_are_looked_at_and_the_same_ones_found(group: str, seed: int) -> None:
+    module = pytest.importorskip("pointsman.litellm.catalog")
+    rng = random.Random(seed)
+    keys = [
+        "chat",
+        "gpt-4o",
+        "openai/chat",
+        "openai/gpt-4o",
+        "azure/gpt-4o",
+        "openai/openai/chat",
+        "*",
+        "other",
+        "chatty",
+    ]
+    fallbacks = [{key: [f"after-{key}-{n}"]} for n, key in enumerate(rng.choices(keys, k=rng.randint(0, 5)))]
+    found, _ = module.get_fallback_model_group(fallbacks=fallbacks, model_group=group)
+    assert module.Fallbacks(fallbacks).of(group) == found
+
+
+def test_the_work_for_all_groups_grows_with_their_number_and_not_with_its_square(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is done on the event loop, for statuses: with hundreds of groups and fallbacks it took seconds."""
+    module = pytest.importorskip("pointsman.litellm.catalog")
+    litellm = pytest.importorskip("litellm")
+
+    def steps(groups: int) -> int:
+        names = [f"group-{number}" for number in range(groups)]
+        params = {"model": "openai/gpt-4o-mini", "api_key": "x"}
+        models = [{"model_name": name, "litellm_params": params, "model_info": {"id": name}} for name in names]
+        router = litellm.Router(model_list=models, fallbacks=[{name: [names[0]]} for name in names])
+        monkeypatch.setattr(module.proxy_server, "llm_router", router)
+        catalog, count = module.RouterCatalog(), 0
+        catalog.deployments()
+
+        def counts(*_: object) -> None:
+            nonlocal count
+            count += 1
+
+        sys.setprofile(counts)
+        try:
+            for name in names:
+                assert {deployment.id for deployment in catalog.reachable(name)} == {name, names[0]}
+        finally:
+            sys.setprofile(None)
+        return count
+
+    assert steps(200) < 3 * steps(100)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -30,6 +30,36 @@ def router() -> Any:
     return proxy_server.llm_router
 
 
+class Fallbacks:
+    """One of LiteLLM's lists of fallbacks.
+
+    Its own look-up compares every entry with the name of every provider, which takes milliseconds for a list of fifty. It
+    is asked with those entries only that may be meant.
+
+    Args:
+        entries: The list.
+    """
+
+    def __init__(self, entries: Iterable[Any]) -> None:
+        self._entries = list(entries)
+        #: Places of the entries by their key, with and without the parts before a slash; None for other entries.
+        self._places: dict[str | None, list[int]] = {}
+        for place, entry in enumerate(self._entries):
+            key = next(iter(entry), None) if isinstance(entry, Mapping) else None
+            parts = key.split("/") if isinstance(key, str) else []
+            for name in ["/".join(parts[first:]) for first in range(len(parts))] or [None]:
+                self._places.setdefault(name, []).append(place)
+
+    def of(self, group: str) -> Any:
+        """Return what LiteLLM falls back to from a model group, or None."""
+        names: set[str | None] = {None, "*", group}
+        if "/" in group:
+            providers = (getattr(one, "value", one) for one in litellm.provider_list)
+            names |= {group.replace(f"{one}/", "") for one in providers if group.startswith(f"{one}/")}
+        places = sorted({place for name in names for place in self._places.get(name, ())})
+        return get_fallback_model_group(fallbacks=[self._entries[place] for place in places], model_group=group)[0]
+
+
 class RouterCatalog:
     """The proxy's model list as values."""
 
@@ -40,6 +70,7 @@ class RouterCatalog:
         self._allowed: dict[tuple[str, ...], list[str]] = {}
         self._listed: dict[str, Mapping[str, object]] = {}
         self._reachable: dict[str, tuple[Deployment, ...]] = {}
+        self._fallbacks: list[Fallbacks] | None = None
         self._by_wildcard: dict[str, tuple[Deployment, ...]] = {}
         self._abilities: dict[tuple[str, str], dict[str, bool | str]] = {}
 
@@ -58,6 +89,7 @@ class RouterCatalog:
         self._by_group = {name: tuple(members) for name, members in groups.items()}
         self._allowed = {}
         self._reachable = {}
+        self._fallbacks = None
         self._by_wildcard = {}
         self._read_at = time.monotonic()
 
@@ -138,14 +170,18 @@ class RouterCatalog:
     def _groups_from(self, name: str) -> Sequence[str]:
         """Return a name, what it is an alias of, and all names that LiteLLM may fall back to from these."""
         llm_router = router()
-        lists = [getattr(llm_router, f"{kind}fallbacks", None) for kind in ("", "context_window_", "content_policy_")]
+        if self._fallbacks is None:
+            lists = (
+                getattr(llm_router, f"{kind}fallbacks", None) for kind in ("", "context_window_", "content_policy_")
+            )
+            self._fallbacks = [Fallbacks(entries) for entries in lists if entries]
         names = [name]
         for group in names:
             if (alias := _alias_of(llm_router, group)) is not None and alias not in names:
                 names.append(alias)
-            for fallbacks in filter(None, lists):
-                targets, _ = get_fallback_model_group(fallbacks=fallbacks, model_group=group)
-                wanted = [target.get("model") if isinstance(target, Mapping) else target for target in targets or ()]
+            for fallbacks in self._fallbacks:
+                targets = fallbacks.of(group) or ()
+                wanted = [target.get("model") if isinstance(target, Mapping) else target for target in targets]
                 names.extend(target for target in wanted if isinstance(target, str) and target not in names)
         return names
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from litellm.router_utils.fallback_event_handlers import check_non_standard_fallback_format, get_fallback_model_group
+from litellm.router_utils.fallback_event_handlers import check_non_standard_fallback_format
 
 from ..types import ErrorClass
-from .catalog import router
+from .catalog import Fallbacks, router
 
 if TYPE_CHECKING:
     from ..types import Route
@@ -166,10 +166,7 @@ def _specific(fallbacks: list[Any], group: str) -> list[Any]:
 
 def _chain(fallbacks: list[Any], group: str) -> list[Any]:
     # A client may send anything.
-    entries = [entry for entry in fallbacks if entry and isinstance(entry, str | Mapping)]
-    others, generic = get_fallback_model_group(fallbacks=entries, model_group=group)
-    if others is None and generic is not None:
-        others = entries[generic].get("*")
+    others = Fallbacks(entry for entry in fallbacks if entry and isinstance(entry, str | Mapping)).of(group)
     return list(others) if isinstance(others, list) else []
 
 
