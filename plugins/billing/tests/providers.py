@@ -58,9 +58,8 @@ def chat(model: str, usage: Mapping[str, Any], *, stream: bool, together: bool =
     return as_events([{**head, "choices": [first]}, *ends], done=True)
 
 
-def claude(usage: Mapping[str, Any] = CLAUDE, *, stream: bool) -> Answer:
+def claude(usage: Mapping[str, Any] = CLAUDE, *, stream: bool, model: str = "claude-sonnet-4-5-20250929") -> Answer:
     """Return an answer in Anthropic's words; its stream counts the input at the beginning, and all at the end."""
-    model = "claude-sonnet-4-5-20250929"
     head = {"id": "msg_1", "type": "message", "role": "assistant", "model": model, "stop_sequence": None}
     if not stream:
         content = [{"type": "text", "text": TEXT}]
@@ -77,7 +76,9 @@ def claude(usage: Mapping[str, Any] = CLAUDE, *, stream: bool) -> Answer:
     return as_events(messages, named=True)
 
 
-def responses(usage: Mapping[str, Any] = SERVED, *, stream: bool) -> Answer:
+def responses(
+    usage: Mapping[str, Any] = SERVED, *, stream: bool, model: str = "gpt-4o-mini-2024-07-18", calls: Iterable[Any] = ()
+) -> Answer:
     content = [{"type": "output_text", "text": TEXT, "annotations": []}]
     item = {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": content}
     whole: dict[str, Any] = {
@@ -85,8 +86,8 @@ def responses(usage: Mapping[str, Any] = SERVED, *, stream: bool) -> Answer:
         "object": "response",
         "created_at": 1,
         "status": "completed",
-        "model": "gpt-4o-mini-2024-07-18",
-        "output": [item],
+        "model": model,
+        "output": [*calls, item],
         "parallel_tool_calls": True,
         "tool_choice": "auto",
         "tools": [],
@@ -104,10 +105,10 @@ def responses(usage: Mapping[str, Any] = SERVED, *, stream: bool) -> Answer:
     return as_events([{**message, "sequence_number": n} for n, message in enumerate(messages)], named=True)
 
 
-def gemini(usage: Mapping[str, Any] = GOOGLES, *, stream: bool) -> Answer:
+def gemini(usage: Mapping[str, Any] = GOOGLES, *, stream: bool, **more: Any) -> Answer:
     content = {"role": "model", "parts": [{"text": TEXT}]}
     answer = {
-        "candidates": [{"content": content, "finishReason": "STOP", "index": 0}],
+        "candidates": [{"content": content, "finishReason": "STOP", "index": 0, **more}],
         "usageMetadata": usage,
         "modelVersion": "gemini-2.5-flash-001",
         "responseId": "r-1",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -36,9 +36,11 @@ from .providers import (
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 
+GENERATE = "/v1beta/models/{}:generateContent"
 EMBEDDINGS, IMAGES = "/v1/embeddings", "/v1/images/generations"
 MODES = ("prices", "gateway")
 CLAUDES, MINI, SOUND = "anthropic/claude-sonnet-4-5-20250929", "openai/gpt-4o-mini", "openai/gpt-audio"
+OPUS, FLASH = "anthropic/claude-opus-4-6", "gemini/gemini-2.5-flash"
 DEEPSEEK, SONAR, GROK = "deepseek/deepseek-chat", "perplexity/sonar-pro", "xai/grok-4.3"
 EXACT, ESTIMATED, CONTRADICTORY = "exact", "estimated", "contradictory"
 #: Of which the tokens alone cost 0.00135; the cache writes, 0.00255.
@@ -77,6 +79,24 @@ def of_responses(**usage: Any) -> Callable[..., Answer]:
 
 def of_gemini(**usage: Any) -> Callable[..., Answer]:
     return lambda *, stream: gemini({**GOOGLES, **usage}, stream=stream)
+
+
+def of_opus(region: str) -> Callable[..., Answer]:
+    usage = {"input_tokens": 1000, "output_tokens": 50, "inference_geo": region}
+    return lambda *, stream: claude(usage, stream=stream, model="claude-opus-4-6")
+
+
+def grounded(owed: str | None, *, web: bool = False, maps: bool = False, **said: Any) -> dict[str, Any]:
+    """Return what is owed for an answer of Gemini that has looked something up."""
+    chunks = [{kind: {"title": "x"}} for kind, known in (("web", web), ("maps", maps)) if known]
+    found = {"groundingMetadata": {"groundingChunks": chunks, **said}}
+    return {"answer": lambda *, stream: gemini(stream=stream, **found), "owed": owed}
+
+
+def of_grok(calls: Iterable[str] = (), **usage: Any) -> Callable[..., Answer]:
+    items = [{"type": kind, "id": f"x_{n}", "status": "completed"} for n, kind in enumerate(calls)]
+    counts = {"input_tokens": 1000, "output_tokens": 50, "total_tokens": 1050, **usage}
+    return lambda *, stream: responses(counts, stream=stream, model="grok-4.3", calls=items)
 
 
 def of_embedding(**usage: int) -> Callable[..., Answer]:
@@ -167,6 +187,45 @@ CASES: dict[str, Case] = {
     "sources-priced": Case(
         GROK, CHAT, of_chat(GROK, 1000, 50, num_sources_used=4, cost_in_usd_ticks=10**7), "0.001", EXACT
     ),
+    "tools-grok": Case(GROK, CHAT, of_chat(GROK, 1000, 50, num_server_side_tools_used=2), None, EXACT),
+    "no-tools-grok": Case(GROK, CHAT, of_chat(GROK, 1000, 50, num_server_side_tools_used=0), "0.001375", EXACT),
+    "tools-grok-priced": Case(
+        GROK, CHAT, of_chat(GROK, 1000, 50, num_server_side_tools_used=2, cost_in_usd_ticks=10**7), "0.001", EXACT
+    ),
+    "tools-grok-named": Case(
+        GROK,
+        RESPONSES,
+        of_grok(num_server_side_tools_used=1, server_side_tool_usage_details={"mcp_calls": 1}),
+        "0.001375",
+        EXACT,
+    ),
+    "tools-grok-unnamed": Case(
+        GROK,
+        RESPONSES,
+        of_grok(num_server_side_tools_used=3, server_side_tool_usage_details={"mcp_calls": 1}),
+        None,
+        EXACT,
+    ),
+    "mcp-grok": Case(GROK, RESPONSES, of_grok(["mcp_call"], num_server_side_tools_used=1), "0.001375", EXACT),
+    "x-grok": Case(GROK, RESPONSES, of_grok(["x_search_call"]), None, EXACT),
+    "new-call": Case(MINI, RESPONSES, of_grok(["something_new_call"]), None, EXACT),
+    "shell": Case(MINI, RESPONSES, of_grok(["shell_call", "apply_patch_call"]), "0.00018", EXACT),
+    "us": Case(OPUS, MESSAGES, of_opus("us"), "0.006875", EXACT),
+    "global": Case(OPUS, MESSAGES, of_opus("global"), "0.00625", EXACT),
+    **{f"eu-{path.rpartition('/')[2]}": Case(OPUS, path, of_opus("eu"), None, EXACT) for path in BODIES},
+    **{
+        f"{name}-{end}": Case(FLASH, path, **case, metering=EXACT)
+        for end, path in (("chat", CHAT), ("messages", MESSAGES), ("responses", RESPONSES), ("native", GENERATE))
+        for name, case in {
+            # The tokens cost 0.000425.
+            "searched-twice": grounded("0.035425", web=True, webSearchQueries=["a", "b"]),
+            "mapped": grounded("0.025425", maps=True, webSearchQueries=["a", "b"]),
+            "mapped-silently": grounded("0.025425", maps=True),
+            "mapped-and-searched": grounded("0.060425", web=True, maps=True, webSearchQueries=["a"]),
+            "own-files": grounded("0.000425", retrievalQueries=["a"]),
+            "pictures": grounded(None, imageSearchQueries=["a"]),
+        }.items()
+    },
     "embedded": embedded("0.00002", EXACT, prompt_tokens=1000, total_tokens=1000),
     "embedded-less": embedded("0.00001", CONTRADICTORY, prompt_tokens=1000, total_tokens=500),
     "embedded-more": embedded("0.00004", CONTRADICTORY, prompt_tokens=1000, total_tokens=2000),
@@ -248,12 +307,17 @@ def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, http
 def billed(client: httpx.Client, name: str, *, stream: bool) -> dict[str, Any]:
     """Return the event of the attempt."""
     case = CASES[name]
-    body = {"input": "x"} if case.path == EMBEDDINGS else {**BODIES[case.path], "stream": stream, **case.more}
-    answer = client.post(case.path, json={"model": name, **body})
+    body = {"input": "x"} if case.path == EMBEDDINGS else {**BODIES.get(case.path, {}), "stream": stream, **case.more}
+    if case.path == GENERATE:
+        way = "streamGenerateContent?alt=sse" if stream else "generateContent"
+        contents = [{"role": "user", "parts": [{"text": "How is the weather in Turin?"}]}]
+        answer = client.post(f"/v1beta/models/{name}:{way}", json={"contents": contents})
+    else:
+        answer = client.post(case.path, json={"model": name, **body})
     assert answer.status_code == 200, answer.text
     at = f"/pointsman/billing/requests/{answer.headers['x-pointsman-request-id']}"
     bill = eventually(lambda: client.get(at), lambda one: one.status_code == 200).json()
-    assert bill["bill"] == ("unpriced" if case.owed is None else "billed")
+    assert bill["bill"] == ("unpriced" if case.owed is None else "billed"), bill["events"][0]
     event: dict[str, Any] = bill["events"][0]
     return event
 

@@ -33,20 +33,24 @@ _COUNTED: Final = {
     "citation_tokens": "citation_tokens",
     "num_sources_used": "other_tools",
 }
+#: xAI's count of all uses of its tools.
+_ALL_USES: Final = "num_server_side_tools_used"
+_BY_TOOL: Final = "server_side_tool_usage_details"
 _SIZE: Final = "search_context_size"
 _SIZES: Final = frozenset({"low", "medium", "high"})
-_TOOLS: Final = frozenset({*_USES, *_COUNTED, _SIZE})
+_TOOLS: Final = frozenset({*_USES, *_COUNTED, _ALL_USES, _SIZE})
 _COSTS: Final = frozenset({"cost", "cost_in_usd_ticks"})
 
 
-def charged(get: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+def charged(get: Mapping[str, Any], tokens: int, named: int = 0) -> dict[str, Any]:
     """Return what a block says about money and tools.
 
     Args:
         get: The block.
         tokens: All that it counts.
+        named: How often the answer itself names a tool of the provider's.
     """
-    facts = tools(get)
+    facts = tools(get, named)
     if _COSTS.isdisjoint(get):
         return facts
     cost = _cost(get)
@@ -56,13 +60,14 @@ def charged(get: Mapping[str, Any], tokens: int) -> dict[str, Any]:
     return facts
 
 
-def tools(get: Mapping[str, Any]) -> dict[str, Any]:
+def tools(get: Mapping[str, Any], named: int = 0) -> dict[str, Any]:
     """Return how often the provider's own tools were used, by the names in ``Usage``; without those that were not.
 
     Uses of a tool that is not known, or of which the number cannot be read, are ``other_tools``: they have no price.
 
     Args:
         get: The block.
+        named: How often the answer itself names a tool of the provider's.
     """
     details = mapping(get.get("prompt_tokens_details"))
     searches, maps = details.get("web_search_requests"), details.get("google_maps_grounding_requests")
@@ -72,6 +77,8 @@ def tools(get: Mapping[str, Any]) -> dict[str, Any]:
     for place, names in _USES.items():
         said += [(names.get(name, "other_tools"), value) for name, value in mapping(get.get(place)).items()]
     said += [(name, get.get(key)) for key, name in _COUNTED.items()]
+    if (every := get.get(_ALL_USES)) is not None:
+        said.append(("other_tools", _unnamed(every, mapping(get.get(_BY_TOOL)), named)))
     facts: dict[str, Any] = {}
     for name, value in said:
         count = number(value)
@@ -87,6 +94,12 @@ def tools(get: Mapping[str, Any]) -> dict[str, Any]:
             # Perplexity says then only that it has searched.
             facts.setdefault("searches", 1)
     return facts
+
+
+def _unnamed(every: Any, by_tool: Mapping[str, Any], named: int) -> Any:
+    """Return how many of all uses of tools are of none that is named; what is no count as it is."""
+    count = number(every)
+    return every if count is None else max(0, count - max(named, sum(number(uses) or 0 for uses in by_tool.values())))
 
 
 def unknown_uses(counts: Mapping[str, Any], known: Collection[str]) -> int:

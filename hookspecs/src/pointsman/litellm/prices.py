@@ -171,6 +171,8 @@ class CostMap:
             entry = complete(entry, deployment.provider)
         units = _unit_prices(source, deployment.provider, usage)
         price = self._unscaled(source, entry, units, inclusive=deployment.provider in _INCLUSIVE)
+        if _is_unpriced_region(entry, usage) and not source.configured:
+            return _without_tokens(price)
         return _scaled(price, _multiplier(entry, deployment, usage, params), entry)
 
     def _unscaled(
@@ -402,10 +404,29 @@ def _multiplier(
     location = params.get("vertex_location")
     if isinstance(location, str) and location.lower() != "global" and deployment.provider.startswith("vertex_ai"):
         regional = entry.get("regional_endpoint_uplift_multiplier")
-    if usage.region and usage.region.lower() not in {"global", "not_available"}:
-        special = entry.get("provider_specific_entry")
-        regional = special.get(usage.region.lower()) if isinstance(special, Mapping) else None
+    if _is_special(usage.region):
+        regional = _of_region(entry, usage)
     return _decimal(regional)
+
+
+def _is_special(region: str | None) -> bool:
+    """Return whether a region may have prices of its own."""
+    return region is not None and region.lower() not in {"global", "not_available"}
+
+
+def _of_region(entry: Mapping[str, Any], usage: Usage) -> Any:
+    special = entry.get("provider_specific_entry")
+    return special.get((usage.region or "").lower()) if isinstance(special, Mapping) else None
+
+
+def _is_unpriced_region(entry: Mapping[str, Any], usage: Usage) -> bool:
+    """Return whether the answer was processed where the map has no price."""
+    return _is_special(usage.region) and _decimal(_of_region(entry, usage)) is None
+
+
+def _without_tokens(price: Price) -> Price:
+    unknown: dict[str, Any] = dict.fromkeys(_TOKEN_FIELDS)
+    return replace(price, above=(), tiers={}, **unknown)
 
 
 def _scaled(price: Price, factor: Decimal | None, entry: Mapping[str, Any]) -> Price:
@@ -441,6 +462,9 @@ def _unit_prices(source: _Source, provider: str, usage: Usage) -> dict[str, Any]
     files = entry.get("file_search_cost_per_1k_calls")
     if files is None and provider == "openai":
         files = constants.OPENAI_FILE_SEARCH_COST_PER_1K_CALLS
+    if files is None and provider == "gemini":
+        # What it finds is charged as tokens (ai.google.dev, "File Search").
+        files = 0
     return {
         "search_low_usd": _decimal(searches.get("search_context_size_low")),
         "search_medium_usd": medium,

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ..frozen import replace
 from .charges import charged, search_size
+from .grounding import Grounding
 from .reported_counts import is_object, kind_of, milliseconds, name_of, number, object_of
 from .usage_blocks import BILLED, OLLAMA, Draft, Reading, read_block
 
@@ -43,7 +44,18 @@ class Account:
         service_tier: The tier that served it.
     """
 
-    __slots__ = ("_counts", "_embeds", "_facts", "_final", "block", "id", "model", "service_tier")
+    __slots__ = (
+        "_counts",
+        "_embeds",
+        "_facts",
+        "_final",
+        "_grounding",
+        "_tool_calls",
+        "block",
+        "id",
+        "model",
+        "service_tier",
+    )
 
     def __init__(self) -> None:
         self.block: dict[str, Any] = {}
@@ -52,6 +64,9 @@ class Account:
         self.service_tier: str | None = None
         self._counts: dict[str, int] = {}
         self._facts: dict[str, Any] = {}
+        self._grounding: Grounding | None = None
+        #: How often its output names a tool of the provider's, charged or not.
+        self._tool_calls = 0
         #: Whether a block has counted the answer, not only its beginning.
         self._final = False
         self._embeds = False
@@ -128,9 +143,13 @@ class Account:
         if isinstance(output, list):
             self._count("searches", sum(_is_search(item) for item in output))
             self._count("file_searches", sum(kind_of(item) == "file_search_call" for item in output))
-            sandboxes = {object_of(i).get("container_id") or n for n, i in enumerate(output) if kind_of(i) in _CODE}
+            sandboxes = {_sandbox(item) or n for n, item in enumerate(output) if _is_hosted(item)}
             self._count("code_sessions", len(sandboxes))
-            self._count("other_tools", sum(kind_of(item) == "image_generation_call" for item in output))
+            calls = [
+                kind for item in output if (kind := str(kind_of(item))).endswith(_CALL) and kind not in _OF_CLIENTS
+            ]
+            self._count("other_tools", sum(kind not in _OF_PROVIDERS for kind in calls))
+            self._tool_calls = max(self._tool_calls, len(calls))
             self._read_tools(message.get("tools"))
         choices = message.get("choices")
         for choice in choices if isinstance(choices, list) else ():
@@ -141,10 +160,9 @@ class Account:
                 self._count("searches", 1)
         candidates = message.get("candidates")
         for candidate in candidates if isinstance(candidates, list) else ():
-            grounding = object_of(object_of(candidate).get("groundingMetadata"))
-            queries = grounding.get("webSearchQueries")
-            if isinstance(queries, list):
-                self._count("searches", len(queries))
+            if grounding := object_of(object_of(candidate).get("groundingMetadata")):
+                self._grounding = self._grounding or Grounding()
+                self._grounding.add(object_of(candidate).get("index"), grounding)
         if isinstance(data := message.get("data"), list):
             self._read_data(message, data)
         if "text" in message:
@@ -174,10 +192,13 @@ class Account:
     def reading(self) -> Reading | None:
         """Return what the provider has said; None when it has said nothing."""
         found = read_block(self.block) if self.block else None
+        counts: Mapping[str, int] = self._counts
+        if self._grounding is not None:
+            counts = {**counts, **self._grounding.uses()}
         if found is not None:
-            facts = found.facts
-            facts |= charged(self.block, found.tokens("prompt_tokens") + found.tokens("completion_tokens"))
-        elif self._facts or self._counts:
+            facts, tokens = found.facts, found.tokens("prompt_tokens") + found.tokens("completion_tokens")
+            facts |= charged(self.block, tokens, self._tool_calls)
+        elif self._facts or any(counts.values()):
             # Images and sounds have no token count of ours; text has.
             made = "images" in self._facts or "audio_ms" in self._facts
             found = Draft({}, prompt_known=made, completion_known=made)
@@ -185,7 +206,7 @@ class Account:
         else:
             return None
         facts |= self._facts
-        facts |= {name: count for name, count in self._counts.items() if facts.get(name) is None}
+        facts |= {name: count for name, count in counts.items() if facts.get(name) is None}
         if self._embeds:
             # An embedding has no answer: its total is its prompt.
             facts["prompt_tokens"] = found.tokens("prompt_tokens") + found.tokens("completion_tokens")
@@ -211,7 +232,16 @@ class Account:
 
 _SCALARS: Final = frozenset({bool, float, int, str, type(None)})
 _TOTAL_ONLY: Final = frozenset({"total_tokens"})
-_CODE: Final = frozenset({"code_interpreter_call"})
+#: How the names of items of an output end that are uses of tools.
+_CALL: Final = "_call"
+#: Those of tools that the client runs itself.
+_OF_CLIENTS: Final = frozenset(
+    {"apply_patch_call", "computer_call", "custom_tool_call", "function_call", "local_shell_call"}
+)
+#: Those of the provider's tools whose price is known, or that cost only tokens.
+_OF_PROVIDERS: Final = frozenset(
+    {"code_interpreter_call", "file_search_call", "mcp_call", "shell_call", "tool_search_call", "web_search_call"}
+)
 
 
 def _goes_on(message: Mapping[str, Any], block: Mapping[str, Any]) -> bool:
@@ -221,6 +251,17 @@ def _goes_on(message: Mapping[str, Any], block: Mapping[str, Any]) -> bool:
         return number(block.get("output_tokens")) is None
     candidates = message.get("candidates")
     return isinstance(candidates, list) and not any(object_of(item).get("finishReason") for item in candidates)
+
+
+def _is_hosted(item: Any) -> bool:
+    """Return whether an item is code that the provider has run in a sandbox of its own."""
+    kind = kind_of(item)
+    return kind == "code_interpreter_call" or (kind == "shell_call" and _sandbox(item) is not None)
+
+
+def _sandbox(item: Any) -> str | None:
+    said = object_of(item)
+    return name_of(said.get("container_id")) or name_of(object_of(said.get("environment")).get("container_id"))
 
 
 def _is_search(item: Any) -> bool:

@@ -299,9 +299,7 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
     trusted = quote.trust_gateway and not reconciliation.ignorant(finding, usage)
     # The gateway has charged for counts that cannot be.
     incredible = usage is None and attempt.usage is not None
-    partly = incredible or (
-        priced is None and usage is not None and not usage.is_empty and _leaves_out(usage, quote.price)
-    )
+    partly = incredible or (priced is None and usage is not None and not usage.is_empty and _leaves_out(usage, quote))
     basis = _basis(priced, None if partly else gateway_cost, trusted=trusted, by_provider=by_provider)
     cost, amount, costs = events.cost_fields(
         usage=usage,
@@ -382,10 +380,13 @@ def _digits(cost: Decimal | None, margin_ratio: Decimal) -> str:
     return f"{amount:,.0f}" if amount.adjusted() < _MOST_DIGITS else f"{amount:.3g}"
 
 
-def _leaves_out(usage: Usage, price: Price) -> bool:
+def _leaves_out(usage: Usage, quote: Quote) -> bool:
     """Return whether the gateway's figure is without something that has no price: it adds up what it has prices for."""
     beside_tools = usage.total_tokens > 0 and uses_tools(usage)
-    return pricing.has_token_price(price) or beside_tools or reconciliation.by_own_key(usage)
+    # Where the model answered, tokens may have no price though they have one elsewhere.
+    usual = quote.price if quote.configured is None else quote.configured
+    priced = pricing.has_token_price(quote.price) or pricing.has_token_price(usual)
+    return priced or beside_tools or reconciliation.by_own_key(usage)
 
 
 def _by_provider(usage: Usage | None, quote: Quote) -> bool:
