@@ -57,6 +57,21 @@ class Changer:
             yield mapped(piece, str.upper, _TEXT)
 
 
+class Sealer:
+    """Marks answers, and leaves requests as they are."""
+
+    @hookimpl
+    async def transform_response(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Mark the answer."""
+        return {**answer, "seal": "sealed"}
+
+    @hookimpl
+    async def transform_stream(self, pieces: AsyncIterator[Mapping[str, Any]]) -> AsyncIterator[Mapping[str, Any]]:
+        """Mark each piece."""
+        async for piece in pieces:
+            yield {**piece, "seal": "sealed"}
+
+
 def _fail(ctx: RequestContext, where: str) -> None:
     if ctx.headers.get("x-test-fail") == where:
         raise RuntimeError("broken")
@@ -104,4 +119,5 @@ class Denying(PluginConfig):
 
 changer = PluginInfo(name="changer", config=PluginConfig, factory=Changer)
 guardian = PluginInfo(name="guardian", config=Denying, factory=Changer)
+sealer = PluginInfo(name="sealer", config=Denying, factory=lambda _: Sealer())
 policy = PluginInfo(name="policy", config=PluginConfig, factory=lambda _: Policy())

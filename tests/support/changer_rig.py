@@ -30,14 +30,18 @@ def models(upstream: str) -> list[dict[str, Any]]:
     ]
 
 
+def install(library: Path) -> None:
+    """Make the plugins of ``changer.py`` look installed in a directory."""
+    shutil.copy(SUPPORT / "changer.py", library / "changer.py")
+    points = {name: f"changer:{name}" for name in ("changer", "guardian", "policy", "sealer")}
+    fake_distribution(library, "pointsman-changer", points)
+
+
 def start(directory: Path, *plugins: Any, config: Mapping[str, Any] | None = None) -> Rig:
     """Return a rig, not started, with plugins of ``changer.py``."""
     library = directory / "lib"
     library.mkdir(parents=True)
-    shutil.copy(SUPPORT / "changer.py", library / "changer.py")
-    fake_distribution(
-        library, "pointsman-changer", {name: f"changer:{name}" for name in ("changer", "guardian", "policy")}
-    )
+    install(library)
     rig = Rig(
         directory, models, plugins=list(plugins), config={"router_settings": {"num_retries": 0}, **(config or {})}
     )

@@ -275,8 +275,9 @@ async def transform_response(
 
     Fires once per client request with an answer that is not a stream, when the answer is complete. Async; a pipeline in
     order. Deadline 5 s each. Usage, cost, observers, the gateway's cache and its logs see the provider's own answer. An
-    error is not an answer. An answer that is not JSON (audio) cannot be changed: a plugin with ``on_failure: deny`` denies it,
-    one with ``allow`` is left out.
+    error is not an answer; a stored response is one, at each read. Where an answer cannot be changed (speech, videos, batches,
+    websockets), a plugin with ``on_failure: deny`` refuses the request, for this hook and for ``transform_stream``, and one
+    with ``allow`` is left out. A plugin with ``deny`` also closes the routes that no hook sees, as for ``transform_request``.
 
     Args:
         ctx: The request.

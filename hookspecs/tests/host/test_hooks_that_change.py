@@ -79,6 +79,45 @@ async def test_what_no_plugin_can_change_is_refused_where_one_must(harness, plug
             assert h.faults == {}
 
 
+class Answers:
+    @hookimpl
+    async def transform_response(self, answer):
+        return answer
+
+
+class Streams:
+    @hookimpl
+    def transform_stream(self, pieces):
+        return pieces
+
+
+@pytest.mark.parametrize("changes", [Answers, Streams])
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [
+        ((Endpoint.BATCHES, True), False),
+        ((Endpoint.SPEECH, True), False),
+        ((Endpoint.VIDEOS, True), False),
+        ((Endpoint.ASSISTANTS, True), False),
+        ((Endpoint.BATCHES, False), True),
+        ((Endpoint.FILES, False), True),
+        ((Endpoint.COUNT_TOKENS, False), True),
+        ((Endpoint.CHAT, True), True),
+    ],
+)
+async def test_an_answer_that_no_plugin_can_change_is_refused_where_one_must(harness, plugin, changes, asked, seen):
+    """Before a provider is called; also where the plugin leaves the request itself as it is."""
+    for config in (Denying, PluginConfig):
+        async with harness([plugin(changes, config=config)]) as h:
+            result = await h.request(endpoint=asked[0], generates=asked[1], body=BODY)
+            if seen or config is PluginConfig:
+                assert result.status == 200
+            else:
+                assert (result.status, result.denial.code, result.attempts) == (400, "not_transformable", ())
+            assert h.host.unmetered("/v1/threads") == ("deny" if config is Denying else "allow")
+            assert h.faults == {}
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("endpoint", TEXT_ENDPOINTS)
 async def test_in_and_out(harness, plugin, endpoint, stream):

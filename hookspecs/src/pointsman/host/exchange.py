@@ -45,7 +45,7 @@ from .attempt import WENT_ON, OpenAttempt
 from .attributes import selection_attributes
 from .decisions import MOST_DECISIONS, Decision, offered
 from .endings import answering_of, figures, none_left, outcome_of, refusal_denial
-from .hooks import Dropped
+from .hooks import CHANGES, Dropped
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -225,13 +225,12 @@ class Exchange:
         hooks = self.hooks
         if hooks.pre_route:
             await self._admit()
-        if (
-            hooks.transform_request
-            and self.denial is None
-            and self.reply is None
-            and transforms.carries_unseen(self.ctx)
-        ):
-            self.refuse_unfit()
+        if self.denial is None and self.reply is None:
+            if hooks.transform_request and transforms.carries_unseen(self.ctx):
+                self.denial = hooks.unfit("transform_request")
+            answers = hooks.transform_response or hooks.transform_stream
+            if answers and self.denial is None and transforms.is_answered_unseen(self.ctx):
+                self.denial = hooks.unfit("transform_response", "transform_stream")
         return self.denial
 
     async def _admit(self) -> None:
@@ -392,8 +391,8 @@ class Exchange:
         self.host.tracing.set(self.span, {"pointsman.unknown_model": True})
 
     def refuse_unfit(self) -> Denial | None:
-        """Deny an admitted request whose content no plugin can change, where one must; return the denial."""
-        self.denial = self.hooks.unfit("transform_request")
+        """Deny an admitted connection on which no plugin can change anything, where one must; return the denial."""
+        self.denial = self.hooks.unfit(*CHANGES)
         return self.denial
 
     def keep_to(self, route: Route) -> None:

@@ -43,6 +43,8 @@ Check = Callable[[str, Any], Any]
 
 #: Hooks that are run for one plugin by its name.
 _BY_PLUGIN: Final = ("execute", "settle", "status")
+#: Hooks that change what passes.
+CHANGES: Final = ("transform_request", "transform_response", "transform_stream")
 #: What is returned instead of an answer by a hook that has failed.
 _FAULT: Final = object()
 #: Instead of a piece, at the end of what a plugin yields.
@@ -449,13 +451,13 @@ class Hooks:
         self._failed(impl, ctx.request_id, err)
         return _fault_denial(impl.plugin) if impl.on_failure == "deny" else None
 
-    def unfit(self, hook: str) -> Denial | None:
+    def unfit(self, *hooks: str) -> Denial | None:
         """Return the denial of a request or an answer that cannot be changed; None when every plugin may be left out.
 
         Args:
-            hook: What cannot be run: ``transform_request``, or one of the two for answers.
+            hooks: What cannot be run, of ``CHANGES``.
         """
-        for impl in getattr(self, hook):
+        for impl in (impl for hook in hooks for impl in getattr(self, hook)):
             if impl.on_failure == "deny":
                 return Denial(
                     status=400,

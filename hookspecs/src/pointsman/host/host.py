@@ -37,7 +37,7 @@ from .deferred import Deferred
 from .discovery import Loaded, Plugins, unmet
 from .exchange import Exchange
 from .hook_costs import hook_families
-from .hooks import Hooks
+from .hooks import CHANGES, Hooks
 from .instances import Instances
 from .isolation import Faults
 from .journal import Journal
@@ -215,7 +215,7 @@ class Host:
         """Return the policy for a request to this path that is not metered."""
         metering = any(plugin.info.meters for plugin in self.plugins.loaded)
         # What is not admitted, no plugin sees either.
-        closed = metering or self.hooks.unfit("transform_request") is not None
+        closed = metering or self.hooks.unfit(*CHANGES) is not None
         return unmetered(self.settings.host.unmetered, path, closed=closed)
 
     # -- life ---------------------------------------------------------------------------------------------------------

@@ -34,6 +34,10 @@ _OUT_OF_REACH: Final = frozenset(
         Endpoint.VECTOR_STORES,
     }
 )
+#: Answers in sound and moving pictures.
+_WITHOUT_TEXT: Final = frozenset({Endpoint.SPEECH, Endpoint.VIDEOS})
+#: What providers keep of these is a model's answer, whenever it is read.
+_KEPT: Final = frozenset({Endpoint.INTERACTIONS, Endpoint.RESPONSES, Endpoint.VIDEOS})
 #: Fields of requests that only store something.
 _CONTENT: Final = frozenset({"content", "file", "instructions", "messages"})
 Piece = Mapping[str, Any]
@@ -53,6 +57,16 @@ def carries_unseen(ctx: RequestContext) -> bool:
         return True
     # What only reads has fields too, such as those of its query.
     return (ctx.endpoint in _OUT_OF_REACH and not _CONTENT.isdisjoint(ctx.body)) or any(map(is_file, ctx.body.values()))
+
+
+def is_answered_unseen(ctx: RequestContext) -> bool:
+    """Return whether the answer to a request cannot be changed: it comes later, in a file, or is no text."""
+    return ctx.generates and (ctx.endpoint in _OUT_OF_REACH or ctx.endpoint in _WITHOUT_TEXT)
+
+
+def has_answer(ctx: RequestContext) -> bool:
+    """Return whether a model has made what a request is answered with, now or before."""
+    return ctx.generates or ctx.endpoint in _KEPT
 
 
 def is_file(value: object) -> bool:

@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 from ..frozen import frozen, thawed
-from ..host.transforms import StreamDeniedError
+from ..host.transforms import StreamDeniedError, has_answer
 from ..types import CREDENTIAL_FIELDS, FIXED_FIELDS, WITHHELD, Endpoint
 from . import denials
 from .early_streams import NAMED, error_event
@@ -190,18 +190,16 @@ def rewriter(
         send: Sends to the client.
         deny: Answers with a denial instead.
     """
-    if not exchange.changes_answers or not exchange.ctx.generates or start["status"] not in _OK:
+    if not exchange.changes_answers or not has_answer(exchange.ctx) or start["status"] not in _OK:
         return None
     attempt = exchange.answering
-    if attempt is None:
-        return None
     headers = {name.lower(): value for name, value in start.get("headers", ())}
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     hooks = exchange.hooks
     encoding = headers.get(b"content-encoding", b"").strip().lower()
-    if not encoding and kind == b"text/event-stream":
+    if attempt is not None and not encoding and kind == b"text/event-stream":
         return _Events(exchange, attempt, send, deny) if hooks.transform_stream else None
-    if encoding in _ENCODINGS and kind == b"application/json":
+    if attempt is not None and encoding in _ENCODINGS and kind == b"application/json":
         return _Whole(exchange, attempt, send, deny) if hooks.transform_response else None
     return hooks.unfit("transform_stream" if exchange.ctx.stream else "transform_response")
 
