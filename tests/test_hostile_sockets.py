@@ -15,6 +15,7 @@ from talking import LAST, PATHS, ask, ended, entry, refused, settled, settlement
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from pointsman.litellm.silent_sockets import MOST
 from pointsman.testing import eventually
 
 pytestmark = pytest.mark.proxy
@@ -258,6 +259,28 @@ def test_a_second_connection_is_refused_while_the_first_is_open(rig: Rig) -> Non
         until(connection, "session.created")
         event, code = refused(rig, "realtime", "second", key="d")
     assert (event["error"]["code"], code) == ("max_concurrent_requests_exceeded", 429)
+
+
+def test_few_connections_that_ask_for_nothing_are_kept_open(rig: Rig) -> None:
+    """One of the responses protocol is not admitted before it names its model."""
+    with contextlib.ExitStack() as silent:
+        for _ in range(MOST):
+            silent.enter_context(socket(rig, "responses", "silent", "c"))
+        with pytest.raises(InvalidStatus) as refusal:
+            socket(rig, "responses", "silent", "c")
+        assert refusal.value.response.status_code == 429
+        assert refusal.value.response.headers["retry-after"] == "1"
+        with socket(rig, "responses", "not silent", "d") as connection:
+            ask(connection, "responses")
+            assert until(connection, "response.completed", "error")["type"] == "response.completed"
+
+    def asks() -> bool:
+        with contextlib.suppress(InvalidStatus), socket(rig, "responses", "after silence", "c") as connection:
+            ask(connection, "responses")
+            return until(connection, "response.completed", "error")["type"] == "response.completed"
+        return False
+
+    assert eventually(asks, bool)
 
 
 def test_responses_of_one_id_are_settled_each(rig: Rig) -> None:

@@ -121,7 +121,7 @@ class Gateway:
         scope = {"type": "http", "method": "POST", "path": path}
         scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
         self.call = calls.ClientCall(self.bridge.host.new_id(), scope, "192.0.2.1")
-        self.call.let_in(admin=False)
+        self.call.let_in(admin=False, key="")
         calls.current_call.set(self.call)
         data = {"model": model, "messages": ASK, "litellm_call_id": self.call.request_id, "metadata": {}, **request}
         self.call.arrive({name: value for name, value in data.items() if name not in {"litellm_call_id", "metadata"}})

@@ -41,9 +41,9 @@ def exchange(endpoint: Endpoint, *, generates: bool = True, **more: Any) -> Exch
 
 def running(path: str = "/v1/files", *, type_: str = "http", admin: bool | None = False, **more: Any) -> Any:
     """Make the call that runs: LiteLLM has authenticated a tenant."""
-    call = calls.ClientCall("1", {"type": type_, "path": path, **more})
+    call = calls.ClientCall("1", {"type": type_, "method": "POST", "path": path, **more})
     if admin is not None:
-        call.let_in(admin=admin)
+        call.let_in(admin=admin, key="")
     calls.current_call.set(call)
     return call
 

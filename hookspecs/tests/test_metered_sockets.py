@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ call = pytest.importorskip("pointsman.litellm.call")
 closing = pytest.importorskip("pointsman.litellm.closing")
 prices = pytest.importorskip("pointsman.litellm.prices")
 socket_watch = pytest.importorskip("pointsman.litellm.socket_watch")
+silent_sockets = pytest.importorskip("pointsman.litellm.silent_sockets")
 sockets = pytest.importorskip("pointsman.litellm.sockets")
 tokenizer = pytest.importorskip("pointsman.litellm.tokenizer")
 
@@ -413,7 +415,7 @@ def text(event: Mapping[str, Any]) -> dict[str, Any]:
 async def accepted(c: Connection, *messages: Mapping[str, Any]) -> tuple[Ends, Any]:
     """Return both ends of a connection that the application has accepted."""
     ends = Ends(*messages)
-    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send)
+    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send, silent_sockets.SilentSockets())
     await watch.send({"type": "websocket.accept"})
     return ends, watch
 
@@ -508,7 +510,7 @@ async def test_a_handshake_that_the_gateway_refuses_says_where_its_trace_is(conn
     if not extension:
         c.call.scope = {"type": "websocket"}
     ends = Ends()
-    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send)
+    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send, silent_sockets.SilentSockets())
     await watch.send({"type": "websocket.close", "code": 1008})
     if not extension:
         assert ends.kinds == ["close"]
@@ -521,7 +523,7 @@ async def test_a_handshake_that_the_gateway_refuses_says_where_its_trace_is(conn
 async def test_an_answer_of_the_gateways_to_the_handshake_has_our_headers(connect: Opens) -> None:
     c = connect()
     ends = Ends()
-    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send)
+    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send, silent_sockets.SilentSockets())
     await watch.send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"a", b"b")]})
     await watch.send({"type": "websocket.http.response.body", "body": b"no"})
     assert c.call.status == 401
@@ -539,6 +541,51 @@ async def test_a_socket_that_is_not_metered_passes_everything_on(connect: Opens)
     await watch.send({"type": "websocket.send", "text": "[["})
     watch.close()
     assert ends.sent[-1]["text"] == "[["
+
+
+class Silence(Ends):
+    """A client that says nothing."""
+
+    async def receive(self) -> Any:
+        await asyncio.Event().wait()
+
+
+async def test_a_connection_that_has_asked_for_nothing_ends_after_a_while(connect: Opens) -> None:
+    c = connect()
+    ends = Silence()
+    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send, silent_sockets.SilentSockets(patience_s=0.01))
+    await watch.send({"type": "websocket.accept"})
+    assert (await watch.receive())["type"] == "websocket.disconnect"
+    assert ends.kinds == ["accept", "send", "close"]
+    assert json.loads(ends.sent[1]["text"])["error"]["code"] == "silent_connection"
+
+
+@pytest.mark.parametrize(("caller", "admin", "refused"), [("t", False, True), ("u", False, False), ("t", True, False)])
+async def test_few_connections_of_one_caller_may_ask_for_nothing(
+    connect: Opens, caller: str, *, admin: bool, refused: bool
+) -> None:
+    silent = silent_sockets.SilentSockets(most=1, patience_s=0.01)
+    c = connect()
+    c.call.caller, c.call.admin = caller, admin
+    ends = Silence()
+    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send, silent)
+    await watch.send({"type": "websocket.accept"})
+    with silent.one_of("t"):
+        await watch.receive()
+    assert (ends.kinds == ["http.response.start", "http.response.body"]) is refused
+    assert (c.call.status == 429) is refused
+    with silent.one_of(caller) as one_of_few:
+        assert one_of_few
+
+
+async def test_a_connection_that_is_admitted_may_be_silent(connect: Opens) -> None:
+    silent = silent_sockets.SilentSockets(most=0, patience_s=0.0)
+    c = connect()
+    await c.open()
+    ends = Ends(text({"type": "unheard.of"}))
+    watch = socket_watch.SocketWatch(c.call, ends.receive, ends.send, silent)
+    await watch.send({"type": "websocket.accept"})
+    assert json.loads((await watch.receive())["text"]) == {"type": "unheard.of"}
 
 
 @pytest.mark.parametrize("answered", [True, False])

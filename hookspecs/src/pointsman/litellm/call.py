@@ -200,6 +200,7 @@ class ClientCall(Call):
         trace_id: The id of its trace, for the answer; None when it is not recorded.
         peer: The address of the other end of the connection; None when the server does not tell it.
         identity: The caller, when a plugin has authenticated it.
+        caller: Whose it is: the tenant, else LiteLLM's hash of the key; empty until LiteLLM has authenticated the caller.
         admin: Whether LiteLLM has authenticated an administrator; None until it has authenticated the caller.
         denial: Why the request is refused; None while it is not.
         reply: What a plugin has answered by itself; None while none has.
@@ -226,6 +227,7 @@ class ClientCall(Call):
         "asked",
         "awaits_executor",
         "brings_fallbacks",
+        "caller",
         "denial",
         "error_headers",
         "error_type",
@@ -256,6 +258,7 @@ class ClientCall(Call):
         self.trace_id: str | None = None
         self.peer = peer
         self.identity: Identity | None = None
+        self.caller = ""
         self.admin: bool | None = None
         self.denial: Denial | None = None
         self.reply: Reply | None = None
@@ -310,13 +313,15 @@ class ClientCall(Call):
         """Note the caller that a plugin has authenticated."""
         self.identity = identity
 
-    def let_in(self, *, admin: bool) -> None:
+    def let_in(self, *, admin: bool, key: str) -> None:
         """Note that LiteLLM has authenticated the caller.
 
         Args:
             admin: It is a proxy administrator.
+            key: LiteLLM's hash of the key; empty without one.
         """
         self.admin = admin
+        self.caller = key if self.identity is None else self.identity.tenant or key
 
     def refuse(self, denial: Denial) -> None:
         """Note that the request is refused: this is its answer, whatever LiteLLM makes of it."""

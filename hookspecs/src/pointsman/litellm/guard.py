@@ -89,7 +89,8 @@ class Guard:
         if not isinstance(call := current_call.get(), ClientCall):
             return
         role = getattr(key, "user_role", None)
-        call.let_in(admin=role == LitellmUserRoles.PROXY_ADMIN)
+        hashed = getattr(key, "api_key", None) or getattr(key, "token", None)
+        call.let_in(admin=role == LitellmUserRoles.PROXY_ADMIN, key=str(hashed or ""))
         if call.scope["type"] == "websocket" and call.socket is None:
             # Some are translated to protocols that no client of the table speaks, so nothing underneath would be asked.
             self._check(call)

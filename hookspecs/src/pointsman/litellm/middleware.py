@@ -21,6 +21,7 @@ from .call import ClientCall, EndedError, current_call
 from .departures import Departures, has_gone
 from .endpoints import has_dots
 from .request_parts import PartsCounter
+from .silent_sockets import SilentSockets
 from .socket_watch import SocketWatch
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class RequestMiddleware:
         self._not_admitted = not_admitted
         self._meter = meter
         self._departures = Departures(patience_s)
+        self._silent = SilentSockets()
         self._spans = spans
         self._finish = finish
         self._ready: Callable[[], Awaitable[None]] | None = ready
@@ -120,7 +122,7 @@ class RequestMiddleware:
         watch: _Watch | SocketWatch = (
             _Watch(call, receive, send, self._departures, PartsCounter(scope, self._most_parts))
             if scope["type"] == "http"
-            else SocketWatch(call, receive, send)
+            else SocketWatch(call, receive, send, self._silent)
         )
         try:
             await self._run(call, watch)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from ..host.runtime import new_id
 from ..types import Denial
-from . import denials, socket_events
+from . import denials, silent_sockets, socket_events
 from .asgi_messages import answer_headers, refusal
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
 
     from .call import ClientCall
+    from .silent_sockets import SilentSockets
     from .sockets import MeteredSocket
 
 #: ASGI's extension for answering a websocket's handshake, and the beginning of its messages' names.
@@ -25,7 +26,7 @@ _POLICY_VIOLATION: Final = 1008
 _TRY_AGAIN_LATER: Final = 1013
 #: A close frame has room for 123 bytes.
 _MOST_REASON_CHARS: Final = 64
-_ENDED: Final[Mapping[str, object]] = {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
+_ENDED: Final[dict[str, object]] = {"type": "websocket.disconnect", "code": _POLICY_VIOLATION}
 _UNREADABLE: Final = Denial(
     status=400,
     code="invalid_json",
@@ -43,10 +44,23 @@ class SocketWatch:
     The handshake of one that is metered is answered as late as possible, so that its denial has an HTTP status.
     """
 
-    __slots__ = ("_accept", "_accepted", "_call", "_closed", "_receive", "_send", "refused")
+    __slots__ = (
+        "_accept",
+        "_accepted",
+        "_call",
+        "_closed",
+        "_receive",
+        "_send",
+        "_silent",
+        "_silent_until",
+        "refused",
+    )
 
-    def __init__(self, call: ClientCall, receive: Receive, send: Send) -> None:
+    def __init__(self, call: ClientCall, receive: Receive, send: Send, silent: SilentSockets) -> None:
         self._call = call
+        self._silent = silent
+        #: Until when its client has to ask for something, in the event loop's seconds; None before it is waited for.
+        self._silent_until: float | None = None
         self._receive = receive
         self._send = send
         #: The answer to the handshake, until something is sent or expected after it.
@@ -58,10 +72,10 @@ class SocketWatch:
     async def receive(self) -> Message:
         """Let what the client sends be metered before it is passed on."""
         while not self._closed:
-            await self._answer_handshake()
-            message = await self._receive()
-            if (socket := self._call.socket) is None:
-                return message
+            socket = self._call.socket
+            message = await self._listen() if socket is None or socket.admitted else await self._listen_for_first()
+            if socket is None or message is _ENDED:
+                return dict(message)
             if message["type"] == "websocket.disconnect":
                 socket.left()
                 if not socket.connected:
@@ -70,6 +84,27 @@ class SocketWatch:
             if (received := await self._received(socket, message)) is not None:
                 return received
         return dict(_ENDED)
+
+    async def _listen(self) -> Message:
+        await self._answer_handshake()
+        return await self._receive()
+
+    async def _listen_for_first(self) -> Message:
+        """Wait for a client that has asked for nothing yet: not for ever, nor for many of one caller's."""
+        call = self._call
+        if self._silent_until is None:
+            self._silent_until = asyncio.get_running_loop().time() + self._silent.patience_s
+        with self._silent.one_of(call.caller) as one_of_few:
+            if not one_of_few and call.admin is not True:
+                call.refuse(silent_sockets.TOO_MANY)
+                await self.refuse()
+                return _ENDED
+            try:
+                async with asyncio.timeout_at(self._silent_until):
+                    return await self._listen()
+            except TimeoutError:
+                await self._end(silent_sockets.TOO_SILENT)
+                return _ENDED
 
     async def _received(self, socket: MeteredSocket, message: Message) -> Message | None:
         """Return what is passed on of a client's message; None for nothing."""

@@ -98,6 +98,11 @@ class MeteredSocket:
         self._conversation.transcribe_with(events.transcribers(early))
         return await self._ask(early)
 
+    @property
+    def admitted(self) -> bool:
+        """Whether the connection has been admitted: where its first event names the model, it is by that."""
+        return self._session is not None
+
     async def chosen(self) -> Denial | None:
         """Take up that a deployment has been chosen; return why it may not answer what has been asked, or None."""
         denial: Denial | None = None
