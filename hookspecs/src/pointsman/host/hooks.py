@@ -35,7 +35,20 @@ from ..types import (
 )
 from . import returned_values, span_events
 from .implementations import HOOK_NAMES, Impl, is_async
-from .isolation import Faults, SwallowedCancellationError, Timing, Waiting, begin, is_stray, resumed, timed
+from .isolation import (
+    Faults,
+    SwallowedCancellationError,
+    Timing,
+    Waiting,
+    begin,
+    called,
+    cancellations,
+    is_stray,
+    resumed,
+    step_in,
+    step_out,
+    timed,
+)
 from .span_events import LEAST_WAIT_S
 
 #: Returns what the host goes on with for what a plugin has returned, or raises: then it is a fault of the plugin.
@@ -91,7 +104,7 @@ def _fault_refusal(plugin: str) -> Refusal:
     return Refusal(reason=denial.message, status=denial.status, code=denial.code, plugin=plugin)
 
 
-async def _rest(impl: Impl, waiting: Waiting[Any]) -> object:
+async def _end(impl: Impl, waiting: Waiting[Any]) -> object:
     """Await a hook that waits, within its deadline."""
     timing = impl.timing
     try:
@@ -249,22 +262,37 @@ class Hooks:
             raise asyncio.CancelledError from err
         return error
 
-    async def _ask(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
-        """Run an async hook within its deadline.
+    def _begin(
+        self,
+        impl: Impl,
+        request_id: str | None,
+        check: Check | None,
+        running: tuple[asyncio.Task[Any] | None, int],
+        *args: object,
+    ) -> Any:
+        """Run an async hook until it returns, or until it first waits.
+
+        Args:
+            impl: The hook.
+            request_id: Of the request.
+            check: Checks its answer.
+            running: What ``isolation.cancellations`` returns, since when nothing has waited.
+            args: The hook's.
 
         Returns:
             What ``check`` makes of its answer. None: there is none, or the hook is switched off. ``_FAULT``: it failed.
+            A ``Waiting``, for ``_rest``: it waits.
         """
         timing = impl.timing
         if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
             return None
-        before_s = timing.total_s
         timing.calls += 1
+        before_s = timing.total_s
         try:
-            answer = begin(impl.call(*args), timing)
+            answer = begin(impl.call(*args), timing, *running)
             if type(answer) is Waiting:
-                answer = await _rest(impl, answer)
-            elif timing.total_s - before_s >= LEAST_WAIT_S:
+                return answer
+            if timing.total_s - before_s >= LEAST_WAIT_S:
                 held_s = timing.total_s - before_s
                 span_events.waited(impl.plugin, impl.hook, held_s, held_s)
             if answer is not None and check is not None:
@@ -276,13 +304,31 @@ class Hooks:
             timing.succeeded()
         return answer
 
+    async def _rest(self, impl: Impl, request_id: str | None, check: Check | None, waiting: Waiting[Any]) -> Any:
+        """Await a hook that waits, within its deadline; see ``_begin``."""
+        try:
+            answer = await _end(impl, waiting)
+            if answer is not None and check is not None:
+                answer = check(impl.plugin, answer)
+        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            self._failed(impl, request_id, err)
+            return _FAULT
+        if impl.timing.failed_in_a_row:
+            impl.timing.succeeded()
+        return answer
+
+    async def _ask(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
+        """Run an async hook within its deadline; see ``_begin``."""
+        answer = self._begin(impl, request_id, check, cancellations(), *args)
+        return await self._rest(impl, request_id, check, answer) if type(answer) is Waiting else answer
+
     def _tell(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
-        """Run a sync hook; see ``_ask``."""
+        """Run a sync hook between ``step_out`` and ``step_in``; see ``_begin``."""
         timing = impl.timing
         if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
             return None
         try:
-            answer = timed(impl.call, impl.timing, *args)
+            answer = called(impl.call, timing, *args)
             if answer is not None and check is not None:
                 answer = check(impl.plugin, answer)
         except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
@@ -291,6 +337,15 @@ class Hooks:
         if timing.failed_in_a_row:
             timing.succeeded()
         return answer
+
+    def _tell_all(self, impls: Sequence[Impl], request_id: str, *args: object) -> None:
+        """Run a sync hook of every plugin that has no answer. A fault is logged and counted."""
+        left = step_out()
+        try:
+            for impl in impls:
+                self._tell(impl, request_id, None, *args)
+        finally:
+            step_in(left)
 
     # -- the hooks ------------------------------------------------------------------------------------------------------
 
@@ -320,8 +375,11 @@ class Hooks:
         def check(plugin: str, answer: object) -> Route | Denial | Reply:
             return self._routed(plugin, route, answer, owners, stream=ctx.stream)
 
+        running = cancellations()
         for impl in self.pre_route:
-            answer = await self._ask(impl, ctx.request_id, check, ctx, route)
+            answer = self._begin(impl, ctx.request_id, check, running, ctx, route)
+            if type(answer) is Waiting:
+                answer, running = await self._rest(impl, ctx.request_id, check, answer), cancellations()
             if answer is None or answer is route:
                 continue
             if answer is _FAULT:
@@ -364,34 +422,42 @@ class Hooks:
         def check(_: str, answer: object) -> tuple[Candidate, ...]:
             return returned_values.candidates(left, answer)
 
-        for impl in self.select:
-            if not left:
-                break
-            answer = self._tell(impl, ctx.request_id, check, ctx, left, route)
-            if answer is None or answer is left:
-                continue
-            if answer is _FAULT:
-                if impl.on_failure == "deny":
-                    why = "the plugin failed and its policy is to deny"
-                    dropped.extend(Dropped(one.deployment.id, impl.plugin, why) for one in left)
-                    left = ()
-                continue
-            kept = tuple(candidate for candidate in answer if not candidate.dropped)
-            if len(kept) < len(left):
-                reasons = {c.deployment.id: c.notes[-1] for c in answer if c.dropped and c.notes}
-                gone = {c.deployment.id for c in left} - {c.deployment.id for c in kept}
-                dropped.extend(Dropped(name, impl.plugin, reasons.get(name, "not chosen")) for name in sorted(gone))
-            left = kept
+        outside = step_out()
+        try:
+            for impl in self.select:
+                if not left:
+                    break
+                answer = self._tell(impl, ctx.request_id, check, ctx, left, route)
+                if answer is None or answer is left:
+                    continue
+                if answer is _FAULT:
+                    if impl.on_failure == "deny":
+                        why = "the plugin failed and its policy is to deny"
+                        dropped.extend(Dropped(one.deployment.id, impl.plugin, why) for one in left)
+                        left = ()
+                    continue
+                kept = tuple(candidate for candidate in answer if not candidate.dropped)
+                if len(kept) < len(left):
+                    reasons = {c.deployment.id: c.notes[-1] for c in answer if c.dropped and c.notes}
+                    gone = {c.deployment.id for c in left} - {c.deployment.id for c in kept}
+                    dropped.extend(Dropped(name, impl.plugin, reasons.get(name, "not chosen")) for name in sorted(gone))
+                left = kept
+        finally:
+            step_in(outside)
         return list(left), dropped
 
     async def run_before_attempt(self, ctx: RequestContext, attempt: Attempt, route: Route) -> Refusal | None:
         """Ask in order; the first refusal wins. A fault follows ``on_failure``."""
+        check, running = returned_values.refusal, cancellations()
         for impl in self.before_attempt:
-            answer: Refusal | None = await self._ask(impl, ctx.request_id, returned_values.refusal, ctx, attempt, route)
+            answer = self._begin(impl, ctx.request_id, check, running, ctx, attempt, route)
+            if type(answer) is Waiting:
+                answer, running = await self._rest(impl, ctx.request_id, check, answer), cancellations()
             if answer is None:
                 continue
             if answer is not _FAULT:
-                return answer
+                refusal: Refusal = answer
+                return refusal
             if impl.on_failure == "deny":
                 return _fault_refusal(impl.plugin)
         return None
@@ -495,23 +561,19 @@ class Hooks:
 
     def run_first_token(self, ctx: RequestContext, attempt: Attempt, first_token_ms: float) -> None:
         """Run ``first_token`` of every plugin. A fault is logged and counted."""
-        for impl in self.first_token:
-            self._tell(impl, ctx.request_id, None, ctx, attempt, first_token_ms)
+        self._tell_all(self.first_token, ctx.request_id, ctx, attempt, first_token_ms)
 
     def run_post_response(self, ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
         """Run ``post_response`` of every plugin. A fault is logged and counted."""
-        for impl in self.post_response:
-            self._tell(impl, ctx.request_id, None, ctx, attempt, answer)
+        self._tell_all(self.post_response, ctx.request_id, ctx, attempt, answer)
 
     def run_on_error(self, ctx: RequestContext, attempt: Attempt) -> None:
         """Run ``on_error`` of every plugin. A fault is logged and counted."""
-        for impl in self.on_error:
-            self._tell(impl, ctx.request_id, None, ctx, attempt)
+        self._tell_all(self.on_error, ctx.request_id, ctx, attempt)
 
     def run_answered(self, ctx: RequestContext) -> None:
         """Run ``answered`` of every plugin. A fault is logged and counted."""
-        for impl in self.answered:
-            self._tell(impl, ctx.request_id, None, ctx)
+        self._tell_all(self.answered, ctx.request_id, ctx)
 
     async def run_settle(self, plugin: str, ctx: RequestContext, settlement: Settlement) -> bool:
         """Settle with one plugin; return whether it succeeded. If not, it must be retried."""

@@ -376,58 +376,94 @@ def _stray() -> StrayCancellationError:
     return StrayCancellationError("it waited for something that was cancelled")
 
 
-def begin(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T | Waiting[T]:
+def cancellations() -> tuple[asyncio.Task[Any] | None, int]:
+    """Return the running task, and how many cancellations have been requested of it."""
+    task = _task_of(_running_loop())
+    return task, 0 if task is None else task.cancelling()
+
+
+def begin(
+    coroutine: Coroutine[Any, Any, T], timing: Timing, task: asyncio.Task[Any] | None, before: int
+) -> T | Waiting[T]:
     """Run a coroutine until it returns, or until it first waits. Most hook calls never wait and end here.
+
+    Args:
+        coroutine: The hook's.
+        timing: Gets the time for which it holds the event loop.
+        task: As ``cancellations`` has returned it, since when nothing has waited.
+        before: Likewise.
 
     Raises:
         StrayCancellationError: see ``bounded``.
     """
-    task = _task_of(_running_loop())
-    before = 0 if task is None else task.cancelling()
     started = perf_counter()
     try:
-        try:
-            yielded = coroutine.send(None)
-        finally:
-            held_s = perf_counter() - started
-            # As ``held``, written out: this surrounds every call.
-            timing.total_s += held_s
-            if held_s > timing.longest_s or held_s > BLOCKED_S:
-                timing.held_long(held_s)
+        yielded = coroutine.send(None)
     except StopIteration as stop:
+        held_s = perf_counter() - started
+        # As ``held``, written out: this surrounds every call.
+        timing.total_s += held_s
+        if held_s > timing.longest_s or held_s > BLOCKED_S:
+            timing.held_long(held_s)
         if task is None or task.cancelling() <= before or not _taken_back(task, before):
             value: T = stop.value
             return value
     except BaseException as err:
+        held_s = perf_counter() - started
+        timing.held(held_s)
         if not _taken_back(task, before):
             if isinstance(err, asyncio.CancelledError) and is_stray():
                 raise _stray() from err
             raise
     else:
+        held_s = perf_counter() - started
+        timing.held(held_s)
         itself = _taken_back(task, before)
         return Waiting(coroutine, yielded, timing, started, held_s, cancelled_itself=itself)
     rest = _ended_by_itself()
     return Waiting(rest, rest.send(None), timing, started, held_s)
 
 
-def timed(call: Callable[..., T], timing: Timing, *args: object) -> T:
-    """Run a sync hook as a callback of the event loop, without a running task that it could cancel."""
-    timing.calls += 1
+def step_out() -> tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None:
+    """Let no task run until ``step_in``, as in a callback of the event loop: sync hooks could cancel it."""
     loop = _running_loop()
     task = _task_of(loop)
-    if task is not None and loop is not None:
-        _leave_task(loop, task)
+    if task is None or loop is None:
+        return None
+    _leave_task(loop, task)
+    return loop, task
+
+
+def step_in(left: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None) -> None:
+    """Let the task run again that ``step_out`` has returned."""
+    if left is not None:
+        _enter_task(*left)
+
+
+def called(call: Callable[..., T], timing: Timing, *args: object) -> T:
+    """Run a sync hook between ``step_out`` and ``step_in``."""
+    timing.calls += 1
     started = perf_counter()
     try:
-        return call(*args)
+        result = call(*args)
+    except BaseException:
+        timing.held(perf_counter() - started)
+        raise
+    held_s = perf_counter() - started
+    # As ``held``, written out: this surrounds every call.
+    timing.total_s += held_s
+    if held_s > timing.longest_s or held_s > BLOCKED_S:
+        timing.held_long(held_s)
+    return result
+
+
+def timed(call: Callable[..., T], timing: Timing, *args: object) -> T:
+    """Run a sync hook as a callback of the event loop, without a running task that it could cancel."""
+    left = step_out()
+    try:
+        return called(call, timing, *args)
     finally:
-        held_s = perf_counter() - started
-        if task is not None and loop is not None:
-            _enter_task(loop, task)
-        # As ``held``, written out: this surrounds every call.
-        timing.total_s += held_s
-        if held_s > timing.longest_s or held_s > BLOCKED_S:
-            timing.held_long(held_s)
+        step_in(left)
 
 
 async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float | None, timing: Timing | None = None) -> T:
@@ -445,7 +481,7 @@ async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float | None, timi
     """
     timing = timing or Timing("", "")
     timing.calls += 1
-    value = begin(coroutine, timing)
+    value = begin(coroutine, timing, *cancellations())
     return await value.finish(seconds) if isinstance(value, Waiting) else value
 
 
@@ -455,7 +491,7 @@ async def resumed(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T:
     Raises:
         StrayCancellationError, SelfCancellationError, SwallowedCancellationError: see ``bounded``.
     """
-    value = begin(coroutine, timing)
+    value = begin(coroutine, timing, *cancellations())
     return await value.finish(None) if isinstance(value, Waiting) else value
 
 
