@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from time import perf_counter
 from typing import Any, Final, Self
 
 from ..errors import HookError, UpstreamError
@@ -36,12 +37,12 @@ from ..types import (
 from . import returned_values, span_events
 from .implementations import HOOK_NAMES, Impl, is_async
 from .isolation import (
+    BLOCKED_S,
     Faults,
     SwallowedCancellationError,
     Timing,
     Waiting,
     begin,
-    called,
     cancellations,
     is_stray,
     resumed,
@@ -104,13 +105,13 @@ def _fault_refusal(plugin: str) -> Refusal:
     return Refusal(reason=denial.message, status=denial.status, code=denial.code, plugin=plugin)
 
 
-async def _end(impl: Impl, waiting: Waiting[Any]) -> object:
+async def _rest(impl: Impl, waiting: Waiting[Any]) -> object:
     """Await a hook that waits, within its deadline."""
     timing = impl.timing
     try:
         answer: object = await waiting.finish(impl.deadline_s)
     finally:
-        spent_s = time.perf_counter() - waiting.started
+        spent_s = perf_counter() - waiting.started
         timing.waited_s += spent_s - waiting.held_s
     if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
         span_events.waited(impl.plugin, impl.hook, spent_s, waiting.held_s)
@@ -262,90 +263,119 @@ class Hooks:
             raise asyncio.CancelledError from err
         return error
 
-    def _begin(
-        self,
-        impl: Impl,
-        request_id: str | None,
-        check: Check | None,
-        running: tuple[asyncio.Task[Any] | None, int],
-        *args: object,
-    ) -> Any:
-        """Run an async hook until it returns, or until it first waits.
+    def _next_async(self, impls: Iterator[Impl], request_id: str | None, *args: object) -> tuple[Impl, Any] | None:
+        """Run the next async hooks, one after another, until one of them has an answer, fails, or waits.
+
+        Args:
+            impls: The hooks that are left.
+            request_id: Of the request.
+            args: The hooks'.
+
+        Returns:
+            That hook and what ``_answer`` takes; None when none is left.
+        """
+        task, before = cancellations()
+        for impl in impls:
+            timing = impl.timing
+            if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
+                continue
+            timing.calls += 1
+            before_s = timing.total_s
+            try:
+                answer = begin(impl.call(*args), timing, task, before)
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                self._failed(impl, request_id, err)
+                return impl, _FAULT
+            if timing.total_s - before_s >= LEAST_WAIT_S and type(answer) is not Waiting:
+                held_s = timing.total_s - before_s
+                span_events.waited(impl.plugin, impl.hook, held_s, held_s)
+            if answer is not None:
+                return impl, answer
+            if timing.failed_in_a_row:
+                timing.succeeded()
+        return None
+
+    async def _answer(self, impl: Impl, request_id: str | None, check: Check | None, answer: Any) -> Any:
+        """Return the answer of an async hook, awaited within its deadline and checked; see ``_checked``.
 
         Args:
             impl: The hook.
             request_id: Of the request.
-            check: Checks its answer.
-            running: What ``isolation.cancellations`` returns, since when nothing has waited.
-            args: The hook's.
-
-        Returns:
-            What ``check`` makes of its answer. None: there is none, or the hook is switched off. ``_FAULT``: it failed.
-            A ``Waiting``, for ``_rest``: it waits.
+            check: Checks the answer.
+            answer: Its answer, a ``Waiting``, or ``_FAULT``.
         """
-        timing = impl.timing
-        if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
-            return None
-        timing.calls += 1
-        before_s = timing.total_s
-        try:
-            answer = begin(impl.call(*args), timing, *running)
-            if type(answer) is Waiting:
-                return answer
-            if timing.total_s - before_s >= LEAST_WAIT_S:
-                held_s = timing.total_s - before_s
-                span_events.waited(impl.plugin, impl.hook, held_s, held_s)
-            if answer is not None and check is not None:
-                answer = check(impl.plugin, answer)
-        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
-            self._failed(impl, request_id, err)
-            return _FAULT
-        if timing.failed_in_a_row:
-            timing.succeeded()
-        return answer
+        if type(answer) is Waiting:
+            try:
+                answer = await _rest(impl, answer)
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                self._failed(impl, request_id, err)
+                return _FAULT
+        return self._checked(impl, request_id, check, answer)
 
-    async def _rest(self, impl: Impl, request_id: str | None, check: Check | None, waiting: Waiting[Any]) -> Any:
-        """Await a hook that waits, within its deadline; see ``_begin``."""
-        try:
-            answer = await _end(impl, waiting)
-            if answer is not None and check is not None:
-                answer = check(impl.plugin, answer)
-        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
-            self._failed(impl, request_id, err)
+    def _checked(self, impl: Impl, request_id: str | None, check: Check | None, answer: Any) -> Any:
+        """Return what ``check`` makes of a hook's answer. None: there is none. ``_FAULT``: the hook has failed."""
+        if answer is _FAULT:
             return _FAULT
+        if answer is not None and check is not None:
+            try:
+                answer = check(impl.plugin, answer)
+            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                self._failed(impl, request_id, err)
+                return _FAULT
         if impl.timing.failed_in_a_row:
             impl.timing.succeeded()
         return answer
 
     async def _ask(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
-        """Run an async hook within its deadline; see ``_begin``."""
-        answer = self._begin(impl, request_id, check, cancellations(), *args)
-        return await self._rest(impl, request_id, check, answer) if type(answer) is Waiting else answer
+        """Run one async hook within its deadline; see ``_checked``. None also where it is switched off."""
+        begun = self._next_async(iter((impl,)), request_id, *args)
+        return None if begun is None else await self._answer(impl, request_id, check, begun[1])
 
-    def _tell(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
-        """Run a sync hook between ``step_out`` and ``step_in``; see ``_begin``."""
-        timing = impl.timing
-        if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
-            return None
-        try:
-            answer = called(impl.call, timing, *args)
-            if answer is not None and check is not None:
-                answer = check(impl.plugin, answer)
-        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
-            self._failed(impl, request_id, err)
-            return _FAULT
-        if timing.failed_in_a_row:
-            timing.succeeded()
-        return answer
+    def _next_sync(self, impls: Iterator[Impl], request_id: str, *args: object) -> tuple[Impl, Any] | None:
+        """Run the next sync hooks, one after another, until one of them has an answer or fails.
 
-    def _tell_all(self, impls: Sequence[Impl], request_id: str, *args: object) -> None:
-        """Run a sync hook of every plugin that has no answer. A fault is logged and counted."""
-        left = step_out()
+        They run as in a callback of the event loop, without a running task that they could cancel.
+
+        Args:
+            impls: The hooks that are left.
+            request_id: Of the request.
+            args: The hooks'.
+
+        Returns:
+            That hook and what ``_checked`` takes; None when none is left.
+        """
+        outside = step_out()
         try:
             for impl in impls:
-                self._tell(impl, request_id, None, *args)
+                timing = impl.timing
+                if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
+                    continue
+                timing.calls += 1
+                started = perf_counter()
+                try:
+                    answer = impl.call(*args)
+                except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+                    timing.held(perf_counter() - started)
+                    self._failed(impl, request_id, err)
+                    return impl, _FAULT
+                held_s = perf_counter() - started
+                # As ``held``, written out: this surrounds every call.
+                timing.total_s += held_s
+                if held_s > timing.longest_s or held_s > BLOCKED_S:
+                    timing.held_long(held_s)
+                if answer is not None:
+                    return impl, answer
+                if timing.failed_in_a_row:
+                    timing.succeeded()
         finally:
-            step_in(left)
+            step_in(outside)
+        return None
+
+    def _tell(self, impls: Sequence[Impl], request_id: str, *args: object) -> None:
+        """Run a sync hook of every plugin whose answers mean nothing. A fault is logged and counted."""
+        left = iter(impls)
+        while (told := self._next_sync(left, request_id, *args)) is not None:
+            self._checked(told[0], request_id, None, told[1])
 
     # -- the hooks ------------------------------------------------------------------------------------------------------
 
@@ -375,11 +405,10 @@ class Hooks:
         def check(plugin: str, answer: object) -> Route | Denial | Reply:
             return self._routed(plugin, route, answer, owners, stream=ctx.stream)
 
-        running = cancellations()
-        for impl in self.pre_route:
-            answer = self._begin(impl, ctx.request_id, check, running, ctx, route)
-            if type(answer) is Waiting:
-                answer, running = await self._rest(impl, ctx.request_id, check, answer), cancellations()
+        impls = iter(self.pre_route)
+        while (begun := self._next_async(impls, ctx.request_id, ctx, route)) is not None:
+            impl = begun[0]
+            answer = await self._answer(impl, ctx.request_id, check, begun[1])
             if answer is None or answer is route:
                 continue
             if answer is _FAULT:
@@ -422,42 +451,36 @@ class Hooks:
         def check(_: str, answer: object) -> tuple[Candidate, ...]:
             return returned_values.candidates(left, answer)
 
-        outside = step_out()
-        try:
-            for impl in self.select:
-                if not left:
-                    break
-                answer = self._tell(impl, ctx.request_id, check, ctx, left, route)
-                if answer is None or answer is left:
-                    continue
-                if answer is _FAULT:
-                    if impl.on_failure == "deny":
-                        why = "the plugin failed and its policy is to deny"
-                        dropped.extend(Dropped(one.deployment.id, impl.plugin, why) for one in left)
-                        left = ()
-                    continue
-                kept = tuple(candidate for candidate in answer if not candidate.dropped)
-                if len(kept) < len(left):
-                    reasons = {c.deployment.id: c.notes[-1] for c in answer if c.dropped and c.notes}
-                    gone = {c.deployment.id for c in left} - {c.deployment.id for c in kept}
-                    dropped.extend(Dropped(name, impl.plugin, reasons.get(name, "not chosen")) for name in sorted(gone))
-                left = kept
-        finally:
-            step_in(outside)
+        impls = iter(self.select)
+        while left and (told := self._next_sync(impls, ctx.request_id, ctx, left, route)) is not None:
+            impl = told[0]
+            answer = self._checked(impl, ctx.request_id, check, told[1])
+            if answer is left:
+                continue
+            if answer is _FAULT:
+                if impl.on_failure == "deny":
+                    why = "the plugin failed and its policy is to deny"
+                    dropped.extend(Dropped(one.deployment.id, impl.plugin, why) for one in left)
+                    left = ()
+                continue
+            kept = tuple(candidate for candidate in answer if not candidate.dropped)
+            if len(kept) < len(left):
+                reasons = {c.deployment.id: c.notes[-1] for c in answer if c.dropped and c.notes}
+                gone = {c.deployment.id for c in left} - {c.deployment.id for c in kept}
+                dropped.extend(Dropped(name, impl.plugin, reasons.get(name, "not chosen")) for name in sorted(gone))
+            left = kept
         return list(left), dropped
 
     async def run_before_attempt(self, ctx: RequestContext, attempt: Attempt, route: Route) -> Refusal | None:
         """Ask in order; the first refusal wins. A fault follows ``on_failure``."""
-        check, running = returned_values.refusal, cancellations()
-        for impl in self.before_attempt:
-            answer = self._begin(impl, ctx.request_id, check, running, ctx, attempt, route)
-            if type(answer) is Waiting:
-                answer, running = await self._rest(impl, ctx.request_id, check, answer), cancellations()
+        impls = iter(self.before_attempt)
+        while (begun := self._next_async(impls, ctx.request_id, ctx, attempt, route)) is not None:
+            impl = begun[0]
+            answer: Refusal | None = await self._answer(impl, ctx.request_id, returned_values.refusal, begun[1])
             if answer is None:
                 continue
             if answer is not _FAULT:
-                refusal: Refusal = answer
-                return refusal
+                return answer
             if impl.on_failure == "deny":
                 return _fault_refusal(impl.plugin)
         return None
@@ -561,19 +584,19 @@ class Hooks:
 
     def run_first_token(self, ctx: RequestContext, attempt: Attempt, first_token_ms: float) -> None:
         """Run ``first_token`` of every plugin. A fault is logged and counted."""
-        self._tell_all(self.first_token, ctx.request_id, ctx, attempt, first_token_ms)
+        self._tell(self.first_token, ctx.request_id, ctx, attempt, first_token_ms)
 
     def run_post_response(self, ctx: RequestContext, attempt: Attempt, answer: Callable[[], Answer | None]) -> None:
         """Run ``post_response`` of every plugin. A fault is logged and counted."""
-        self._tell_all(self.post_response, ctx.request_id, ctx, attempt, answer)
+        self._tell(self.post_response, ctx.request_id, ctx, attempt, answer)
 
     def run_on_error(self, ctx: RequestContext, attempt: Attempt) -> None:
         """Run ``on_error`` of every plugin. A fault is logged and counted."""
-        self._tell_all(self.on_error, ctx.request_id, ctx, attempt)
+        self._tell(self.on_error, ctx.request_id, ctx, attempt)
 
     def run_answered(self, ctx: RequestContext) -> None:
         """Run ``answered`` of every plugin. A fault is logged and counted."""
-        self._tell_all(self.answered, ctx.request_id, ctx)
+        self._tell(self.answered, ctx.request_id, ctx)
 
     async def run_settle(self, plugin: str, ctx: RequestContext, settlement: Settlement) -> bool:
         """Settle with one plugin; return whether it succeeded. If not, it must be retried."""

@@ -440,30 +440,17 @@ def step_in(left: tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None) ->
         _enter_task(*left)
 
 
-def called(call: Callable[..., T], timing: Timing, *args: object) -> T:
-    """Run a sync hook between ``step_out`` and ``step_in``."""
-    timing.calls += 1
-    started = perf_counter()
-    try:
-        result = call(*args)
-    except BaseException:
-        timing.held(perf_counter() - started)
-        raise
-    held_s = perf_counter() - started
-    # As ``held``, written out: this surrounds every call.
-    timing.total_s += held_s
-    if held_s > timing.longest_s or held_s > BLOCKED_S:
-        timing.held_long(held_s)
-    return result
-
-
 def timed(call: Callable[..., T], timing: Timing, *args: object) -> T:
     """Run a sync hook as a callback of the event loop, without a running task that it could cancel."""
+    timing.calls += 1
     left = step_out()
+    started = perf_counter()
     try:
-        return called(call, timing, *args)
+        return call(*args)
     finally:
+        held_s = perf_counter() - started
         step_in(left)
+        timing.held(held_s)
 
 
 async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float | None, timing: Timing | None = None) -> T:

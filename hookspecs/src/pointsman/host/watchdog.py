@@ -18,6 +18,7 @@ from types import FrameType
 from typing import Final
 
 from . import isolation
+from .hooks import Hooks
 from .isolation import BLOCKED_S, Timing, place
 from .runtime import TaskGroup
 
@@ -35,7 +36,14 @@ _END_S: Final = 1.0
 _HOST: Final = "pointsman"
 
 #: The functions that run hooks. Each has the locals ``timing`` and ``started``.
-_RUN_HOOKS: Final = frozenset({isolation.begin.__code__, isolation.Waiting._step.__code__, isolation.called.__code__})  # noqa: SLF001  # as above
+_RUN_HOOKS: Final = frozenset(
+    {
+        isolation.begin.__code__,
+        isolation.Waiting._step.__code__,  # noqa: SLF001  # its code alone
+        isolation.timed.__code__,
+        Hooks._next_sync.__code__,  # noqa: SLF001  # as above
+    }
+)
 
 #: The functions that run an event loop, asyncio's or uvloop's: what has called them is not on it.
 _RUN_LOOPS: Final = frozenset({asyncio.Runner.run.__code__, asyncio.BaseEventLoop.run_forever.__code__})
