@@ -46,8 +46,9 @@ class Fallbacks:
         self._places: dict[str | None, list[int]] = {}
         for place, entry in enumerate(self._entries):
             key = next(iter(entry), None) if isinstance(entry, Mapping) else None
-            parts = key.split("/") if isinstance(key, str) else []
-            for name in ["/".join(parts[first:]) for first in range(len(parts))] or [None]:
+            parts = key.split("/") if isinstance(key, str) else ()
+            names = ["/".join(parts[first:]) for first in range(len(parts))]
+            for name in names or (None,):
                 self._places.setdefault(name, []).append(place)
 
     def of(self, group: str) -> Any:
