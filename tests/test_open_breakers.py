@@ -99,3 +99,53 @@ def test_nothing_is_called_behind_open_breakers_when_there_is_a_fallback(
     """The gateway's, the client's own, and another ``order`` of the group."""
     calls = gateway.ask(group, endpoint, stream=stream)
     assert calls == {f"spare-{group}" if group.startswith("ordered") else "spare": 1}
+
+
+@pytest.fixture(scope="module")
+def cooling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """Breakers beside LiteLLM's own cooldowns; of the group to fall back to, the second deployment fails."""
+    with UpstreamServer() as upstream:
+        names = {"tired": ("tired-1", "tired-2"), "spare": ("spare-good", "spare-bad")}
+        for name in ("tired-1", "tired-2", "spare-bad"):
+            upstream.behave(name, Behaviour(error_ratios={500: 1.0}))
+        models = [
+            {
+                "model_name": group,
+                "litellm_params": {
+                    "model": f"openai/{name}",
+                    "api_base": f"{upstream.url}/v1",
+                    "api_key": "upstream-key",
+                    "order": place + 1,
+                },
+                "model_info": {"id": name},
+            }
+            for group, members in names.items()
+            for place, name in enumerate(members)
+        ]
+        breaker = {"open_s": OPEN_S, "max_open_s": OPEN_S, "consecutive_errors": 1}
+        config = {
+            "model_list": models,
+            "litellm_settings": {"callbacks": ["pointsman.litellm.handler"]},
+            "router_settings": {
+                "num_retries": 0,
+                "fallbacks": [{"tired": ["spare"]}],
+                "allowed_fails": 0,
+                "cooldown_time": 1,
+            },
+            "pointsman": {"store": {"backend": "memory"}, "plugins": [{"balance": {"breaker": breaker}}]},
+        }
+        with ProxyServer(config, tmp_path_factory.mktemp("cooling")) as proxy, proxy.client(timeout=60) as http:
+            yield http
+
+
+@pytest.mark.parametrize("endpoint", list(PATHS))
+def test_open_breakers_cool_no_other_groups_deployment_down(cooling: httpx.Client, endpoint: str) -> None:
+    """LiteLLM logs that no deployment was left as a failure of the one that answers instead."""
+    words = [{"role": "user", "content": "Say something."}]
+    body = {
+        "model": "tired",
+        **({"input": words} if endpoint == "responses" else {"messages": words, "max_tokens": 64}),
+    }
+    for _ in range(12):
+        answer = cooling.post(PATHS[endpoint], json=body)
+        assert answer.status_code == 200, answer.text

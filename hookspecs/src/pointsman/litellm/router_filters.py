@@ -6,6 +6,7 @@ deployments out without its name.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -55,6 +56,20 @@ _OF_NATIVE: Final = frozenset(
 FILTERS: Final = tuple(one for one in _FILTERS if not NATIVE_ROUTER or one[1] in _OF_NATIVE)
 #: The deployments that the running pick has lost, by id, and why; None while no pick asks for them.
 left_out: Final[ContextVar[dict[str, str] | None]] = ContextVar("pointsman_left_out", default=None)
+
+
+_REFUSED: Final = "_pointsman_refused_pick"
+
+
+def mark_refused_pick(err: Exception) -> None:
+    """Note that an error is that of a pick without a deployment, and of no deployment's."""
+    with contextlib.suppress(AttributeError):
+        setattr(err, _REFUSED, True)
+
+
+def is_refused_pick(err: object) -> bool:
+    """Return whether an error is that of a pick without a deployment."""
+    return getattr(err, _REFUSED, False) is True
 
 
 def fault(filter_: Any) -> str | None:

@@ -22,7 +22,7 @@ from .call import Call, ClientCall, current_call
 from .catalog import router
 from .fallbacks import goes_on
 from .native_router import NATIVE_ROUTER
-from .router_filters import COOLDOWN, ORDER, left_out
+from .router_filters import COOLDOWN, ORDER, left_out, mark_refused_pick
 
 if TYPE_CHECKING:
     from ..types import Deployment
@@ -88,6 +88,7 @@ class Selection:
             try:
                 return await method(router_, model, *args, **kwargs)
             except Exception as err:
+                mark_refused_pick(err)
                 # Telemetry never harms a request: the client gets LiteLLM's own error.
                 with contextlib.suppress(Exception):
                     self._nothing_offered(pick, err)

@@ -34,7 +34,7 @@ from .patch import (
     anything,
     lacking,
 )
-from .routers import without_cooldowns
+from .routers import of_cooldowns
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -283,7 +283,7 @@ def of_proxy(
         ),
         *(_in_bounded_time(name, shorten) for name, shorten in _LOOKS_FOR.items()),
         *_without_prisma(),
-        *without_cooldowns(),
+        *of_cooldowns(),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from itertools import starmap
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -188,9 +188,30 @@ def of_filters() -> tuple[Patch, ...]:
     return tuple(starmap(entry, router_filters.FILTERS))
 
 
-def without_cooldowns() -> Iterable[Patch]:
-    """Keep failures of mirrors from putting a deployment into cooldown where LiteLLM reads no ``cooldown_time`` of 0."""
+def of_cooldowns() -> Iterable[Patch]:
+    """Keep from cooldowns what is no failure of a deployment that clients are sent to.
+
+    Up to 1.108 a pick that finds no deployment is logged as a failure of the deployment that the request's record of the call
+    names by then: that of the fallback that answers. From 1.109 LiteLLM leaves it out itself; there, failures of mirrors have
+    to be kept out, because a ``cooldown_time`` of 0 is not read.
+    """
+    method = partial(Patch, owner=Router, where="litellm.Router")
     if not NATIVE_ROUTER:
+
+        def reported(callback: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(callback)
+            def reporting(self: Router, kwargs: Mapping[str, Any], *args: Any, **more: Any) -> Any:
+                refused = router_filters.is_refused_pick(kwargs.get("exception"))
+                return False if refused else callback(self, kwargs, *args, **more)
+
+            return reporting
+
+        yield method(
+            name="deployment_callback_on_failure",
+            expected=a_function("kwargs"),
+            consequence="a group without an available deployment may put the one that answers instead into cooldown",
+            replace=reported,
+        )
         return
 
     def outside(failure_exits: Any) -> Any:
@@ -201,10 +222,8 @@ def without_cooldowns() -> Iterable[Patch]:
 
         return exits
 
-    yield Patch(
-        owner=Router,
+    yield method(
         name="failure_exits",
-        where="litellm.Router",
         expected=a_function("exception"),
         consequence="a failing mirror may put a deployment into cooldown for clients",
         replace=outside,
