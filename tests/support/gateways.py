@@ -132,7 +132,7 @@ def draw_batch(
     if cooldowns is None:
         cooldowns = rng.random() < 0.5
     cooling = {"allowed_fails": rng.choice([0, 1, 2]), "cooldown_time": COOLDOWN_S}
-    return {
+    batch: dict[str, Any] = {
         "plugins": list(plugins) if plugins is not None else rng.sample(PLUGINS, rng.randint(1, len(PLUGINS))),
         "tactic": rng.choice(TACTICS),
         "cache": rng.random() < 0.5,
@@ -147,6 +147,10 @@ def draw_batch(
             "optional_pre_call_checks": rng.choice([[], ["session_affinity"], ["enforce_model_rate_limits"]]),
         },
     }
+    if batch["router"]["enable_weighted_failover"]:
+        # LiteLLM has it with this strategy only.
+        batch["router"]["routing_strategy"] = "simple-shuffle"
+    return batch
 
 
 def _name(number: int, group: str) -> str:

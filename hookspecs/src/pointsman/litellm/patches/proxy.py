@@ -111,6 +111,11 @@ def used(callbacks: type[CustomLogger]) -> tuple[Patch, ...]:
             required=True,
         ),
         top(
+            name="provider_list",
+            expected=anything,
+            consequence="what a group named like 'openai/gpt-4o' falls back to is not known",
+        ),
+        top(
             name="should_retry",
             expected=a_function("status_code"),
             consequence="a race calls deployments again whose error LiteLLM does not retry",
