@@ -12,12 +12,33 @@ from pointsman.litellm.usage_units import (
     answer_usage,
     gemini_usage,
     interaction_usage,
+    logged_base_usd,
     logged_cost_usd,
     logged_counts,
     logged_usage,
     passed_usage,
 )
 from pointsman.types import Endpoint, Usage
+
+
+@pytest.mark.parametrize(
+    ("breakdown", "base"),
+    [
+        ({"margin_total_amount": 0.1, "discount_amount": 0.0}, "0.2"),
+        ({"margin_total_amount": 0.0, "discount_amount": 0.1}, "0.4"),
+        ({"margin_total_amount": 0.1, "discount_amount": 0.05, "guardrail_cost": 0.05}, "0.2"),
+        ({"additional_costs": {"flat": 0.1}}, "0.2"),
+        ({"margin_total_amount": 0.0, "discount_amount": 0.0, "original_cost": 0.3}, None),
+        ({"margin_total_amount": None, "additional_costs": [1], "discount_amount": "x"}, None),
+        ({"margin_total_amount": float("nan")}, None),
+        ({}, None),
+        (None, None),
+    ],
+)
+def test_what_litellm_adds_itself_is_known(breakdown, base):
+    found = logged_base_usd({"response_cost": 0.3, "cost_breakdown": breakdown})
+    assert found == (None if base is None else Decimal(base))
+
 
 TOKENS = {"input_tokens": 10, "output_tokens": 20, "total_tokens": 30}
 

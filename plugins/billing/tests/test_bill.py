@@ -234,6 +234,8 @@ def test_an_amount_that_cannot_be_is_named() -> None:
 
 
 ABSURD = replace(PRICE, input_usd=Decimal(10**6))
+#: What an attempt costs at these prices.
+OURS = Decimal("0.00045")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,11 @@ ABSURD = replace(PRICE, input_usd=Decimal(10**6))
         (Quote(price=replace(PRICE, input_usd=Decimal("NaN"))), {}, None),
         (Quote(price=replace(PRICE, input_usd=Decimal("1e999999"))), {"usage": Usage(prompt_tokens=10**10)}, None),
         (Quote(price=replace(PRICE, input_usd=Decimal(-1))), {}, None),
-        (Quote(price=PRICE, trust_gateway=True, margin_ratio=Decimal(1000)), {"cost_usd_micros": 10**12}, 10**12),
+        (
+            Quote(price=PRICE, trust_gateway=True, margin_ratio=Decimal(1000)),
+            {"cost_usd_micros": 10**12, "gateway_base_usd": OURS},
+            10**12,
+        ),
         (Quote(price=Price(), margin_ratio=Decimal(1)), {"cost_usd_micros": 10**13}, 10**13),
     ],
 )
@@ -275,7 +281,9 @@ def test_a_long_prompt_is_charged_at_the_price_for_long_prompts() -> None:
 
 
 def test_the_gateways_own_figure_can_be_trusted() -> None:
-    event = read(made(attempt(cost_usd_micros=999), quote=replace(QUOTE, trust_gateway=True)))[0]
+    """A margin of its own explains its figure."""
+    given_ = attempt(cost_usd_micros=999, gateway_base_usd=OURS)
+    event = read(made(given_, quote=replace(QUOTE, trust_gateway=True)))[0]
     assert (event["cost_basis"], event["cost_usd_micros"], event["amount_usd"]) == ("gateway", 999, "0.0011988")
 
 

@@ -216,7 +216,8 @@ def test_a_stream_that_was_left_within_its_content_is_logged_on_some_endpoints(
 @pytest.mark.parametrize(
     ("quote", "usage", "gateway", "counted", "micros"),
     [
-        (Quote(price=FULL), USED, "0.1", None, 100_000),
+        (Quote(price=FULL), USED, "0.00350000000000000007", None, 3500),
+        (Quote(price=FULL), USED, "0.1", None, 3500),
         (Quote(price=FULL), replace(USED, contradictory=True), "0.00275", COUNTED, 3500),
         (Quote(price=FULL), replace(USED, contradictory=True), "0.0001", None, 3500),
         (Quote(price=FULL), replace(USED, estimated=True), "0.00275", COUNTED, 3500),
@@ -240,7 +241,8 @@ def test_the_gateway_is_trusted_except_where_it_leaves_out_what_the_provider_has
     ("given", "usage", "gateway", "basis", "micros"),
     [
         ({}, USED, "0.1", "prices", 3500),
-        ({"trust_gateway": True}, USED, "0.1", "gateway", 100_000),
+        ({"trust_gateway": True}, USED, "0.0035", "gateway", 3500),
+        ({"trust_gateway": True}, USED, "0.1", "prices", 3500),
         ({"trust_gateway": True}, USED, None, "prices", 3500),
         ({"trust_gateway": True}, USED, "0", "prices", 3500),
         ({"trust_gateway": True, "price": Price()}, USED, "0", None, None),
@@ -281,6 +283,25 @@ def test_the_cost_is_known_or_said_not_to_be(
     assert (event["cost_basis"], event["cost_usd_micros"]) == (basis, micros)
     assert found.state == ("unpriced" if micros is None else "billed" if micros else "free")
     assert events.replayed(event) == found.events[0].body
+
+
+@pytest.mark.parametrize(
+    ("gateway", "base", "usage", "finding", "micros"),
+    [
+        ("0.003325", "0.0035", USED, "adjusted", {True: 3325, False: 3500}),
+        ("0.00385", "0.0035", USED, "adjusted", {True: 3850, False: 3500}),
+        ("0.0035", "0.003", USED, "", {True: 3500, False: 3500}),
+        ("0.003325", "0.0034", USED, "different", {True: 3500, False: 3500}),
+        ("0.003325", "0.0035", replace(USED, service_tier="flex"), "service_tier", {True: 2000, False: 2000}),
+    ],
+)
+def test_discounts_and_margins_of_the_gateway_are_in_its_figure_alone(
+    gateway: str, base: str, usage: Usage, finding: str, micros: dict[bool, int]
+) -> None:
+    for trusts, owed in micros.items():
+        found = billed(Quote(price=FULL, trust_gateway=trusts), usage, gateway, gateway_base_usd=USD(base))
+        assert (found.lines[0].finding, found.amount_usd_micros) == (finding, owed)
+    assert (finding in reconciliation.OPEN) is (finding == "different")
 
 
 def test_what_only_reads_is_not_charged() -> None:

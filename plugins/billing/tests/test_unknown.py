@@ -235,8 +235,16 @@ CASES: dict[str, Case] = {
 }
 
 
+def model_of(name: str) -> str:
+    if name in CASES:
+        return CASES[name].model
+    if name in ADJUSTED:
+        return ADJUSTED[name][0]
+    return MINI if name.startswith("failing") else "openai/gpt-image-1"
+
+
 def deployment(name: str, url: str) -> dict[str, Any]:
-    model = CASES[name].model if name in CASES else MINI if name.startswith("failing") else "openai/gpt-image-1"
+    model = model_of(name)
     provider = model.partition("/")[0]
     base = {"anthropic": "", "gemini": "", "cohere": "/v2/embed"}.get(provider, "/v1")
     params = {"model": model, "api_base": f"{url}/{name}{base}", "api_key": "any"}
@@ -245,6 +253,13 @@ def deployment(name: str, url: str) -> dict[str, Any]:
     return {"model_name": name, "litellm_params": params, "model_info": {"id": name}}
 
 
+#: What LiteLLM takes off and adds itself, by provider.
+DISCOUNTS, MARGINS = {"cerebras": 0.05}, {"mistral": {"percentage": 0.1, "fixed_amount": 0.001}}
+#: What is owed for 1000 and 50 tokens, by mode.
+ADJUSTED = {
+    "discounted": ("cerebras/llama3.1-8b", {"prices": "0.000105", "gateway": "0.00009975"}),
+    "with-margin": ("mistral/mistral-large-latest", {"prices": "0.000575", "gateway": "0.0016325"}),
+}
 over = threading.Event()
 #: How often each of these models has been asked: every first answer is an error that says what was used.
 asked: Counter[str] = Counter()
@@ -289,13 +304,20 @@ FAILING = {
 @pytest.fixture(scope="module")
 def clients(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, httpx.Client]]:
     with ExitStack() as stack:
-        provider = stack.enter_context(Provider({name: case.answer for name, case in CASES.items()} | FAILING))
+        adjusted = {name: of_chat(model, 1000, 50) for name, (model, _) in ADJUSTED.items()}
+        answers = {name: case.answer for name, case in CASES.items()} | FAILING | adjusted
+        provider = stack.enter_context(Provider(answers))
         clients = {}
         for mode in MODES:
             config = {
-                "model_list": [deployment(name, provider.url) for name in (*CASES, *FAILING)],
+                "model_list": [deployment(name, provider.url) for name in (*CASES, *FAILING, *ADJUSTED)],
                 "router_settings": {"num_retries": 0, "disable_cooldowns": True},
-                "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "num_retries": 0},
+                "litellm_settings": {
+                    "callbacks": ["pointsman.litellm.handler"],
+                    "num_retries": 0,
+                    "cost_discount_config": DISCOUNTS,
+                    "cost_margin_config": MARGINS,
+                },
                 "pointsman": {"store": {"backend": "memory"}, "plugins": [{"billing": {"cost_from": mode}}]},
             }
             proxy = stack.enter_context(ProxyServer(config, tmp_path_factory.mktemp(mode)))
@@ -336,6 +358,18 @@ def test_what_is_not_known_is_said_and_the_bill_is_the_same_in_every_way(
         assert {event["amount_usd"] for event in events} == {case.owed}
     assert {event["metering"] for event in events} == {case.metering}
     assert len({(event["prompt_tokens"], event["completion_tokens"], event["amount_usd"]) for event in events}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ADJUSTED)
+def test_discounts_and_margins_of_litellm_are_in_its_own_figure(
+    clients: dict[str, httpx.Client], name: str, mode: str, stream: bool
+) -> None:
+    answer = clients[mode].post(CHAT, json={"model": name, "stream": stream, **BODIES[CHAT]})
+    (attempt,) = attempts_of(clients[mode], answer)
+    assert (attempt["amount_usd"], attempt["cost_basis"]) == (ADJUSTED[name][1][mode], mode)
+    assert attempt["gateway_cost_usd"] == ADJUSTED[name][1]["gateway"]
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

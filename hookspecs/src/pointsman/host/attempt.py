@@ -36,11 +36,13 @@ class Logged(NamedTuple):
         usage: What was used; it matters where the answer itself has not said it.
         cost_usd_micros: The price of that usage.
         counted: The counts that the gateway's cost is the price of, where they are not those of ``usage``.
+        base_usd: The gateway's cost without what it adds or takes off itself; None where that is nothing.
     """
 
     usage: Usage | None = None
     cost_usd_micros: int | None = None
     counted: Usage | None = None
+    base_usd: Decimal | None = None
 
 
 _NOTHING_LOGGED: Final = Logged()
@@ -216,7 +218,7 @@ class OpenAttempt:
         cost = self._logged_cost
         if self._logged_cached:
             return replace(attempt, gateway_cost_usd=cost, cost_usd_micros=0, cached=True)
-        usage, micros, counted = logged() if self._needs_logged(attempt) else _NOTHING_LOGGED
+        usage, micros, counted, base = logged() if self._needs_logged(attempt) else _NOTHING_LOGGED
         if cost:
             micros = round(cost * 1_000_000)
         elif cost is not None and not self._logged_failure:
@@ -224,10 +226,17 @@ class OpenAttempt:
             micros = 0
         if attempt.usage is not None and attempt.usage.estimated and usage is not None and not self.listeners:
             # The gateway may have counted as well, and does not say so.
-            return replace(attempt, gateway_cost_usd=cost, usage=replace(usage, estimated=True), cost_usd_micros=micros)
+            return replace(
+                attempt,
+                gateway_cost_usd=cost,
+                gateway_base_usd=base,
+                usage=replace(usage, estimated=True),
+                cost_usd_micros=micros,
+            )
         return replace(
             attempt,
             gateway_cost_usd=cost if attempt.gateway_cost_usd is None else attempt.gateway_cost_usd,
+            gateway_base_usd=base,
             gateway_usage=_counted_otherwise(counted or usage, attempt.usage) if counted or usage else None,
             cost_usd_micros=micros if attempt.cost_usd_micros is None else attempt.cost_usd_micros,
             usage=usage if attempt.usage is None else attempt.usage,

@@ -22,6 +22,7 @@ from .stream import StreamReader
 from .usage_blocks import Reading
 from .usage_units import (
     Translated,
+    logged_base_usd,
     logged_cost_usd,
     logged_counts,
     logged_usage,
@@ -144,7 +145,7 @@ class Closer:
             counted = logged_counts(logged, usage)
             if opened.ctx.endpoint is Endpoint.SPEECH:
                 counted = spoken_counts(opened.ctx.body, counted)
-            return Logged(usage, micros, counted)
+            return Logged(usage, micros, counted, logged_base_usd(logged))
 
         opened.log_cost(cost, used, failure=failure, cached=logged.get("cache_hit") is True)
 

@@ -270,6 +270,27 @@ def logged_cost_usd(logged: Mapping[str, Any]) -> Decimal | None:
     return decimal(cost) if 0 <= cost < _MOST else None
 
 
+#: What LiteLLM adds to the price of what was used, and takes off, in its ``cost_breakdown``.
+_ADDED: Final = ("margin_total_amount", "guardrail_cost")
+_TAKEN_OFF: Final = "discount_amount"
+
+
+def logged_base_usd(logged: Mapping[str, Any]) -> Decimal | None:
+    """Return LiteLLM's logged cost without its own margins, discounts and other additions; None where there are none."""
+    breakdown, cost = logged.get("cost_breakdown"), logged_cost_usd(logged)
+    if not isinstance(breakdown, Mapping) or cost is None:
+        return None
+    others = mapping(breakdown.get("additional_costs")).values()
+    added = sum(_amount(value) for value in (*(breakdown.get(name) for name in _ADDED), *others))
+    own = added - _amount(breakdown.get(_TAKEN_OFF))
+    return cost - decimal(own) if own else None
+
+
+def _amount(value: Any) -> float:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
+    return float(value) if known else 0.0
+
+
 def logged_usage(logged: Mapping[str, Any]) -> Usage | None:
     """Return the tokens in LiteLLM's ``standard_logging_object``; None where it has none."""
     found = request_values.usage(_get(logged.get("metadata"), "usage_object"))

@@ -68,6 +68,8 @@ class Attempt:
             from ``usage`` and exact prices.
         gateway_cost_usd: The cost that the gateway itself has computed and logged for this call, without the digits that
             only its binary form has; None unless it has. It may be known only after the attempt has ended: ``settle`` sees it then.
+        gateway_base_usd: The same without what the gateway adds or takes off itself, such as its own margins and discounts;
+            None where that is nothing.
         gateway_usage: What the gateway has logged as used by this call, where its counts are not those of ``usage``.
         status_code: The provider's HTTP status where known, else that of the gateway's error.
         headers: The provider's response headers, raw names, lower case.
@@ -92,6 +94,7 @@ class Attempt:
     usage: Usage | None = None
     cost_usd_micros: int | None = None
     gateway_cost_usd: Decimal | None = None
+    gateway_base_usd: Decimal | None = None
     gateway_usage: Usage | None = None
     cut: bool = False
     status_code: int | None = None

@@ -290,13 +290,14 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         ours,
         gateway_cost,
         plausible_usage(attempt.gateway_usage),
+        gateway_base_usd=pricing.plausible_usd(attempt.gateway_base_usd),
         finished=attempt.outcome is Outcome.OK,
         cut=attempt.cut,
         on_connection=about.on_connection,
         left=attempt.outcome is Outcome.DISCONNECTED
         and (attempt.first_token_ms is None or about.endpoint in _UNLOGGED_WHEN_LEFT),
     )
-    trusted = quote.trust_gateway and not reconciliation.ignorant(finding, usage)
+    trusted = quote.trust_gateway and finding not in reconciliation.IGNORANT
     # The gateway has charged for counts that cannot be.
     incredible = usage is None and attempt.usage is not None
     partly = incredible or (priced is None and usage is not None and not usage.is_empty and _leaves_out(usage, quote))

@@ -78,7 +78,7 @@ class BillingConfig(PluginConfig):
         default="prices",
         description="'prices': what was used times unit prices, or what the provider itself says that it charges; the "
         "gateway's own figure only where these are unknown. 'gateway': the gateway's own logged figure for each attempt to which "
-        "no price rule applies; where it has none, or leaves out what the provider has said, as 'prices'.",
+        "no price rule applies; where it has none, leaves out what the provider has said or is not explained, as 'prices'.",
     )
     default_tenant: Pattern = Field(default="default", description="Tenant that pays for requests of unknown callers.")
     own_tenant: Pattern = Field(

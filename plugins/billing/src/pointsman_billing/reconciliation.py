@@ -56,6 +56,8 @@ UNLISTED: Final = "unlisted"
 SERVED_MODEL: Final = "served_model"
 #: Several models worked on the answer; the gateway charges one.
 SEVERAL_MODELS: Final = "several_models"
+#: The gateway has added margins of its own, or taken off discounts.
+ADJUSTED: Final = "adjusted"
 #: The provider's SDK has tried again within the attempt; the gateway charges the last try alone.
 RETRIED: Final = "retried"
 SERVICE_TIER: Final = "service_tier"
@@ -69,9 +71,10 @@ PARTS: Final = "parts"
 #: What needs attention.
 OPEN: Final = frozenset({UNSEEN, UNPRICED, DIFFERENT, COUNTS})
 
-#: The gateway's figure leaves out something that the provider has said.
+#: The gateway's figure leaves out something that the provider has said, or nothing explains it: it is not what is charged.
 IGNORANT: Final = frozenset(
     {
+        DIFFERENT,
         PROVIDER_COST,
         ESTIMATED,
         CONTRADICTORY,
@@ -118,6 +121,7 @@ def finding(
     gateway_usd: Decimal | None,
     gateway_usage: Usage | None = None,
     *,
+    gateway_base_usd: Decimal | None = None,
     finished: bool = True,
     cut: bool = False,
     on_connection: bool = False,
@@ -131,6 +135,7 @@ def finding(
         ours_usd: Our own figure, or None.
         gateway_usd: What the gateway has logged, or None.
         gateway_usage: What the gateway has counted, or None where that is the same or is not known.
+        gateway_base_usd: What the gateway has logged, without margins and discounts of its own; None where it has none.
         finished: Whether the answer reached its end.
         cut: Whether the call was ended here before.
         on_connection: Whether it was a response on a websocket.
@@ -150,6 +155,10 @@ def finding(
         return PROVIDER_COST
     if not gateway_usd and not finished:
         return UNFINISHED
+    if gateway_base_usd is not None:
+        if _same(ours_usd, gateway_base_usd):
+            return ADJUSTED
+        gateway_usd = gateway_base_usd
     reason = DIFFERENT if usage is None else _verified(usage, quote, gateway_usd, gateway_usage)
     return UNLISTED if reason == DIFFERENT and quote.unlisted and not gateway_usd else reason
 
@@ -164,16 +173,6 @@ def _verified(usage: Usage, quote: Quote, gateway_usd: Decimal, gateway_usage: U
     ):
         return _of_other_counts(usage, gateway_usage)
     return DIFFERENT
-
-
-def ignorant(found: str, usage: Usage | None) -> bool:
-    """Return whether the gateway's figure leaves out what the provider has said, so that it is not what is charged.
-
-    Where the provider's counts do not fit together, or are not known, a figure that nothing explains is of counts that were
-    misread.
-    """
-    misread = usage is not None and (usage.contradictory or usage.estimated)
-    return found in IGNORANT or (found == DIFFERENT and misread)
 
 
 def _without_one_fact(usage: Usage, quote: Quote) -> Iterator[tuple[str, Decimal | None]]:
