@@ -157,6 +157,40 @@ async def test_an_answer_has_the_providers_id_in_the_trace(harness, closer, said
         assert opened.span.attributes["gen_ai.response.id"] == expected
 
 
+@pytest.mark.parametrize(
+    "tiers",
+    [
+        ("priority", None, "priority"),
+        ("fast", None, "fast"),
+        ("flex", None, None),
+        ("Flex", None, None),
+        ("balanced", None, None),
+        ("flex", "flex", "flex"),
+        ("priority", "default", "default"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+async def test_a_cheaper_tier_counts_where_the_provider_says_that_it_served(harness, closer, tiers, stream):
+    """LiteLLM does not send every request's tier, and not every provider knows it: what is asked for, said, charged."""
+    asked, said, served = tiers
+    wire = pytest.importorskip("pointsman.litellm.raw_answers")
+    from pointsman.litellm.stream import StreamReader  # noqa: PLC0415  # needs LiteLLM
+
+    usage = {"promptTokenCount": 1000, "candidatesTokenCount": 50, "totalTokenCount": 1050}
+    answer = {"candidates": [{"content": {"parts": [{"text": "hi"}]}}], "usageMetadata": usage}
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.GENERATE_CONTENT, body={"service_tier": asked})
+        listener = wire.Listener("application/json")
+        listener.account.service_tier = said
+        listener.hear(json.dumps(answer).encode())
+        opened.listeners.append(listener)
+        if stream:
+            closer.end_stream(opened, StreamReader(), {}, None, ctx)
+        else:
+            closer.succeed(opened, answer, ctx)
+        assert (opened.attempt.usage.prompt_tokens, opened.attempt.usage.service_tier) == (1000, served)
+
+
 @pytest.mark.parametrize("cached", [False, True])
 async def test_a_cost_in_litellms_own_account_of_a_stream_is_not_the_providers(harness, closer, cached):
     """Nothing has heard the provider, as with Bedrock's events; LiteLLM has written its own figure there."""

@@ -194,6 +194,17 @@ async def test_a_service_tier_is_reserved_at_its_prices() -> None:
         assert reserved(await call(h, body={**BODY, "service_tier": "priority"})) == 1820
 
 
+@pytest.mark.parametrize("tier", ["flex", "FLEX", "balanced"])
+async def test_a_cheaper_service_tier_is_reserved_as_none(tier: str) -> None:
+    """Whether it serves is not known before the answer."""
+    cheap = Price(input_usd=Decimal("0.0000001"), output_usd=Decimal("0.0000002"))
+    tiered = Price(
+        input_usd=Decimal("0.000001"), output_usd=Decimal("0.000002"), tiers={"flex": cheap, "balanced": cheap}
+    )
+    async with worker(tenant(limits={"usd_per_month": 1}), prices=tiered) as h:
+        assert reserved(await call(h, body={**BODY, "service_tier": tier})) == reserved(await call(h, body=BODY))
+
+
 async def test_a_service_tier_without_a_price_is_refused_where_money_is_limited() -> None:
     """Otherwise a client could ask for one to use what its budget does not pay for."""
     usual = Price(input_usd=Decimal("0.000001"), output_usd=Decimal("0.000002"), for_all_tiers=False)

@@ -16,7 +16,7 @@ from .answers import finish_reasons, generated_text, response_answer, response_i
 from .charges import TOOLS, search_size
 from .content import EMPTY, is_empty
 from .inner_tries import together
-from .prices import SERVICE_TIERS
+from .prices import CHEAPER_TIERS, SERVICE_TIERS
 from .raw_answers import heard_id, heard_model, is_refused, provider_reading
 from .stream import StreamReader
 from .usage_blocks import Reading
@@ -510,9 +510,12 @@ class Closer:
 
 
 def _asked_tier(ctx: RequestContext) -> str | None:
-    """Return the service tier that a request asks for, where tiers have prices: some providers do not say which served."""
+    """Return the service tier that a request asks for, where tiers have prices: some providers do not say which served.
+
+    A cheaper one counts only where the provider says so: the request may not have been sent with it.
+    """
     tier = ctx.body.get("service_tier")
-    return tier.lower() if isinstance(tier, str) and tier.lower() in SERVICE_TIERS else None
+    return tier.lower() if isinstance(tier, str) and tier.lower() in SERVICE_TIERS - CHEAPER_TIERS else None
 
 
 def _asked_size(opened: OpenAttempt, ctx: RequestContext) -> str | None:

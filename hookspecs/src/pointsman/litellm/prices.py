@@ -72,6 +72,8 @@ _TIERS: Final[Mapping[str, str]] = {
 }
 #: The tiers that a request can ask for. A batch is no such tier.
 SERVICE_TIERS: Final = frozenset(_TIERS) - {"batch"}
+#: Those of them that cost less than none.
+CHEAPER_TIERS: Final = frozenset({"balanced", "flex"})
 _ABOVE: Final = re.compile(r"_above_(\d+)(k?)_tokens")
 #: The providers that charge the higher price from the threshold on, not above it.
 _INCLUSIVE: Final = frozenset({"xai"})

@@ -36,6 +36,8 @@ _VIDEO_S: Final = 10
 _MOST_VIDEO_S: Final = 3_600
 #: A recording of unknown length.
 _RECORDING_MS: Final = 60_000
+#: Service tiers that cost less than none: whether one serves is not known before the answer.
+_CHEAPER_TIERS: Final = frozenset({"balanced", "flex"})
 #: A reranker charges this many documents as one search.
 _DOCUMENTS: Final = 100
 
@@ -55,7 +57,7 @@ def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tok
     tokens = Usage(
         prompt_tokens=prompt_tokens,
         completion_tokens=output_tokens,
-        service_tier=tier if isinstance(tier, str) else None,
+        service_tier=tier if isinstance(tier, str) and tier.lower() not in _CHEAPER_TIERS else None,
     )
     match ctx.endpoint:
         case Endpoint.IMAGES:
