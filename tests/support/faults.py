@@ -13,7 +13,7 @@ import math
 import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -254,6 +254,47 @@ class NotAsynchronous:
         return 5
 
 
+class _Failing:
+    """A value that fails wherever it is used, once it has been read and compared."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("no truth")
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparison")
+
+    def __hash__(self) -> int:
+        raise RuntimeError("no hash")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class FailingRoute(_Failing, Route):
+    """A route of a class of its own."""
+
+    __slots__ = ()
+
+
+class FailingCandidate(_Failing, Candidate):
+    """As above."""
+
+    __slots__ = ()
+
+
+class FailingStatus(_Failing, Status):
+    """As above."""
+
+    __slots__ = ()
+
+
+def _as(kind: type[Any]) -> Callable[[Any], Any]:
+    """Return what makes a value one of a derived class."""
+    return lambda value: kind(**{one.name: getattr(value, one.name) for one in fields(value)})
+
+
 #: Contains itself.
 ENDLESS: Final[dict[str, Any]] = {}
 ENDLESS["x"] = ENDLESS
@@ -435,6 +476,16 @@ def _table() -> list[Fault]:
         Fault("pre_route gives a route without labels", "pre_route", _route(labels={}), counted=False),
         Fault("pre_route gives a route without reservations", "pre_route", _route(reservations=()), counted=False),
         Fault("pre_route gives a new route", "pre_route", lambda route, **_: Route(target=route.target), counted=False),
+    ]
+    found += [
+        Fault(
+            "pre_route gives a route that fails",
+            "pre_route",
+            lambda route, **_: _as(FailingRoute)(route),
+            counted=False,
+        ),
+        Fault("select gives candidates that fail", "select", _candidates(_as(FailingCandidate)), counted=False),
+        Fault("status gives one that fails", "status", _give(FailingStatus(ok=True, summary="")), counted=False),
     ]
     found += [Fault(f"{hook} cancels the request", hook, _cancel_the_caller) for hook in (*ASYNC, *SYNC)]
     found += [

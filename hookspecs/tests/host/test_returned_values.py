@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 import json
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from decimal import Decimal
+from http import HTTPStatus
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from pydantic import TypeAdapter
 from pointsman import PluginConfig, hookimpl
 from pointsman.errors import PluginLoadError, UpstreamError
 from pointsman.host import returned_values
-from pointsman.testing import ok
+from pointsman.testing import deployment, ok
 from pointsman.types import (
     AttemptKind,
     Candidate,
@@ -40,6 +42,129 @@ pytestmark = pytest.mark.usefixtures("leak_check")
 
 class Denying(PluginConfig):
     on_failure: str = "deny"
+
+
+class Name(str, enum.Enum):  # noqa: UP042  # as in older code
+    """What an author may use for texts."""
+
+    GOLD = "gold"
+    CHAT = "chat"
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+def derived(value, reads=1):
+    """Return a value as one of a class of its own, whose fields and comparisons fail once they have been read."""
+    kind = type(value)
+    left = dict.fromkeys((one.name for one in fields(kind)), reads)
+
+    class Derived(kind):
+        __slots__ = ()
+
+        def __getattribute__(self, name):
+            if name in left and "ready" in left:
+                left[name] -= 1
+                if left[name] < 0:
+                    raise RuntimeError("read again")
+            return object.__getattribute__(self, name)
+
+        def __bool__(self):
+            raise RuntimeError("no truth")
+
+        __eq__ = __hash__ = __repr__ = __bool__
+
+    made = Derived(**{one.name: getattr(value, one.name) for one in fields(kind)})
+    left["ready"] = 1
+    return made
+
+
+def plain(value):
+    """Return whether a value and all that is in it are of the contract's classes and of Python's own."""
+    if is_dataclass(value):
+        own = type(value).__module__.startswith("pointsman.")
+        return own and all(plain(getattr(value, one.name)) for one in fields(value))
+    if isinstance(value, dict):
+        return all(plain(key) and plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(plain, value))
+    return value is None or type(value) in {str, int, float, bool, Decimal}
+
+
+BEFORE = Route(target="other")
+DERIVED = {
+    "route": lambda: returned_values.route(
+        "wrong",
+        BEFORE,
+        derived(
+            Route(
+                target=Name.CHAT,
+                labels={Name.GOLD: Name.GOLD},
+                headers={"x-tier": Name.GOLD},
+                target_headers={Name.CHAT: {"x-tier": Name.GOLD}},
+                fallbacks=(Name.GOLD,),
+                executor=Name.GOLD,
+                reservations=(
+                    derived(reservation(id=Name.GOLD, amounts={Name.GOLD: 1}, data={Name.GOLD: Name.GOLD}), 2),
+                ),
+            ),
+            2,
+        ),
+        {},
+        executors={"gold": None},
+    ),
+    "denial": lambda: returned_values.denial(
+        "wrong", derived(Denial(status=HTTPStatus.FORBIDDEN, message=Name.GOLD, code=Name.GOLD, type=Name.GOLD))
+    ),
+    "refusal": lambda: returned_values.refusal(
+        "wrong", derived(Refusal(reason=Name.GOLD, code=Name.GOLD, status=HTTPStatus.FORBIDDEN))
+    ),
+    "reply": lambda: returned_values.reply(
+        "wrong", derived(Reply(body={Name.GOLD: [Name.GOLD]}, usage=derived(Usage(image_size=Name.GOLD)))), stream=False
+    ),
+    "identity": lambda: returned_values.authenticated(
+        "wrong", derived(Identity(tenant=Name.GOLD, claims={Name.GOLD: Name.GOLD}, models=(Name.GOLD,)))
+    ),
+    "status": lambda: returned_values.status(
+        "wrong", derived(Status(ok=True, summary=Name.GOLD, details={"tier": [Name.GOLD]}))
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DERIVED)
+def test_what_an_author_has_derived_is_accepted_as_what_it_is_derived_from(kind):
+    """Enumerations of texts and of numbers too: none of the author's code is left in the host."""
+    assert plain(DERIVED[kind]())
+
+
+def test_candidates_of_a_class_of_its_own_are_the_contracts():
+    candidate = Candidate(deployment=deployment("one"))
+    given = (candidate,)
+    (kept,) = returned_values.candidates(given, [derived(replace(candidate, weight=2.0, notes=(Name.GOLD,)))])
+    assert kept == replace(candidate, weight=2.0, notes=("gold",))
+    assert plain(kept.notes)
+
+
+@pytest.mark.parametrize("ends", ["pre_route", "before_attempt"])
+async def test_a_status_of_the_standard_library_ends_a_request(harness, plugin, ends):
+    """The settlement has it as a number."""
+
+    class Ends:
+        @hookimpl
+        async def pre_route(self):
+            if ends == "pre_route":
+                return derived(Denial(status=HTTPStatus.FORBIDDEN, message="No.", code=Name.GOLD))
+            return None
+
+        @hookimpl
+        async def before_attempt(self):
+            return derived(Refusal(reason="no", status=HTTPStatus.FORBIDDEN, code=Name.GOLD))
+
+    async with harness([plugin(Ends)]) as h:
+        result = await h.request()
+        await h.settled()
+        assert (result.status, h.faults) == (403, {})
+        assert h.settlements[0].status_code == 403
 
 
 def reservation(**changes):

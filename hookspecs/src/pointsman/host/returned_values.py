@@ -3,7 +3,8 @@
 A wrong value would otherwise be found in another plugin, in the journal or in the answer, where its author is not known.
 Only what a plugin has changed is looked at, so that a check costs a microsecond or two. Each function returns the value
 that the host goes on with, or raises a ``TypeError`` or a ``ValueError`` that says which field is wrong: for the host, this
-is a fault of the plugin like an exception.
+is a fault of the plugin like an exception. What is returned is of the contract's own classes and plain texts, also where the
+plugin has derived classes of its own from them (an enumeration of texts is one): their code must not run in the host.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from ..frozen import FrozenDict, FrozenList, replace
 from ..types import (
@@ -36,6 +37,8 @@ from ..types import (
     Usage,
     is_credential_header,
 )
+
+T = TypeVar("T")
 
 #: The label that says which tenant pays. Only the plugin that declares it may set it.
 TENANT: Final = "tenant"
@@ -96,6 +99,7 @@ def route(
         raise TypeError(f"pre_route returned {type(after).__name__}, not Route, Denial, Reply or None")
     if after is before:
         return before
+    after = _own(Route, after)
     if after.target != before.target:
         _name("target", after.target)
     if after.fallbacks != before.fallbacks:
@@ -112,13 +116,14 @@ def route(
     _limits(before, after, upstream_headers)
     return replace(
         after,
+        target=_plain(after.target),
         timeout_s=before.timeout_s if after.timeout_s is None else after.timeout_s,
         retries=before.retries if after.retries is None else after.retries,
         # Clients of providers send nothing but ASCII.
         upstream_headers=_added_headers("upstream_headers", before.upstream_headers, after.upstream_headers, "ascii"),
         labels=_labels(plugin, before.labels, after.labels, owners, replaced),
-        fallbacks=after.fallbacks or before.fallbacks,
-        executor=after.executor or before.executor,
+        fallbacks=_plain_texts(after.fallbacks) or before.fallbacks,
+        executor=_plain(after.executor) or before.executor,
         executes_fallbacks=after.executes_fallbacks or before.executes_fallbacks,
         headers=_added_headers("headers", before.headers, after.headers),
         target_headers=_target_headers(before.target_headers, after.target_headers),
@@ -162,7 +167,7 @@ def _labels(
                 "labels",
                 f"{TENANT!r} says who pays; a plugin that sets it declares so: PluginInfo(..., labels=({TENANT!r},))",
             )
-        new[name] = value
+        new[_plain(name)] = _plain(value)
     if not new:
         return before
     _few("labels", merged := {**before, **new})
@@ -189,6 +194,7 @@ def _reservations(
 def _reservation(plugin: str, one: object) -> Reservation:
     if not isinstance(one, Reservation):
         _wrong("reservations", f"must contain Reservation, not {type(one).__name__}")
+    one = _own(Reservation, one)
     if one.plugin != plugin:
         _wrong(
             "reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it"
@@ -196,21 +202,23 @@ def _reservation(plugin: str, one: object) -> Reservation:
     _name("reservations.id", one.id)
     _amount("reservations.expires_at", one.expires_at)
     _mapping("reservations.amounts", one.amounts)
-    _few("reservations.amounts", one.amounts)
-    for name, amount in one.amounts.items():
+    amounts = {_plain(name): amount for name, amount in one.amounts.items()}
+    _few("reservations.amounts", amounts)
+    for name, amount in amounts.items():
         _name("reservations.amounts", name)
         if type(amount) is not int or abs(amount) > _MOST_INTEGER:
             _wrong(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
     _mapping("reservations.data", one.data)
-    _few("reservations.data", one.data)
-    for name, value in one.data.items():
+    data = {_plain(name): _plain(value) for name, value in one.data.items()}
+    _few("reservations.data", data)
+    for name, value in data.items():
         _name("reservations.data", name)
         where = f"reservations.data[{name!r}]"
         if isinstance(value, str):
             _encodable(where, value)
         elif value is not None and not isinstance(value, bool) and not _is_number(value):
             _wrong(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
-    return replace(one, amounts=FrozenDict(one.amounts), data=FrozenDict(one.data))
+    return replace(one, plugin=plugin, id=_plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
 
 
 def denial(plugin: str, value: Denial) -> Denial:
@@ -219,7 +227,9 @@ def denial(plugin: str, value: Denial) -> Denial:
     Raises:
         TypeError, ValueError: a field has a value that is not allowed.
     """
-    if type(value.status) is not int:
+    value = _own(Denial, value)
+    status = _whole(value.status)
+    if status is None:
         _wrong("status", f"must be an int, not {type(value.status).__name__}")
     _encodable("message", value.message)
     _name("code", value.code)
@@ -228,7 +238,16 @@ def denial(plugin: str, value: Denial) -> Denial:
         _text("param", value.param)
     if value.retry_after_s is not None:
         _duration("retry_after_s", value.retry_after_s)
-    return replace(value, plugin=plugin, headers=_added_headers("headers", {}, value.headers))
+    return replace(
+        value,
+        status=status,
+        message=_plain(value.message),
+        code=_plain(value.code),
+        type=_plain(value.type),
+        param=_plain(value.param),
+        plugin=plugin,
+        headers=_added_headers("headers", {}, value.headers),
+    )
 
 
 def refusal(plugin: str, value: object) -> Refusal:
@@ -239,16 +258,17 @@ def refusal(plugin: str, value: object) -> Refusal:
     """
     if not isinstance(value, Refusal):
         raise TypeError(f"before_attempt returned {type(value).__name__}, not Refusal or None")
+    value = _own(Refusal, value)
     _text("reason", value.reason)
     if value.retry_after_s is not None:
         _duration("retry_after_s", value.retry_after_s)
-    status: object = value.status
-    if status is not None and (type(status) is not int or not 400 <= status <= 599):  # noqa: PLR2004  # HTTP's error statuses
-        _wrong("status", f"must be an int from 400 to 599 or None, not {status!r:.100}")
+    status = _whole(value.status)
+    if value.status is not None and (status is None or not 400 <= status <= 599):  # noqa: PLR2004  # HTTP's error statuses
+        _wrong("status", f"must be an int from 400 to 599 or None, not {value.status!r:.100}")
     _name("code", value.code)
     if type(value.retryable) is not bool:
         _wrong("retryable", f"must be a bool, not {type(value.retryable).__name__}")
-    return replace(value, plugin=plugin)
+    return replace(value, reason=_plain(value.reason), status=status, code=_plain(value.code), plugin=plugin)
 
 
 def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
@@ -262,6 +282,7 @@ def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
     Raises:
         TypeError, ValueError: a field has a value that is not allowed, or it does not fit the request.
     """
+    value = _own(Reply, value)
     _tuple("pieces", value.pieces)
     if stream and not value.pieces:
         _wrong("pieces", "must not be empty: the request wants a stream")
@@ -269,7 +290,7 @@ def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
         _wrong("body", "must be set: the request does not want a stream")
     usage, cost = value.usage, value.cost_usd_micros
     if usage is not None:
-        _usage("usage", usage)
+        usage = _usage("usage", usage)
     if type(cost) is not int or not 0 <= cost <= _MOST_INTEGER:
         _wrong("cost_usd_micros", f"must be an int that is not negative, not {cost!r:.100}")
     return replace(
@@ -322,6 +343,7 @@ def json_object(field: str, value: object) -> FrozenDict[str, Any]:
 
 def _json(field: str, value: Any, depth: int) -> Any:
     if isinstance(value, str):
+        value = _plain(value)
         if not value.isascii():
             _encoded(field, value)
     elif isinstance(value, Mapping | list | tuple):
@@ -331,7 +353,7 @@ def _json(field: str, value: Any, depth: int) -> Any:
             return FrozenList([_json(field, item, depth + 1) for item in value])
         if not all(isinstance(key, str) for key in value):
             _wrong(field, "contains a key that is not a text")
-        return FrozenDict({key: _json(field, item, depth + 1) for key, item in value.items()})
+        return FrozenDict({_plain(key): _json(field, item, depth + 1) for key, item in value.items()})
     elif isinstance(value, int):
         if value.bit_length() > _MOST_BITS:
             _wrong(field, f"contains an int of {value.bit_length()} bits, which cannot be written as JSON")
@@ -354,24 +376,28 @@ def authenticated(plugin: str, value: object) -> Identity | Denial:
     if isinstance(value, Denial):
         return denial(plugin, value)
     if isinstance(value, Identity):
-        return _identity(value)
+        return _identity(_own(Identity, value))
     raise TypeError(f"authenticate returned {type(value).__name__}, not Identity, Denial or None")
 
 
 def _identity(value: Identity) -> Identity:
+    texts: dict[str, Any] = {}
     for field in ("tenant", "key_alias", "user_id", "team_id", "org_id", "end_user"):
         if (text := getattr(value, field)) is not None:
             _encodable(field, text)
+            texts[field] = _plain(text)
     _mapping("claims", value.claims)
-    _few("claims", value.claims)
-    for name, claim in value.claims.items():
+    claims = {_plain(name): _plain(claim) for name, claim in value.claims.items()}
+    _few("claims", claims)
+    for name, claim in claims.items():
         _encodable("claims", name)
         _encodable(f"claims[{name!r}]", claim)
     if value.models is not None:
         _tuple("models", value.models)
         for pattern in value.models:
             _encodable("models", pattern)
-    return replace(value, claims=FrozenDict(value.claims)) if value.claims else value
+    models = None if value.models is None else _plain_texts(value.models)
+    return replace(value, models=models, claims=FrozenDict(claims), **texts)
 
 
 def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ...]:
@@ -383,20 +409,20 @@ def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ..
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise TypeError(f"select returned {type(value).__name__}, not a sequence of Candidate, or None")
     by_id = {one.deployment.id: one for one in given}
-    for one in value:
-        if not isinstance(one, Candidate):
-            raise TypeError(f"select returned a sequence with {type(one).__name__}, not with Candidate")
+    kept = []
+    for made in value:
+        if not isinstance(made, Candidate):
+            raise TypeError(f"select returned a sequence with {type(made).__name__}, not with Candidate")
+        one = made if type(made) is Candidate else _own(Candidate, made)
         # Each may come back once, so that a deployment that comes twice is as wrong as one that was not given.
         known = by_id.pop(one.deployment.id, None)
-        if known is one:
-            continue
         if known is None:
             _wrong("candidates", f"the deployment {one.deployment.id!r:.100} was not given, or was returned twice")
-        _candidate(known, one)
-    return tuple(value)
+        kept.append(one if known is one else _candidate(known, one))
+    return tuple(kept)
 
 
-def _candidate(known: Candidate, one: Candidate) -> None:
+def _candidate(known: Candidate, one: Candidate) -> Candidate:
     if one.deployment is not known.deployment and one.deployment != known.deployment:
         _wrong("candidates", f"the deployment {one.deployment.id!r:.100} is not as it was given")
     if one.weight is not known.weight:
@@ -414,6 +440,9 @@ def _candidate(known: Candidate, one: Candidate) -> None:
             _encodable("notes", note)
     if type(one.dropped) is not bool:
         _wrong("dropped", f"must be a bool, not {type(one.dropped).__name__}")
+    if one.deployment is known.deployment and all(type(note) is str for note in one.notes):
+        return one
+    return replace(one, deployment=known.deployment, notes=_plain_texts(one.notes))
 
 
 def execution(plugin: str, value: object) -> Execution:  # noqa: ARG001  # as all checks of answers
@@ -424,13 +453,16 @@ def execution(plugin: str, value: object) -> Execution:  # noqa: ARG001  # as al
     """
     if not isinstance(value, Execution) or (value.response is None) == (value.chunks is None):
         raise TypeError("execute must return None or an Execution with either a response or chunks")
+    value = _own(Execution, value)
     if value.response is not None:
         if not isinstance(value.response, UpstreamResponse):
             _wrong("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
         if not isinstance(value.response.attempt, Attempt):
             _wrong("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
-        _mapping("response.body", value.response.body)
-        _gateways("response.raw", value.response.raw)
+        response = _own(UpstreamResponse, value.response)
+        _mapping("response.body", response.body)
+        _gateways("response.raw", response.raw)
+        value = replace(value, response=response)
     if value.chunks is not None and not isinstance(value.chunks, AsyncIterator):
         _wrong("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
     return replace(value, headers=_added_headers("headers", {}, value.headers)) if value.headers else value
@@ -444,6 +476,7 @@ def chunk(value: object) -> Chunk:
     """
     if not isinstance(value, Chunk):
         raise TypeError(f"the chunks of an Execution contain {type(value).__name__}, not Chunk")
+    value = _own(Chunk, value)
     if value.raw is None:
         _gateways("raw", value.raw)
     return value
@@ -463,15 +496,38 @@ def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all chec
     """
     if not isinstance(value, Status):
         raise TypeError(f"status returned {type(value).__name__}, not Status or None")
+    value = _own(Status, value)
     if type(value.ok) is not bool:
         _wrong("ok", f"must be a bool, not {type(value.ok).__name__}")
     _encodable("summary", value.summary)
     _mapping("details", value.details)
-    json.dumps(dict(value.details), allow_nan=False, ensure_ascii=False).encode()
-    return value
+    details = json.dumps(dict(value.details), allow_nan=False, ensure_ascii=False)
+    details.encode()
+    return replace(value, summary=_plain(value.summary), details=json.loads(details))
 
 
 # -- parts --------------------------------------------------------------------------------------------------------------
+
+
+def _own(kind: type[T], value: T) -> T:
+    """Return a value of a class of the contract as one of exactly this class."""
+    if type(value) is kind:
+        return value
+    return kind(**{one.name: getattr(value, one.name) for one in fields(kind)})  # type: ignore[arg-type]  # a dataclass
+
+
+def _plain(value: Any) -> Any:
+    """Return a text of a class that is derived from ``str`` as a text, everything else as it is."""
+    return str.__str__(value) if type(value) is not str and isinstance(value, str) else value
+
+
+def _plain_texts(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(map(_plain, values))
+
+
+def _whole(value: object) -> int | None:
+    """Return a number of a class that is derived from ``int``, such as ``HTTPStatus``, as an int; None when it is not one."""
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _added_headers(
@@ -488,7 +544,7 @@ def _added_headers(
         lower = name.lower()
         if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS or is_credential_header(lower):
             _wrong(field, f"{name!r} cannot be set by a plugin")
-        new[lower] = _header_value(f"{field}[{name!r}]", value, charset)
+        new[_plain(lower)] = _header_value(f"{field}[{name!r}]", _plain(value), charset)
     if not new:
         return before
     merged = FrozenDict({**before, **new})
@@ -527,17 +583,18 @@ def _target_headers(
         if headers is held:
             continue
         _name("target_headers", target)
-        new[target] = _added_headers(f"target_headers[{target!r}]", held, headers)
+        new[_plain(target)] = _added_headers(f"target_headers[{target!r}]", held, headers)
     if not new:
         return before
     _few("target_headers", merged := {**before, **new})
     return FrozenDict(merged)
 
 
-def _usage(field: str, value: object) -> None:
-    """Check what an answer has used, which quotas and bills are computed from."""
+def _usage(field: str, value: object) -> Usage:
+    """Return what an answer has used, which quotas and bills are computed from."""
     if not isinstance(value, Usage):
         _wrong(field, f"must be a Usage or None, not {type(value).__name__}")
+    value = _own(Usage, value)
     for name in _COUNTS:
         _count(f"{field}.{name}", getattr(value, name), known=name in _KNOWN_COUNTS)
     for name in _TEXTS:
@@ -550,8 +607,8 @@ def _usage(field: str, value: object) -> None:
     if cost is not None and not (isinstance(cost, Decimal) and cost.is_finite() and cost >= 0):
         _wrong(f"{field}.provider_cost_usd", f"must be a finite Decimal that is not negative, not {cost!r:.100}")
     _tuple(f"{field}.parts", value.parts)
-    for number, part in enumerate(value.parts):
-        _usage(f"{field}.parts[{number}]", part)
+    parts = tuple(_usage(f"{field}.parts[{number}]", part) for number, part in enumerate(value.parts))
+    return replace(value, parts=parts, **{name: _plain(getattr(value, name)) for name in _TEXTS})
 
 
 def _count(field: str, value: object, *, known: bool) -> None:
