@@ -263,7 +263,7 @@ class Hooks:
             raise asyncio.CancelledError from err
         return error
 
-    def _next_async(self, impls: Iterator[Impl], request_id: str | None, *args: object) -> tuple[Impl, Any] | None:
+    def _next_async(self, impls: Iterable[Impl], request_id: str | None, *args: object) -> tuple[Impl, Any] | None:
         """Run the next async hooks, one after another, until one of them has an answer, fails, or waits.
 
         Args:
@@ -328,7 +328,7 @@ class Hooks:
 
     async def _ask(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
         """Run one async hook within its deadline; see ``_checked``. None also where it is switched off."""
-        begun = self._next_async(iter((impl,)), request_id, *args)
+        begun = self._next_async((impl,), request_id, *args)
         return None if begun is None else await self._answer(impl, request_id, check, begun[1])
 
     def _next_sync(self, impls: Iterator[Impl], request_id: str, *args: object) -> tuple[Impl, Any] | None:
@@ -601,7 +601,10 @@ class Hooks:
     async def run_settle(self, plugin: str, ctx: RequestContext, settlement: Settlement) -> bool:
         """Settle with one plugin; return whether it succeeded. If not, it must be retried."""
         impl = self.settle.get(plugin)
-        return impl is not None and await self._ask(impl, ctx.request_id, None, ctx, settlement) is not _FAULT
+        if impl is None:
+            return False
+        begun = self._next_async((impl,), ctx.request_id, ctx, settlement)
+        return begun is None or await self._answer(impl, ctx.request_id, None, begun[1]) is not _FAULT
 
     def has_waited(self, plugin: str) -> bool:
         """Return whether a plugin has ever waited while it settled."""
