@@ -135,7 +135,10 @@ def token_usd(usage: Usage, price: Price) -> Decimal | None:
     cached_image = min(usage.cached_image_tokens, usage.cached_tokens - cached_audio)
     prompt.take(cached_audio, read if price.cached_audio_usd is None else price.cached_audio_usd)
     prompt.take(cached_image, read if price.cached_image_usd is None else price.cached_image_usd)
-    prompt.take(usage.cached_tokens - cached_audio - cached_image, read)
+    cached_text = usage.cached_tokens - cached_audio - cached_image
+    explicit = min(usage.explicit_cached_tokens, cached_text)
+    prompt.take(explicit, read if price.explicit_cache_read_usd is None else price.explicit_cache_read_usd)
+    prompt.take(cached_text - explicit, read)
     write = price.cache_write_usd
     for_an_hour = min(usage.cache_write_1h_tokens, usage.cache_write_tokens)
     prompt.take(for_an_hour, write if price.cache_write_1h_usd is None else price.cache_write_1h_usd)

@@ -27,6 +27,7 @@ from .providers import (
     RESPONSES,
     Answer,
     Provider,
+    as_events,
     as_json,
     chat,
     claude,
@@ -41,6 +42,7 @@ EMBEDDINGS, IMAGES = "/v1/embeddings", "/v1/images/generations"
 MODES = ("prices", "gateway")
 CLAUDES, MINI, SOUND = "anthropic/claude-sonnet-4-5-20250929", "openai/gpt-4o-mini", "openai/gpt-audio"
 OPUS, FLASH = "anthropic/claude-opus-4-6", "gemini/gemini-2.5-flash"
+KIMI, QWEN = "moonshot/kimi-k2.6", "dashscope/qwen3.7-max"
 DEEPSEEK, SONAR, GROK = "deepseek/deepseek-chat", "perplexity/sonar-pro", "xai/grok-4.3"
 EXACT, ESTIMATED, CONTRADICTORY = "exact", "estimated", "contradictory"
 #: Of which the tokens alone cost 0.00135; the cache writes, 0.00255.
@@ -91,6 +93,23 @@ def grounded(owed: str | None, *, web: bool = False, maps: bool = False, **said:
     chunks = [{kind: {"title": "x"}} for kind, known in (("web", web), ("maps", maps)) if known]
     found = {"groundingMetadata": {"groundingChunks": chunks, **said}}
     return {"answer": lambda *, stream: gemini(stream=stream, **found), "owed": owed}
+
+
+def of_kimi(*, stream: bool) -> Answer:
+    """Answer as Moonshot does: its streams count within the last choice."""
+    usage = {"prompt_tokens": 1000, "completion_tokens": 50, "total_tokens": 1050, "cached_tokens": 400}
+    if not stream:
+        return chat("kimi-k2.6", usage, stream=False)
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "kimi-k2.6"}
+    first = {"index": 0, "delta": {"role": "assistant", "content": "It is warm."}, "finish_reason": None}
+    last = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage}
+    return as_events([{**head, "choices": [first]}, {**head, "choices": [last]}], done=True)
+
+
+def of_qwen(*, read: int = 0, written: int = 0, **more: Any) -> Callable[..., Answer]:
+    """Answer as Alibaba does where the request has had something cached."""
+    made = {"cache_creation": {"ephemeral_5m_input_tokens": written}, "cache_creation_input_tokens": written}
+    return of_chat(QWEN, 2000, 50, prompt_tokens_details={"cached_tokens": read, **(made if more else {}), **more})
 
 
 def of_grok(calls: Iterable[str] = (), **usage: Any) -> Callable[..., Answer]:
@@ -210,6 +229,10 @@ CASES: dict[str, Case] = {
     "x-grok": Case(GROK, RESPONSES, of_grok(["x_search_call"]), None, EXACT),
     "new-call": Case(MINI, RESPONSES, of_grok(["something_new_call"]), None, EXACT),
     "shell": Case(MINI, RESPONSES, of_grok(["shell_call", "apply_patch_call"]), "0.00018", EXACT),
+    "kimi": Case(KIMI, CHAT, of_kimi, "0.000834", EXACT),
+    "qwen-written": Case(QWEN, CHAT, of_qwen(written=1500, cache_type="ephemeral"), "0.0063125", EXACT),
+    "qwen-read": Case(QWEN, CHAT, of_qwen(read=1500, cache_type="ephemeral"), "0.002", EXACT),
+    "qwen-read-by-itself": Case(QWEN, CHAT, of_qwen(read=1500), "0.002375", EXACT),
     "us": Case(OPUS, MESSAGES, of_opus("us"), "0.006875", EXACT),
     "global": Case(OPUS, MESSAGES, of_opus("global"), "0.00625", EXACT),
     **{f"eu-{path.rpartition('/')[2]}": Case(OPUS, path, of_opus("eu"), None, EXACT) for path in BODIES},

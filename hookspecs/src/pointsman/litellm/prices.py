@@ -43,6 +43,7 @@ _TIERED: Final[Mapping[str, str]] = {
     "input_usd": _INPUT,
     "output_usd": _OUTPUT,
     "cache_read_usd": _READ,
+    "explicit_cache_read_usd": "explicit_cache_read_input_token_cost",
     "cache_write_usd": _WRITE,
     "cache_write_1h_usd": _WRITE_1H,
     "audio_input_usd": "input_cost_per_audio_token",

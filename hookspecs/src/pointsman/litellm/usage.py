@@ -153,6 +153,9 @@ class Account:
             self._read_tools(message.get("tools"))
         choices = message.get("choices")
         for choice in choices if isinstance(choices, list) else ():
+            if (block := object_of(choice).get("usage")) is not None and is_object(block):
+                # Moonshot's streams count there.
+                self.add_block(block)
             said = object_of(object_of(choice).get("message")) or object_of(object_of(choice).get("delta"))
             annotations = said.get("annotations")
             if isinstance(annotations, list) and any(kind_of(item) == "url_citation" for item in annotations):

@@ -443,11 +443,16 @@ def _unlike(get: Mapping[str, Any], details: Mapping[str, Any], lifetimes: Mappi
     if _of_unknown_lifetime(lifetimes):
         return True
     written = _written(get, details)
-    return sum(_by_lifetime(lifetimes)) != written and (written > 0 or "cache_creation_input_tokens" in get)
+    counted = "cache_creation_input_tokens" in get or "cache_creation_input_tokens" in details
+    return sum(_by_lifetime(lifetimes)) != written and (written > 0 or counted)
 
 
 def _lifetimes(get: Mapping[str, Any], details: Mapping[str, Any]) -> Mapping[str, Any]:
-    return mapping(get.get("cache_creation")) or mapping(details.get("cache_creation_token_details"))
+    return (
+        mapping(get.get("cache_creation"))
+        or mapping(details.get("cache_creation_token_details"))
+        or mapping(details.get("cache_creation"))
+    )
 
 
 def _by_lifetime(lifetimes: Mapping[str, Any]) -> tuple[int, int]:
@@ -466,7 +471,10 @@ _KNOWN_LIFETIMES: Final = frozenset({"ephemeral_1h_input_tokens", "ephemeral_5m_
 
 def _written(get: Mapping[str, Any], details: Mapping[str, Any]) -> int:
     return first_count(
-        details.get("cache_write_tokens"), details.get("cache_creation_tokens"), get.get("cache_creation_input_tokens")
+        details.get("cache_write_tokens"),
+        details.get("cache_creation_tokens"),
+        details.get("cache_creation_input_tokens"),
+        get.get("cache_creation_input_tokens"),
     )
 
 
@@ -475,14 +483,17 @@ def _prompt_parts(get: Mapping[str, Any], details: Mapping[str, Any]) -> dict[st
     hour, minutes = _by_lifetime(lifetimes)
     written = _written(get, details)
     cached = mapping(details.get("cached_tokens_details"))
+    read = first_count(
+        details.get("cached_tokens"),
+        get.get("cache_read_input_tokens"),
+        get.get("prompt_cache_hit_tokens"),
+        get.get("num_cached_tokens"),
+        get.get("cached_tokens"),
+    )
     return {
-        "cached_tokens": first_count(
-            details.get("cached_tokens"),
-            get.get("cache_read_input_tokens"),
-            get.get("prompt_cache_hit_tokens"),
-            get.get("num_cached_tokens"),
-            get.get("cached_tokens"),
-        ),
+        "cached_tokens": read,
+        # Alibaba's, of which some are read from a cache that nothing was said about.
+        "explicit_cached_tokens": read if details.get("cache_type") == "ephemeral" else 0,
         "cache_write_tokens": max(written, hour + minutes + _of_unknown_lifetime(lifetimes)),
         "cache_write_1h_tokens": hour,
         "cached_audio_tokens": number(cached.get("audio_tokens")) or 0,

@@ -25,6 +25,8 @@ class Usage:
         prompt_tokens: Everything that went in, cached tokens included.
         completion_tokens: Everything that came out, reasoning tokens included.
         cached_tokens: The part of ``prompt_tokens`` read from the provider's prompt cache.
+        explicit_cached_tokens: The part of ``cached_tokens`` that the request itself has had cached before, where a provider
+            charges less for it.
         cache_write_tokens: The part of ``prompt_tokens`` written to the provider's prompt cache, whatever its lifetime.
         cache_write_1h_tokens: The part of ``cache_write_tokens`` with a lifetime of an hour.
         reasoning_tokens: The part of ``completion_tokens`` spent on reasoning.
@@ -85,6 +87,7 @@ class Usage:
     video_completion_tokens: int = 0
     cached_audio_tokens: int = 0
     cached_image_tokens: int = 0
+    explicit_cached_tokens: int = 0
     accepted_prediction_tokens: int = 0
     rejected_prediction_tokens: int = 0
     citation_tokens: int = 0
@@ -161,6 +164,7 @@ class Price:
         input_usd: A token of the prompt.
         output_usd: A token of the answer.
         cache_read_usd: A token read from the provider's prompt cache.
+        explicit_cache_read_usd: A token read from it that the request itself has had cached; None: as ``cache_read_usd``.
         cache_write_usd: A token written to it.
         cache_write_1h_usd: A token written to it for an hour; None: as ``cache_write_usd``.
         audio_input_usd: An audio token of the prompt.
@@ -211,6 +215,7 @@ class Price:
     video_output_usd: Decimal | None = None
     cached_audio_usd: Decimal | None = None
     cached_image_usd: Decimal | None = None
+    explicit_cache_read_usd: Decimal | None = None
     reasoning_usd: Decimal | None = None
     citation_usd: Decimal | None = None
     search_low_usd: Decimal | None = None
@@ -259,6 +264,7 @@ TOKEN_PRICES: Final = (
     "video_output_usd",
     "cached_audio_usd",
     "cached_image_usd",
+    "explicit_cache_read_usd",
     "reasoning_usd",
 )
 """The fields of a ``Price`` that are prices of tokens, which depend on the service tier."""

@@ -207,6 +207,8 @@ def _facts(usage: Usage) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield SERVICE_TIER, {"service_tier": None}
     if usage.cache_write_1h_tokens:
         yield CACHE_LIFETIME, {"cache_write_1h_tokens": 0}
+    if usage.explicit_cached_tokens:
+        yield PARTS, {"explicit_cached_tokens": 0}
     if uses_tools(usage):
         yield from ((TOOLS, changes) for changes in (_NO_TOOLS, {"search_context": None}, {"citation_tokens": 0}))
     for name, count in zip(_PARTS, _parts_of(usage), strict=True):
