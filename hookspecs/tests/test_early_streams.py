@@ -139,6 +139,35 @@ async def test_an_error_has_the_plugins_reason_and_the_words_of_the_api(endpoint
     assert exchange.closed_with == [503 if refused else 502]
 
 
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize(
+    ("endpoint", "document", "status"),
+    [
+        (Endpoint.MESSAGES, {"type": "error", "error": {"type": "overloaded_error", "message": "gateway"}}, 529),
+        (Endpoint.MESSAGES, {"type": "error", "error": {"type": "api_error", "message": "gateway"}}, 500),
+        (Endpoint.RESPONSES, {"type": "error", "code": "x", "error": {"message": "gateway", "code": "429"}}, 429),
+    ],
+)
+async def test_an_error_that_the_gateway_writes_in_the_words_of_the_api_is_left_as_it_is(
+    endpoint: Endpoint, document: dict[str, Any], status: int, refused: bool
+) -> None:
+    exchange = Exchange(endpoint)
+    failure = f"event: error\ndata: {json.dumps(document)}\n\n"
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        opened(exchange)
+        await send(start())
+        await send(dict(PING))
+        exchange.unanswered = DENIAL if refused else None
+        await send(body(failure.encode()))
+        await send(body(b"", more=False))
+
+    sent = text(await run(app))
+    assert ("It is cold." in sent) is refused
+    assert sent.endswith(failure) is not refused
+    assert exchange.closed_with == [503 if refused else status]
+
+
 async def test_an_error_in_the_middle_of_an_answer_is_the_gateways_own() -> None:
     exchange = Exchange(Endpoint.MESSAGES)
 
@@ -197,6 +226,9 @@ def test_the_status_of_an_error(error: dict[str, Any], status: int) -> None:
     assert early_streams.status_of(error) == status
 
 
-@pytest.mark.parametrize("content", [b'data: {"error":', b'data: {"error": 1}\n\n', b"data: {}\n\n", b"", FAILURE[5:]])
+@pytest.mark.parametrize(
+    "content",
+    [b'data: {"error":', b'data: {"error": 1}\n\n', b"data: {}\n\n", b"", FAILURE[5:], b"event: error\ndata: []\n\n"],
+)
 def test_what_is_no_error(content: bytes) -> None:
     assert early_streams.error_of(body(content)) is None

@@ -313,7 +313,7 @@ class _Watch:
             await self.refuse()
         elif error is not None:
             call.start_answer(early_streams.status_of(error))
-            if exchange.ctx.endpoint in early_streams.NAMED:
+            if exchange.ctx.endpoint in early_streams.NAMED and not early_streams.is_named(message):
                 await self._finish(early_streams.error_event({"error": error}, exchange.ctx.endpoint))
         elif exchange.changes_answers:
             made = rewriter(exchange, start, self._send, self._deny_late)
