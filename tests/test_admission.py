@@ -169,6 +169,17 @@ TOO_MANY_TOKENS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemini: maxOutputTokens": gemini(generationConfig={"maxOutputTokens": 4_000}),
     "gemini: candidates": gemini(generationConfig={"maxOutputTokens": 50, "candidateCount": 40}),
     "gemini: thoughts": gemini(generationConfig={"thinkingConfig": {"thinkingBudget": 4_000}}),
+    "gemini: config": gemini(config={"maxOutputTokens": 4_000}, generationConfig={"maxOutputTokens": 5}),
+    "gemini: candidates in config": gemini(config={"maxOutputTokens": 50, "candidateCount": 40}),
+    "gemini: a generationConfig in extra_body": gemini(extra_body={"generationConfig": {"maxOutputTokens": 4_000}}),
+    "chat: a generationConfig in extra_body": chat(
+        model="gemini", max_tokens=5, extra_body={"generationConfig": {"maxOutputTokens": 50, "candidateCount": 40}}
+    ),
+    "chat: thoughts in extra_body": chat(model="gemini", extra_body={"thinkingConfig": {"thinkingBudget": 4_000}}),
+    "interactions: a generation_config in extra_body": (
+        "/v1beta/interactions",
+        {"model": "gemini", "input": "hi", "extra_body": {"generation_config": {"max_output_tokens": 4_000}}},
+    ),
     "pass-through: anthropic": ("/anthropic/v1/messages", {"model": "claude-sonnet-4-5", "max_tokens": 5, **PASSED}),
     "pass-through: openai": ("/openai_passthrough/v1/chat/completions", {"model": "gpt-4o-mini", **PASSED}),
     "pass-through: gemini": (
@@ -235,6 +246,26 @@ def test_what_is_charged_by_other_units_is_reserved_in_them(rig: Rig, provider: 
     answer = post(rig, "money", path, **sent)
     assert answer.status_code == 413, answer.text
     assert "usd_per_day" in answer.text
+    assert len(provider.calls) == before
+
+
+OVERRIDDEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "seconds": ("/v1/videos", {"model": "director", "prompt": "a", "seconds": "4", "extra_body": {"seconds": "12"}}),
+    "size": ("/v1/images/generations", {"model": "painter", "prompt": "a", "extra_body": {"size": "1536x1024"}}),
+    "quality": ("/v1/images/generations", {"model": "painter", "prompt": "a", "extra_body": {"quality": "high"}}),
+    "service_tier": chat(extra_body={"service_tier": "priority"}),
+    "contents": chat(model="gemini", extra_body={"contents": [{"parts": [{"text": "another question"}]}]}),
+    "modalities": chat(extra_body={"modalities": ["audio"]}),
+}
+
+
+@pytest.mark.parametrize("field", OVERRIDDEN)
+def test_what_decides_the_price_is_not_overridden_after_admission(rig: Rig, provider: Anything, field: str) -> None:
+    path, body = OVERRIDDEN[field]
+    before = len(provider.calls)
+    answer = post(rig, "tokens", path, json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "extra_body_not_supported")
+    assert field in answer.json()["error"]["message"]
     assert len(provider.calls) == before
 
 

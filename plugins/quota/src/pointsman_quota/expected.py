@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Endpoint, Usage
 
+from .request_limits import settings_of
+
 if TYPE_CHECKING:
     from pointsman.counting import Prompt
     from pointsman.types import RequestContext
@@ -114,9 +116,7 @@ def _with_media(tokens: Usage, prompt: Prompt, body: Mapping[str, object]) -> Us
 
 def _answers_in(body: Mapping[str, object], kind: str) -> bool:
     """Return whether a request asks for sound or pictures, which may come in place of text."""
-    for settings in (body, body.get("generationConfig"), body.get("generation_config")):
-        if not isinstance(settings, Mapping):
-            continue
+    for _, settings in settings_of(body):
         for name in ("modalities", "responseModalities", "response_modalities"):
             wanted = settings.get(name)
             if isinstance(wanted, list) and any(isinstance(one, str) and one.lower() == kind for one in wanted):

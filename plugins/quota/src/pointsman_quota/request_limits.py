@@ -38,6 +38,8 @@ _SETTINGS: Final = (
     "parameters",
     "textGenerationConfig",
 )
+#: Objects whose fields LiteLLM, or the SDK underneath, writes over those of the request.
+_OVERRIDES: Final = ("config", "extra_body")
 #: How much a model may think, which is output as well: objects and their fields.
 _BUDGETS: Final = (
     ("thinking", "budget_tokens"),
@@ -142,7 +144,7 @@ def thinking_budget(body: Mapping[str, object]) -> int:
         InvalidRequest: it is larger than 10^9.
     """
     found = 0
-    for _, settings in _settings(body):
+    for _, settings in settings_of(body):
         for name, field in _BUDGETS:
             within = settings.get(name)
             budget = within.get(field) if isinstance(within, Mapping) else None
@@ -174,16 +176,20 @@ def chooses_retries(ctx: RequestContext) -> bool:
     return any(value is not None for value in named)
 
 
-def _settings(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
+def settings_of(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
     """Yield the request and the objects of it that hold settings, with what to put before their fields' names."""
-    yield "", body
-    for name in _SETTINGS:
-        if isinstance(found := body.get(name), Mapping):
-            yield f"{name}.", found
+    for outer in ("", *_OVERRIDES):
+        source = body.get(outer) if outer else body
+        if isinstance(source, Mapping):
+            before = f"{outer}." if outer else ""
+            yield before, source
+            for name in _SETTINGS:
+                if isinstance(found := source.get(name), Mapping):
+                    yield f"{before}{name}.", found
 
 
 def _numbers(body: Mapping[str, object], fields: Iterable[str], most: int) -> Iterator[int]:
-    for before, settings in _settings(body):
+    for before, settings in settings_of(body):
         for field in fields:
             if (value := settings.get(field)) is not None:
                 yield _whole(value, f"{before}{field}", most)
