@@ -675,6 +675,8 @@ class Host:
         self._late.known(exchange)
 
     def _complete(self, exchange: Exchange) -> None:
+        if self.observed.blind and not exchange.detached:
+            return
         settlement = exchange.settlement
         assert settlement is not None  # noqa: S101  # it has been closed
         self.observed.count(exchange, settlement)

@@ -55,6 +55,8 @@ class Observed:
     ) -> None:
         self.metrics = metrics
         self.recent = Recent(recent_requests)
+        #: Whether nothing is counted or remembered of a request.
+        self.blind = not metrics.enabled and not recent_requests
         self.worker = worker
         self._clock = clock
         self._new_id = new_id

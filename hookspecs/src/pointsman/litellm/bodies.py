@@ -116,7 +116,7 @@ def uploads(endpoint: Endpoint, data: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in data.items():
         if isinstance(value, BytesIO):
             found[name] = _upload(value, kind)
-        elif _are_files(value):
+        elif isinstance(value, list) and _are_files(value):
             found[name] = [_upload(one, kind) for one in value if isinstance(one, BytesIO)]
     if endpoint is Endpoint.FILES and isinstance(file := data.get(_FILE), Mapping):
         found |= {"purpose": data.get("purpose"), _FILE: {"filename": file.get("filename"), "size": file.get("size")}}

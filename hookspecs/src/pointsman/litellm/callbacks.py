@@ -382,9 +382,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     def _note_objects(self, call: ClientCall, exchange: Exchange) -> None:
         """Note in the background whose it is what the answers to a request have made."""
         ctx = exchange.ctx
+        if ctx.identity.tenant is None:
+            return
         kept = endpoints.answers_are_kept(ctx.endpoint, call.path)
-        ids = [id_ for opened in exchange.attempts for id_ in heard_objects(opened.listeners, kept=kept)]
-        if ids and ctx.identity.tenant is not None:
+        if ids := [id_ for opened in exchange.attempts for id_ in heard_objects(opened.listeners, kept=kept)]:
             self._host.spawn(kept_objects.made(self._host.owners, ctx, ids), name="note objects")
 
     # -- streams ------------------------------------------------------------------------------------------------------
@@ -467,6 +468,8 @@ def _unfit(data: dict[str, Any], catalog: RouterCatalog, most_retries: int) -> D
         # LiteLLM would ask the provider for this model, whatever was admitted.
         message = "deployment_id must not be set; name a model of the gateway's in model."
         return Denial(status=status, code="deployment_id_not_supported", message=message, param="deployment_id")
+    if SETTINGS.isdisjoint(data):
+        return None
     if (setting := too_long(data)) is not None:
         message = f"{setting} has more than {MOST_SETTING_CHARS} characters; send a shorter one."
         return Denial(status=status, code="setting_too_long", message=message, param=setting)
@@ -497,8 +500,6 @@ def _unfit_size(data: Mapping[str, Any], catalog: RouterCatalog) -> Denial | Non
         # LiteLLM would call each of them at once: admitted once, accounted for once, answered several times.
         message = "This gateway accepts one model per request; send one request for each model."
         return Denial(status=status, code="model_list_not_supported", message=message, param="model")
-    if SETTINGS.isdisjoint(data):
-        return None
     return None
 
 

@@ -43,12 +43,7 @@ _HIDDEN_RETRIES: Final = "max_retries"
 
 
 #: Fields that are looked at one by one; most requests have none of them.
-SETTINGS: Final = (
-    _REPEATED
-    | _TIMEOUTS
-    | {"api_version", "extra_body", "extra_headers", "extra_query", "headers"}
-    | {_RETRIES, _HIDDEN_RETRIES}
-)
+SETTINGS: Final = _REPEATED | {"api_version", "extra_body", _RETRIES, _HIDDEN_RETRIES}
 
 
 def _sets(body: Mapping[str, object], names: frozenset[str]) -> bool:

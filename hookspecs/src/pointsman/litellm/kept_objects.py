@@ -81,6 +81,8 @@ async def refused(owners: Owners, ctx: RequestContext, method: str, path: str) -
         path: Its path.
     """
     tenant = ctx.identity.tenant
+    if tenant is None:
+        return None
     if (denial := await refused_body(owners, tenant, ctx.endpoint, ctx.body)) is not None:
         return denial
     in_path = [*named_objects.in_path(path)]

@@ -134,11 +134,14 @@ def in_answer(message: Mapping[str, Any]) -> Iterator[str]:
             continue
         if part.get("object") == "interaction" and (made := _id_of(part.get("id"))):
             yield made
-        yield from filter(None, (_object_id(part.get("container")),))
-        yield from filter(None, (_id_of(item.get("container_id")) for item in _objects(part.get("output"))))
-        for choice in _objects(part.get("choices")):
+        if "container" in part and (made := _object_id(part["container"])):
+            yield made
+        if "output" in part:
+            yield from filter(None, (_id_of(item.get("container_id")) for item in _objects(part["output"])))
+        for choice in _objects(part["choices"]) if "choices" in part else ():
             answer = choice.get("message")
-            yield from filter(None, (_object_id(answer.get("audio")) if isinstance(answer, Mapping) else "",))
+            if isinstance(answer, Mapping) and "audio" in answer and (made := _object_id(answer["audio"])):
+                yield made
 
 
 def _is_reference(item: Mapping[str, Any]) -> bool:
