@@ -22,6 +22,7 @@ from pointsman.types import Price, Usage
 
 usage_module = pytest.importorskip("pointsman.litellm.usage")
 wire = pytest.importorskip("pointsman.litellm.raw_answers")
+blocks = pytest.importorskip("pointsman.litellm.usage_blocks")
 
 PRICE = Price(input_usd=Decimal(3), output_usd=Decimal(15), cache_read_usd=Decimal("0.3"), cache_write_usd=Decimal(4))
 
@@ -330,6 +331,15 @@ def test_the_total_decides(
 ) -> None:  # a parameter of the test
     usage = heard(plain("chat", block), stream=False).usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.contradictory) == (*tokens, contradictory)
+
+
+@pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": None}}])
+@given(prompt=st.integers(0, 10**10 + 2) | st.integers(0, 2), completion=st.integers(0, 10**10) | st.integers(0, 2))
+def test_usual_counts_are_read_as_all_others(details: dict[str, Any], prompt: int, completion: int) -> None:
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    texts = {name: str(count) for name, count in counts.items()}
+    usual, others = blocks.read({**counts, **details}), blocks.read({**texts, **details})
+    assert usual == others
 
 
 _LARGE = {"input_tokens": 5000, "output_tokens": 100}

@@ -126,9 +126,17 @@ def token_usd(usage: Usage, price: Price) -> Decimal | None:
     """
     price = price.at(usage.prompt_tokens, usage.service_tier)
     if not any(_special_tokens(usage)):
-        return _sum(
-            [_tokens_usd(usage.prompt_tokens, price.input_usd), _tokens_usd(usage.completion_tokens, price.output_usd)]
-        )
+        # Written out: these are most answers.
+        total = _ZERO
+        for tokens, usd in (
+            (usage.prompt_tokens, price.input_usd),
+            (usage.completion_tokens, price.output_usd),
+        ):
+            if tokens > 0:
+                if usd is None:
+                    return None
+                total = CONTEXT.fma(Decimal(tokens), usd, total)
+        return total
     prompt = _Tokens(usage.prompt_tokens, price.input_usd)
     read = price.cache_read_usd
     cached_audio = min(usage.cached_audio_tokens, usage.cached_tokens)
@@ -177,10 +185,6 @@ def tool_usd(usage: Usage, price: Price) -> Decimal | None:
 def uses_tools(usage: Usage) -> bool:
     """Return whether searches or other tools of the provider were used, which are charged in addition to tokens."""
     return any(_tools(usage))
-
-
-def _tokens_usd(tokens: int, usd: Decimal | None) -> Decimal | None:
-    return _times(tokens, usd) if tokens > 0 else _ZERO
 
 
 class _Tokens:

@@ -129,7 +129,7 @@ def in_answer(message: Mapping[str, Any]) -> Iterator[str]:
 
     Items of responses are left out: each answer has some, and clients send them as a whole, or the id of the response.
     """
-    for part in (message, *(message.get(name) for name in _SAYING)):
+    for part in (message, *filter(None, map(message.get, _SAYING))):
         if not isinstance(part, Mapping):
             continue
         if part.get("object") == "interaction" and (made := _id_of(part.get("id"))):

@@ -536,8 +536,16 @@ def _resolved(
         outside: Cached tokens that the prompt's count does not contain.
         malformed: Whether a value of the block is known to be wrong.
     """
-    prompt, completion = number(get.get(prompt_key)), number(get.get(completion_key))
-    total = number(get.get(total_key))
+    asked, said, whole = get.get(prompt_key), get.get(completion_key), get.get(total_key)
+    if (
+        type(asked) is type(said) is type(whole) is int
+        and asked > 0 <= said
+        and asked + said == whole <= MOST_TOKENS
+        and not (malformed or outside or any(parts.values()))
+    ):
+        # As most blocks are: there is nothing to resolve.
+        return Draft({**parts, "prompt_tokens": asked, "completion_tokens": said, "contradictory": False})
+    prompt, completion, total = number(asked), number(said), number(whole)
     wrong = (
         malformed
         or (prompt is None and prompt_key in get)

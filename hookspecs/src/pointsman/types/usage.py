@@ -128,7 +128,8 @@ class Usage:
     def is_empty(self) -> bool:
         """Whether nothing was used that a provider may charge."""
         return not (
-            self.total_tokens
+            self.prompt_tokens
+            or self.completion_tokens
             or self.provider_cost_usd
             or any(
                 (
@@ -247,7 +248,10 @@ class Price:
         if price is self and tier and not self.for_all_tiers and tier not in _USUAL_TIERS:
             unknown: dict[str, Any] = dict.fromkeys(TOKEN_PRICES)
             return replace(self, above=(), tiers={}, **unknown)
-        return next((above for least, above in reversed(price.above) if prompt_tokens > least), price)
+        for least, above in reversed(price.above):
+            if prompt_tokens > least:
+                return above
+        return price
 
 
 TOKEN_PRICES: Final = (
