@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -39,31 +46,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--cases",
         metavar="NUMBER/OF",
         default="1/1",
-        help="run each test with one part of its cases, at least one: 1/2 one half of them, 2/2 the other",
+        help="run one part of all cases: 1/2 every second of them, 2/2 the others",
     )
 
 
 def chosen(items: list[pytest.Item], part: str) -> list[pytest.Item]:
-    """Return one part of the cases of each test, at least one; in the order that spares fixtures, which pytest has made."""
+    """Return one of several parts of all cases, disjoint ones; in the order that spares fixtures, which pytest has made."""
     number, of = map(int, part.split("/"))
+    # The cases of a test follow one another: one with several has some in each part.
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    # Tests of one file often have the same cases: each begins with another one.
-    kept = {
-        item
-        for first, found in enumerate(cases.values(), number - 1)
-        for index, item in enumerate(found)
-        if (first + index) % min(of, len(found)) == 0
-    }
+    kept = set(list(itertools.chain.from_iterable(cases.values()))[number - 1 :: of])
     return [item for item in items if item in kept]
 
 
 @pytest.hookimpl(trylast=True)  # of the cases that are left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the cases of other parts; proxies, and files whose tests may take long, come first.
+    """Leave out the cases of other parts, and put files in the order in which workers are given them.
 
-    Where files are shared out, no worker is left alone with a long one at the end.
+    Those with proxies, in which much is waited for, are spread over the run, so that there is always something to compute.
+    Of each kind, files whose tests may take long come first, and those with proxies end earlier: no worker is left alone
+    with a long one at the end.
     """
     kept = chosen(items, config.getoption("--cases"))
     if left_out := set(items) - set(kept):
@@ -77,4 +81,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     of_file: dict[Path, tuple[bool, float]] = {}
     for item in kept:
         of_file[item.path] = max(of_file.get(item.path, (False, 0.0)), weight(item))
-    items[:] = sorted(kept, key=lambda item: of_file[item.path], reverse=True)
+    place: dict[Path, float] = {}
+    for proxies, part_of_the_run in ((True, 0.9), (False, 1.0)):
+        files = [path for path, (has_one, _) in of_file.items() if has_one is proxies]
+        files.sort(key=lambda path: of_file[path], reverse=True)
+        place.update((path, part_of_the_run * number / len(files)) for number, path in enumerate(files))
+    items[:] = sorted(kept, key=lambda item: place[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is none
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Let the workers of a run of all tests be forks of one process that has imported LiteLLM."""
+    # Coverage begins with a worker's first line.
+    if sys.platform != "linux" or "COVERAGE_PROCESS_CONFIG" in os.environ:
+        return
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    directory = tempfile.mkdtemp(prefix="pointsman-workers-")
+    config.add_cleanup(lambda: shutil.rmtree(directory))
+    start = Path(__file__).parent / "tests" / "support" / "forked_worker.py"
+    for spec in specs:
+        spec.python = shlex.join([sys.executable, "-u", str(start), directory, str(len(specs))])
