@@ -221,6 +221,15 @@ async def _own_chunks() -> AsyncIterator[Chunk]:
     yield Chunk(has_content=True, text="an answer of its own")
 
 
+async def _foreign_chunks() -> AsyncIterator[Chunk]:
+    yield Chunk(has_content=True, text="an answer to another request", raw={"choices": []})
+
+
+async def _no_chunks() -> AsyncIterator[Chunk]:
+    for chunk in ():
+        yield chunk
+
+
 def _streaming(make: Callable[[], AsyncIterator[Any]]) -> Callable[..., Any]:
     """Answer a streamed request with these chunks; leave a plain one to the gateway."""
     return lambda ctx, **_: Execution(chunks=make()) if ctx.stream else None
@@ -463,6 +472,9 @@ def _table() -> list[Fault]:
             "chunks that are cancelled": _streaming(lambda: _chunks(asyncio.CancelledError)),
             "chunks that cancel the request": _streaming(_cancelling_chunks),
             "chunks that the gateway did not make": _streaming(_own_chunks),
+            "chunks that are from no attempt": _streaming(_foreign_chunks),
+            "chunks that are none": _streaming(_no_chunks),
+            "a stream whatever is asked": lambda **_: Execution(chunks=_foreign_chunks()),
         },
         "status": {
             "details that are no mapping": _give(Status(ok=True, summary="", details=[("x", 1)])),  # type: ignore[arg-type]

@@ -349,8 +349,8 @@ async def execute(ctx: RequestContext, route: Route, upstream: Upstream) -> Exec
         upstream: Starts attempts for this request.
 
     Returns:
-        An Execution: ``response`` for a plain request, ``chunks`` for a streamed one. None leaves this attempt to the
-        gateway.
+        An Execution: ``response`` for a plain request, ``chunks`` for a streamed one, from attempts that ``upstream`` has
+        made for this request. None leaves this attempt to the gateway.
 
     On error:
         Before any part of the answer was sent, the attempt becomes a plain call of ``route.target``; counted. An

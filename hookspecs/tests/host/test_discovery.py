@@ -261,6 +261,22 @@ def test_a_plugin_that_cannot_be_built_is_named(tmp_path):
         load(["good"], {"good": broken}, tmp_path)
 
 
+@pytest.mark.parametrize("what", ["NoneType", "coroutine"])
+def test_a_factory_that_makes_no_plugin_is_named(tmp_path, what):
+    """Without a ``return``, or asynchronous: the plugin would be there, and do nothing."""
+
+    async def late():
+        """Make nothing yet."""
+
+    waiting = late()
+    forgetful = PluginInfo(name="good", config=PluginConfig, factory=lambda _: waiting if what == "coroutine" else None)
+    with pytest.raises(
+        PluginLoadError, match=f"cannot be built: TypeError: its factory returned {what}, not the plugin"
+    ):
+        load(["good"], {"good": forgetful}, tmp_path)
+    waiting.close()
+
+
 def test_wrong_configuration_is_named_and_nothing_of_it_is_in_the_traceback(tmp_path):
     """File, key path, value and what is allowed; the traceback does not repeat the section, which may hold secrets."""
     secret = "sk-secret"

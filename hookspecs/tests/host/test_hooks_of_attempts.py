@@ -211,9 +211,11 @@ async def test_execute_may_end_with_an_upstream_error(harness, plugin):
             return type(route)(target=route.target, executor="failing")
 
         @hookimpl
-        async def execute(self, ctx):
+        async def execute(self, ctx, route, upstream):
             if not ctx.stream:
                 raise UpstreamError("nobody answers", status=503, error_class="server")
+            request = UpstreamRequest(target=route.target, kind=AttemptKind.PRIMARY, body=ctx.body, stream=True)
+            await anext(upstream.start(request).chunks())
 
             async def chunks():
                 yield Chunk(has_content=True, text="half", raw={"choices": [{"delta": {"content": "half"}}]})

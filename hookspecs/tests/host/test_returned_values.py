@@ -556,6 +556,12 @@ async def _cancelling(*, before):
     yield OWN
 
 
+async def attempted(ctx, route, upstream):
+    """Make an attempt that the chunks could be from."""
+    request = UpstreamRequest(target=route.target, kind=AttemptKind.PRIMARY, body=ctx.body, stream=True)
+    await anext(upstream.start(request).chunks())
+
+
 CHUNKS = {
     "an error": lambda before: _broken(RuntimeError("secret"), before=before),
     "a panic": lambda before: _broken(Panic("secret"), before=before),
@@ -579,7 +585,8 @@ async def test_the_chunks_of_an_execution_are_isolated_as_the_hook_is(harness, p
             return Route(target=route.target, executor="wrong")
 
         @hookimpl
-        async def execute(self):
+        async def execute(self, ctx, route, upstream):
+            await attempted(ctx, route, upstream)
             return Execution(chunks=CHUNKS[name](before))
 
     async with harness([plugin(Wrong)]) as h:
@@ -598,27 +605,85 @@ def test_an_error_of_which_no_answer_can_be_made_is_not_raised(changes):
         UpstreamError("no", **changes)
 
 
+class UnreadableUpstreamError(UpstreamError):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+class Executor:
+    """Answers as a test says. ``kept`` is the answer to an earlier request."""
+
+    kept = None
+
+    @hookimpl
+    async def startup(self, services):
+        self.services = services
+
+    @hookimpl
+    async def pre_route(self, route):
+        return Route(target=route.target, executor="executor")
+
+    @hookimpl
+    async def execute(self, ctx, route, upstream):
+        return await self.answer(ctx, route, upstream)
+
+    async def asked(self, ctx, route, upstream, kind=AttemptKind.PRIMARY):
+        call = upstream.start(UpstreamRequest(target=route.target, kind=kind, body=ctx.body, stream=ctx.stream))
+        if ctx.stream:
+            return Execution(chunks=call.chunks())
+        return Execution(response=await call.response())
+
+    async def the_other_kind(self, ctx, route, upstream):
+        call = upstream.start(UpstreamRequest(target=route.target, kind=AttemptKind.PRIMARY, body=ctx.body))
+        if not ctx.stream:
+            return Execution(chunks=call.chunks())
+        assert [chunk async for chunk in call.chunks()]
+        return Execution(response=UpstreamResponse(attempt=call.attempt, body={}, raw={}))
+
+    async def an_earlier_answer(self, ctx, route, upstream):
+        if Executor.kept is None:
+            made = await self.asked(ctx, route, upstream)
+            Executor.kept = [chunk async for chunk in made.chunks] if ctx.stream else made.response
+            return Execution(chunks=_given(Executor.kept)) if ctx.stream else made
+        if ctx.stream:
+            return Execution(chunks=_given(Executor.kept))
+        return Execution(response=Executor.kept)
+
+    async def a_call_of_its_own(self, ctx, route, upstream):
+        return await self.asked(ctx, route, upstream, AttemptKind.PROBE)
+
+    async def nothing(self, ctx, route, upstream):
+        return Execution(chunks=_given([])) if ctx.stream else Execution()
+
+    async def an_unreadable_error(self, ctx, route, upstream):
+        raise UnreadableUpstreamError("no", status=418)
+
+
+async def _given(chunks):
+    for chunk in chunks:
+        yield chunk
+
+
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_execution_of_the_other_kind_fails_the_attempt(harness, plugin, stream):
-    """Chunks do not answer a plain request in the kit either, nor a response a streamed one."""
-
-    class Wrong:
-        @hookimpl
-        async def pre_route(self, route):
-            return Route(target=route.target, executor="wrong")
-
-        @hookimpl
-        async def execute(self, ctx, route, upstream):
-            if not ctx.stream:
-                return Execution(chunks=_numbers(before=1))
-            call = upstream.start(UpstreamRequest(target=route.target, kind=AttemptKind.PRIMARY, body=ctx.body))
-            assert [chunk async for chunk in call.chunks()]
-            return Execution(response=UpstreamResponse(attempt=call.attempt, body={}, raw={}))
-
-    async with harness([plugin(Wrong)]) as h:
+@pytest.mark.parametrize(
+    "answer", ["the_other_kind", "an_earlier_answer", "a_call_of_its_own", "nothing", "an_unreadable_error"]
+)
+async def test_an_execution_that_cannot_answer_the_request_becomes_a_plain_call(
+    harness, plugin, monkeypatch, answer, stream
+):
+    """Nothing that no attempt of the request has answered reaches the client: it would be neither limited nor billed."""
+    monkeypatch.setattr(Executor, "answer", getattr(Executor, answer), raising=False)
+    monkeypatch.setattr(Executor, "kept", None)
+    async with harness([plugin(Executor)]) as h:
+        if answer == "an_earlier_answer":
+            await h.request(script=ok("earlier"), stream=stream)
+            assert h.faults == {}
         result = await h.request(script=ok("plain"), stream=stream, retries=0)
-        assert result.error.status == 500
-        assert result.text == ""
+        await h.settled()
+        assert (result.text, result.outcome, h.faults) == ("plain", Outcome.OK, {"executor.execute": 1})
+        settlement = h.settlements[-1]
+        assert settlement.answered_by == settlement.attempts[-1].id
+        assert settlement.usage.completion_tokens
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ allowed.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -274,6 +275,8 @@ def _load_one(entry: PluginEntry, available: Mapping[str, Available], former: Lo
         if former is not None and former.info is info and former.config == config:
             return former
         instance = info.factory(config)
+        if instance is None or inspect.iscoroutine(instance):
+            raise TypeError(f"its factory returned {type(instance).__name__}, not the plugin")  # noqa: TRY301  # as what it raises
         loaded = Loaded(
             name=entry.name,
             info=info,

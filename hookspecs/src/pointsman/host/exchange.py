@@ -442,6 +442,10 @@ class Exchange:
         """
         return transforms.stream(self.hooks, self.ctx, attempt, pieces, self.span)
 
+    def has_attempted(self) -> bool:
+        """Return whether the executor whose turn it is has made an attempt."""
+        return len(self.attempts) > self.turn.begins_at
+
     def turn_failed(self) -> None:
         """Note that the executor has failed: where a provider has failed it, that is the answer.
 

@@ -44,6 +44,7 @@ from .isolation import (
     Waiting,
     begin,
     cancellations,
+    is_readable,
     is_stray,
     resumed,
     step_in,
@@ -125,11 +126,17 @@ class _Chunks:
         chunks: The plugin's.
         timing: Gets the time for which they hold the event loop.
         failed: Counts what the plugin has raised and returns it as a HookError, or raises what is not the plugin's fault.
+        has_attempted: Returns whether the plugin has made an attempt that the chunks can be from.
     """
 
     def __init__(
-        self, chunks: AsyncIterator[Chunk], timing: Timing, failed: Callable[[BaseException], HookError]
+        self,
+        chunks: AsyncIterator[Chunk],
+        timing: Timing,
+        failed: Callable[[BaseException], HookError],
+        has_attempted: Callable[[], bool],
     ) -> None:
+        self._has_attempted = has_attempted
         self._chunks = chunks
         self._timing = timing
         self._failed = failed
@@ -141,6 +148,8 @@ class _Chunks:
     async def __anext__(self) -> Chunk:
         try:
             piece = await resumed(_next(self._chunks, _END), self._timing)
+            if not self._begun and not self._has_attempted():
+                raise LookupError("its chunks are not from an attempt of this request")  # noqa: TRY301  # a fault as others
             chunk = None if piece is _END else returned_values.chunk(piece)
         except BaseException as err:
             if isinstance(err, GeneratorExit) and not is_stray():
@@ -254,7 +263,7 @@ class Hooks:
             isinstance(err, asyncio.CancelledError) and is_async(impl.hook) and not is_stray()
         ):
             raise err
-        if isinstance(err, UpstreamError) and impl.hook == "execute":
+        if isinstance(err, UpstreamError) and impl.hook == "execute" and is_readable(err):
             raise err
         error = self.faults.record(impl.plugin, impl.hook, request_id, err)
         impl.timing.failed(impl.suspend_after, impl.suspend_s, self.monotonic())
@@ -557,11 +566,25 @@ class Hooks:
                 )
         return None
 
-    async def run_execute(self, plugin: str, ctx: RequestContext, route: Route, upstream: Upstream) -> Execution | None:
+    async def run_execute(
+        self,
+        plugin: str,
+        ctx: RequestContext,
+        route: Route,
+        upstream: Upstream,
+        has_attempted: Callable[[], bool] = lambda: True,
+    ) -> Execution | None:
         """Let the named plugin make the attempts. None means that it failed or declined: make a plain call instead.
 
         The chunks of an Execution raise a HookError where the plugin fails before the first of them, and an UpstreamError
         where it fails later; the fault has been counted.
+
+        Args:
+            plugin: The plugin.
+            ctx: The request.
+            route: Its route.
+            upstream: Makes the attempts.
+            has_attempted: Returns whether the plugin has made one.
 
         Raises:
             UpstreamError: the attempts failed.
@@ -572,14 +595,16 @@ class Hooks:
                 plugin, "execute", ctx.request_id, LookupError("the route names it, but it has no such hook")
             )
             return None
-        answer: Execution | None = await self._ask(
-            impl, ctx.request_id, returned_values.execution, ctx, route, upstream
-        )
+
+        def check(_: str, made: object) -> Execution:
+            return returned_values.execution(ctx, made)
+
+        answer: Execution | None = await self._ask(impl, ctx.request_id, check, ctx, route, upstream)
         if answer is _FAULT:
             return None
         if answer is not None and answer.chunks is not None:
             failed = partial(self._failed, impl, ctx.request_id)
-            return replace(answer, chunks=_Chunks(answer.chunks, impl.timing, failed))
+            return replace(answer, chunks=_Chunks(answer.chunks, impl.timing, failed, has_attempted))
         return answer
 
     def run_first_token(self, ctx: RequestContext, attempt: Attempt, first_token_ms: float) -> None:

@@ -557,6 +557,15 @@ def place(frames: Iterable[tuple[FrameType, int]], own: Collection[str] = ()) ->
     return found
 
 
+def is_readable(err: BaseException) -> bool:
+    """Return whether an error has a text."""
+    try:
+        str(err)
+    except Exception:  # noqa: BLE001  # whatever it is
+        return False
+    return True
+
+
 def _text(err: BaseException) -> str:
     try:
         return str(err)

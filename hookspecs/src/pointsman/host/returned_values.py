@@ -30,6 +30,7 @@ from ..types import (
     Identity,
     Refusal,
     Reply,
+    RequestContext,
     Reservation,
     Route,
     Status,
@@ -445,8 +446,12 @@ def _candidate(known: Candidate, one: Candidate) -> Candidate:
     return replace(one, deployment=known.deployment, notes=_plain_texts(one.notes))
 
 
-def execution(plugin: str, value: object) -> Execution:  # noqa: ARG001  # as all checks of answers
+def execution(ctx: RequestContext, value: object) -> Execution:
     """Return what a plugin's ``execute`` answers with.
+
+    Args:
+        ctx: The request.
+        value: What it returned.
 
     Raises:
         TypeError, ValueError: it is no execution, or a field has a value that is not allowed.
@@ -454,12 +459,16 @@ def execution(plugin: str, value: object) -> Execution:  # noqa: ARG001  # as al
     if not isinstance(value, Execution) or (value.response is None) == (value.chunks is None):
         raise TypeError("execute must return None or an Execution with either a response or chunks")
     value = _own(Execution, value)
+    if (value.chunks is not None) is not ctx.stream:
+        _wrong("response" if ctx.stream else "chunks", f"the request wants {'a stream' if ctx.stream else 'no stream'}")
     if value.response is not None:
         if not isinstance(value.response, UpstreamResponse):
             _wrong("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
         if not isinstance(value.response.attempt, Attempt):
             _wrong("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
         response = _own(UpstreamResponse, value.response)
+        if response.attempt.request_id != ctx.request_id:
+            _wrong("response", "is not from an attempt of this request; for an answer of its own a plugin has Reply")
         _mapping("response.body", response.body)
         _gateways("response.raw", response.raw)
         value = replace(value, response=response)

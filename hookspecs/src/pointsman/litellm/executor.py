@@ -168,7 +168,9 @@ class Executor:
         upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)
         try:
             with self._host.tracing.current(exchange.span):
-                execution = await exchange.hooks.run_execute(route.executor, exchange.ctx, route, upstream)
+                execution = await exchange.hooks.run_execute(
+                    route.executor, exchange.ctx, route, upstream, exchange.has_attempted
+                )
             if execution is None:
                 await upstream.cancel()
                 call.gateway_attempts()

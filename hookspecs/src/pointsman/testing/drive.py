@@ -379,11 +379,11 @@ class Drive:
         exchange = self._exchange
         assert route.executor is not None  # noqa: S101  # the caller has looked
         with self._host.tracing.current(exchange.span):
-            execution = await exchange.hooks.run_execute(route.executor, exchange.ctx, route, upstream)
+            execution = await exchange.hooks.run_execute(
+                route.executor, exchange.ctx, route, upstream, exchange.has_attempted
+            )
         if execution is None:
             return False
-        if (execution.chunks is not None) is not exchange.ctx.stream:
-            raise UpstreamError("the executor's answer is not of the kind that the request wants", status=500)
         if execution.headers:
             exchange.route = exchange.route.with_headers(execution.headers)
         if execution.response is not None:
