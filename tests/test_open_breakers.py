@@ -19,6 +19,8 @@ PATHS = {"chat": "/v1/chat/completions", "messages": "/v1/messages", "responses"
 #: Groups whose deployments all fail, by how a request gets to them.
 GROUPS = ("plain", "raced", "own-plain", "own-raced", "ordered-plain", "ordered-raced")
 ASKED = ("plain", "raced", "swift", "own-plain", "own-raced", "ordered-plain", "ordered-raced")
+#: Groups whose first deployment by ``order`` is drained; no breaker opens in them.
+INACTIVE = ("inactive-plain", "inactive-raced")
 #: Breakers stay open for the whole test.
 OPEN_S = 3600
 
@@ -51,6 +53,10 @@ def configuration(upstream: str) -> dict[str, Any]:
         for group in GROUPS
         for number in range(2)
     ]
+    for group in INACTIVE:
+        broken.append(deployment(group, f"{group}-first", order=1))
+        broken[-1]["model_info"]["active"] = False
+        broken.append(deployment(group, f"{group}-second", order=2))
     spares = [deployment("spare", "spare")]
     spares += [deployment(group, f"spare-{group}", order=2) for group in GROUPS if group.startswith("ordered")]
     race = {"name": "swift", "candidates": ["raced"]}
@@ -66,7 +72,12 @@ def configuration(upstream: str) -> dict[str, Any]:
         "pointsman": {
             "store": {"backend": "memory"},
             "plugins": [
-                {"racing": {"models": [race], "groups": {name: {} for name in GROUPS if name.endswith("raced")}}},
+                {
+                    "racing": {
+                        "models": [race],
+                        "groups": {name: {} for name in (*GROUPS, *INACTIVE) if name.endswith("raced")},
+                    }
+                },
                 {"balance": {"tactic": "round_robin", "breaker": breaker}},
             ],
         },
@@ -99,6 +110,16 @@ def test_nothing_is_called_behind_open_breakers_when_there_is_a_fallback(
     """The gateway's, the client's own, and another ``order`` of the group."""
     calls = gateway.ask(group, endpoint, stream=stream)
     assert calls == {f"spare-{group}" if group.startswith("ordered") else "spare": 1}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("endpoint", list(PATHS))
+@pytest.mark.parametrize("group", INACTIVE)
+def test_another_order_answers_for_one_that_is_drained(
+    gateway: Gateway, group: str, endpoint: str, stream: bool
+) -> None:
+    for _ in range(2):
+        assert gateway.ask(group, endpoint, stream=stream) == {f"{group}-second": 1}
 
 
 @pytest.fixture(scope="module")

@@ -187,13 +187,16 @@ class Selection:
             return entries
         pick.asked = True
         found = [self._catalog.serving(entry) for entry in entries]
+        withheld = self._withheld(self._catalog.deployments(found[0].group), found, pick, exchange.ctx.identity.team_id)
+        inactive = [Dropped(d.id, "pointsman", str(d.drained)) for d in found if d.info.get("active") is False]
+        if len(inactive) == len(found) and _goes_on(call, pick, entries, request)[1]:
+            exchange.nothing_offered([*withheld, *inactive])
+            return []
         left = exchange.select(
             found,
             key=call,
-            has_fallback=bool(exchange.hooks.select) and _has_fallback(call, pick, entries, request),
-            withheld=self._withheld(
-                self._catalog.deployments(found[0].group), found, pick, exchange.ctx.identity.team_id
-            ),
+            has_fallback=bool(exchange.hooks.select) and any(_goes_on(call, pick, entries, request)),
+            withheld=withheld,
         )
         if len(left) == len(entries):
             return entries
@@ -290,8 +293,12 @@ def _order(entry: Mapping[str, Any]) -> int | None:
     return order if isinstance(order, int) else None
 
 
-def _has_fallback(call: Call, pick: _Pick, entries: Sequence[Entry], request: Mapping[str, Any]) -> bool:
-    """Return whether LiteLLM goes on elsewhere when this pick, or the attempt that it is a part of, finds no deployment."""
+def _goes_on(call: Call, pick: _Pick, entries: Sequence[Entry], request: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Return whether LiteLLM goes on when this pick, or the attempt that it is a part of, finds no deployment.
+
+    Returns:
+        Whether in another model group, and whether with a higher ``order`` of this one.
+    """
     if isinstance(call, ClientCall):
         elsewhere, by_order = goes_on(call, pick.model, request.get("fallback_depth"))
     else:
@@ -299,4 +306,4 @@ def _has_fallback(call: Call, pick: _Pick, entries: Sequence[Entry], request: Ma
         elsewhere, by_order = call.exchange.turn.elsewhere, call.exchange.turn.by_order
     orders = [order for entry in entries if (order := _order(entry)) is not None]
     higher = orders and any((_order(entry) or 0) > max(orders) for entry in pick.available or ())
-    return elsewhere or bool(by_order and higher)
+    return elsewhere, bool(by_order and higher)
