@@ -103,14 +103,16 @@ class StreamReader:
         return content
 
     def _read_choice(self, source: Any) -> bool:
-        extra = getattr(source, "__pydantic_extra__", None)
-        choice = {**source.__dict__, **extra}.get if extra else _getter(source)
+        extra = getattr(source, "__pydantic_extra__", True)
+        choice = _getter(source) if extra is True else ({**source.__dict__, **extra} if extra else source.__dict__).get
         first = not choice("index")
         if first and (reason := choice("finish_reason")):
             self._finish = reason
         changed = choice("delta")
-        extra = getattr(changed, "__pydantic_extra__", None)
-        delta = {**changed.__dict__, **extra}.get if extra else _getter(changed)
+        extra = getattr(changed, "__pydantic_extra__", True)
+        delta = (
+            _getter(changed) if extra is True else ({**changed.__dict__, **extra} if extra else changed.__dict__).get
+        )
         self._other = self._other or bool(delta("audio") or delta("images"))
         content = False
         # A completion's choices have no delta.
