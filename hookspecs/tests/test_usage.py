@@ -333,7 +333,17 @@ def test_the_total_decides(
     assert (usage.prompt_tokens, usage.completion_tokens, usage.contradictory) == (*tokens, contradictory)
 
 
-@pytest.mark.parametrize("details", [{}, {"prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": None}}])
+@pytest.mark.parametrize(
+    "details",
+    [
+        {},
+        {"prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": None}},
+        {"prompt_tokens_details": {"cached_tokens": 2}, "completion_tokens_details": {"reasoning_tokens": 1}},
+        {"prompt_tokens_details": {"audio_tokens": 1, "image_tokens": 1}, "cache_creation_input_tokens": 1},
+        {"completion_tokens_details": {"audio_tokens": 1, "image_tokens": 1}, "citation_tokens": 3},
+        {"completion_tokens_details": {"reasoning_tokens": 2}, "citation_tokens": 3},
+    ],
+)
 @given(prompt=st.integers(0, 10**10 + 2) | st.integers(0, 2), completion=st.integers(0, 10**10) | st.integers(0, 2))
 def test_usual_counts_are_read_as_all_others(details: dict[str, Any], prompt: int, completion: int) -> None:
     counts = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

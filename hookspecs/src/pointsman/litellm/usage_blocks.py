@@ -541,10 +541,12 @@ def _resolved(
         type(asked) is type(said) is type(whole) is int
         and asked > 0 <= said
         and asked + said == whole <= MOST_TOKENS
-        and not (malformed or outside or any(parts.values()))
+        and not (malformed or outside)
+        and parts.get("reasoning_tokens", 0) <= said
     ):
         # As most blocks are: there is nothing to resolve.
-        return Draft({**parts, "prompt_tokens": asked, "completion_tokens": said, "contradictory": False})
+        wrong = _oversized(parts, asked, said, 0)
+        return Draft({**parts, "prompt_tokens": asked, "completion_tokens": said, "contradictory": wrong})
     prompt, completion, total = number(asked), number(said), number(whole)
     wrong = (
         malformed
@@ -596,21 +598,17 @@ def _oversized(parts: Mapping[str, int], prompt: int | None, completion: int | N
     """Return whether a part, or all of one kind, is more than the whole that it is a part of."""
     if not parts:
         return False
-    for kinds, whole in ((_PROMPT_PARTS, None if prompt is None else prompt + outside), (_ANSWER_PARTS, completion)):
-        if whole is not None and any(sum(parts.get(name, 0) for name in kind) > whole for kind in kinds):
+    # No token is two of one kind. Written out: most answers have some parts.
+    get = parts.get
+    if prompt is not None:
+        written, whole = get("cache_write_tokens", 0), prompt + outside
+        media = get("audio_prompt_tokens", 0) + get("image_prompt_tokens", 0) + get("video_prompt_tokens", 0)
+        if get("cached_tokens", 0) + written > whole or media > whole or get("cache_write_1h_tokens", 0) > written:
             return True
-    return prompt is not None and parts.get("cache_write_1h_tokens", 0) > parts.get("cache_write_tokens", 0)
-
-
-#: No token is two of one kind.
-_PROMPT_PARTS: Final = (
-    ("cached_tokens", "cache_write_tokens"),
-    ("audio_prompt_tokens", "image_prompt_tokens", "video_prompt_tokens"),
-)
-_ANSWER_PARTS: Final = (
-    ("reasoning_tokens",),
-    ("audio_completion_tokens", "image_completion_tokens", "video_completion_tokens"),
-)
+    if completion is None:
+        return False
+    media = get("audio_completion_tokens", 0) + get("image_completion_tokens", 0) + get("video_completion_tokens", 0)
+    return get("reasoning_tokens", 0) > completion or media > completion
 
 
 def _fit(
