@@ -299,6 +299,9 @@ def _total(block: Mapping[str, Any], keys: Iterable[str]) -> int:
 
 
 def _spoils(old: Any, value: Any) -> bool:
+    """Return whether a value is of a kind that cannot correct the earlier one."""
+    if is_object(old) or isinstance(old, list):
+        return not isinstance(value, list)
     return number(old) is not None and number(value) is None and not isinstance(value, list)
 
 
