@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from pointsman_billing.invoice import Charge, UnreadableInvoice, compare, read
+from pointsman_billing.invoice import Charge, UnreadableInvoice, compare, decoded, read
 
 DAY = date(2025, 6, 15)
 AT = 1_749_945_600  # its first second, UTC
@@ -165,6 +165,9 @@ def test_exports_are_read(text: str, model: str, cost: str | None, prompt: int |
         ("date,model,cost\n2025-06-15,m,1e-3\n", {"cost_usd": Decimal("0.001")}),
         ("date,model,cost\n2025-06-15,m,5\n2025-06-15,M,7\n", {"cost_usd": Decimal(12)}),
         ("date,model,output_tokens\n2025-06-15,m,7\n", {"completion_tokens": 7}),
+        ("sep=;\r\ndate;model;cost\r\n2025-06-15;m;0,5\r\n", {"cost_usd": Decimal("0.5")}),
+        ("sep=|\ndate|model|cost\n2025-06-15|m|0.5\n", {"cost_usd": Decimal("0.5")}),
+        ("date,model,cost,note,note\n2025-06-15,m,0.5,a,b\n", {"cost_usd": Decimal("0.5")}),
         (
             "date,model,input_tokens,output_tokens\n2025-06-15,m,10,\n2025-06-15,m,,7\n",
             {"prompt_tokens": 10, "completion_tokens": 7},
@@ -177,6 +180,19 @@ def test_exports_are_read(text: str, model: str, cost: str | None, prompt: int |
 )
 def test_files_of_many_hands_are_read(text: str, charge: dict[str, Any]) -> None:
     assert read(text, UTC) == [Charge(day=DAY, model="m", **charge)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le with a mark", "utf-16-be with a mark"])
+def test_what_spreadsheets_call_unicode_is_read(encoding: str) -> None:
+    name, _, mark = encoding.partition(" ")
+    text = ("\ufeff" if mark else "") + "date\tmodel\tcost\n2025-06-15\tcafé\t0,5\n"
+    (charge,) = read(decoded(text.encode(name)), UTC)
+    assert (charge.model, charge.cost_usd) == ("café", Decimal("0.5"))
+
+
+def test_other_encodings_are_refused() -> None:
+    with pytest.raises(UnreadableInvoice, match="save it as CSV in UTF-8"):
+        decoded("café".encode("latin-1"))
 
 
 def test_a_moment_belongs_to_the_day_of_the_time_zone() -> None:
@@ -205,6 +221,7 @@ def test_a_moment_belongs_to_the_day_of_the_time_zone() -> None:
         ("date,model,cost\n2025-06-15,m,1\n2025-06-15,m\n", "row 2: it has fewer fields"),
         (f"date,model,cost\n2025-06-15,m,{'9' * 70}\n", "row 1: .* too long"),
         (f"date,model,cost\n2025-06-15,{'m' * 200_000},1\n", "not CSV"),
+        ("date,model,cost,Cost\n2025-06-15,m,1,9\n", "several columns are called 'cost'"),
     ],
 )
 def test_what_cannot_be_compared_is_an_error(text: str, word: str) -> None:

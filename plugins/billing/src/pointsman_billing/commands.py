@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO
 from zoneinfo import ZoneInfo
 
 import click
@@ -80,12 +80,12 @@ def reconcile(admin: AdminClient, from_: str | None, to: str | None, strict: boo
 
 
 @group.command("compare")
-@click.argument("file", type=click.File("r", encoding="utf-8-sig"))
+@click.argument("file", type=click.File("rb"))
 @click.option("--provider", help="Only what this provider served, as the gateway calls it; all of them by default.")
 @click.option("--timezone", default="UTC", show_default=True, help="IANA time zone of the days in FILE.")
 @click.option("--strict", is_flag=True, hidden=True, expose_value=False, help="The default: scripts may name it.")
 @admin_options
-def compare(admin: AdminClient, file: TextIO, provider: str | None, timezone: str) -> None:
+def compare(admin: AdminClient, file: BinaryIO, provider: str | None, timezone: str) -> None:
     """Compare FILE, a provider's invoice or usage export (CSV or JSON), with what is on record, by day and model.
 
     FILE has a day, a model, and the cost in US dollars or token counts: the usage and cost exports of OpenAI and Anthropic,
@@ -97,8 +97,8 @@ def compare(admin: AdminClient, file: TextIO, provider: str | None, timezone: st
     except (LookupError, ValueError, OSError):
         raise click.BadParameter("is not an IANA time zone", param_hint="--timezone") from None
     try:
-        charges = invoice.read(file.read(), zone)
-    except (invoice.UnreadableInvoice, UnicodeDecodeError) as err:
+        charges = invoice.read(invoice.decoded(file.read()), zone)
+    except invoice.UnreadableInvoice as err:
         raise AdminFailure(f"{file.name} cannot be compared: {err}") from None
     answer = admin.get(
         "/billing/usage",

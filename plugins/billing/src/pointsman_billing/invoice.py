@@ -6,10 +6,12 @@ Columns are found by the names that providers, routers and FOCUS give them; see 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
@@ -94,6 +96,10 @@ _AMOUNTS: Final = (
 NO_MODEL: Final = "(no model)"
 _LISTS: Final = ("data", "results", "rows", "usage", "costs")
 _CENTS: Final = Decimal(100)
+#: All names of columns that matter.
+_MEANINGS: Final = frozenset({*_AMOUNTS, *(name for names in _COLUMNS.values() for name in names)})
+#: A first line that says what separates the fields.
+_SEPARATOR: Final = re.compile(r"sep=([,;\t|])")
 #: What separates the fields of a CSV file; a spreadsheet of a country with decimal commas writes semicolons.
 _SEPARATORS: Final = ",;\t"
 #: An amount in which the comma can only be the decimal mark: "0,45", "1.234,5", "12,3456", "1.234.567".
@@ -135,6 +141,18 @@ class Charge:
     cost_usd: Decimal | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+
+
+def decoded(data: bytes) -> str:
+    """Return the text of a file: UTF-8, or UTF-16 where it begins so, as what spreadsheets call Unicode text.
+
+    Raises:
+        UnreadableInvoice: it is neither.
+    """
+    try:
+        return data.decode("utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError:
+        raise UnreadableInvoice("it is not UTF-8 text; save it as CSV in UTF-8") from None
 
 
 def read(text: str, zone: tzinfo) -> list[Charge]:
@@ -234,12 +252,19 @@ def _rows(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _of_csv(text: str) -> Iterator[dict[str, Any]]:
-    heads = text.partition("\n")[0]
-    separator = max(_SEPARATORS, key=heads.count)
+    heads, _, rest = text.partition("\n")
+    if named := _SEPARATOR.fullmatch(heads.strip()):
+        # As spreadsheets write it.
+        text, heads = rest, rest.partition("\n")[0]
+    separator = named[1] if named else max(_SEPARATORS, key=heads.count)
     try:
-        found = list(csv.DictReader(io.StringIO(text), delimiter=separator, restkey=_MORE))
+        reader = csv.DictReader(io.StringIO(text), delimiter=separator, restkey=_MORE)
+        found = list(reader)
     except csv.Error as err:
         raise UnreadableInvoice(f"the file is not CSV: {err}") from err
+    names = Counter("".join(char for char in str(name).lower() if char.isalnum()) for name in reader.fieldnames or ())
+    if twice := next((name for name, count in names.items() if count > 1 and name in _MEANINGS), None):
+        raise UnreadableInvoice(f"several columns are called {twice!r}; rename or remove those that do not count")
     rows = [_named(row) for row in found]
     mark = "." if separator == "," else _decimal_mark(rows)
     for row, fields in zip(rows, found, strict=True):
