@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from changer_rig import install
 from doors import BODY, config, environment, knock_at_socket
 from litellm.types.videos.utils import encode_video_id_with_provider
 from rig import Rig
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 pytestmark = pytest.mark.proxy
 
@@ -39,7 +42,7 @@ def rig(provider: Anything, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for name, model in MODELS.items()
     ]
     with Rig(
-        directory, lambda _: models, plugins=["sealer"], config=config(provider), env=environment(provider)
+        directory, lambda _: models, plugins=["policy", "sealer"], config=config(provider), env=environment(provider)
     ) as running:
         yield running
 
@@ -75,6 +78,26 @@ def test_what_would_be_answered_unseen_reaches_no_provider(client: httpx.Client,
 def test_a_websocket_is_refused(rig: Rig, provider: Anything, path: str, closed: int) -> None:
     before = len(provider.calls)
     assert knock_at_socket(rig.proxy, path) == closed
+    assert len(provider.calls) == before
+
+
+@pytest.mark.parametrize(("path", "closed"), [("/v1/realtime", 400), ("/v1/responses", 1008)])
+def test_a_plugin_that_answers_a_websocket_is_named(rig: Rig, provider: Anything, path: str, closed: int) -> None:
+    """A connection cannot be answered."""
+    before = len(provider.calls)
+    url = f"{rig.proxy.url.replace('http', 'ws', 1)}{path}?model=chat"
+    told = {"authorization": "Bearer tenant-a", "x-test-reply": json.dumps([{"type": "mine"}])}
+    try:
+        with connect(url, additional_headers=told, open_timeout=30) as socket:
+            socket.send(json.dumps({"type": "response.create", "model": "chat"}))
+            error = json.loads(socket.recv(30))["error"]
+            with pytest.raises(ConnectionClosed) as caught:
+                socket.recv(30)
+        found = caught.value.rcvd and caught.value.rcvd.code
+    except InvalidStatus as err:
+        found, error = err.response.status_code, json.loads(err.response.body)["error"]
+    assert (found, error["code"]) == (closed, "not_answerable")
+    assert "'policy'" in error["message"]
     assert len(provider.calls) == before
 
 

@@ -206,7 +206,7 @@ class PluginInfo:
 
     Raises:
         ValueError: the gateway uses the name itself, or it has other characters; or the plugin needs, excludes or precedes itself.
-        TypeError: what has to be a tuple of names is something else, such as one name.
+        TypeError: what has to be a tuple of names is something else, such as one name; or a text is something else.
     """
 
     name: str
@@ -226,6 +226,10 @@ class PluginInfo:
     def __post_init__(self) -> None:
         if problem := name_problem(self.name):
             raise ValueError(f"the name of PluginInfo(name={self.name!r:.80}) {problem}")
+        for field_name in ("summary", "requires"):
+            text: object = getattr(self, field_name)
+            if not isinstance(text, str):
+                raise TypeError(f"PluginInfo(name={self.name!r}): {field_name} is {text!r:.80}, not a text")
         for names in ("labels", "replaces_labels", "needs", "conflicts", "before", "after"):
             given: object = getattr(self, names)
             if not isinstance(given, tuple | list) or not all(isinstance(name, str) for name in given):

@@ -160,7 +160,8 @@ async def pre_route(ctx: RequestContext, route: Route) -> Route | Denial | Reply
     Returns:
         A Route (made from the given one with ``to``, ``with_labels``, ``with_headers``, ``with_reservation`` or
         ``dataclasses.replace``), a Denial, a Reply that answers the request without an attempt, or None to leave the
-        route as it is. The host completes a Route: what is empty keeps its value, so that one rebuilt loses nothing.
+        route as it is. On a websocket nothing can be answered: a Reply to the connection refuses it (400
+        ``not_answerable``), one to a response on it is left out. The host completes a Route: what is empty keeps its value, so that one rebuilt loses nothing.
 
     On error:
         The plugin's ``on_failure`` decides: ``deny`` answers 503, ``allow`` goes on without it. Both are counted. A

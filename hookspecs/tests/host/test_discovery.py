@@ -380,6 +380,14 @@ def test_a_name_that_the_gateway_cannot_use_is_refused(name):
 
 
 @pytest.mark.parametrize("field", ["labels", "replaces_labels", "needs", "conflicts", "before", "after"])
+@pytest.mark.parametrize("field", ["summary", "requires"])
+@pytest.mark.parametrize("value", [None, 5, b">=0.1"])
+def test_a_text_that_is_something_else_is_named(field, value):
+    """Where it is written, not in every command that reads it."""
+    with pytest.raises(TypeError, match=f"{field} is .*, not a text"):
+        PluginInfo(name="good", config=PluginConfig, factory=lambda _: object(), **{field: value})
+
+
 @pytest.mark.parametrize("value", ["quota", None, (7,), {"quota"}])
 def test_one_name_instead_of_a_tuple_is_refused(field, value):
     """Its letters would be taken for names."""

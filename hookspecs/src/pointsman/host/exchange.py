@@ -391,8 +391,17 @@ class Exchange:
         self.host.tracing.set(self.span, {"pointsman.unknown_model": True})
 
     def refuse_unfit(self) -> Denial | None:
-        """Deny an admitted connection on which no plugin can change anything, where one must; return the denial."""
+        """Deny an admitted connection, where a plugin must change what passes or has answered by itself; return the denial."""
         self.denial = self.hooks.unfit(*CHANGES)
+        if self.reply is not None:
+            self.denial = Denial(
+                status=400,
+                code="not_answerable",
+                message=f"The gateway's plugin {self.reply.plugin!r} answers this request by itself, which is not possible on a "
+                "websocket. Use HTTP.",
+                plugin=self.reply.plugin,
+            )
+            self.reply = None
         return self.denial
 
     def keep_to(self, route: Route) -> None:
