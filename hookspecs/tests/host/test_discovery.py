@@ -379,7 +379,6 @@ def test_a_name_that_the_gateway_cannot_use_is_refused(name):
         PluginInfo(name=name, config=PluginConfig, factory=object)
 
 
-@pytest.mark.parametrize("field", ["labels", "replaces_labels", "needs", "conflicts", "before", "after"])
 @pytest.mark.parametrize("field", ["summary", "requires"])
 @pytest.mark.parametrize("value", [None, 5, b">=0.1"])
 def test_a_text_that_is_something_else_is_named(field, value):
@@ -388,6 +387,7 @@ def test_a_text_that_is_something_else_is_named(field, value):
         PluginInfo(name="good", config=PluginConfig, factory=lambda _: object(), **{field: value})
 
 
+@pytest.mark.parametrize("field", ["labels", "replaces_labels", "needs", "conflicts", "before", "after"])
 @pytest.mark.parametrize("value", ["quota", None, (7,), {"quota"}])
 def test_one_name_instead_of_a_tuple_is_refused(field, value):
     """Its letters would be taken for names."""
