@@ -77,7 +77,12 @@ def claude(usage: Mapping[str, Any] = CLAUDE, *, stream: bool, model: str = "cla
 
 
 def responses(
-    usage: Mapping[str, Any] = SERVED, *, stream: bool, model: str = "gpt-4o-mini-2024-07-18", calls: Iterable[Any] = ()
+    usage: Mapping[str, Any] = SERVED,
+    *,
+    stream: bool,
+    model: str = "gpt-4o-mini-2024-07-18",
+    calls: Iterable[Any] = (),
+    **more: Any,
 ) -> Answer:
     content = [{"type": "output_text", "text": TEXT, "annotations": []}]
     item = {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": content}
@@ -92,6 +97,7 @@ def responses(
         "tool_choice": "auto",
         "tools": [],
         "usage": usage,
+        **more,
     }
     if not stream:
         return as_json(whole)

@@ -42,6 +42,9 @@ EMBEDDINGS, IMAGES = "/v1/embeddings", "/v1/images/generations"
 MODES = ("prices", "gateway")
 CLAUDES, MINI, SOUND = "anthropic/claude-sonnet-4-5-20250929", "openai/gpt-4o-mini", "openai/gpt-audio"
 OPUS, FLASH = "anthropic/claude-opus-4-6", "gemini/gemini-2.5-flash"
+GPT = "openai/gpt-4.1"
+SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"type": "search", "query": "a"}}
+NO_SEARCH, NOT_DRAWN = {"num_requests": 0}, {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 KIMI, QWEN = "moonshot/kimi-k2.6", "dashscope/qwen3.7-max"
 DEEPSEEK, SONAR, GROK = "deepseek/deepseek-chat", "perplexity/sonar-pro", "xai/grok-4.3"
 EXACT, ESTIMATED, CONTRADICTORY = "exact", "estimated", "contradictory"
@@ -116,6 +119,11 @@ def of_grok(calls: Iterable[str] = (), **usage: Any) -> Callable[..., Answer]:
     items = [{"type": kind, "id": f"x_{n}", "status": "completed"} for n, kind in enumerate(calls)]
     counts = {"input_tokens": 1000, "output_tokens": 50, "total_tokens": 1050, **usage}
     return lambda *, stream: responses(counts, stream=stream, model="grok-4.3", calls=items)
+
+
+def of_tools(calls: Iterable[Mapping[str, Any]] = (), **used: Mapping[str, int]) -> Callable[..., Answer]:
+    usage = {"input_tokens": 1000, "output_tokens": 50, "total_tokens": 1050}
+    return lambda *, stream: responses(usage, stream=stream, model="gpt-4.1", calls=calls, tool_usage=used)
 
 
 def of_embedding(**usage: int) -> Callable[..., Answer]:
@@ -229,6 +237,12 @@ CASES: dict[str, Case] = {
     "x-grok": Case(GROK, RESPONSES, of_grok(["x_search_call"]), None, EXACT),
     "new-call": Case(MINI, RESPONSES, of_grok(["something_new_call"]), None, EXACT),
     "shell": Case(MINI, RESPONSES, of_grok(["shell_call", "apply_patch_call"]), "0.00018", EXACT),
+    # The tokens cost 0.0024, a search 0.025.
+    "no-uses": Case(GPT, RESPONSES, of_tools(web_search=NO_SEARCH, image_gen=NOT_DRAWN), "0.0024", EXACT),
+    "uses": Case(GPT, RESPONSES, of_tools(web_search={"num_requests": 2}), "0.0524", EXACT),
+    "uses-and-calls": Case(GPT, RESPONSES, of_tools([SEARCH], web_search={"num_requests": 1}), "0.0274", EXACT),
+    "uses-drawn": Case(GPT, RESPONSES, of_tools(image_gen={**NOT_DRAWN, "output_tokens": 9}), None, EXACT),
+    "uses-new": Case(GPT, RESPONSES, of_tools(something_new={"num_requests": 1}), None, EXACT),
     "kimi": Case(KIMI, CHAT, of_kimi, "0.000834", EXACT),
     "qwen-written": Case(QWEN, CHAT, of_qwen(written=1500, cache_type="ephemeral"), "0.0063125", EXACT),
     "qwen-read": Case(QWEN, CHAT, of_qwen(read=1500, cache_type="ephemeral"), "0.002", EXACT),

@@ -151,6 +151,7 @@ class Account:
             self._count("other_tools", sum(kind not in _OF_PROVIDERS for kind in calls))
             self._tool_calls = max(self._tool_calls, len(calls))
             self._read_tools(message.get("tools"))
+            self._read_tool_usage(object_of(message.get("tool_usage")))
         choices = message.get("choices")
         for choice in choices if isinstance(choices, list) else ():
             if (block := object_of(choice).get("usage")) is not None and is_object(block):
@@ -187,6 +188,16 @@ class Account:
             size = search_size(object_of(tool).get("search_context_size"))
             if size is not None and str(kind_of(tool)).startswith("web_search"):
                 self._facts["search_context"] = size
+
+    def _read_tool_usage(self, said: Mapping[str, Any]) -> None:
+        """Count what OpenAI says about its tools besides their calls, which are in the output unless they are left out."""
+        for name, counts in said.items():
+            if not any(map(number, object_of(counts).values())):
+                continue
+            if name != "web_search":
+                self._count("other_tools", 1)
+            elif "searches" not in self._counts:
+                self._count("searches", number(object_of(counts).get("num_requests")) or 0)
 
     def _count(self, name: str, count: int) -> None:
         if count:
