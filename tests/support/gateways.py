@@ -376,6 +376,12 @@ class Gateways:
         others have asked before; so both begin anew each time, and the plugins must fail again.
         """
         number, index, _ = ask
+        case = self.cases[number]
+        if case["requests"][index]["endpoint"] == "embeddings" and any(
+            member["does"] == "once" for members in case["groups"].values() for member in members
+        ):
+            # LiteLLM alone lets the provider's client repeat calls for embeddings; with plugins each call is an attempt.
+            return False
         bare = [(number, index, group) for group in _groups(ask)]
         if "cooldown_time" not in self.batch["router"]:
             return all(self._repeat("bare", one, CONFIRMING, new=True) is None for one in bare)
