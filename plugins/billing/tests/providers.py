@@ -161,39 +161,24 @@ def bedrock(*, stream: bool) -> Answer:
     return FRAMES, b"".join(frames)
 
 
-class Provider:
-    """Answers under ``/<name>/...`` as that name's function says; runs during the ``with`` block.
+class Server:
+    """Runs during the ``with`` block; ``over`` is set at its end, for what waits."""
 
-    Args:
-        answers: What to answer: functions with the argument ``stream``.
-        silent: Names that get no answer.
-    """
+    def __init__(self) -> None:
+        self.over = threading.Event()
 
-    def __init__(self, answers: Mapping[str, Callable[..., Answer]], silent: Iterable[str] = ()) -> None:
-        self._answers = answers
-        self._silent = frozenset(silent)
+    def answer(self, request: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        """Answer one request, which has this body."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
-        over = self._over = threading.Event()
-        answers, silent = self._answers, self._silent
+        answer = self.answer
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                place = self.path.lower()
-                stream = bool(body.get("stream")) or "stream" in place
-                name = place.split("/")[1]
-                if name in silent:
-                    over.wait()
-                    return
-                content_type, answer = answers[name](stream=stream)
-                self.send_response(500 if content_type == FAILED else 200)
-                self.send_header("content-type", content_type)
-                self.send_header("content-length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
+                answer(self, json.loads(self.rfile.read(int(self.headers["content-length"]))))
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""
@@ -205,7 +190,34 @@ class Provider:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
+        self.over.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class Provider(Server):
+    """Answers under ``/<name>/...`` as that name's function says.
+
+    Args:
+        answers: What to answer: functions with the argument ``stream``.
+        silent: Names that get no answer.
+    """
+
+    def __init__(self, answers: Mapping[str, Callable[..., Answer]], silent: Iterable[str] = ()) -> None:
+        super().__init__()
+        self._answers = answers
+        self._silent = frozenset(silent)
+
+    def answer(self, request: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        place = request.path.lower()
+        name = place.split("/")[1]
+        if name in self._silent:
+            self.over.wait()
+            return
+        content_type, answer = self._answers[name](stream=bool(body.get("stream")) or "stream" in place)
+        request.send_response(500 if content_type == FAILED else 200)
+        request.send_header("content-type", content_type)
+        request.send_header("content-length", str(len(answer)))
+        request.end_headers()
+        request.wfile.write(answer)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Final, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Any, Final
 
 import httpx
 import pytest
 
 from pointsman.testing import eventually
 from pointsman.testing.proxy import ProxyServer
+
+from .providers import Server
 
 pytestmark = [pytest.mark.proxy, pytest.mark.timeout(300)]
 
@@ -98,52 +99,30 @@ def answer(name: str, *, stream: bool) -> bytes | list[str]:
     return claude(torn=True)
 
 
-class Provider:
-    """Answers under ``/<name>/...``; it breaks torn streams and waits at the end of all others. Runs in a ``with`` block."""
+class Provider(Server):
+    """Answers under ``/<name>/...``; it breaks torn streams and waits at the end of all others."""
 
-    def __enter__(self) -> Self:
-        over = self._over = threading.Event()
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                name = self.path.split("/")[1]
-                stream = bool(body.get("stream")) or "stream" in self.path
-                found = answer(name, stream=stream)
-                kinds = {"voice": "audio/mpeg"} if not stream else {}
-                self.send_response(200)
-                self.send_header("content-type", kinds.get(name, "text/event-stream" if stream else "application/json"))
-                if isinstance(found, bytes):
-                    self.send_header("content-length", str(len(found)))
-                    self.end_headers()
-                    self.wfile.write(found)
-                    return
-                self.send_header("transfer-encoding", "chunked")
-                self.end_headers()
-                for piece in found:
-                    chunk = piece.encode()
-                    self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
-                    over.wait(PAUSE_S)
-                if name not in {"torn", "saved"}:
-                    over.wait()
-                self.close_connection = True
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def answer(self, request: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        name = request.path.split("/")[1]
+        stream = bool(body.get("stream")) or "stream" in request.path
+        found = answer(name, stream=stream)
+        kinds = {"voice": "audio/mpeg"} if not stream else {}
+        request.send_response(200)
+        request.send_header("content-type", kinds.get(name, "text/event-stream" if stream else "application/json"))
+        if isinstance(found, bytes):
+            request.send_header("content-length", str(len(found)))
+            request.end_headers()
+            request.wfile.write(found)
+            return
+        request.send_header("transfer-encoding", "chunked")
+        request.end_headers()
+        for piece in found:
+            chunk = piece.encode()
+            request.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+            self.over.wait(PAUSE_S)
+        if name not in {"torn", "saved"}:
+            self.over.wait()
+        request.close_connection = True
 
 
 @pytest.fixture(scope="module")
