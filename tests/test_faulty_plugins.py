@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from faults import DENIED, FAULTS, PLUGINS, TEXT, Fault, streams
+from faults import DENIED, FAULTS, PLUGINS, TEXT, Fault, prescribed, streams
 
 from pointsman.testing import Harness, Result, error, no_leaks, ok
 from pointsman.types import Endpoint, Outcome
@@ -89,13 +89,9 @@ async def test_injected_faults_reach_no_client_that_no_policy_names() -> None:
                 script=script,
             )
             statuses[result.status] += 1
-            strict = faults.get("strict")
-            allowed = {200}
-            if strict is not None and strict.counted and strict.hook in DENIED:
-                allowed = {DENIED[strict.hook]}
-                if strict.plain or strict.streams:
-                    allowed |= {200}
-            if result.status not in allowed or (result.status == 200 and result.text != TEXT and strict is None):
+            allowed, whole = prescribed(faults.get("strict"), stream=stream)
+            cut_off = result.status == 200 and result.text != TEXT and (whole or result.error is None)
+            if result.status not in allowed or cut_off:
                 wrong.append(f"{number}: {faults} {endpoint} stream={stream}: {result.status} {result.text!r}")
             if number % 500 == 499:
                 await h.clock.advance(120.0)

@@ -110,6 +110,21 @@ def streams(fault: Fault, *, other: bool) -> bool:
     return fault.streams or (other and not fault.plain)
 
 
+def prescribed(strict: Fault | None, *, stream: bool) -> tuple[set[int], bool]:
+    """Return the statuses that a client may get where the strict plugin has this fault, and whether the answer is whole then.
+
+    Args:
+        strict: The fault; None: there is none.
+        stream: Whether the client asks for a stream.
+    """
+    denied = DENIED.get(strict.hook) if strict is not None and strict.counted else None
+    if strict is None or denied is None or (strict.plain and stream) or (strict.streams and not stream):
+        return {200}, True
+    if strict.hook == "transform_stream":
+        return {200, denied}, False
+    return {denied}, True
+
+
 def _raise(make: Callable[[], BaseException]) -> Callable[..., Any]:
     def act(**_: Any) -> Any:
         raise make()
