@@ -346,10 +346,7 @@ def _authentication(
     if not settings.get("enable_post_custom_auth_checks"):
         yield f"litellm_settings.enable_post_custom_auth_checks: {why}; set it to true"
     if not general.get("custom_auth_run_common_checks"):
-        routes = (
-            "tenants reach administrative routes that LiteLLM guards by its checks alone, such as /debug and /cache"
-        )
-        yield f"general_settings.custom_auth_run_common_checks: {why}, and {routes}; set it to true"
+        yield f"general_settings.custom_auth_run_common_checks: {why}; set it to true"
 
 
 def _master_key(general: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[str]:

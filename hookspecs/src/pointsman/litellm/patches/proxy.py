@@ -14,6 +14,7 @@ import litellm.utils
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.litellm_core_utils import litellm_logging, secret_redaction
 from litellm.proxy import proxy_server, utils
+from litellm.proxy.auth.route_checks import RouteChecks
 from litellm.proxy.db.exception_handler import PrismaDBExceptionHandler
 from litellm.router import Router
 
@@ -134,6 +135,13 @@ def used(callbacks: type[CustomLogger]) -> tuple[Patch, ...]:
             name="afile_content",
             expected=an_async_function("file_id", "custom_llm_provider"),
             consequence="the results of batches cannot be read, and are not billed",
+        ),
+        Patch(
+            owner=RouteChecks,
+            name="non_proxy_admin_allowed_routes_check",
+            where="litellm.proxy.auth.route_checks.RouteChecks",
+            expected=a_function("user_obj", "_user_role", "route", "request", "valid_token", "request_data"),
+            consequence="tenants are refused on every route unless custom_auth_run_common_checks is true",
         ),
         router(
             name="get_model_list",
