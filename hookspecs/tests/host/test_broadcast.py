@@ -20,6 +20,8 @@ from pointsman.types import Event
 @pytest.fixture
 def kinds() -> Any:
     """Classes of events; they are gone after the test, since every worker looks whether there is one."""
+    # What is there already is not looked through when they are collected: with LiteLLM that takes most of the time.
+    gc.freeze()
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Everywhere(Event):
@@ -40,6 +42,7 @@ def kinds() -> Any:
     del Everywhere, Here, Shapeless
     broadcast._ADAPTERS.clear()
     gc.collect()
+    gc.unfreeze()
 
 
 class Hearing:
