@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Final
 from urllib.parse import unquote
@@ -44,10 +44,15 @@ _OTHER, _OBJECT, _ID = 1, 2, 3
 _KINDS: Final[dict[str, int]] = {}
 _MOST_KINDS: Final = 2_048
 #: Fields with what an answer of a model has made, and in which part of a request they may stand besides the request itself.
-_MADE: Final = ("container", "previous_interaction_id", "cachedContent", "cached_content")
+_MADE: Final = frozenset({"container", "previous_interaction_id", "cachedContent", "cached_content"})
 _PARTS: Final = ("extra_body", "config", "response")
-#: Where a field of this name is the provider's conversation. Elsewhere it is a name of the client's own.
-_CONVERSING: Final = frozenset({Endpoint.RESPONSES, Endpoint.COUNT_TOKENS, Endpoint.PASS_THROUGH})
+#: By API, where these are the provider's. Elsewhere a conversation is a name of the client's own, and LiteLLM guards
+#: responses, under ids of its own.
+_MADE_BY_API: Final = {
+    Endpoint.RESPONSES: _MADE | {"conversation"},
+    Endpoint.COUNT_TOKENS: _MADE | {"conversation"},
+    Endpoint.PASS_THROUGH: _MADE | {"conversation", "previous_response_id"},
+}
 _REFERENCE: Final = frozenset({"id", "type"})
 #: The parts of an answer that may say what it has made.
 _SAYING: Final = ("response", "message", "interaction", "delta")
@@ -113,15 +118,33 @@ def of_answers(endpoint: Endpoint, body: Mapping[str, Any]) -> Iterator[str]:
     """
     if endpoint is Endpoint.REALTIME:
         return  # its items and conversations end with the connection
-    fields = (*_MADE, "conversation") if endpoint in _CONVERSING else _MADE
-    if endpoint is Endpoint.PASS_THROUGH:
-        fields = (*fields, "previous_response_id")  # elsewhere LiteLLM guards responses, under ids of its own
-    for part in (body, *(body.get(name) for name in _PARTS)):
-        if isinstance(part, Mapping):
-            yield from filter(None, (_id_of(part.get(name)) for name in fields))
-            yield from filter(None, (_id_of(tool.get("container")) for tool in _objects(part.get("tools"))))
-            yield from (item["id"] for item in _objects(part.get("input")) if _is_reference(item))
-            yield from filter(None, (_object_id(message.get("audio")) for message in _objects(part.get("messages"))))
+    fields = _MADE_BY_API.get(endpoint, _MADE)
+    for part in (body, *(body[name] for name in _PARTS if name in body)):
+        if not isinstance(part, Mapping):
+            continue
+        # Most requests have none of this: only what may be one is looked at.
+        if not fields.isdisjoint(part):
+            yield from filter(None, (_id_of(part[name]) for name in fields if name in part))
+        yield from _of_parts(part)
+
+
+def _of_parts(part: Mapping[str, Any]) -> Iterator[str]:
+    """Return those ids in the tools, items and messages of a request."""
+    for tool in _entries(part, "tools"):
+        if "container" in tool and (id_ := _id_of(tool["container"])):
+            yield id_
+    for item in _entries(part, "input"):
+        if "id" in item and _is_reference(item):
+            yield item["id"]
+    for message in _entries(part, "messages"):
+        if "audio" in message and (id_ := _object_id(message["audio"])):
+            yield id_
+
+
+def _entries(part: Mapping[str, Any], name: str) -> Sequence[Mapping[str, Any]]:
+    """Return the objects in a list of a request."""
+    found = part.get(name)
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list | tuple) else ()
 
 
 def in_answer(message: Mapping[str, Any]) -> Iterator[str]:
