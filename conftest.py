@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
-import shutil
-import sys
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -87,18 +81,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         files.sort(key=lambda path: of_file[path], reverse=True)
         place.update((path, part_of_the_run * number / len(files)) for number, path in enumerate(files))
     items[:] = sorted(kept, key=lambda item: place[item.path])
-
-
-@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is none
-def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
-    """Let the workers of a run of all tests be forks of one process that has imported LiteLLM."""
-    # Coverage begins with a worker's first line.
-    if sys.platform != "linux" or "COVERAGE_PROCESS_CONFIG" in os.environ:
-        return
-    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
-        return
-    directory = tempfile.mkdtemp(prefix="pointsman-workers-")
-    config.add_cleanup(lambda: shutil.rmtree(directory))
-    start = Path(__file__).parent / "tests" / "support" / "forked_worker.py"
-    for spec in specs:
-        spec.python = shlex.join([sys.executable, "-u", str(start), directory, str(len(specs))])
