@@ -84,9 +84,17 @@ def test_group_of_a_plugin_is_the_plugins_own(run, with_commands):
         ("", "cannot be imported"),
     ],
 )
-def test_commands_that_cannot_be_imported_are_an_error_only_when_used(run, with_commands, target, expected):
+def test_commands_that_cannot_be_imported_are_an_error_when_used_and_a_warning_of_check(
+    run, write, with_commands, target, expected
+):
     with_commands(target=target)
     assert run("--help").exit_code == 0
+    checked = run("check", write({"plugins": ["tool"]}))
+    assert checked.exit_code == 0, checked.output
+    (warning,) = [line for line in checked.output.splitlines() if line.startswith("warning")]
+    assert warning.startswith("warning  tool")
+    assert expected in warning
+    assert warning.endswith("the proxy starts without them")
     result = run("tool", "echo", "x")
     assert result.exit_code == 1
     assert result.output.startswith("Error: plugin 'tool': its commands ")

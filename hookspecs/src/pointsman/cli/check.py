@@ -21,6 +21,7 @@ from ..host.implementations import HOOK_NAMES
 from ..host.settings import SECTION, HostConfig, StoreConfig, read_document, survey
 from .output import Finding, Level, as_json, count, show_findings, show_json, show_table, verdict
 from .prices import unpriced_models
+from .root import plugin_commands
 
 _REVERSED: Final = "shutdown"
 _SUBJECT: Final = "configuration"
@@ -160,6 +161,7 @@ def inspect(path: Path, env: Mapping[str, str]) -> Report:
             findings += [Finding(Level.FAILED, entry.name, line) for line in _without_name(outcome).splitlines()]
     broken = verdict(findings) is Level.FAILED
     findings += [Finding(Level.WARNING, one.name, warning) for one in plugins for warning in one.warnings]
+    findings += [Finding(Level.WARNING, one.name, problem) for one in plugins if (problem := _unusable_commands(one))]
     findings += [Finding(Level.OK, one.name, note) for one in plugins for note in one.notes]
     hooks = hook_order(plugins)
     spans = plan(env, enabled=section.host is None or section.host.tracing.enabled)
@@ -195,6 +197,16 @@ def inspect(path: Path, env: Mapping[str, str]) -> Report:
         authenticates=_authenticates(document),
         findings=tuple(findings),
     )
+
+
+def _unusable_commands(plugin: Loaded) -> str:
+    """Return why the plugin's commands cannot be used; empty where they can, or there are none."""
+    if plugin.info.commands is not None:
+        try:
+            plugin_commands(plugin.info.commands, plugin.name)
+        except click.ClickException as err:
+            return f"{err.message.removeprefix(f'plugin {plugin.name!r}: ')}; the proxy starts without them"
+    return ""
 
 
 def _unpriced(document: Mapping[str, Any], plugins: Sequence[Loaded], host: HostConfig | None) -> list[Finding]:

@@ -104,30 +104,37 @@ def _of_plugin(name: str, available: Available) -> Deferred | None:
         return Deferred(name, "Cannot be loaded: see 'pointsman plugins list'.", partial(_fail, str(err)))
     if info.commands is None:
         return None
-    return Deferred(name, info.summary, partial(_import, info.commands, name))
+    return Deferred(name, info.summary, partial(plugin_commands, info.commands, name))
 
 
 def _fail(message: str) -> click.Command:
     raise click.ClickException(message)
 
 
-def _import(target: str, plugin: str | None = None) -> click.Command:
-    """Import ``"package.module:attribute"``.
+def _import(target: str) -> click.Command:
+    """Import ``"package.module:attribute"``."""
+    command = resolve_name(target)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"it is a {type(command).__name__}, not a click command")
+    return command
+
+
+def plugin_commands(target: str, plugin: str) -> click.Command:
+    """Import a plugin's commands.
+
+    Args:
+        target: Where they are, ``"package.module:attribute"``.
+        plugin: The plugin's name.
 
     Raises:
-        click.ClickException: a plugin's commands cannot be imported.
+        click.ClickException: they cannot be imported.
     """
     try:
-        command = resolve_name(target)
-        if not isinstance(command, click.Command):
-            raise TypeError(f"it is a {type(command).__name__}, not a click command")  # noqa: TRY301 - one path for all faults
-    except Exception as err:
-        if plugin is None:
-            raise
+        return _import(target)
+    except (Exception, SystemExit) as err:
         raise click.ClickException(
             f"plugin {plugin!r}: its commands {target!r} cannot be imported: {type(err).__name__}: {err}"
         ) from err
-    return command
 
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"]})
