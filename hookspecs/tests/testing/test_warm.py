@@ -74,8 +74,9 @@ def test_a_fork_is_what_a_real_start_is(tmp_path):
         assert killed.stop(signal.SIGKILL) == -signal.SIGKILL
 
 
-def test_a_variable_that_litellm_reads_at_import_needs_a_real_start(tmp_path):
-    proxy = ProxyServer({"model_list": [MODEL]}, tmp_path, env={"LITELLM_LOG": "ERROR"})
+@pytest.mark.parametrize(("name", "value"), [("LITELLM_LOG", "ERROR"), ("LITELLM_OTEL_V2", "true")])
+def test_a_variable_that_litellm_reads_at_import_needs_a_real_start(tmp_path, name, value):
+    proxy = ProxyServer({"model_list": [MODEL]}, tmp_path, env={name: value})
     proxy.launch()
     try:
         assert isinstance(proxy._process, subprocess.Popen)

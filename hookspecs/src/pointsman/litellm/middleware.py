@@ -92,8 +92,10 @@ class RequestMiddleware:
         if spans is None:
             return self._serve(ClientCall(request_id, scope, peer), receive, send)
         span = spans.open(scope, request_id)
+        if span is None and spans.hides(scope):
+            return self._serve_hidden(spans, ClientCall(request_id, spans.hidden(scope), peer), receive, send)
         if span is None:
-            return self._serve(ClientCall(request_id, spans.hidden(scope), peer), receive, send)
+            return self._serve(ClientCall(request_id, scope, peer), receive, send)
         call = ClientCall(request_id, spans.inner_scope(scope, span), peer, span)
         return self._serve_traced(spans, span, call, receive, send)
 
@@ -103,6 +105,10 @@ class RequestMiddleware:
         await ready()
         self._ready = None
         await self(scope, receive, send)
+
+    async def _serve_hidden(self, spans: RequestSpans, call: ClientCall, receive: Receive, send: Send) -> None:
+        with spans.unrecorded():
+            await self._serve(call, receive, send)
 
     async def _serve_traced(
         self, spans: RequestSpans, span: Span, call: ClientCall, receive: Receive, send: Send

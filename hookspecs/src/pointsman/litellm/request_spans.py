@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from litellm.proxy.auth.route_checks import RouteChecks
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from ..host.attributes import Value, denial_attributes, status_of
 from ..types import Outcome
@@ -31,7 +32,8 @@ _ADMIN: Final = "/pointsman/"
 _READS: Final = frozenset({"GET", "HEAD"})
 _TRACEPARENT: Final = b"traceparent"
 #: A parent that is not recorded, so that what asks for its sampling decision records nothing either.
-_NOT_RECORDED: Final = (_TRACEPARENT, b"00-70000000000000000000000000000001-7000000000000001-00")
+_HIDDEN: Final = NonRecordingSpan(SpanContext(7 << 124 | 1, 7 << 60 | 1, is_remote=True))
+_NOT_RECORDED: Final = b"00-%032x-%016x-00" % (_HIDDEN.get_span_context().trace_id, _HIDDEN.get_span_context().span_id)
 
 
 @lru_cache(maxsize=4096)
@@ -71,11 +73,17 @@ class RequestSpans:
             and not any(name == _TRACEPARENT for name, _ in scope["headers"])
         )
 
-    def hidden(self, scope: Scope) -> Scope:
-        """Return the scope of a request without a span of ours as the application gets it."""
-        if scope.get("method") not in _READS or not self.hides(scope):
-            return scope
-        return {**scope, "headers": [*scope["headers"], _NOT_RECORDED]}
+    @staticmethod
+    def hidden(scope: Scope) -> Scope:
+        """Return the scope of a hidden request as the application gets it."""
+        return {**scope, "headers": [*scope["headers"], (_TRACEPARENT, _NOT_RECORDED)]}
+
+    def unrecorded(self) -> AbstractContextManager[None]:
+        """Let what LiteLLM traces of a hidden request be children of what is not recorded.
+
+        Of paths that its instrumentation leaves out, such as ``/pointsman/metrics``, nothing takes up the header.
+        """
+        return self._tracing().parenting(_HIDDEN)
 
     def open(self, scope: Scope, request_id: str) -> Span | None:
         """Begin a request's span; None when there is to be none."""

@@ -42,6 +42,8 @@ _LENGTH: Final = struct.Struct("!I")
 _START_S: Final = 240.0
 _POLL_S: Final = 0.05
 _REQUEST_S: Final = 10.0
+#: Variables that are read with all others by one look at the environment: whether they are set decides what an import does.
+_READ_WITH_ALL: Final = frozenset({"LITELLM_OTEL_V2"})
 #: Set for the parent alone: numpy's own threads would be a second one.
 _ONE_THREAD: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
@@ -350,7 +352,7 @@ def _imported() -> tuple[frozenset[str], Mapping[str, str]]:
     ours = [name for name in sys.modules if name.partition(".")[0].startswith("pointsman")]
     if ours:
         raise RuntimeError(f"LiteLLM has imported {', '.join(ours)}: its code would not be what a proxy's start loads")
-    return frozenset(read - set(_ONE_THREAD)), before
+    return frozenset(read - set(_ONE_THREAD) | _READ_WITH_ALL), before
 
 
 def _become(job: Job) -> None:
