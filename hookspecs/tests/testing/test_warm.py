@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import litellm
 import pytest
 
 from pointsman.testing import warm
@@ -80,6 +81,18 @@ def test_a_variable_that_litellm_reads_at_import_needs_a_real_start(tmp_path, na
     proxy.launch()
     try:
         assert isinstance(proxy._process, subprocess.Popen)
+    finally:
+        proxy.stop(signal.SIGKILL)
+
+
+def test_what_litellm_itself_sets_when_it_is_imported_needs_none(tmp_path):
+    """Tests of one process share its environment, and some of them use LiteLLM."""
+    litellm.token_counter(model="gpt-4o", text="loaded")
+    assert "TIKTOKEN_CACHE_DIR" in os.environ
+    proxy = ProxyServer({"model_list": [MODEL]}, tmp_path)
+    proxy.launch()
+    try:
+        assert isinstance(proxy._process, warm.Forked)
     finally:
         proxy.stop(signal.SIGKILL)
 

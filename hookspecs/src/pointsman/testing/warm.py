@@ -243,7 +243,7 @@ class WarmParent:
     """
 
     def __init__(self, directory: Path, run: int) -> None:
-        self._read, self._env = _imported()
+        self._read, self._env, self._own = _imported()
         self._children: dict[int, tuple[int, socket.socket]] = {}
         self._selector = selectors.DefaultSelector()
         self._run = os.pidfd_open(run)
@@ -302,7 +302,12 @@ class WarmParent:
         if threads > 1:
             return f"{threads} threads run in the parent"
         names = {name for name in {*self._env, *job.env} if name in self._read or name.startswith("PYTHON")}
-        changed = sorted(name for name in names - {"PYTHONPATH"} if self._env.get(name) != job.env.get(name))
+        # A test that has imported LiteLLM as well has what that sets.
+        changed = sorted(
+            name
+            for name in names - {"PYTHONPATH"}
+            if job.env.get(name) not in {self._env.get(name), self._own.get(name, self._env.get(name))}
+        )
         return f"{job.argv}: read at import, and other values now: {', '.join(changed)}" if changed else None
 
     def _reap(self, pidfd: int) -> None:
@@ -323,8 +328,12 @@ class WarmParent:
             connection.close()
 
 
-def _imported() -> tuple[frozenset[str], Mapping[str, str]]:
-    """Import LiteLLM; return the names of the variables that this has read, and the environment at that time."""
+def _imported() -> tuple[frozenset[str], Mapping[str, str], Mapping[str, str]]:
+    """Import LiteLLM.
+
+    Returns:
+        The names of the variables that this has read, the environment at that time, and what LiteLLM has set in it.
+    """
     read: set[str] = set()
     plain = type(os.environ)
 
@@ -352,7 +361,8 @@ def _imported() -> tuple[frozenset[str], Mapping[str, str]]:
     ours = [name for name in sys.modules if name.partition(".")[0].startswith("pointsman")]
     if ours:
         raise RuntimeError(f"LiteLLM has imported {', '.join(ours)}: its code would not be what a proxy's start loads")
-    return frozenset(read - set(_ONE_THREAD) | _READ_WITH_ALL), before
+    own = {name: value for name, value in os.environ.items() if before.get(name) != value}
+    return frozenset(read - set(_ONE_THREAD) | _READ_WITH_ALL), before, own
 
 
 def _become(job: Job) -> None:
