@@ -89,12 +89,8 @@ def test_what_litellm_itself_sets_when_it_is_imported_needs_none(tmp_path):
     """Tests of one process share its environment, and some of them use LiteLLM."""
     litellm.token_counter(model="gpt-4o", text="loaded")
     assert "TIKTOKEN_CACHE_DIR" in os.environ
-    proxy = ProxyServer({"model_list": [MODEL]}, tmp_path)
-    proxy.launch()
-    try:
+    with ProxyServer({"model_list": [MODEL]}, tmp_path) as proxy:
         assert isinstance(proxy._process, warm.Forked)
-    finally:
-        proxy.stop(signal.SIGKILL)
 
 
 def test_without_a_run_every_start_is_real(tmp_path, monkeypatch):
