@@ -161,7 +161,7 @@ def inspect(path: Path, env: Mapping[str, str]) -> Report:
             findings += [Finding(Level.FAILED, entry.name, line) for line in _without_name(outcome).splitlines()]
     broken = verdict(findings) is Level.FAILED
     findings += [Finding(Level.WARNING, one.name, warning) for one in plugins for warning in one.warnings]
-    findings += [Finding(Level.WARNING, one.name, problem) for one in plugins if (problem := _unusable_commands(one))]
+    findings += [Finding(Level.WARNING, one.name, missing) for one in plugins if (missing := _unusable_commands(one))]
     findings += [Finding(Level.OK, one.name, note) for one in plugins for note in one.notes]
     hooks = hook_order(plugins)
     spans = plan(env, enabled=section.host is None or section.host.tracing.enabled)
