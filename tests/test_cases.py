@@ -32,7 +32,9 @@ def test_cases_that_share_a_costly_fixture_stay_together(request: pytest.Fixture
 
 
 @pytest.mark.parametrize("of", [1, 2, 3])
-def test_each_case_is_in_one_part_and_a_test_with_enough_of_them_in_all(request: pytest.FixtureRequest, of: int) -> None:
+def test_each_case_is_in_one_part_and_a_test_with_enough_of_them_in_all(
+    request: pytest.FixtureRequest, of: int
+) -> None:
     items = request.session.items
     parts = [settings(request).chosen(items, f"{number}/{of}") for number in range(1, of + 1)]
     assert sorted(item.nodeid for part in parts for item in part) == sorted(item.nodeid for item in items)
