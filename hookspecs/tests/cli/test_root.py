@@ -26,6 +26,9 @@ def tool():
 def echo(what):
     click.echo(f"heard {what}")
 
+def __getattr__(name):
+    raise SystemExit(3) if name == "ends" else AttributeError(name)
+
 plugin = """
 
 
@@ -82,6 +85,7 @@ def test_group_of_a_plugin_is_the_plugins_own(run, with_commands):
         ("no_such_module_of_ours:tool", "ModuleNotFoundError"),
         ("MODULE:Plugin", "it is a type, not a click command"),
         ("", "cannot be imported"),
+        ("MODULE:ends", "SystemExit: 3"),
     ],
 )
 def test_commands_that_cannot_be_imported_are_an_error_when_used_and_a_warning_of_check(

@@ -131,7 +131,9 @@ def plugin_commands(target: str, plugin: str) -> click.Command:
     """
     try:
         return _import(target)
-    except (Exception, SystemExit) as err:
+    except BaseException as err:
+        if isinstance(err, KeyboardInterrupt):
+            raise
         raise click.ClickException(
             f"plugin {plugin!r}: its commands {target!r} cannot be imported: {type(err).__name__}: {err}"
         ) from err
