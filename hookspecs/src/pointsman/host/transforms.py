@@ -60,7 +60,7 @@ def carries_unseen(ctx: RequestContext) -> bool:
 
 
 def is_answered_unseen(ctx: RequestContext) -> bool:
-    """Return whether the answer to a request cannot be changed: it comes later, in a file, or is no text."""
+    """Return whether the answer to a request cannot be changed: it comes later, in a file, or is not text."""
     return ctx.generates and (ctx.endpoint in _OUT_OF_REACH or ctx.endpoint in _WITHOUT_TEXT)
 
 
