@@ -395,7 +395,11 @@ def bench(given: argparse.Namespace, store_name: str, console: Console) -> None:
         if store is None:
             console.print(f"no table for redis: {redis_servers.MISSING}")
             return
-        wanted = [name for name in NAMES if name == BARE or not given.only or any(part in name for part in given.only)]
+        wanted = [
+            name
+            for name in NAMES
+            if name == BARE or not given.only or any(part.lower() in name.lower() for part in given.only)
+        ]
         places = {name: (name, None) for name in wanted}
         if given.against is not None:
             # An older checkout may not know the settings of the last.
