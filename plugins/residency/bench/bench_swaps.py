@@ -241,7 +241,7 @@ class Load:
 
     Attributes:
         over_s: Seconds within which they arrive.
-        clients: Where it is not 0: so many clients, each of which makes its requests one after another.
+        clients: The number of clients, each of which makes its requests one after another; 0: the requests arrive evenly.
         load_s: Seconds of a load of a model.
     """
 
@@ -355,7 +355,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--over", type=float, default=30.0, help="seconds within which they arrive; 0: all at once")
-    parser.add_argument("--clients", type=int, default=0, help="so many clients with one request at a time each")
+    parser.add_argument("--clients", type=int, default=0, help="number of clients, each with one request at a time")
     parser.add_argument("--load", type=float, default=1.0, help="seconds of a load")
     parser.add_argument("--skew", type=float, default=1.0, help="exponent of Zipf's law")
     parser.add_argument("--seed", type=int, default=4)
