@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from doors import config, environment
 from rig import Rig
 
@@ -38,12 +38,6 @@ MODELS: Final = {
     "reader": "mistral/mistral-ocr-latest",
     "director": "openai/sora-2",
 }
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

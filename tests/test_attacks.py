@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import httpx
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from rig import Rig, only
 
 pytestmark = pytest.mark.proxy
@@ -47,12 +47,6 @@ class Pulse:
     def __exit__(self, *exc: object) -> None:
         self._ends.set()
         self._thread.join(70)
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

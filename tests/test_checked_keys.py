@@ -8,7 +8,7 @@ from typing import Final
 
 import httpx
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from doors import config, environment
 from rig import Rig, deployment
 
@@ -17,12 +17,6 @@ from pointsman_quota.tenants import hash_key
 pytestmark = pytest.mark.proxy
 
 KEY: Final = "sk-narrow-0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["ours alone", "with LiteLLM's checks"])

@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from doors import BODY, config, environment, knock_at_socket
 from rig import Rig, counts, only
 
@@ -28,12 +28,6 @@ def models(provider: Anything) -> list[dict[str, Any]]:
         {"model_name": name, "litellm_params": given, "model_info": {"id": f"{name.removesuffix('/*')}-1"}}
         for name, given in groups.items()
     ]
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from doors import config, environment
 from rig import Rig
 
@@ -45,12 +45,6 @@ FORBIDDEN: Final[dict[str, Any]] = {
     "max_tokens": 5,
     "document": {"type": "document_url", "document_url": "https://host/a.pdf"},
 }
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from anything import FILE, Anything, anything
+from anything import FILE, Anything
 from doors import config, environment
 from rig import Rig
 from websockets.exceptions import ConnectionClosed
@@ -20,12 +20,6 @@ pytestmark = pytest.mark.proxy
 
 BATCH = {"input_file_id": "file-1", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
 VIDEO = {"model": "film", "prompt": "a cat", "seconds": "4"}
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from doors import BODY, config, environment, knock_at_socket
 from rig import Rig
 
@@ -102,12 +102,6 @@ def body_of(model: str) -> dict[str, Any]:
     return {name: {**value, "model": model} if isinstance(value, dict) else value for name, value in body.items()} | {
         "model": model
     }
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 def models(provider: Anything) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from anything import Anything, anything
+from anything import Anything
 from changer_rig import install
 from doors import BODY, config, environment, knock_at_socket
 from litellm.types.videos.utils import encode_video_id_with_provider
@@ -19,12 +19,6 @@ from websockets.sync.client import connect
 pytestmark = pytest.mark.proxy
 
 MODELS = {"chat": "gpt-4o-mini", "voice": "tts-1", "film": "sora-2"}
-
-
-@pytest.fixture(scope="module")
-def provider() -> Iterator[Anything]:
-    with anything() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
