@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pointsman.counting import AUDIO_TOKENS_A_S, IMAGE_TOKENS, PAGE_TOKENS, Prompt, read_prompt
+from pointsman.counting import AUDIO_TOKENS_A_S, IMAGE_TOKENS, PAGE_TOKENS, UNSEEN_PAGES, Prompt, read_prompt
 
 WORDS = "some words of a prompt " * 40
 PNG = base64.b64encode(b"\x89PNG" + bytes(90_000)).decode()
@@ -140,8 +140,8 @@ def test_a_clip_of_sound_is_as_long_as_its_size_allows(body):
     ("part", "pages"),
     [
         ({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": PNG}}, 5),
-        ({"type": "document", "source": {"type": "url", "url": "https://host/paper"}}, 1),
-        ({"type": "input_file", "file_id": "file-1"}, 1),
+        ({"type": "document", "source": {"type": "url", "url": "https://host/paper"}}, UNSEEN_PAGES),
+        ({"type": "input_file", "file_id": "file-1"}, UNSEEN_PAGES),
         ({"type": "input_file", "filename": "a.pdf", "file_data": f"data:application/pdf;base64,{PNG}"}, 5),
     ],
 )

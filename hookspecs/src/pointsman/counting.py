@@ -21,6 +21,8 @@ _FRAME_TOKENS: Final = 3
 IMAGE_TOKENS: Final = 1_600
 #: A page of a PDF, its text and its image.
 PAGE_TOKENS: Final = 3_000
+#: Pages of a document of which only the address or the id is known.
+UNSEEN_PAGES: Final = 10
 #: Google's rate; OpenAI takes 10.
 AUDIO_TOKENS_A_S: Final = 32
 #: Google's rate: a frame a second, and its sound.
@@ -107,7 +109,7 @@ class Prompt:
         token_ids: Tokens that the client has made itself.
         turns: Messages.
         images: Images.
-        pages: Pages of documents, by their size.
+        pages: Pages of documents, by their size, or those assumed of one that is not in the request.
         audio_ms: Length of its sound, by its size.
         video_ms: Length of its moving pictures, by their size.
         file_bytes: Text within encoded files.
@@ -159,9 +161,14 @@ class Prompt:
         return counted + self.media_tokens + (self.turns * _TURN_TOKENS + _FRAME_TOKENS if self.turns else 0)
 
 
-def read_prompt(body: Mapping[str, object]) -> Prompt:
-    """Return what a request gives a model to read, whichever API it is for."""
-    reader = _Reader()
+def read_prompt(body: Mapping[str, object], unseen_pages: int = UNSEEN_PAGES) -> Prompt:
+    """Return what a request gives a model to read, whichever API it is for.
+
+    Args:
+        body: The request.
+        unseen_pages: Pages of a document of which only the address or the id is known.
+    """
+    reader = _Reader(unseen_pages)
     for name, value in body.items():
         if name.startswith(_OWN_PREFIXES):
             continue
@@ -175,7 +182,8 @@ def read_prompt(body: Mapping[str, object]) -> Prompt:
 class _Reader:
     """Collects the parts of a prompt."""
 
-    def __init__(self) -> None:
+    def __init__(self, unseen_pages: int) -> None:
+        self._unseen_pages = unseen_pages
         self._texts: list[str] = []
         self._token_ids = 0
         self._turns = 0
@@ -276,7 +284,7 @@ class _Reader:
             case "text" if size is not None:
                 media["file_bytes"] += size
             case _:
-                media["pages"] += 1 if size is None else -(-size // _BYTES_A_PAGE)
+                media["pages"] += self._unseen_pages if size is None else -(-size // _BYTES_A_PAGE)
 
 
 class _Place(NamedTuple):

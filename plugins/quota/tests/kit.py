@@ -22,7 +22,7 @@ def caller(name: str = "acme", **given: Any) -> Identity:
 
 
 def worker(*tenants: Mapping[str, Any], others: Any = (), **section: Any) -> Harness:
-    names = ("store", "clock", "name", "prices", "path", "host", "tracing")
+    names = ("store", "clock", "name", "prices", "path", "host", "tracing", "deployments")
     kit = {name: section.pop(name) for name in names if name in section}
     return Harness([(plugin, {"tenants": list(tenants), **section}), *others], **kit)
 

@@ -245,7 +245,19 @@ HEARD = [{"role": "user", "content": [{"type": "input_audio", "input_audio": CLI
             {},
             2000,
         ),
-        (Endpoint.OCR, Price(page_usd=Decimal("0.001")), {"document": {"document_url": "https://host/a"}}, 1000),
+        (Endpoint.OCR, Price(page_usd=Decimal("0.001")), {"document": {"document_url": "https://host/a"}}, 10_000),
+        (
+            Endpoint.OCR,
+            Price(page_usd=Decimal("0.001")),
+            {"document": {"document_url": "https://host/a"}, "pages": [0, 1]},
+            2000,
+        ),
+        (
+            Endpoint.OCR,
+            Price(page_usd=Decimal("0.001")),
+            {"document": {"document_url": "https://host/a"}, "pages": []},
+            10_000,
+        ),
         (
             Endpoint.OCR,
             Price(page_usd=Decimal("0.001")),
@@ -305,6 +317,107 @@ async def test_every_kind_of_answer_is_reserved_in_the_units_it_is_charged_by(
         assert found == usd_micros if usd_micros is not None else found > 100 * 30
     async with worker(tenant(limits={"usd_per_month": "0.000001"}), prices=price) as h:
         assert (await call(h, endpoint=endpoint, body=body)).status == 413
+
+
+TOOLS = replace(
+    CHEAP,
+    search_low_usd=Decimal("0.01"),
+    search_medium_usd=Decimal("0.02"),
+    search_high_usd=Decimal("0.03"),
+    file_search_usd=Decimal("0.002"),
+    code_session_usd=Decimal("0.05"),
+)
+GOOGLES = replace(
+    CHEAP, search_medium_usd=Decimal("0.02"), search_request_usd=Decimal("0.02"), maps_query_usd=Decimal("0.03")
+)
+CLAUDES = {"type": "web_search_20250305", "name": "web_search"}
+USING: dict[str, tuple[Endpoint, Price, dict[str, Any], int]] = {
+    "Anthropic's": (Endpoint.MESSAGES, TOOLS, {**SAID, "tools": [CLAUDES]}, 5 * 20_000),
+    "limited": (Endpoint.MESSAGES, TOOLS, {**SAID, "tools": [{**CLAUDES, "max_uses": 2}]}, 2 * 20_000),
+    "limited to a number that is none": (
+        Endpoint.MESSAGES,
+        TOOLS,
+        {**SAID, "tools": [{**CLAUDES, "max_uses": 0}]},
+        5 * 20_000,
+    ),
+    "OpenAI's": (Endpoint.RESPONSES, TOOLS, {"input": "a", "tools": [{"type": "web_search_preview"}]}, 5 * 20_000),
+    "a size": (
+        Endpoint.RESPONSES,
+        TOOLS,
+        {"input": "a", "tools": [{"type": "web_search", "search_context_size": "high"}], "max_tool_calls": 3},
+        3 * 30_000,
+    ),
+    "several": (
+        Endpoint.RESPONSES,
+        TOOLS,
+        {"input": "a", "tools": [{"type": "file_search"}, {"type": "code_interpreter"}, {"type": "web_search"}]},
+        5 * 2_000 + 50_000 + 5 * 20_000,
+    ),
+    "in chat": (
+        Endpoint.CHAT,
+        TOOLS,
+        {**SAID, "web_search_options": {"search_context_size": "low"}, "n": 2},
+        10 * 10_000,
+    ),
+    "null": (Endpoint.CHAT, TOOLS, {**SAID, "web_search_options": None}, 0),
+    "in extra_body": (Endpoint.CHAT, TOOLS, {**SAID, "extra_body": {"web_search_options": {}}}, 5 * 20_000),
+    "Google's": (Endpoint.GENERATE_CONTENT, GOOGLES, {**CONTENTS, "tools": [{"googleSearch": {}}]}, 20_000),
+    "Google's, in a configuration": (
+        Endpoint.GENERATE_CONTENT,
+        GOOGLES,
+        {**CONTENTS, "config": {"tools": [{"google_search": {}, "functionDeclarations": []}, {"googleMaps": {}}]}},
+        20_000 + 5 * 30_000,
+    ),
+    "of interactions": (Endpoint.INTERACTIONS, GOOGLES, {"input": "a", "tools": [{"type": "google_search"}]}, 20_000),
+    "the client's": (
+        Endpoint.RESPONSES,
+        TOOLS,
+        {"input": "a", "tools": [{"type": "function", "name": "web_search"}, {"type": "mcp"}, "web_search", None]},
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("what", USING)
+async def test_the_providers_tools_that_a_request_allows_are_reserved(what: str) -> None:
+    """As often as it allows them, else as the configuration says."""
+    endpoint, price, body, usd_micros = USING[what]
+    async with worker(tenant(limits={"usd_per_month": 10}), prices=price) as h:
+        tokens = 10_000  # those of the prompt, and of an answer of unknown length
+        assert 0 <= reserved(await call(h, endpoint=endpoint, body=body)) - usd_micros < tokens
+
+
+async def test_how_often_tools_are_used_can_be_configured() -> None:
+    body = {**SAID, "tools": [CLAUDES], "max_tokens": 1}
+    async with worker(tenant(limits={"usd_per_month": 10}), prices=TOOLS, tool_uses=30) as h:
+        assert reserved(await call(h, endpoint=Endpoint.MESSAGES, body=body)) // 20_000 == 30
+
+
+@pytest.mark.parametrize("tool", [{"type": "web_search"}, {"type": "image_generation"}, {"googleMaps": {}}])
+@pytest.mark.parametrize("policy", ["deny", "allow"])
+async def test_a_tool_without_a_price_is_refused_where_money_is_limited(policy: str, tool: dict[str, Any]) -> None:
+    """Where the operator lets unknown prices pass, the tokens are reserved."""
+    body = {"input": "a", "tools": [tool], "max_output_tokens": 100}
+    async with worker(tenant(limits={"usd_per_month": 10}), prices=CHEAP, host={"unpriced": policy}) as h:
+        answer = await call(h, endpoint=Endpoint.RESPONSES, body=body)
+        if policy == "allow":
+            assert reserved(answer) >= 200
+        else:
+            assert answer.denial is not None
+            assert (answer.status, answer.denial.code, answer.denial.param) == (403, "model_unpriced", "tools")
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "searches"),
+    [("perplexity", "sonar", 1), ("openai", "gpt-4o-search-preview", 1), ("openai", "gpt-4o", 0)],
+)
+async def test_a_model_that_searches_by_itself_is_reserved_with_a_search(
+    provider: str, model: str, searches: int
+) -> None:
+    one = deployment("chat-a", "chat", provider=provider, model=model)
+    async with worker(tenant(limits={"usd_per_month": 10}), prices=TOOLS, deployments=[one]) as h:
+        found = reserved(await call(h, body={**SAID, "max_tokens": 1}))
+        assert found // 20_000 == searches
 
 
 async def test_what_is_spent_is_what_a_bill_charges() -> None:

@@ -155,15 +155,19 @@ class Admission:
         target = self._target_of(caller, limited_patterns(caller.tenant, names))
         usd_picos: int | None = 0
         if target.limits_money:
-            reached = (*names, route.target, *route.fallbacks)
+            reached = [name for name in (*names, route.target, *route.fallbacks) if name]
             # A connection takes no money, but the responses on it will: without a price it is not even opened.
             connects = ctx.endpoint is Endpoint.REALTIME and not ctx.generates
             priced = size._replace(usage=_A_TOKEN) if connects else size
-            usd_picos = self._estimator.usd_picos(
-                ctx.endpoint, filter(None, reached), priced, tenant=caller.tenant.id, model=ctx.model
-            )
-            if usd_picos is None and self._services.unpriced == "deny":
-                return self._refuse(route, responses.unpriced(ctx.model, size.usage.service_tier), dry=dry)
+            price = partial(self._estimator.usd_picos, ctx.endpoint, reached, tenant=caller.tenant.id, model=ctx.model)
+            usd_picos = price(priced)
+            if usd_picos is None:
+                without_tools = price(size.without_tools)
+                if self._services.unpriced == "deny":
+                    tools = without_tools is not None
+                    denial = responses.unpriced(ctx.model, size.usage.service_tier, tools=tools)
+                    return self._refuse(route, denial, dry=dry)
+                usd_picos = without_tools
             usd_picos = 0 if connects else usd_picos
         ask = Ask(
             ctx,

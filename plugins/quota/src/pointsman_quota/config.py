@@ -8,6 +8,7 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from pointsman.config import Section, Zone
+from pointsman.counting import UNSEEN_PAGES
 from pointsman.plugin import OnFailure, PluginConfig, UnpricedModel
 
 from .limits import Limits
@@ -88,6 +89,19 @@ class QuotaConfig(PluginConfig):
         "ended in other workers become free.",
     )
     output: OutputEstimate = OutputEstimate()
+    tool_uses: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Uses of one of the provider's own tools, such as searches of the web, to reserve where a request does not "
+        "limit them (`max_uses`, `max_tool_calls`); most answers take fewer.",
+    )
+    unseen_document_pages: int = Field(
+        default=UNSEEN_PAGES,
+        ge=1,
+        le=10_000,
+        description="Pages to reserve for a document of which only the address or the file's id is known; a page is 3000 tokens.",
+    )
     dry_run: bool = Field(default=False, description="Count and mark, but never refuse, for all tenants.")
     money_from: Literal["gateway", "events"] = Field(
         default="gateway",

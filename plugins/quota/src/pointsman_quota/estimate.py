@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pointsman.plugin import Services
     from pointsman.types import RequestContext
 
-    from .config import OutputEstimate
+    from .config import QuotaConfig
     from .statistics import OutputLengths
     from .tariff import Tariff
 
@@ -51,6 +51,14 @@ _UNITS: Final = (
 )
 _NO_UNITS: Final[Mapping[str, Any]] = dict.fromkeys(_UNITS)
 _units_of = attrgetter(*_UNITS)
+_NO_TOOLS: Final[Mapping[str, Any]] = dict.fromkeys(
+    ("searches", "maps_queries", "file_searches", "code_sessions", "other_tools")
+)
+
+
+def _searches(deployment: Deployment) -> bool:
+    """Return whether a model searches the web without being asked to."""
+    return deployment.provider == "perplexity" or "search" in deployment.model
 
 
 class Size(NamedTuple):
@@ -68,17 +76,22 @@ class Size(NamedTuple):
     output_tokens: int
     usage: Usage
 
+    @property
+    def without_tools(self) -> Size:
+        """The same without the provider's tools; itself where it uses none."""
+        return self._replace(usage=replace(self.usage, **_NO_TOOLS)) if pricing.uses_tools(self.usage) else self
+
 
 class Estimator:
     """Estimates requests.
 
     Args:
-        config: How to estimate the output.
+        config: How to estimate what a request does not say.
         outputs: Past outputs.
         services: The host's tokenizer, catalog and prices.
     """
 
-    def __init__(self, config: OutputEstimate, outputs: OutputLengths, services: Services) -> None:
+    def __init__(self, config: QuotaConfig, outputs: OutputLengths, services: Services) -> None:
         self._config = config
         self._outputs = outputs
         self._services = services
@@ -101,24 +114,25 @@ class Estimator:
         if not ctx.generates:
             return Size(models, 0, 0, Usage())
         output = self._output(ctx, tenant) * choices
-        prompt = read_prompt(ctx.body)
+        prompt = read_prompt(ctx.body, self._config.unseen_document_pages)
         counted = max(1, await self._count(ctx, prompt)) + ctx.carried_tokens
         if (counted + output) * models > MAX_REQUEST_TOKENS:
             raise InvalidRequest(
                 f"The request may use {(counted + output) * models} tokens; ask for less output.", "max_tokens"
             )
-        return Size(models, counted * models, output * models, usage_of(ctx, prompt, counted, output, choices))
+        usage = usage_of(ctx, prompt, counted, output, choices=choices, tool_uses=self._config.tool_uses)
+        return Size(models, counted * models, output * models, usage)
 
     def _output(self, ctx: RequestContext, tenant: str) -> int:
         """Return the estimated tokens of one answer."""
         limit, thinks = output_limit(ctx.body), thinking_budget(ctx.body)
         if ctx.endpoint in WITHOUT_OUTPUT_TOKENS:
             return 0
-        learnt = self._outputs.quantile(tenant, ctx.model, self._config.quantile_ratio)
+        learnt = self._outputs.quantile(tenant, ctx.model, self._config.output.quantile_ratio)
         if limit is None:
-            return max(learnt or self._config.default_tokens, thinks)
+            return max(learnt or self._config.output.default_tokens, thinks)
         limit = max(limit, thinks)
-        return min(limit, learnt) if self._config.by == "learnt" and learnt is not None else limit
+        return min(limit, learnt) if self._config.output.by == "learnt" and learnt is not None else limit
 
     async def _count(self, ctx: RequestContext, prompt: Prompt) -> int:
         count = partial(self._services.tokenizer.count_text, ctx.model)
@@ -190,6 +204,8 @@ class Estimator:
             price = None if rule is None else rule.price
             margin_ratio = margin_ratio if margin is None else margin.margin_ratio
         price = price or self._services.prices.get(deployment, usage)
+        if usage.searches is None and usage.completion_tokens and price.search_medium_usd and _searches(deployment):
+            ways = [replace(used, searches=1) for used in ways]
         costs = [pricing.cost_usd(used, price) for used in ways]
         known = max((usd for usd in costs if usd is not None and usd.is_finite() and usd >= 0), default=None)
         return known if known is None or not margin_ratio else pricing.CONTEXT.multiply(known, 1 + margin_ratio)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pointsman.types import Endpoint, Usage
 
+from .hosted_tools import uses_of
 from .request_limits import settings_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ _CHEAPER_TIERS: Final = frozenset({"balanced", "flex"})
 _DOCUMENTS: Final = 100
 
 
-def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tokens: int, choices: int) -> Usage:
+def usage_of(
+    ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tokens: int, *, choices: int, tool_uses: int
+) -> Usage:
     """Return what one model is expected to use for a request.
 
     Args:
@@ -53,6 +56,7 @@ def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tok
         prompt_tokens: Its tokens.
         output_tokens: The estimated tokens of all answers together.
         choices: How many answers it asks for.
+        tool_uses: How often one of the provider's tools is used whose uses the request does not limit.
     """
     body = ctx.body
     tier = body.get("service_tier")
@@ -86,9 +90,7 @@ def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tok
             count = len(documents) if isinstance(documents, list) else 1
             return replace(tokens, search_units=max(1, -(-count // _DOCUMENTS)))
         case Endpoint.OCR:
-            # A document of which only the address is known has as many pages as the request names.
-            named = body.get("pages")
-            return Usage(pages=max(1, prompt.pages, len(named) if isinstance(named, list) else 0))
+            return Usage(pages=_named_pages(body) or max(1, prompt.pages))
         case Endpoint.VIDEOS:
             return Usage(video_ms=_video_s(body) * 1000, video_resolution=_text(body, "resolution"))
         case Endpoint.SEARCH:
@@ -96,7 +98,22 @@ def usage_of(ctx: RequestContext, prompt: Prompt, prompt_tokens: int, output_tok
         case Endpoint.BATCHES | Endpoint.FILES | Endpoint.COUNT_TOKENS:
             # What a batch costs is known when its usage is.
             return Usage()
-    return _with_media(tokens, prompt, body)
+    return _with_tools(_with_media(tokens, prompt, body), body, choices, tool_uses)
+
+
+def _named_pages(body: Mapping[str, object]) -> int:
+    """Return how many pages of a document are to be read; 0 where the request does not name them."""
+    named = body.get("pages")
+    return len(named) if isinstance(named, list) and all(type(page) is int for page in named) else 0
+
+
+def _with_tools(tokens: Usage, body: Mapping[str, object], choices: int, tool_uses: int) -> Usage:
+    """Return the usage of a text model with the provider's tools that it may use for each answer."""
+    uses, size = uses_of(body, tool_uses)
+    if not uses:
+        return tokens
+    counts: dict[str, Any] = {name: count * choices for name, count in uses.items()}
+    return replace(tokens, search_context=size, **counts)
 
 
 def _with_media(tokens: Usage, prompt: Prompt, body: Mapping[str, object]) -> Usage:

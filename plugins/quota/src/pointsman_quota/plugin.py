@@ -57,7 +57,7 @@ class Quota:
         durations = Durations()
         self._ledger = LedgerClient(config, services.store, services.clock, Calendar(ZoneInfo(config.timezone)))
         self._repository = TenantRepository(config, services.store, services.clock)
-        self._estimator = Estimator(config.output, OutputLengths(), services)
+        self._estimator = Estimator(config, OutputLengths(), services)
         self._queue = FairQueue(config.waiting, services.clock)
         self._restoration = Restoration(config, self._ledger, self._repository, services.publish)
         ended = EndedRequests()

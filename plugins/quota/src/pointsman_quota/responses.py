@@ -156,9 +156,25 @@ def model_not_allowed(names: Sequence[str]) -> Denial:
     )
 
 
-def unpriced(model: str, service_tier: str | None = None) -> Denial:
-    """Return the denial of a model whose price is unknown, perhaps only in the tier asked for, where money is limited."""
+def unpriced(model: str, service_tier: str | None = None, *, tools: bool = False) -> Denial:
+    """Return the denial of a model whose price is unknown where money is limited.
+
+    Args:
+        model: The model.
+        service_tier: The tier asked for, where the price may be unknown in it alone.
+        tools: Whether the price of the provider's tools is unknown which the request lets it use, and not that of the model.
+    """
     asked = "" if service_tier is None else f" in the service tier {service_tier[:40]!r}"
+    if tools:
+        return Denial(
+            status=403,
+            code="model_unpriced",
+            type="permission_error",
+            message=f"With model {model[:100]!r}, the price of one of the provider's tools is unknown which the request lets it "
+            "use, so the request cannot be limited by money. Leave out `tools` such as web search, or let the operator set "
+            "the price (`search_context_cost_per_query`, ...) or `unpriced: allow`.",
+            param="tools",
+        )
     return Denial(
         status=403,
         code="model_unpriced",

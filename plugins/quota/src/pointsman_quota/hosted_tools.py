@@ -1,0 +1,71 @@
+"""How often a request lets the provider use its own tools, which it charges in addition to tokens. Pure, and safe with any body."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from .request_limits import settings_of
+
+#: How the types of tools begin, at Google their fields, without underscores and in lower case, and the names in ``Usage``.
+#: All others are the client's, or cost only tokens.
+_TOOLS: Final = (
+    ("websearch", "searches"),
+    ("enterprisewebsearch", "searches"),
+    ("googlesearch", "searches"),
+    ("googlemaps", "maps_queries"),
+    ("filesearch", "file_searches"),
+    ("collectionssearch", "file_searches"),
+    ("retrieval", "file_searches"),
+    ("codeinterpreter", "code_sessions"),
+    ("imagegeneration", "other_tools"),
+    ("xsearch", "other_tools"),
+)
+#: One of them serves the whole answer.
+_SESSIONS: Final = "code_sessions"
+#: Fields of a request that stand for a search, and the field in which some APIs limit the uses of all tools together.
+_SEARCHING: Final = ("web_search_options", "webSearchOptions")
+_MOST_CALLS: Final = "max_tool_calls"
+_SIZES: Final = ("low", "medium", "high")
+_MOST_USES: Final = 1_000
+_MOST_TYPE_CHARS: Final = 64
+
+
+def uses_of(body: Mapping[str, object], usual: int) -> tuple[dict[str, int], str | None]:
+    """Return how often tools may be used for one answer, by the names in ``Usage``, and the largest size of searches asked for.
+
+    Args:
+        body: The request.
+        usual: How often a tool is used whose uses the request does not limit.
+    """
+    found: dict[str, int] = {}
+    sizes: set[str] = set()
+    for _, settings in settings_of(body):
+        most = _uses(settings.get(_MOST_CALLS)) or usual
+        options = [one for name in _SEARCHING if isinstance(one := settings.get(name), Mapping)]
+        tools = settings.get("tools")
+        for tool in tools if isinstance(tools, list | tuple) else ():
+            if not isinstance(tool, Mapping):
+                continue
+            for name, uses in _of_tool(tool, most):
+                found[name] = min(_MOST_USES, found.get(name, 0) + uses)
+                options.append(tool)
+        if any(settings.get(name) is not None for name in _SEARCHING):
+            found["searches"] = min(_MOST_USES, found.get("searches", 0) + most)
+        sizes |= {size for one in options if isinstance(size := one.get("search_context_size"), str)}
+    return found, next((size for size in reversed(_SIZES) if size in sizes), None)
+
+
+def _of_tool(tool: Mapping[str, object], usual: int) -> Iterator[tuple[str, int]]:
+    """Yield what one entry of ``tools`` stands for: at Google, several tools."""
+    kind = tool.get("type")
+    for field in (kind,) if isinstance(kind, str) else tool:
+        word = str(field)[:_MOST_TYPE_CHARS].replace("_", "").lower()
+        name = next((name for begin, name in _TOOLS if word.startswith(begin)), None)
+        if name is not None:
+            yield name, 1 if name == _SESSIONS else _uses(tool.get("max_uses")) or usual
+
+
+def _uses(value: object) -> int | None:
+    """Return how often a request allows something; None where it does not say it."""
+    return min(value, _MOST_USES) if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
