@@ -10,18 +10,14 @@ plugin has derived classes of its own from them (an enumeration of texts is one)
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import fields
 from decimal import Decimal
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final
 
 from ..frozen import FrozenDict, FrozenList, replace
 from ..types import (
     FIXED_FIELDS,
-    FRAMING_HEADERS,
-    HOST_HEADERS,
     Attempt,
     Candidate,
     Chunk,
@@ -36,28 +32,35 @@ from ..types import (
     Status,
     UpstreamResponse,
     Usage,
-    is_credential_header,
 )
-
-T = TypeVar("T")
+from .field_checks import (
+    MOST_INTEGER,
+    added_headers,
+    check_amount,
+    check_count,
+    check_duration,
+    check_encodable,
+    check_encoded,
+    check_few,
+    check_mapping,
+    check_name,
+    check_text,
+    check_tuple,
+    is_number,
+    of_own_class,
+    plain,
+    plain_texts,
+    target_headers,
+    whole,
+    wrong,
+)
 
 #: The label that says which tenant pays. Only the plugin that declares it may set it.
 TENANT: Final = "tenant"
 
-_MOST_NAME_CHARS: Final = 512
-_MOST_TEXT_CHARS: Final = 16_384
 _MOST_RETRIES: Final = 100
-#: Labels, fallbacks, notes and the like.
-_MOST_ITEMS: Final = 256
-#: Clients and the proxies in front refuse an answer with more: ``http.client`` above 100 headers, nginx above 4 or 8 kB, in both
-#: cases with those of the provider and of LiteLLM.
-_MOST_HEADERS: Final = 32
-_MOST_HEADER_CHARS: Final = 4_000
 _MOST_RESERVATIONS: Final = 1_000
 _MOST_DEPTH: Final = 200
-_MOST_INTEGER: Final = 2**63
-#: Some thirty years.
-_MOST_SECONDS: Final = 10**9
 #: Python refuses to write larger ones in decimal digits.
 _MOST_BITS: Final = 14_000
 #: The fields of a ``Usage`` by what they hold; a count that is known is never None.
@@ -65,9 +68,6 @@ _COUNTS: Final = tuple(one.name for one in fields(Usage) if str(one.type).starts
 _KNOWN_COUNTS: Final = frozenset(one.name for one in fields(Usage) if str(one.type) == "int")
 _FLAGS: Final = tuple(one.name for one in fields(Usage) if str(one.type) == "bool")
 _TEXTS: Final = tuple(one.name for one in fields(Usage) if str(one.type).startswith("str"))
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_FORBIDDEN_HEADERS: Final = FRAMING_HEADERS | HOST_HEADERS
 
 
 def route(
@@ -100,49 +100,49 @@ def route(
         raise TypeError(f"pre_route returned {type(after).__name__}, not Route, Denial, Reply or None")
     if after is before:
         return before
-    after = _own(Route, after)
+    after = of_own_class(Route, after)
     if after.target != before.target:
-        _name("target", after.target)
+        check_name("target", after.target)
     if after.fallbacks != before.fallbacks:
-        _tuple("fallbacks", after.fallbacks)
-        _few("fallbacks", after.fallbacks)
+        check_tuple("fallbacks", after.fallbacks)
+        check_few("fallbacks", after.fallbacks)
         for group in after.fallbacks:
-            _name("fallbacks", group)
+            check_name("fallbacks", group)
     if after.executor is not None and after.executor not in executors:
-        _wrong("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
+        wrong("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
     if type(after.executes_fallbacks) is not bool:
-        _wrong("executes_fallbacks", f"must be a bool, not {type(after.executes_fallbacks).__name__}")
+        wrong("executes_fallbacks", f"must be a bool, not {type(after.executes_fallbacks).__name__}")
     if after.fallback is not before.fallback:
-        _wrong("fallback", "is set by the host")
+        wrong("fallback", "is set by the host")
     _limits(before, after, upstream_headers)
     return replace(
         after,
-        target=_plain(after.target),
+        target=plain(after.target),
         timeout_s=before.timeout_s if after.timeout_s is None else after.timeout_s,
         retries=before.retries if after.retries is None else after.retries,
         # Clients of providers send nothing but ASCII.
-        upstream_headers=_added_headers("upstream_headers", before.upstream_headers, after.upstream_headers, "ascii"),
+        upstream_headers=added_headers("upstream_headers", before.upstream_headers, after.upstream_headers, "ascii"),
         labels=_labels(plugin, before.labels, after.labels, owners, replaced),
-        fallbacks=_plain_texts(after.fallbacks) or before.fallbacks,
-        executor=_plain(after.executor) or before.executor,
+        fallbacks=plain_texts(after.fallbacks) or before.fallbacks,
+        executor=plain(after.executor) or before.executor,
         executes_fallbacks=after.executes_fallbacks or before.executes_fallbacks,
-        headers=_added_headers("headers", before.headers, after.headers),
-        target_headers=_target_headers(before.target_headers, after.target_headers),
+        headers=added_headers("headers", before.headers, after.headers),
+        target_headers=target_headers(before.target_headers, after.target_headers),
         reservations=_reservations(plugin, before.reservations, after.reservations),
     )
 
 
 def _limits(before: Route, after: Route, upstream_headers: frozenset[str]) -> None:
     if after.timeout_s is not before.timeout_s and after.timeout_s is not None:
-        _duration("timeout_s", after.timeout_s)
+        check_duration("timeout_s", after.timeout_s)
     retries: object = after.retries
     if retries is not None and (type(retries) is not int or not 0 <= retries <= _MOST_RETRIES):
-        _wrong("retries", f"must be an int from 0 to {_MOST_RETRIES}, not {retries!r:.100}")
+        wrong("retries", f"must be an int from 0 to {_MOST_RETRIES}, not {retries!r:.100}")
     if after.upstream_headers is not before.upstream_headers:
-        _mapping("upstream_headers", after.upstream_headers)
+        check_mapping("upstream_headers", after.upstream_headers)
         for name in after.upstream_headers:
             if name not in upstream_headers:
-                _wrong("upstream_headers", f"{name!r:.100} is not in the configuration's pointsman.upstream_headers")
+                wrong("upstream_headers", f"{name!r:.100} is not in the configuration's pointsman.upstream_headers")
 
 
 def _labels(
@@ -154,24 +154,24 @@ def _labels(
 ) -> Mapping[str, str]:
     if after is before:
         return before
-    _mapping("labels", after)
+    check_mapping("labels", after)
     new = {}
     for name, value in after.items():
         if before.get(name) == value and name in before:
             continue
-        _name("labels", name)
-        _text(f"labels[{name!r}]", value)
+        check_name("labels", name)
+        check_text(f"labels[{name!r}]", value)
         if (owner := owners.get(name, plugin)) != plugin and name not in replaced:
-            _wrong("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
+            wrong("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
         if name == TENANT and name not in owners:
-            _wrong(
+            wrong(
                 "labels",
                 f"{TENANT!r} says who pays; a plugin that sets it declares so: PluginInfo(..., labels=({TENANT!r},))",
             )
-        new[_plain(name)] = _plain(value)
+        new[plain(name)] = plain(value)
     if not new:
         return before
-    _few("labels", merged := {**before, **new})
+    check_few("labels", merged := {**before, **new})
     owners.update(dict.fromkeys(new, plugin))
     return FrozenDict(merged)
 
@@ -181,45 +181,43 @@ def _reservations(
 ) -> tuple[Reservation, ...]:
     if after is before:
         return before
-    _tuple("reservations", after)
+    check_tuple("reservations", after)
     # Usually the new ones follow those that were there.
     held = len(before)
     added = after[held:] if after[:held] == before else tuple(one for one in after if one not in before)
     if not added:
         return before
     if held + len(added) > _MOST_RESERVATIONS:
-        _wrong("reservations", f"there are more than {_MOST_RESERVATIONS}")
+        wrong("reservations", f"there are more than {_MOST_RESERVATIONS}")
     return (*before, *(_reservation(plugin, one) for one in added))
 
 
 def _reservation(plugin: str, one: object) -> Reservation:
     if not isinstance(one, Reservation):
-        _wrong("reservations", f"must contain Reservation, not {type(one).__name__}")
-    one = _own(Reservation, one)
+        wrong("reservations", f"must contain Reservation, not {type(one).__name__}")
+    one = of_own_class(Reservation, one)
     if one.plugin != plugin:
-        _wrong(
-            "reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it"
-        )
-    _name("reservations.id", one.id)
-    _amount("reservations.expires_at", one.expires_at)
-    _mapping("reservations.amounts", one.amounts)
-    amounts = {_plain(name): amount for name, amount in one.amounts.items()}
-    _few("reservations.amounts", amounts)
+        wrong("reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it")
+    check_name("reservations.id", one.id)
+    check_amount("reservations.expires_at", one.expires_at)
+    check_mapping("reservations.amounts", one.amounts)
+    amounts = {plain(name): amount for name, amount in one.amounts.items()}
+    check_few("reservations.amounts", amounts)
     for name, amount in amounts.items():
-        _name("reservations.amounts", name)
-        if type(amount) is not int or abs(amount) > _MOST_INTEGER:
-            _wrong(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
-    _mapping("reservations.data", one.data)
-    data = {_plain(name): _plain(value) for name, value in one.data.items()}
-    _few("reservations.data", data)
+        check_name("reservations.amounts", name)
+        if type(amount) is not int or abs(amount) > MOST_INTEGER:
+            wrong(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
+    check_mapping("reservations.data", one.data)
+    data = {plain(name): plain(value) for name, value in one.data.items()}
+    check_few("reservations.data", data)
     for name, value in data.items():
-        _name("reservations.data", name)
+        check_name("reservations.data", name)
         where = f"reservations.data[{name!r}]"
         if isinstance(value, str):
-            _encodable(where, value)
-        elif value is not None and not isinstance(value, bool) and not _is_number(value):
-            _wrong(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
-    return replace(one, plugin=plugin, id=_plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
+            check_encodable(where, value)
+        elif value is not None and not isinstance(value, bool) and not is_number(value):
+            wrong(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
+    return replace(one, plugin=plugin, id=plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
 
 
 def denial(plugin: str, value: Denial) -> Denial:
@@ -228,26 +226,26 @@ def denial(plugin: str, value: Denial) -> Denial:
     Raises:
         TypeError, ValueError: a field has a value that is not allowed.
     """
-    value = _own(Denial, value)
-    status = _whole(value.status)
+    value = of_own_class(Denial, value)
+    status = whole(value.status)
     if status is None:
-        _wrong("status", f"must be an int, not {type(value.status).__name__}")
-    _encodable("message", value.message)
-    _name("code", value.code)
-    _name("type", value.type)
+        wrong("status", f"must be an int, not {type(value.status).__name__}")
+    check_encodable("message", value.message)
+    check_name("code", value.code)
+    check_name("type", value.type)
     if value.param is not None:
-        _text("param", value.param)
+        check_text("param", value.param)
     if value.retry_after_s is not None:
-        _duration("retry_after_s", value.retry_after_s)
+        check_duration("retry_after_s", value.retry_after_s)
     return replace(
         value,
         status=status,
-        message=_plain(value.message),
-        code=_plain(value.code),
-        type=_plain(value.type),
-        param=_plain(value.param),
+        message=plain(value.message),
+        code=plain(value.code),
+        type=plain(value.type),
+        param=plain(value.param),
         plugin=plugin,
-        headers=_added_headers("headers", {}, value.headers),
+        headers=added_headers("headers", {}, value.headers),
     )
 
 
@@ -259,17 +257,17 @@ def refusal(plugin: str, value: object) -> Refusal:
     """
     if not isinstance(value, Refusal):
         raise TypeError(f"before_attempt returned {type(value).__name__}, not Refusal or None")
-    value = _own(Refusal, value)
-    _text("reason", value.reason)
+    value = of_own_class(Refusal, value)
+    check_text("reason", value.reason)
     if value.retry_after_s is not None:
-        _duration("retry_after_s", value.retry_after_s)
-    status = _whole(value.status)
+        check_duration("retry_after_s", value.retry_after_s)
+    status = whole(value.status)
     if value.status is not None and (status is None or not 400 <= status <= 599):  # noqa: PLR2004  # HTTP's error statuses
-        _wrong("status", f"must be an int from 400 to 599 or None, not {value.status!r:.100}")
-    _name("code", value.code)
+        wrong("status", f"must be an int from 400 to 599 or None, not {value.status!r:.100}")
+    check_name("code", value.code)
     if type(value.retryable) is not bool:
-        _wrong("retryable", f"must be a bool, not {type(value.retryable).__name__}")
-    return replace(value, reason=_plain(value.reason), status=status, code=_plain(value.code), plugin=plugin)
+        wrong("retryable", f"must be a bool, not {type(value.retryable).__name__}")
+    return replace(value, reason=plain(value.reason), status=status, code=plain(value.code), plugin=plugin)
 
 
 def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
@@ -283,24 +281,24 @@ def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
     Raises:
         TypeError, ValueError: a field has a value that is not allowed, or it does not fit the request.
     """
-    value = _own(Reply, value)
-    _tuple("pieces", value.pieces)
+    value = of_own_class(Reply, value)
+    check_tuple("pieces", value.pieces)
     if stream and not value.pieces:
-        _wrong("pieces", "must not be empty: the request wants a stream")
+        wrong("pieces", "must not be empty: the request wants a stream")
     if not stream and value.body is None:
-        _wrong("body", "must be set: the request does not want a stream")
+        wrong("body", "must be set: the request does not want a stream")
     usage, cost = value.usage, value.cost_usd_micros
     if usage is not None:
         usage = _usage("usage", usage)
-    if type(cost) is not int or not 0 <= cost <= _MOST_INTEGER:
-        _wrong("cost_usd_micros", f"must be an int that is not negative, not {cost!r:.100}")
+    if type(cost) is not int or not 0 <= cost <= MOST_INTEGER:
+        wrong("cost_usd_micros", f"must be an int that is not negative, not {cost!r:.100}")
     return replace(
         value,
         plugin=plugin,
         usage=usage or Usage(),
         body=None if stream else json_object("body", value.body),
         pieces=tuple(json_object("pieces", piece) for piece in value.pieces) if stream else (),
-        headers=_added_headers("headers", {}, value.headers),
+        headers=added_headers("headers", {}, value.headers),
     )
 
 
@@ -317,10 +315,10 @@ def body(before: Mapping[str, Any], after: object) -> Mapping[str, Any]:
     made = json_object("body", after)
     for name in FIXED_FIELDS & (made.keys() | before.keys()):
         if made.get(name) != before.get(name):
-            _wrong("body", f"{name!r} cannot be changed: configuration and route decide about it")
+            wrong("body", f"{name!r} cannot be changed: configuration and route decide about it")
     for name, value in made.items():
         if name in before and _kind(value) != _kind(before[name]):
-            _wrong("body", f"{name!r} was a {_kind(before[name])} and is a {_kind(value)}")
+            wrong("body", f"{name!r} was a {_kind(before[name])} and is a {_kind(value)}")
     return made
 
 
@@ -337,29 +335,29 @@ def json_object(field: str, value: object) -> FrozenDict[str, Any]:
         TypeError, ValueError: it is not one.
     """
     if not isinstance(value, Mapping):
-        _wrong(field, f"must be a mapping, not {type(value).__name__}")
+        wrong(field, f"must be a mapping, not {type(value).__name__}")
     found: FrozenDict[str, Any] = _json(field, value, 0)
     return found
 
 
 def _json(field: str, value: Any, depth: int) -> Any:
     if isinstance(value, str):
-        value = _plain(value)
+        value = plain(value)
         if not value.isascii():
-            _encoded(field, value)
+            check_encoded(field, value)
     elif isinstance(value, Mapping | list | tuple):
         if depth > _MOST_DEPTH:
-            _wrong(field, f"is nested more than {_MOST_DEPTH} levels deep")
+            wrong(field, f"is nested more than {_MOST_DEPTH} levels deep")
         if not isinstance(value, Mapping):
             return FrozenList([_json(field, item, depth + 1) for item in value])
         if not all(isinstance(key, str) for key in value):
-            _wrong(field, "contains a key that is not a text")
-        return FrozenDict({_plain(key): _json(field, item, depth + 1) for key, item in value.items()})
+            wrong(field, "contains a key that is not a text")
+        return FrozenDict({plain(key): _json(field, item, depth + 1) for key, item in value.items()})
     elif isinstance(value, int):
         if value.bit_length() > _MOST_BITS:
-            _wrong(field, f"contains an int of {value.bit_length()} bits, which cannot be written as JSON")
-    elif value is not None and not _is_number(value):
-        _wrong(
+            wrong(field, f"contains an int of {value.bit_length()} bits, which cannot be written as JSON")
+    elif value is not None and not is_number(value):
+        wrong(
             field,
             f"contains {value!r:.50}, which is not JSON"
             if isinstance(value, float)
@@ -377,7 +375,7 @@ def authenticated(plugin: str, value: object) -> Identity | Denial:
     if isinstance(value, Denial):
         return denial(plugin, value)
     if isinstance(value, Identity):
-        return _identity(_own(Identity, value))
+        return _identity(of_own_class(Identity, value))
     raise TypeError(f"authenticate returned {type(value).__name__}, not Identity, Denial or None")
 
 
@@ -385,19 +383,19 @@ def _identity(value: Identity) -> Identity:
     texts: dict[str, Any] = {}
     for field in ("tenant", "key_alias", "user_id", "team_id", "org_id", "end_user"):
         if (text := getattr(value, field)) is not None:
-            _encodable(field, text)
-            texts[field] = _plain(text)
-    _mapping("claims", value.claims)
-    claims = {_plain(name): _plain(claim) for name, claim in value.claims.items()}
-    _few("claims", claims)
+            check_encodable(field, text)
+            texts[field] = plain(text)
+    check_mapping("claims", value.claims)
+    claims = {plain(name): plain(claim) for name, claim in value.claims.items()}
+    check_few("claims", claims)
     for name, claim in claims.items():
-        _encodable("claims", name)
-        _encodable(f"claims[{name!r}]", claim)
+        check_encodable("claims", name)
+        check_encodable(f"claims[{name!r}]", claim)
     if value.models is not None:
-        _tuple("models", value.models)
+        check_tuple("models", value.models)
         for pattern in value.models:
-            _encodable("models", pattern)
-    models = None if value.models is None else _plain_texts(value.models)
+            check_encodable("models", pattern)
+    models = None if value.models is None else plain_texts(value.models)
     return replace(value, models=models, claims=FrozenDict(claims), **texts)
 
 
@@ -414,36 +412,36 @@ def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ..
     for made in value:
         if not isinstance(made, Candidate):
             raise TypeError(f"select returned a sequence with {type(made).__name__}, not with Candidate")
-        one = made if type(made) is Candidate else _own(Candidate, made)
+        one = made if type(made) is Candidate else of_own_class(Candidate, made)
         # Each may come back once, so that a deployment that comes twice is as wrong as one that was not given.
         known = by_id.pop(one.deployment.id, None)
         if known is None:
-            _wrong("candidates", f"the deployment {one.deployment.id!r:.100} was not given, or was returned twice")
+            wrong("candidates", f"the deployment {one.deployment.id!r:.100} was not given, or was returned twice")
         kept.append(one if known is one else _candidate(known, one))
     return tuple(kept)
 
 
 def _candidate(known: Candidate, one: Candidate) -> Candidate:
     if one.deployment is not known.deployment and one.deployment != known.deployment:
-        _wrong("candidates", f"the deployment {one.deployment.id!r:.100} is not as it was given")
+        wrong("candidates", f"the deployment {one.deployment.id!r:.100} is not as it was given")
     if one.weight is not known.weight:
-        _amount("weight", one.weight)
+        check_amount("weight", one.weight)
     if one.delay_s is not known.delay_s:
-        _duration("delay_s", one.delay_s)
+        check_duration("delay_s", one.delay_s)
     if type(one.has_fallback) is not bool:
-        _wrong("has_fallback", f"must be a bool, not {type(one.has_fallback).__name__}")
-    if one.score is not None and not _is_number(one.score):
-        _wrong("score", f"must be a finite number or None, not {one.score!r:.100}")
+        wrong("has_fallback", f"must be a bool, not {type(one.has_fallback).__name__}")
+    if one.score is not None and not is_number(one.score):
+        wrong("score", f"must be a finite number or None, not {one.score!r:.100}")
     if one.notes is not known.notes:
-        _tuple("notes", one.notes)
-        _few("notes", one.notes)
+        check_tuple("notes", one.notes)
+        check_few("notes", one.notes)
         for note in one.notes:
-            _encodable("notes", note)
+            check_encodable("notes", note)
     if type(one.dropped) is not bool:
-        _wrong("dropped", f"must be a bool, not {type(one.dropped).__name__}")
+        wrong("dropped", f"must be a bool, not {type(one.dropped).__name__}")
     if one.deployment is known.deployment and all(type(note) is str for note in one.notes):
         return one
-    return replace(one, deployment=known.deployment, notes=_plain_texts(one.notes))
+    return replace(one, deployment=known.deployment, notes=plain_texts(one.notes))
 
 
 def execution(ctx: RequestContext, value: object) -> Execution:
@@ -458,23 +456,23 @@ def execution(ctx: RequestContext, value: object) -> Execution:
     """
     if not isinstance(value, Execution) or (value.response is None) == (value.chunks is None):
         raise TypeError("execute must return None or an Execution with either a response or chunks")
-    value = _own(Execution, value)
+    value = of_own_class(Execution, value)
     if (value.chunks is not None) is not ctx.stream:
-        _wrong("response" if ctx.stream else "chunks", f"the request wants {'a stream' if ctx.stream else 'no stream'}")
+        wrong("response" if ctx.stream else "chunks", f"the request wants {'a stream' if ctx.stream else 'no stream'}")
     if value.response is not None:
         if not isinstance(value.response, UpstreamResponse):
-            _wrong("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
+            wrong("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
         if not isinstance(value.response.attempt, Attempt):
-            _wrong("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
-        response = _own(UpstreamResponse, value.response)
+            wrong("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
+        response = of_own_class(UpstreamResponse, value.response)
         if response.attempt.request_id != ctx.request_id:
-            _wrong("response", "is not from an attempt of this request; for an answer of its own a plugin has Reply")
-        _mapping("response.body", response.body)
+            wrong("response", "is not from an attempt of this request; for an answer of its own a plugin has Reply")
+        check_mapping("response.body", response.body)
         _gateways("response.raw", response.raw)
         value = replace(value, response=response)
     if value.chunks is not None and not isinstance(value.chunks, AsyncIterator):
-        _wrong("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
-    return replace(value, headers=_added_headers("headers", {}, value.headers)) if value.headers else value
+        wrong("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
+    return replace(value, headers=added_headers("headers", {}, value.headers)) if value.headers else value
 
 
 def chunk(value: object) -> Chunk:
@@ -485,7 +483,7 @@ def chunk(value: object) -> Chunk:
     """
     if not isinstance(value, Chunk):
         raise TypeError(f"the chunks of an Execution contain {type(value).__name__}, not Chunk")
-    value = _own(Chunk, value)
+    value = of_own_class(Chunk, value)
     if value.raw is None:
         _gateways("raw", value.raw)
     return value
@@ -494,7 +492,7 @@ def chunk(value: object) -> Chunk:
 def _gateways(field: str, raw: object) -> None:
     """Check that there is the gateway's own object, which is what the client gets."""
     if raw is None:
-        _wrong(field, "is None; hand on what a call of the given upstream has answered, untouched")
+        wrong(field, "is None; hand on what a call of the given upstream has answered, untouched")
 
 
 def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all checks of answers
@@ -505,193 +503,35 @@ def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all chec
     """
     if not isinstance(value, Status):
         raise TypeError(f"status returned {type(value).__name__}, not Status or None")
-    value = _own(Status, value)
+    value = of_own_class(Status, value)
     if type(value.ok) is not bool:
-        _wrong("ok", f"must be a bool, not {type(value.ok).__name__}")
-    _encodable("summary", value.summary)
-    _mapping("details", value.details)
+        wrong("ok", f"must be a bool, not {type(value.ok).__name__}")
+    check_encodable("summary", value.summary)
+    check_mapping("details", value.details)
     details = json.dumps(dict(value.details), allow_nan=False, ensure_ascii=False)
     details.encode()
-    return replace(value, summary=_plain(value.summary), details=json.loads(details))
+    return replace(value, summary=plain(value.summary), details=json.loads(details))
 
 
 # -- parts --------------------------------------------------------------------------------------------------------------
 
 
-def _own(kind: type[T], value: T) -> T:
-    """Return a value of a class of the contract as one of exactly this class."""
-    if type(value) is kind:
-        return value
-    return kind(**{one.name: getattr(value, one.name) for one in fields(kind)})  # type: ignore[arg-type]  # a dataclass
-
-
-def _plain(value: Any) -> Any:
-    """Return a text of a class that is derived from ``str`` as a text, everything else as it is."""
-    return str.__str__(value) if type(value) is not str and isinstance(value, str) else value
-
-
-def _plain_texts(values: Iterable[str]) -> tuple[str, ...]:
-    return tuple(map(_plain, values))
-
-
-def _whole(value: object) -> int | None:
-    """Return a number of a class that is derived from ``int``, such as ``HTTPStatus``, as an int; None when it is not one."""
-    return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _added_headers(
-    field: str, before: Mapping[str, str], after: Mapping[str, str], charset: str = "latin-1"
-) -> Mapping[str, str]:
-    if after is before:
-        return before
-    _mapping(field, after)
-    new = {}
-    for name, value in after.items():
-        if before.get(name) == value:
-            continue
-        _name(field, name)
-        lower = name.lower()
-        if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS or is_credential_header(lower):
-            _wrong(field, f"{name!r} cannot be set by a plugin")
-        new[_plain(lower)] = _header_value(f"{field}[{name!r}]", _plain(value), charset)
-    if not new:
-        return before
-    merged = FrozenDict({**before, **new})
-    chars = sum(len(name) + len(value) for name, value in merged.items())
-    if len(merged) > _MOST_HEADERS or chars > _MOST_HEADER_CHARS:
-        _wrong(
-            field,
-            f"there are {len(merged)} with {chars} characters; at most {_MOST_HEADERS} with {_MOST_HEADER_CHARS} are possible, since "
-            "clients refuse larger answers",
-        )
-    return merged
-
-
-def _header_value(field: str, value: str, charset: str) -> str:
-    """Return a header's value as it arrives: without white space around it."""
-    _encodable(field, value)
-    if not value.isprintable():
-        _wrong(field, "contains a control character, such as a line break, or unusual white space")
-    if not value.isascii():
-        try:
-            value.encode(charset)
-        except UnicodeEncodeError:
-            _wrong(field, f"contains {value!r:.100}, which is not {charset.upper()}: a header can hold nothing else")
-    return value.strip(" ")
-
-
-def _target_headers(
-    before: Mapping[str, Mapping[str, str]], after: Mapping[str, Mapping[str, str]]
-) -> Mapping[str, Mapping[str, str]]:
-    if after is before:
-        return before
-    _mapping("target_headers", after)
-    new = {}
-    for target, headers in after.items():
-        held = before.get(target, {})
-        if headers is held:
-            continue
-        _name("target_headers", target)
-        new[_plain(target)] = _added_headers(f"target_headers[{target!r}]", held, headers)
-    if not new:
-        return before
-    _few("target_headers", merged := {**before, **new})
-    return FrozenDict(merged)
-
-
 def _usage(field: str, value: object) -> Usage:
     """Return what an answer has used, which quotas and bills are computed from."""
     if not isinstance(value, Usage):
-        _wrong(field, f"must be a Usage or None, not {type(value).__name__}")
-    value = _own(Usage, value)
+        wrong(field, f"must be a Usage or None, not {type(value).__name__}")
+    value = of_own_class(Usage, value)
     for name in _COUNTS:
-        _count(f"{field}.{name}", getattr(value, name), known=name in _KNOWN_COUNTS)
+        check_count(f"{field}.{name}", getattr(value, name), known=name in _KNOWN_COUNTS)
     for name in _TEXTS:
         if (text := getattr(value, name)) is not None:
-            _encodable(f"{field}.{name}", text)
+            check_encodable(f"{field}.{name}", text)
     for name in _FLAGS:
         if type(getattr(value, name)) is not bool:
-            _wrong(f"{field}.{name}", f"must be a bool, not {type(getattr(value, name)).__name__}")
+            wrong(f"{field}.{name}", f"must be a bool, not {type(getattr(value, name)).__name__}")
     cost: object = value.provider_cost_usd
     if cost is not None and not (isinstance(cost, Decimal) and cost.is_finite() and cost >= 0):
-        _wrong(f"{field}.provider_cost_usd", f"must be a finite Decimal that is not negative, not {cost!r:.100}")
-    _tuple(f"{field}.parts", value.parts)
+        wrong(f"{field}.provider_cost_usd", f"must be a finite Decimal that is not negative, not {cost!r:.100}")
+    check_tuple(f"{field}.parts", value.parts)
     parts = tuple(_usage(f"{field}.parts[{number}]", part) for number, part in enumerate(value.parts))
-    return replace(value, parts=parts, **{name: _plain(getattr(value, name)) for name in _TEXTS})
-
-
-def _count(field: str, value: object, *, known: bool) -> None:
-    if value is None and not known:
-        return
-    if type(value) is not int or not 0 <= value <= _MOST_INTEGER:
-        _wrong(field, f"must be an int that is not negative, not {value!r:.100}")
-
-
-def _wrong(field: str, what: str) -> NoReturn:
-    raise ValueError(f"the returned value's {field}: {what}")
-
-
-def _encodable(field: str, value: object) -> None:
-    """Check that a value is a text that can be stored and sent."""
-    if not isinstance(value, str):
-        _wrong(field, f"must be a text, not {type(value).__name__}")
-    if len(value) > _MOST_TEXT_CHARS:
-        _wrong(field, f"has {len(value)} characters; at most {_MOST_TEXT_CHARS} are possible")
-    if not value.isascii():
-        _encoded(field, value)
-
-
-def _encoded(field: str, value: str) -> None:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _wrong(field, "contains an unpaired surrogate, which cannot be stored or sent")
-
-
-def _text(field: str, value: Any) -> None:
-    """Check that a value is a text on one line."""
-    _encodable(field, value)
-    if not value.isprintable() and _CONTROL.search(value):
-        _wrong(field, "contains a control character, such as a line break")
-
-
-def _name(field: str, value: Any) -> None:
-    """Check that a value is a name: a short text on one line that is not empty."""
-    if type(value) is str and 0 < len(value) <= _MOST_NAME_CHARS and value.isascii() and value.isprintable():
-        return  # as nearly all are
-    _text(field, value)
-    if not 0 < len(value) <= _MOST_NAME_CHARS:
-        _wrong(field, f"a name of {len(value)} characters; 1 to {_MOST_NAME_CHARS} are possible")
-
-
-def _is_number(value: object) -> bool:
-    return (isinstance(value, float) and math.isfinite(value)) or (
-        isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST_INTEGER
-    )
-
-
-def _amount(field: str, value: object, most: float = _MOST_INTEGER) -> None:
-    """Check that a value is a number that can be added to others."""
-    if not _is_number(value) or not 0 <= value <= most:  # type: ignore[operator]  # a number here
-        _wrong(field, f"must be a finite number from 0 to {most:g}, not {value!r:.100}")
-
-
-def _duration(field: str, value: object) -> None:
-    """Check that a value is a time span in seconds."""
-    _amount(field, value, _MOST_SECONDS)
-
-
-def _few(field: str, value: Collection[object]) -> None:
-    """Check that there are not too many."""
-    if len(value) > _MOST_ITEMS:
-        _wrong(field, f"there are {len(value)}; at most {_MOST_ITEMS} are possible")
-
-
-def _mapping(field: str, value: object) -> None:
-    if not isinstance(value, Mapping):
-        _wrong(field, f"must be a mapping, not {type(value).__name__}")
-
-
-def _tuple(field: str, value: object) -> None:
-    if not isinstance(value, tuple):
-        _wrong(field, f"must be a tuple, not {type(value).__name__}")
+    return replace(value, parts=parts, **{name: plain(getattr(value, name)) for name in _TEXTS})
