@@ -1,4 +1,4 @@
-"""All that the configuration says is there again after the store has lost everything."""
+"""What the configuration says, and what budgets had spent, is there again after the store has lost it."""
 
 from __future__ import annotations
 
@@ -199,3 +199,75 @@ async def shown(h: Harness) -> tuple[object, ...]:
         (await h.admin.get("/shadow/mirror")).status_code,
         (await h.admin.get("/quota/tenants/acme")).status_code,
     )
+
+
+async def put_back(h: Harness, snapshot: list[tuple[str, object]]) -> None:
+    """Let the store have what it had before, as a redis that has read its last snapshot."""
+    for key, _ in await h.store.scan(""):
+        await h.store.delete(key)
+    for key, value in snapshot:
+        await h.store.put(key, value)
+
+
+async def goes_back(h: Harness, other: Harness) -> list[dict[str, dict[str, object]]]:
+    """Let the store of two workers forget a request of each; return what was spent before, and what the store knows of it."""
+    for worker in (h, other):
+        assert (await worker.request(model="small")).outcome == "ok"
+        await worker.settled()
+    await h.clock.advance(2 * HEARTBEAT_INTERVAL_S)
+    snapshot = await h.store.scan("")
+    known = await spent(h)
+    for worker in (h, other):
+        assert (await worker.request(model="big")).outcome == "ok"
+        await worker.settled()
+    for _ in range(30):
+        await h.clock.advance(HEARTBEAT_INTERVAL_S)
+    before = await spent(h)
+    await put_back(h, snapshot)
+    return [before, known]
+
+
+@pytest.mark.parametrize("money_from", ["gateway", "events"])
+@pytest.mark.parametrize("outboxes", [1, 2])
+async def test_budgets_have_what_a_store_that_went_back_has_forgotten(
+    tmp_path: Path, outboxes: int, money_from: str
+) -> None:
+    """As a redis whose last snapshot is minutes old: what it still has does not count twice."""
+    clock = FakeClock(1_763_000_000.0)
+    given = {"deployments": DEPLOYMENTS, "clock": clock, "store": MemoryStore(clock=clock.now)}
+    folders = [tmp_path, tmp_path if outboxes == 1 else tmp_path / "other"]
+    async with (
+        Harness(budgets(money_from), name="a", path=folders[0], **given) as a,
+        Harness(budgets(money_from), name="b", path=folders[1], **given) as b,
+    ):
+        before, known = await goes_back(a, b)
+        assert await spent(a) == known != before
+        await clock.advance(4 * HEARTBEAT_INTERVAL_S)
+        for worker in (a, b):
+            await worker.host.events.drain(5.0)
+            assert ["the store went back" in text for text in worker.host.problems()] == [True]
+            assert worker.status("quota").ok
+        assert await spent(a) == before
+
+
+async def test_budgets_have_what_a_store_has_forgotten_that_went_back_while_the_gateway_was_down(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock(1_763_000_000.0)
+    given = {"path": tmp_path, "deployments": DEPLOYMENTS, "clock": clock, "store": MemoryStore(clock=clock.now)}
+    async with Harness(budgets("gateway"), name="a", **given) as a, Harness(budgets("gateway"), name="b", **given) as b:
+        await clock.advance(30.0)
+        before, known = await goes_back(a, b)
+        snapshot = await a.store.scan("")
+        # Nothing notices it: both end.
+        await a.crash()
+        await b.crash()
+    for name, found in (("c", True), ("d", True), ("e", False)):
+        async with Harness(budgets("gateway"), name=name, **given) as h:
+            if name == "c":
+                assert dict(snapshot).keys() <= dict(await h.store.scan("")).keys()
+            await h.host.events.drain(5.0)
+            assert before != known
+            assert await spent(h) == before
+            assert ["went back while the gateway was down" in text for text in h.host.problems()] == [True] * found
+            await h.clock.advance(100.0 if name == "d" else 1.0)

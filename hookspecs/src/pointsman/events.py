@@ -133,12 +133,14 @@ class BudgetsLost(Event):
         at: Unix seconds at which it was noticed. What ends later is counted as ever.
         day_began: Unix seconds at which the present day of the budgets began.
         month_began: The same of the month.
+        since: Unix seconds since which what was spent is lost; 0: all of it is.
     """
 
     life: str
     at: float
     day_began: float
     month_began: float
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A store that comes back empty while the gateway runs: what living workers own is there again, what is lost is said."""
+"""A store that comes back empty, or as it was before: what living workers own is there again, what is lost is said."""
 
 from __future__ import annotations
 
@@ -60,3 +60,61 @@ async def test_what_waits_is_written_again_and_survives_a_crash_afterwards(harne
         async with harness([ONE], name="b", **shared) as b:
             await pass_time(b.clock)
             assert b.plugin("one").ids == [result.request_id]
+
+
+async def put_back(store, snapshot):
+    """Let the store have what it had before, as a redis that has read its last snapshot."""
+    await empty(store)
+    for key, value in snapshot:
+        await store.put(key, value)
+
+
+async def test_a_store_that_goes_back_is_noticed_by_every_worker_each_time(harness, shared, caplog):
+    async with harness([ONE], name="a", **shared) as a, harness([ONE], name="b", **shared) as b:
+        await a.clock.advance(HEARTBEAT_INTERVAL_S)
+        snapshot, at = await shared["store"].scan(""), a.clock.now()
+        for times in (1, 2):
+            await a.clock.advance(10 * HEARTBEAT_INTERVAL_S)
+            await put_back(shared["store"], snapshot)
+            await a.clock.advance(2 * HEARTBEAT_INTERVAL_S)
+            for worker in (a, b):
+                (problem,) = worker.host.describe()["problems"]
+                assert problem.startswith("the store went back")
+                heard = worker.plugin("one").heard
+                assert [(type(event), at - event.since <= HEARTBEAT_INTERVAL_S) for event in heard] == [
+                    (StoreEmptied, True)
+                ] * times
+            assert a.plugin("one").heard[-1].life == b.plugin("one").heard[-1].life
+        assert len({event.life for event in a.plugin("one").heard}) == 2
+    assert caplog.text.count("the store went back") == 4
+
+
+async def test_a_store_that_drops_the_name_of_its_life_has_lost_nothing_else(harness, shared):
+    async with harness([ONE], name="a", **shared) as a, harness([ONE], name="b", **shared) as b:
+        await a.clock.advance(HEARTBEAT_INTERVAL_S)
+        assert await shared["store"].delete("host/{journal}life")
+        await a.clock.advance(3 * HEARTBEAT_INTERVAL_S)
+        for worker in (a, b):
+            assert worker.plugin("one").heard == []
+            assert worker.host.describe()["ok"] is True
+
+
+async def test_what_was_settled_and_comes_back_with_the_store_is_not_settled_by_another(harness, shared):
+    async with harness([ONE], name="a", **shared) as a:
+        a.plugin("one").gate = asyncio.Event()
+        await a.request()
+        await a.clock.advance(2 * HEARTBEAT_INTERVAL_S)
+        snapshot = await shared["store"].scan("")
+        a.plugin("one").gate.set()
+        await a.settled()
+        while await rows(a):  # noqa: ASYNC110  # the row is removed in real time
+            await asyncio.sleep(0.05)
+        await a.clock.advance(2 * HEARTBEAT_INTERVAL_S)
+        await put_back(shared["store"], snapshot)
+        (row,) = await rows(a)
+        assert row.startswith("host/{journal}/a-")
+        await a.clock.advance(2 * HEARTBEAT_INTERVAL_S)
+        await a.crash()
+        async with harness([ONE], name="b", **shared) as b:
+            await pass_time(b.clock)
+            assert b.plugin("one").ids == []

@@ -257,7 +257,7 @@ class Host:
             )
             self._tasks.every(broadcast.TICK_S, self._broadcast.tick, name="events of other workers")
         self._lifetime = lifetime = Lifetime(journal_store, self.new_id, self.clock.now)
-        await lifetime.emptied()
+        await lifetime.lost_something()
         for why in self.plugins.broken.values():
             log.error("%s; it is optional and left out", why)
         for plugin in tuple(self.plugins.loaded):
@@ -274,7 +274,7 @@ class Host:
             takeovers=self._takeovers,
             lifetime=lifetime,
             on_emptied=lambda: self.events.publish(
-                StoreEmptied(source="pointsman", at=self.clock.now(), life=lifetime.name)
+                StoreEmptied(source="pointsman", at=self.clock.now(), life=lifetime.name, since=lifetime.since)
             ),
             hooks=self.hooks,
             tracing=self.tracing,

@@ -129,6 +129,7 @@ class Journal:
         """Announce this worker and start the background work."""
         if self._takeovers:
             await self._takeovers.refresh()
+        await self._lifetime.name_what_was_found()
         await self._beat()
         if self._lifetime.lost:
             await self._restore()
@@ -171,17 +172,18 @@ class Journal:
     async def _beat(self) -> None:
         try:
             await self._store.ping()
+            lost = await self._lifetime.lost_something()
+            beat = self._lifetime.beat()
             now = self._clock.now()
-            puts = {f"{WORKER}{self._worker}": Put(now, ttl_s=HEARTBEAT_TTL_S)}
+            puts = {**beat.puts, f"{WORKER}{self._worker}": Put(now, ttl_s=HEARTBEAT_TTL_S)}
             if self._slots:
                 # With each beat: a store that has come back empty knows neither.
                 puts[f"{OWNER}{self._worker}"] = Put({"at": now, "places": self._takeovers.names()})
-            await self._store.update(Update(puts=puts))
-            emptied = await self._lifetime.emptied()
+            await self._store.update(replace(beat, puts=puts))
         except StoreError as err:
             self._store_lost = str(err)
             raise
-        if emptied:
+        if lost:
             await self._restore()
         if self._store_lost:
             self._store_lost = ""
@@ -213,7 +215,20 @@ class Journal:
         for row in list(self._rows.values()):
             if row.written and row.entries:
                 await self._note_progress(row)
+        await self._remove_returned()
         self._on_emptied()
+
+    async def _remove_returned(self) -> None:
+        """Remove rows of this worker that are settled, and that a store which went back has again."""
+        if self.forgotten or self._parked:
+            return
+        try:
+            for key, _ in await self._store.scan(f"{ROW}{self._worker}/"):
+                if not self.holds(key):
+                    await self._store.delete(key)
+        except StoreError as err:
+            # Harmless as long as this worker lives; another one would settle them again.
+            self.hooks.faults.record("pointsman", "journal", None, err)
 
     async def _write_until_cancelled(self) -> None:
         while True:

@@ -1,19 +1,37 @@
-"""Whether the store is the one that this worker began with, or has lost everything since.
+"""Whether the store is the one that this worker began with, or has lost something since.
 
-A key names the store's life. A store that comes back without it, as a redis without persistence does, has been emptied;
-the first worker that sees this names the new life, and every other one sees that the name is another.
+A key names the store's life, another one counts the heartbeats of all workers, a third one says when the latest was. A
+store that comes back without them, as a redis without persistence does, has been emptied. One that has counted fewer
+heartbeats than before has gone back to an earlier state, as a redis does that reads its last snapshot after a crash. The
+first worker that sees either names the new life, and every other one sees that the name is another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Final
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, cast
 
-from ..store.protocol import JSON, StateStore
+from ..store.protocol import JSON, Put, StateStore, Update
 
 _KEY: Final = "{journal}life"
+_BEATS: Final = "{journal}beats"
+_BEAT_AT: Final = "{journal}beat_at"
 #: How long the loss is a problem in the status, in seconds: budgets of a day are right again after it.
 SHOWN_S: Final = 86_400.0
+#: How much later than the store's last heartbeat a plugin's file may say that it was used, in seconds: it is noted every ten
+#: seconds, and clocks differ.
+_NOTED_LATER_S: Final = 60.0
+#: Lives that are remembered in the store.
+_MOST_FORMER: Final = 100
+_EMPTIED: Final = (
+    "what the configuration says has been written again; tenants, versions and experiments that were added over HTTP are lost, "
+    "and what budgets had spent is, unless billing knows it; keep the store on a disk that survives its restart"
+)
+_WENT_BACK: Final = (
+    "what was changed over HTTP since then is lost, and what budgets had spent since then is, unless billing knows it; let the "
+    "store write everything to its disk (redis: appendonly yes)"
+)
 
 
 class Lifetime:
@@ -23,64 +41,141 @@ class Lifetime:
         store: The host's part of the store.
         new_id: Returns a new unique id.
         now: Returns Unix seconds.
+
+    Attributes:
+        since: Unix seconds since which what was written is lost; 0 when everything is.
     """
 
     def __init__(self, store: StateStore, new_id: Callable[[], str], now: Callable[[], float]) -> None:
         self._store = store
         self._new_id = new_id
         self._now = now
-        self._known: JSON = None
-        self._emptied_at: float | None = None
+        #: Every life that this worker has seen, the present one last.
+        self._seen: list[str] = []
+        #: As first found.
+        self._life: JSON = None
+        self._beat_at = 0.0
+        self._beats = 0
+        #: Whether the present life is still called as it was before the loss.
+        self._unnamed = False
+        self._lost_at: float | None = None
         self._when = ""
+        self.since = 0.0
 
-    async def emptied(self) -> bool:
-        """Return whether the store has lost everything since the last call; the first call never finds that.
+    def beat(self) -> Update:
+        """Return the step that counts a heartbeat."""
+        return Update(puts={_BEAT_AT: Put(self._now())}, adds={_BEATS: 1})
+
+    async def lost_something(self) -> bool:
+        """Return whether the store has lost something since the last call; the first call never finds that.
+
+        Call it before each ``beat``.
 
         Raises:
             StoreError: the store failed.
         """
-        present = await self._store.get(_KEY)
-        if present is None:
-            await self._store.compare_and_set(_KEY, None, self._new_id())
-            present = await self._store.get(_KEY)
-        before, self._known = self._known, present
-        if before in {None, present} or present is None:
+        life, beats, beat_at = await self._store.get_many([_KEY, _BEATS, _BEAT_AT])
+        before, self._beats = self._beats, int(_number(beats))
+        if life is None:
+            # Where the heartbeats are still counted, nothing else is missing: a server that drops keys has dropped this one.
+            same = 0 < before <= self._beats
+            await self._store.compare_and_set(_KEY, None, self.name if same else self._new_id())
+            life = await self._store.get(_KEY)
+        elif self._beats < before and _name(life) in self._seen:
+            life = await self._rename(life, _number(beat_at) or self._now())
+        if not self._seen:
+            self._life, self._beat_at = life, _number(beat_at)
+            self._seen.append(_name(life))
             return False
-        self._emptied_at, self._when = self._now(), "was emptied"
+        if life is None or _name(life) == self.name:
+            return False
+        self.since = _since(life, self._seen)
+        self._seen.append(_name(life))
+        self._lose("" if self.since else "was emptied")
         return True
 
+    async def _rename(self, life: JSON, since: float) -> JSON:
+        """Name the life of a store that has lost what was written since then; return it as it is then."""
+        former = [*_former(life), [_name(life), since]]
+        await self._store.compare_and_set(_KEY, life, {"life": self._new_id(), "former": former[-_MOST_FORMER:]})
+        return await self._store.get(_KEY)
+
     def known(self, noted: Collection[str]) -> str:
-        """Return the present life. Lives that were noted before the start, without this one, mean that the store is another.
+        """Return the present life, and compare it with what was noted before the start.
+
+        Lives without this one mean that the store is another, or has lost something; a time that is later than its last
+        heartbeat, that it has gone back.
 
         Args:
-            noted: Every life that a plugin's own file has seen; empty when it is new.
+            noted: Every life that a plugin's own file has seen, where known with the Unix seconds at which it was last used;
+                empty when the file is new.
         """
         if noted and self.name and self.name not in noted:
-            self._emptied_at, self._when = (
-                self._now(),
-                "was emptied or exchanged while the gateway was down, which was found",
+            self.since = _since(self._life, noted)
+            self._lose(
+                f"{'' if self.since else 'was emptied or exchanged '}while the gateway was down, which was found"
             )
+        elif (
+            isinstance(noted, Mapping) and self._beat_at and noted.get(self.name, 0.0) > self._beat_at + _NOTED_LATER_S
+        ):
+            self.since, self._unnamed = self._beat_at, True
+            self._lose("while the gateway was down, which was found")
         return self.name
+
+    async def name_what_was_found(self) -> None:
+        """Name the new life of a store that went back while the gateway was down.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        if self._unnamed:
+            life = await self._store.get(_KEY)
+            if _name(life) == self.name:
+                life = await self._rename(life, self.since)
+            self._seen.append(_name(life))
+            self._unnamed = False
+
+    def _lose(self, when: str) -> None:
+        self._lost_at, self._when = self._now(), when
 
     @property
     def lost(self) -> bool:
         """Whether the store has lost what is known of it."""
-        return self._emptied_at is not None
+        return self._lost_at is not None
 
     @property
     def name(self) -> str:
-        """The name of the store's present life, the same in all workers; empty before the first call of ``emptied``."""
-        return str(self._known or "")
+        """The name of the store's present life, the same in all workers; empty before the first look."""
+        return self._seen[-1] if self._seen else ""
 
     def problems(self) -> list[str]:
         """Return what has been lost, as one sentence, or nothing."""
-        if self._emptied_at is None or self._now() - self._emptied_at > SHOWN_S:
+        if self._lost_at is None or self._now() - self._lost_at > SHOWN_S:
             return []
-        ago_s = self._now() - self._emptied_at
+        ago_s = self._now() - self._lost_at
+        if not self.since:
+            return [f"the store {self._when} {ago_s:.0f} s ago: {_EMPTIED}"]
+        since = datetime.fromtimestamp(self.since, UTC).isoformat(timespec="seconds")
         return [
-            (
-                f"the store {self._when} {ago_s:.0f} s ago: what the configuration says has been written again; tenants, versions "
-                "and experiments that were added over HTTP are lost, and what budgets had spent is, unless billing knows it; "
-                "keep the store on a disk that survives its restart"
-            )
+            f"the store went back {self._when + ' ' if self._when else ''}{ago_s:.0f} s ago to what it had at {since}: {_WENT_BACK}"
         ]
+
+
+def _name(life: JSON) -> str:
+    return str(life["life"] if isinstance(life, Mapping) else life or "")
+
+
+def _former(life: JSON) -> list[Any]:
+    """Return the former lives of a store that has gone back, with the Unix seconds since which each has lost what was written."""
+    return list(cast("Sequence[Any]", life["former"])) if isinstance(life, Mapping) else []
+
+
+def _since(life: JSON, seen: Collection[str]) -> float:
+    """Return since when what was written is lost for those who have seen these lives: 0 where the store knows none of them."""
+    former = _former(life)
+    last = max((index for index, (name, _) in enumerate(former) if name in seen), default=None)
+    return 0.0 if last is None else min(float(since) for _, since in former[last:])
+
+
+def _number(value: JSON) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0

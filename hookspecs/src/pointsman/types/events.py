@@ -28,17 +28,19 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreEmptied(Event):
-    """The store has lost everything, as a redis without persistence does when it is restarted, or is another one than before.
+    """The store has lost everything, or what was written lately, or is another one than before.
 
-    The host announces it to every worker. A plugin writes again what its configuration says, and reports what is lost.
+    A redis without persistence loses everything when it is restarted; one that reads its last snapshot, what came later. The host announces it to every worker. A plugin writes again what its configuration says, and reports what is lost.
 
     Attributes:
         at: Unix seconds at which it was noticed.
         life: What all workers call the store's time since then; the same in each.
+        since: Unix seconds since which what was written is lost; 0: everything is.
     """
 
     at: float
     life: str = ""
+    since: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

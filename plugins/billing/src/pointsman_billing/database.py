@@ -527,10 +527,11 @@ class Database:
         ).fetchall()
         return int(rows[0][0])
 
-    def lives(self) -> frozenset[str]:
-        """Return the lives of state stores with which this outbox has been used."""
+    def lives(self) -> dict[str, int]:
+        """Return the lives of state stores with which this outbox has been used; and when last, in Unix seconds, or 0."""
         rows = self._connection.execute("SELECT name FROM meta WHERE name > ? AND name < ?", _range(_LIFE))
-        return frozenset(name.removeprefix(_LIFE) for (name,) in rows.fetchall())
+        users = self.users()
+        return {life: users.get(life, 0) for life in (name.removeprefix(_LIFE) for (name,) in rows.fetchall())}
 
     def note_life(self, life: str) -> None:
         """Note with which life of the state store this outbox is used."""

@@ -209,7 +209,7 @@ class Billing:
             self._life = self._neighbours.life = event.life
             self._services.tasks.spawn(self._note_life(), name="note the store's life")
         elif isinstance(event, BudgetsLost):
-            since_s, to_s = int(event.month_began), int(event.at) + 1
+            since_s, to_s = int(max(event.month_began, event.since)), int(event.at) + 1
             rows = await asyncio.to_thread(self._reports.written, Span(since_s, to_s))
             self._services.publish(
                 PastSpending(

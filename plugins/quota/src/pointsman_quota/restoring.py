@@ -51,11 +51,13 @@ class Loss:
 
     Attributes:
         at: Unix seconds at which it was noticed.
+        since: Unix seconds since which what was spent is lost; 0: all of it is.
         answered: Whether another plugin knows what had been spent.
         rows: Spendings that this worker has restored; other workers restore the others.
     """
 
     at: float
+    since: float = 0.0
     answered: bool = False
     rows: int = 0
 
@@ -89,7 +91,7 @@ class Restoration:
 
     def lost(self, event: StoreEmptied) -> None:
         """Ask for what had been spent."""
-        self.loss = Loss(event.at)
+        self.loss = Loss(event.at, event.since)
         period = self._ledger.period_at(int(event.at * 1000))
         self._publish(
             BudgetsLost(
@@ -97,6 +99,7 @@ class Restoration:
                 at=event.at,
                 day_began=period.begins_ms / 1000,
                 month_began=period.month_begins_ms / 1000,
+                since=event.since,
             )
         )
 

@@ -60,10 +60,14 @@ def status(
     if (missing := repository.missing_default) is not None:
         problems.append(missing)
     if loss is not None and not loss.answered and now - loss.at < _LONGEST_PERIOD_S:
-        at = datetime.fromtimestamp(loss.at, UTC).isoformat(timespec="seconds")
+        at, since = (datetime.fromtimestamp(one, UTC).isoformat(timespec="seconds") for one in (loss.at, loss.since))
         problems.append(
-            f"the store was emptied at {at}: budgets of that day and month began again at 0, since no plugin knows what had "
-            "been spent (billing does)"
+            (
+                f"the store went back at {at} to what it had at {since}: budgets miss what was spent in between"
+                if loss.since
+                else f"the store was emptied at {at}: budgets of that day and month began again at 0"
+            )
+            + ", since no plugin knows what had been spent (billing does)"
         )
     if ledger.store_is_down:
         problems.append(
