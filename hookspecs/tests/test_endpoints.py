@@ -78,6 +78,27 @@ def test_a_pass_through_path_names_its_model_and_provider(path, model, provider)
 
 
 @pytest.mark.parametrize(
+    ("path", "named", "asked"),
+    [
+        ("/openai/v1/chat/completions", "b", "b"),
+        ("/openai/v1/chat/completions", ["b"], None),
+        # OpenAI has no such paths: what is behind it may look into the body.
+        ("/openai/deployments/a/chat/completions", "b", "a,b"),
+        ("/openai/deployments/a/chat/completions", "a", "a"),
+        ("/mine/models/a", "b", "a,b"),
+        ("/anthropic/v1/models/a/messages/count_tokens", "b", "a,b"),
+        ("/azure/openai/deployments/a/chat/completions", "b", "a"),
+        ("/azure/openai/v1/chat/completions", "b", "b"),
+        ("/gemini/v1beta/models/a:generateContent", "b", "a"),
+        ("/v1beta/models/a:countTokens", "b", "a"),
+        ("/vertex-ai/v1/projects/p/locations/l/publishers/google/models/a:predict", "b", "a"),
+    ],
+)
+def test_a_model_in_the_path_hides_none_in_the_body(path, named, asked):
+    assert endpoints.asked_model(path, named) == asked
+
+
+@pytest.mark.parametrize(
     ("path", "dots"),
     [
         ("/v1/chat/completions", False),

@@ -34,8 +34,9 @@ _ADMINISTRATORS: Final = Denial(
     type="permission_error",
     message="This route is for the gateway's administrator, not for keys of tenants.",
 )
-#: Whether tenants may call a route, by its method and its path with the names of its parameters.
-_MAY_CALL: Final[dict[tuple[str, str], bool]] = {}
+#: Routes that tenants may call, by method and path with the names of its parameters. Which ones they may not is asked each
+#: time: a pass-through may be added while the gateway runs.
+_MAY_CALL: Final[set[tuple[str, str]]] = set()
 _MOST_ROUTES: Final = 4_096
 #: LiteLLM knows these routes by the names of providers.
 _ANY_PROVIDER: Final = ("/{provider}/", "/openai/")
@@ -118,18 +119,17 @@ def _may_call(key: UserAPIKeyAuth, request: Request) -> bool:
     if (proxy_server.general_settings or {}).get("custom_auth_run_common_checks") or _is_ours(route):
         return True
     known = (str(request.scope.get("method", "")), route)
-    if (may := _MAY_CALL.get(known)) is None:
-        try:
-            RouteChecks.non_proxy_admin_allowed_routes_check(
-                user_obj=None, _user_role=None, route=route, request=request, valid_token=key, request_data={}
-            )
-        except Exception:  # noqa: BLE001  # LiteLLM raises bare ones, which differ between its versions
-            may = False
-        else:
-            may = True
-        if len(_MAY_CALL) < _MOST_ROUTES:
-            _MAY_CALL[known] = may
-    return may
+    if known in _MAY_CALL:
+        return True
+    try:
+        RouteChecks.non_proxy_admin_allowed_routes_check(
+            user_obj=None, _user_role=None, route=route, request=request, valid_token=key, request_data={}
+        )
+    except Exception:  # noqa: BLE001  # LiteLLM raises bare ones, which differ between its versions
+        return False
+    if len(_MAY_CALL) < _MOST_ROUTES:
+        _MAY_CALL.add(known)
+    return True
 
 
 def _is_ours(path: str) -> bool:

@@ -142,7 +142,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             return
         path = call.path
         if endpoints.counts_tokens(path):
-            data = {**body, "model": endpoints.path_model(path) or body.get("model")}
+            data = {**body, "model": endpoints.asked_model(path, body.get("model"))}
             await self._admit(call, key, data, "count_tokens")
 
     async def _pass_through(self, call: ClientCall, exchange: Exchange, data: dict[str, Any]) -> None:
@@ -599,7 +599,7 @@ def _context(
     body |= bodies.uploads(endpoint, data)
     model, stream = data.get("model"), data.get("stream") is True or call.socket is not None
     if endpoint is Endpoint.PASS_THROUGH:
-        model = endpoints.path_model(path) or model
+        model = endpoints.asked_model(path, model)
         stream = stream or "stream" in path.rpartition("/")[2].lower()
     elif endpoints.in_file(call_type):
         # Its own model only names an account: those that it asks stand in a file that is not known here.

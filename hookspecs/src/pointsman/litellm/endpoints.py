@@ -137,6 +137,8 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "vertex-ai": "vertex_ai",
     "vllm": "hosted_vllm",
 }
+#: Those whose models stand in the path alone, where one does; and the first parts of Gemini's paths at LiteLLM itself.
+_BY_PATH: Final = frozenset({"azure", "azure_ai", "bedrock", "gemini", "models", "v1beta", "vertex_ai"})
 #: Operations of providers that answer with what they used: the last part of their paths, or what follows its colon. Others
 #: start what is charged later or elsewhere: batches, runs, sessions, tuning.
 _ANSWERING: Final = frozenset(
@@ -191,11 +193,25 @@ def route_path(scope: Mapping[str, Any]) -> str:
 def path_model(path: str) -> str | None:
     """Return the model that the path of a request to a provider's own API names; None when it names none.
 
-    The provider does not look for another one in the body. Several are joined by commas, as LiteLLM's lists of models are:
+    Several are joined by commas, as LiteLLM's lists of models are:
     which of them the provider takes is not known here.
     """
     found = dict.fromkeys(unquote(name) for name in _PATH_MODEL.findall(path))
     return ",".join(found) or None
+
+
+def asked_model(path: str, named: object) -> str | None:
+    """Return the model that a request to a provider's own API asks for; several, joined by commas, where each may be meant.
+
+    Args:
+        path: The request's path.
+        named: The model in its body.
+    """
+    in_path = path_model(path)
+    in_body = named if isinstance(named, str) and named else None
+    if in_path is None or in_body is None or in_path == in_body or path_provider(path) in _BY_PATH:
+        return in_path or in_body
+    return f"{in_path},{in_body}"
 
 
 def has_dots(path: str) -> bool:
