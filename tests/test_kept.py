@@ -400,6 +400,22 @@ MAKING: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"type": "message", "role": "assistant", "container": {"id": "{}", "expires_at": "2030-01-01T00:00:00Z"}},
         "a container, messages",
     ),
+    "messages, a file": (
+        "/v1/messages",
+        {**CLAUDE, "messages": said()},
+        {
+            "type": "message",
+            "role": "assistant",
+            "content": [
+                {
+                    "type": "bash_code_execution_tool_result",
+                    "tool_use_id": "t",
+                    "content": {"type": "bash_code_execution_result", "content": [{"file_id": "{}"}]},
+                }
+            ],
+        },
+        "a file, messages",
+    ),
     "chat": (
         "/v1/chat/completions",
         {"model": "chat", "messages": said()},
@@ -432,10 +448,20 @@ MAKING: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+#: What clients may also use that no answer to them has made.
+USING: Final = {
+    **REUSING,
+    "a file, messages": (
+        "/v1/messages",
+        {**CLAUDE, "messages": said({**CLAUDE_FILE, "source": {"type": "file", "file_id": "made-1"}})},
+    ),
+}
+
+
 @pytest.mark.parametrize("how", MAKING)
 def test_what_an_answer_has_made_is_its_tenants(rig: Rig, provider: Anything, how: str) -> None:
     making, asked, answer, use = MAKING[how]
-    path, body = REUSING[use]
+    path, body = USING[use]
     made, named = (
         json.loads(json.dumps(part).replace(old, f"own-{how}")) for part, old in ((answer, "{}"), (body, "made-1"))
     )

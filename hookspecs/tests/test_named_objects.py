@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from litellm.types.videos.utils import (
 )
 
 from pointsman.litellm.named_objects import LONGEST_ID, in_answer, in_body, in_path, of_answers, plain, possible
+from pointsman.litellm.raw_answers import Listener
 from pointsman.types import Endpoint
 
 BODIES: list[tuple[dict[str, Any], set[str]]] = [
@@ -165,6 +167,15 @@ def test_what_only_answers_make_is_found(endpoint: Endpoint, body: dict[str, Any
     assert set(of_answers(endpoint, body)) == ids
 
 
+WROTE: dict[str, Any] = {
+    "type": "bash_code_execution_tool_result",
+    "tool_use_id": "srvtoolu_1",
+    "content": {
+        "type": "bash_code_execution_result",
+        "stdout": "",
+        "content": [{"type": "bash_code_execution_output", "file_id": "file_1"}, {"file_id": "file_2"}, {"file_id": 3}],
+    },
+}
 ANSWERS: list[tuple[dict[str, Any], set[str]]] = [
     ({"id": "resp_1", "object": "response", "output": [{"id": "ci_1", "container_id": "cntr_1"}]}, {"cntr_1"}),
     ({"type": "response.completed", "response": {"output": [{"container_id": "cntr_1"}]}}, {"cntr_1"}),
@@ -174,6 +185,12 @@ ANSWERS: list[tuple[dict[str, Any], set[str]]] = [
     ({"id": "int_1", "object": "interaction"}, {"int_1"}),
     ({"event_type": "interaction.complete", "interaction": {"id": "int_1", "object": "interaction"}}, {"int_1"}),
     ({"choices": [{"message": {"audio": {"id": "audio_1"}}}]}, {"audio_1"}),
+    ({"type": "message", "content": [{"type": "text", "text": "hi"}, WROTE]}, {"file_1", "file_2"}),
+    ({"type": "content_block_start", "index": 1, "content_block": WROTE}, {"file_1", "file_2"}),
+    ({"content": [{**WROTE, "type": "code_execution_tool_result"}]}, {"file_1", "file_2"}),
+    # What others than the provider say, and errors.
+    ({"content": [{**WROTE, "type": "mcp_tool_result"}, {**WROTE, "content": {"type": "error"}}, 1]}, set()),
+    ({"content": [{**WROTE, "content": [{"file_id": "file_1"}]}], "content_block": "text"}, set()),
     ({"id": "msg_1", "container": None, "output": "text", "choices": [{"message": None}, 1], "delta": 1}, set()),
 ]
 
@@ -181,3 +198,18 @@ ANSWERS: list[tuple[dict[str, Any], set[str]]] = [
 @pytest.mark.parametrize(("message", "ids"), ANSWERS)
 def test_what_an_answer_has_made_is_found(message: dict[str, Any], ids: set[str]) -> None:
     assert set(in_answer(message)) == ids
+
+
+@pytest.mark.parametrize("piece", [1, 7, 10_000])
+def test_what_a_stream_has_made_is_found_in_lines_that_say_nothing_of_usage(piece: int) -> None:
+    events = [
+        {"type": "message_start", "message": {"id": "msg_1", "content": []}},
+        {"type": "content_block_delta", "delta": {"type": "text_delta", "text": 'a "file_id"'}},
+        {"type": "content_block_start", "index": 1, "content_block": WROTE},
+        {"type": "message_stop"},
+    ]
+    stream = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+    listener = Listener("text/event-stream")
+    for start in range(0, len(stream), piece):
+        listener.hear(stream[start : start + piece])
+    assert listener.objects() == ["file_1", "file_2"]

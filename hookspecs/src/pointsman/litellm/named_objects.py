@@ -54,6 +54,8 @@ _MADE_BY_API: Final = {
     Endpoint.PASS_THROUGH: _MADE | {"conversation", "previous_response_id"},
 }
 _REFERENCE: Final = frozenset({"id", "type"})
+#: How the types of Anthropic's blocks end that may name files which code has written.
+_RAN: Final = "code_execution_tool_result"
 #: The parts of an answer that may say what it has made.
 _SAYING: Final = ("response", "message", "interaction", "delta")
 #: The client's own notes, which no provider resolves.
@@ -161,10 +163,20 @@ def in_answer(message: Mapping[str, Any]) -> Iterator[str]:
             yield made
         if "output" in part:
             yield from filter(None, (_id_of(item.get("container_id")) for item in _objects(part["output"])))
+        for block in (part.get("content_block"), *_objects(part.get("content"))):
+            yield from _written(block)
         for choice in _objects(part["choices"]) if "choices" in part else ():
             answer = choice.get("message")
             if isinstance(answer, Mapping) and "audio" in answer and (made := _object_id(answer["audio"])):
                 yield made
+
+
+def _written(block: Any) -> Iterator[str]:
+    """Return the ids of the files that code has written, by a block of Anthropic's answers."""
+    if isinstance(block, Mapping) and str(block.get("type")).endswith(_RAN):
+        result = block.get("content")
+        files = result.get("content") if isinstance(result, Mapping) else None
+        yield from (id_ for file in _objects(files) if isinstance(id_ := file.get("file_id"), str) and id_)
 
 
 def _is_reference(item: Mapping[str, Any]) -> bool:
