@@ -353,6 +353,21 @@ async def test_tries_of_a_providers_sdk_before_the_last_are_charged_with_it(harn
             assert opened.attempt.cost_usd_micros == 1350 + spent * 0.15
 
 
+async def test_a_moderation_without_counts_costs_what_the_tries_before_it_have_used(harness, closer):
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415  # needs LiteLLM
+
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.MODERATIONS, body={"input": "How is the weather?"})
+        listener = Listener("application/json")
+        listener.hear(json.dumps(SPENT).encode())
+        opened.refusals.append(listener)
+        closer.succeed(opened, {"id": "m", "results": []}, ctx)
+        usage = opened.attempt.usage
+        assert usage.estimated
+        assert [part.prompt_tokens == 100 for part in usage.parts] == [True, False]
+        assert usage.prompt_tokens == 100 + usage.parts[1].prompt_tokens > 100
+
+
 LOST = {"object": "chat.completion", "choices": None}
 REFUSED = {"error": {"message": "overloaded", "code": 529}}
 

@@ -79,9 +79,13 @@ def test_a_deployment_costs_what_its_base_model_costs(prices: Any, base: str, pr
 
 @pytest.mark.parametrize(
     ("provider", "api", "model"),
-    [("openai", "text-completion-openai", "gpt-3.5-turbo-instruct"), ("azure", "azure_text", "gpt-35-turbo-instruct")],
+    [
+        ("openai", "text-completion-openai", "gpt-3.5-turbo-instruct"),
+        ("azure", "azure_text", "gpt-35-turbo-instruct"),
+        ("cohere", "cohere_chat", "command-r-08-2024"),
+    ],
 )
-def test_a_model_of_a_providers_older_api_has_its_price(prices: Any, provider: str, api: str, model: str) -> None:
+def test_a_model_of_another_api_of_a_provider_has_its_price(prices: Any, provider: str, api: str, model: str) -> None:
     """The map has it under the name of that API, and a deployment may be of the provider."""
     cost_map = prices.CostMap()
     one, other = (Deployment(id=name, group="g", provider=name, model=model) for name in (provider, api))

@@ -32,6 +32,8 @@ EVENTS, LINES, FRAMES, JSON = (
 Answer = tuple[str, bytes]
 #: The content type of an error, which is JSON.
 FAILED = "application/json; failed"
+#: The content type of a stream that breaks off.
+BROKEN = "text/event-stream; broken"
 
 
 def as_json(message: Mapping[str, Any]) -> Answer:
@@ -218,6 +220,8 @@ class Provider(Server):
         content_type, answer = self._answers[name](stream=bool(body.get("stream")) or "stream" in place)
         request.send_response(500 if content_type == FAILED else 200)
         request.send_header("content-type", content_type)
-        request.send_header("content-length", str(len(answer)))
+        broken = content_type == BROKEN
+        request.send_header("content-length", str(len(answer) + broken))
         request.end_headers()
         request.wfile.write(answer)
+        request.close_connection = broken

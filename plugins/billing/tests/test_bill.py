@@ -457,8 +457,8 @@ def test_a_replay_gives_the_same_bill_byte_for_byte(found: Settlement, quote: Qu
 def test_the_gateways_figure_does_not_stand_in_for_the_price_of_a_part(trusted: bool) -> None:
     """It charges nothing for the part that has no price; without any price it is all that is known.
 
-    Except beside a tool, since the gateway knows what a search costs also of a model that it has no price of, and where
-    a broker has used the operator's own key.
+    Except beside a tool, since the gateway knows what a search costs also of a model that it has no price of, where
+    a broker has used the operator's own key, and where there were tries that the gateway has not seen.
     """
     logged = Decimal("0.001")
     tokens = Usage(prompt_tokens=1000, completion_tokens=500)
@@ -474,6 +474,9 @@ def test_the_gateways_figure_does_not_stand_in_for_the_price_of_a_part(trusted: 
         (Price(), replace(tokens, raw='{"cost":0.001,"is_byok":true'), logged),
         (Price(), Usage(searches=1), logged),
         (Price(), Usage(images=1), logged),
+        # Of what the tries of a provider's SDK used it is the last one's alone; of several models it is everything's.
+        (Price(), replace(tokens, parts=(tokens, tokens)), None),
+        (Price(), replace(tokens, parts=(replace(tokens, is_part=True),)), logged),
     ):
         used = attempt(usage=usage, gateway_cost_usd=logged)
         (line,) = made(used, quote=Quote(price=price, trust_gateway=trusted)).lines

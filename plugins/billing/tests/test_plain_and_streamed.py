@@ -6,6 +6,7 @@ how the configuration calls it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -18,8 +19,10 @@ from pointsman.testing.proxy import ProxyServer
 
 from .providers import (
     BODIES,
+    BROKEN,
     CHAT,
     COUNTS,
+    FAILED,
     MESSAGES,
     RESPONSES,
     TEXT,
@@ -84,6 +87,15 @@ KINDS: dict[str, Kind] = {
 SILENT = "silent"
 SILENT_S = 1
 
+#: The providers that pass-throughs lead to, with their routes; the last is one of the configuration.
+PASSED: dict[str, str] = {
+    "openai_passthrough": "/openai_passthrough/v1/chat/completions",
+    "anthropic": "/anthropic/v1/messages",
+    "own": "/own",
+}
+#: What these providers answer next.
+passed: list[Answer] = []
+
 
 def deployment(name: str, url: str) -> dict[str, Any]:
     kind = KINDS[name]
@@ -103,14 +115,23 @@ def silent(url: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with Provider({name: kind.answer for name, kind in KINDS.items()}, [SILENT]) as provider:
+    answers: dict[str, Callable[..., Answer]] = {name: kind.answer for name, kind in KINDS.items()}
+    with Provider({**answers, "passed": lambda **_: passed[-1]}, [SILENT]) as provider:
+        base = f"{provider.url}/passed"
+        env = {f"{name}_API_BASE": base for name in ("OPENAI", "ANTHROPIC")}
+        env |= {f"{name}_API_KEY": "any" for name in ("OPENAI", "ANTHROPIC")}
+        own = {"path": "/own", "target": f"{base}/v1/chat/completions", "auth": True, "headers": {"x": "y"}}
         config = {
+            "general_settings": {"pass_through_endpoints": [own]},
             "model_list": [*(deployment(name, provider.url) for name in KINDS), silent(provider.url)],
             "router_settings": {"num_retries": 0, "disable_cooldowns": True},
             "litellm_settings": {"callbacks": ["pointsman.litellm.handler"], "num_retries": 0},
             "pointsman": {"store": {"backend": "memory"}, "plugins": [{"billing": {}}]},
         }
-        with ProxyServer(config, tmp_path_factory.mktemp("kinds")) as proxy, proxy.client(timeout=60) as client:
+        with (
+            ProxyServer(config, tmp_path_factory.mktemp("kinds"), env=env) as proxy,
+            proxy.client(timeout=60) as client,
+        ):
             yield client
 
 
@@ -156,6 +177,55 @@ def test_aws_event_streams_are_heard_on_a_pass_through(client: httpx.Client) -> 
     plain, streamed = bills
     assert (plain[0]["prompt_tokens"], plain[0]["completion_tokens"], plain[0]["metering"]) == (1000, 50, "exact")
     assert [event["amount_usd"] for event in plain] == [event["amount_usd"] for event in streamed] != [None, None]
+
+
+def of_passed(name: str) -> str:
+    """Return the beginning of a stream as this provider speaks, in which a text has come."""
+    model = "claude-sonnet-4-5-20250929" if name == "anthropic" else "gpt-4o-mini"
+    whole = claude(stream=True, model=model) if name == "anthropic" else chat(model, COUNTS, stream=True)
+    pieces = whole[1].decode().split("\n\n")
+    return "\n\n".join(pieces[: 3 if name == "anthropic" else 1]) + "\n\n"
+
+
+def pass_through(client: httpx.Client, name: str, answer: Answer, *, stream: bool) -> dict[str, Any]:
+    """Ask a provider on its own API, read what comes, and return the attempt."""
+    passed.append(answer)
+    model = "claude-sonnet-4-5-20250929" if name == "anthropic" else "gpt-4o-mini"
+    body = {"model": model, "stream": stream, **BODIES[CHAT]}
+    with client.stream("POST", PASSED[name], json=body) as given, contextlib.suppress(httpx.RemoteProtocolError):
+        given.read()
+    return events_of(client, given)[0]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("name", PASSED)
+def test_an_error_of_a_pass_through_that_says_what_was_used_is_billed(
+    client: httpx.Client, name: str, stream: bool
+) -> None:
+    counts = {"input_tokens": 100, "output_tokens": 7} if name == "anthropic" else COUNTS
+    error = {"error": {"message": "It broke.", "type": "server_error"}, "usage": counts}
+    attempt = pass_through(client, name, (FAILED, json.dumps(error).encode()), stream=stream)
+    assert (attempt["status"], attempt["status_code"], attempt["metering"]) == ("error", 500, "exact")
+    assert (attempt["prompt_tokens"], attempt["completion_tokens"]) == tuple(counts.values())[:2]
+    assert (attempt["amount_usd"] is None) == (name == "own")
+
+
+@pytest.mark.parametrize("end", ["broken", "error", "silent"])
+@pytest.mark.parametrize("name", PASSED)
+def test_what_came_of_a_pass_through_is_billed_where_its_end_is_missing(
+    client: httpx.Client, name: str, end: str
+) -> None:
+    """The provider breaks off, ends with an error, or does not count; the text that has come is then counted here."""
+    said = of_passed(name)
+    if end == "error":
+        said += 'event: error\ndata: {"type": "error", "error": {"type": "overloaded_error"}}\n\n'
+    answer = (BROKEN if end == "broken" else "text/event-stream", said.encode())
+    attempt = pass_through(client, name, answer, stream=True)
+    assert (attempt["status"], attempt["metering"]) == ("ok" if end == "silent" else "error", "estimated")
+    assert (attempt["prompt_tokens"] == 1100) == (name == "anthropic")
+    assert attempt["prompt_tokens"] > 0
+    assert 1 < attempt["completion_tokens"] < 9
+    assert (attempt["amount_usd"] is None) == (name == "own")
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from ..host.attempt import WENT_ON
-from ..types import AttemptKind, Outcome
+from ..types import AttemptKind, Endpoint, Outcome
 from .client_settings import may_fail_alone
 from .endpoints import route_path
 
@@ -144,6 +144,11 @@ class Call(ABC):
 
     @abstractmethod
     async def _begin(self, deployment: Deployment, *, fallback: bool) -> tuple[Refusal | None, OpenAttempt]: ...
+
+    @property
+    def passes_through(self) -> bool:
+        """Whether the request and its answer are the provider's own, which LiteLLM only passes on."""
+        return self.exchange is not None and self.exchange.ctx.endpoint is Endpoint.PASS_THROUGH
 
     def prepares(self) -> None:
         """Note that a request is about to go to a provider, for those whose requests are not seen on their way."""

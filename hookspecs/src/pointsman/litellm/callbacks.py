@@ -24,7 +24,7 @@ from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
 from .client_settings import MOST_SETTING_CHARS, SETTINGS, cap_retries, misshapen, too_long, wrong_timeout
 from .fallbacks import fallback_rule, follow_route, own_fallbacks
-from .raw_answers import heard_objects
+from .raw_answers import heard_objects, is_broken
 from .stream import StreamReader
 
 if TYPE_CHECKING:
@@ -374,9 +374,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             return
         if call.failure is not None and call.status >= _FIRST_ERROR and not call.gone:
             self._closer.fail_unreported(running, call.failure, exchange.ctx, call.provider_headers, call.reader)
+        elif call.passes_through and is_broken(running.listeners):
+            self._closer.finish_pass_through(running, exchange.ctx, call.status)
         elif running.answered or (0 < call.status < _FIRST_ERROR and not call.gone):
             self._closer.finish(running, exchange.ctx)
-        elif exchange.ctx.endpoint is Endpoint.PASS_THROUGH:
+        elif call.passes_through:
             self._closer.finish_pass_through(running, exchange.ctx, call.status)
 
     def _note_objects(self, call: ClientCall, exchange: Exchange) -> None:

@@ -17,7 +17,7 @@ from .charges import TOOLS, search_size
 from .content import EMPTY, is_empty
 from .inner_tries import together
 from .prices import CHEAPER_TIERS, SERVICE_TIERS
-from .raw_answers import heard_id, heard_model, is_refused, provider_reading
+from .raw_answers import heard_id, heard_model, heard_text, is_broken, is_refused, provider_reading
 from .stream import StreamReader
 from .usage_blocks import Reading
 from .usage_units import (
@@ -65,6 +65,8 @@ _OTHER_UNITS: Final = frozenset(
         Endpoint.INTERACTIONS,
     }
 )
+#: The endpoints whose answers may be text.
+_MAY_BE_TEXT: Final = _TEXT_ENDPOINTS | {Endpoint.PASS_THROUGH}
 _NOTHING_KNOWN: Final = Reading(Usage(), prompt_known=False, completion_known=False)
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
@@ -98,7 +100,7 @@ class Closer:
         self.succeed(opened, opened.answered.get("response"), ctx)
 
     def finish_pass_through(self, opened: OpenAttempt, ctx: RequestContext, status: int) -> None:
-        """Close the attempt of a pass-through that failed or that the client has left.
+        """Close the attempt of a pass-through that failed, broke off, or that the client has left.
 
         Args:
             opened: The attempt.
@@ -108,10 +110,17 @@ class Closer:
         if status >= _FIRST_ERROR:
             kind = ErrorClass.of_status(status)
             error = AttemptError(kind=kind, status=status, message=f"the provider answered with status {status}")
-            opened.end(Outcome.ERROR, status_code=status, error=error)
+            tokens, earlier = self._refused(opened, opened.refusals)
+            tokens = self._with_earlier(opened, tokens, ctx, earlier)
+            cost = self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
+            opened.end(Outcome.ERROR, usage=tokens, cost_usd_micros=cost, status_code=status, error=error)
             return
         opened.awaits_cost = True
-        self.end_abandoned(opened, StreamReader(), ctx, Outcome.DISCONNECTED)
+        if is_broken(opened.listeners):
+            error = AttemptError(kind=ErrorClass.SERVER, message="the provider's answer ended with an error")
+            self.end_abandoned(opened, StreamReader(), ctx, Outcome.ERROR, error)
+        else:
+            self.end_abandoned(opened, StreamReader(), ctx, Outcome.DISCONNECTED)
 
     def log(self, opened: OpenAttempt, logged: Mapping[str, Any], response: Any) -> None:
         """Note what LiteLLM has logged about a call that succeeded.
@@ -183,10 +192,6 @@ class Closer:
         partly = ctx.endpoint is Endpoint.EMBEDDINGS and opened.provider_status is not None
         cached = cached or (bool(hidden.get("cache_hit")) and not partly)
         tokens = _kept(translated.usage) if cached else self._used(opened, translated, response, ctx)
-        if tokens is None and ctx.endpoint is Endpoint.MODERATIONS:
-            # No provider counts them, and some charge for them.
-            prompt = self._tokenizer.estimate(opened.attempt.deployment.model, ctx.body)
-            tokens = Usage(prompt_tokens=prompt, estimated=True)
         cost = 0 if cached else self._prices.cost_usd_micros(opened.attempt.deployment, tokens)
         opened.awaits_cost = not cached
         headers = answered.get("headers") or request_values.provider_headers(hidden.get("additional_headers"))
@@ -218,12 +223,7 @@ class Closer:
             getattr(err, "litellm_response_headers", None), getattr(getattr(err, "response", None), "headers", None)
         )
         error = client_settings.blamed(provider_errors.attempt_error(err, headers, self._clock.now()), opened.ctx)
-        reading, tokens, earlier = provider_reading(opened.listeners), None, opened.refusals
-        if reading is None or not reading.complete:
-            # Some errors say what was used.
-            reading, earlier = provider_reading(earlier[-1:]), earlier[:-1]
-        if reading is not None and opened.ctx.generates:
-            tokens = self._completed(opened, reading, {}, opened.ctx, str)
+        tokens, earlier = self._refused(opened, opened.refusals)
         cut = bool(opened.given_up or opened.abandoned) and opened.ctx.generates
         if opened.given_up and opened.ctx.generates:
             tokens = self._streamed(opened, StreamReader(), opened.ctx)
@@ -398,6 +398,21 @@ class Closer:
         cost = self._prices.cost_usd_micros(opened.attempt.deployment, usage)
         opened.end(Outcome.OK, usage=usage, cost_usd_micros=cost, model=usage.model)
 
+    def _refused(self, opened: OpenAttempt, refusals: Sequence[object]) -> tuple[Usage | None, Sequence[object]]:
+        """Return what an attempt that failed has used, where the provider says so, and the errors that are not in it.
+
+        Args:
+            opened: The attempt.
+            refusals: What has listened to the provider's errors.
+        """
+        reading, earlier = provider_reading(opened.listeners), refusals
+        if reading is None or not reading.complete:
+            # Some errors say what was used.
+            reading, earlier = provider_reading(refusals[-1:]), refusals[:-1]
+        if reading is None or not opened.ctx.generates:
+            return None, earlier
+        return self._completed(opened, reading, {}, opened.ctx, str), earlier
+
     def _with_earlier(
         self, opened: OpenAttempt, last: Usage | None, ctx: RequestContext, refusals: Sequence[object]
     ) -> Usage | None:
@@ -420,6 +435,10 @@ class Closer:
     def _used(self, opened: OpenAttempt, translated: Translated, response: Any, ctx: RequestContext) -> Usage | None:
         """Return what a whole answer used, with the tries before it; None when that is not known."""
         usage = self._answered(opened, translated, response, ctx)
+        if usage is None and ctx.endpoint is Endpoint.MODERATIONS:
+            # No provider counts them, and some charge for them.
+            prompt = self._tokenizer.estimate(opened.attempt.deployment.model, ctx.body)
+            usage = Usage(prompt_tokens=prompt, estimated=True)
         return usage if usage is None else self._with_earlier(opened, usage, ctx, opened.refusals)
 
     def _answered(
@@ -427,8 +446,12 @@ class Closer:
     ) -> Usage | None:
         """Return what a whole answer used: as the provider says, else as LiteLLM does; what is missing is estimated."""
         reading = provider_reading(opened.listeners, lambda: _said(translated.usage))
+
+        def generated() -> str:
+            return generated_text(response) or heard_text(opened.listeners)
+
         if reading is not None and ctx.endpoint not in _OTHER_UNITS:
-            return _said(self._completed(opened, reading, translated.tools, ctx, partial(generated_text, response)))
+            return _said(self._completed(opened, reading, translated.tools, ctx, generated))
         answering = _answering(
             None, opened, opened.answered.get("model") or request_values.response_model(response), ctx
         )
@@ -439,10 +462,11 @@ class Closer:
                 named, provider_cost_usd=said.provider_cost_usd, service_tier=said.service_tier, raw=said.raw
             )
         if reading is None:
-            if named is not None or ctx.endpoint not in _TEXT_ENDPOINTS or response is None:
+            written = response is not None and ctx.endpoint in _TEXT_ENDPOINTS
+            if named is not None or not (written or heard_text(opened.listeners, streamed=True)):
                 return _counted_here(opened, named, ctx)
             reading = replace(_NOTHING_KNOWN, usage=Usage(model=answering))
-        return _said(self._completed(opened, reading, translated.tools, ctx, partial(generated_text, response)))
+        return _said(self._completed(opened, reading, translated.tools, ctx, generated))
 
     def _streamed(self, opened: OpenAttempt, reader: StreamReader, ctx: RequestContext) -> Usage | None:
         """Return what a stream used, with the tries before it; None: the provider has refused it, and counted nothing."""
@@ -472,7 +496,9 @@ class Closer:
             known = begun is not None and begun.prompt_tokens > 0
             named = begun or Usage(model=_answering(None, opened, reader.model, ctx))
             reading = Reading(named, prompt_known=known, completion_known=False)
-        return self._completed(opened, reading, used_tools(translated), ctx, lambda: reader.generated)
+        return self._completed(
+            opened, reading, used_tools(translated), ctx, lambda: reader.generated or heard_text(opened.listeners)
+        )
 
     def _completed(
         self,
@@ -491,7 +517,7 @@ class Closer:
             usage = replace(usage, service_tier=asked)
         if usage.searches and usage.search_context is None:
             usage = replace(usage, search_context=_asked_size(opened, ctx))
-        if reading.complete and reading.undivided and ctx.endpoint in _TEXT_ENDPOINTS:
+        if reading.complete and reading.undivided and ctx.endpoint in _MAY_BE_TEXT:
             counted = self._tokenizer.count_text(opened.attempt.deployment.model, generated())
             answer = min(usage.total_tokens, max(counted, usage.reasoning_tokens))
             return replace(usage, prompt_tokens=usage.total_tokens - answer, completion_tokens=answer)
@@ -503,7 +529,7 @@ class Closer:
             # Not less than the parts that are known, such as what was cached.
             counted = self._tokenizer.estimate(model, ctx.body)
             usage = replace(usage, prompt_tokens=max(usage.prompt_tokens, counted), estimated=True)
-        if not reading.completion_known and ctx.endpoint in _TEXT_ENDPOINTS:
+        if not reading.completion_known and ctx.endpoint in _MAY_BE_TEXT:
             counted = self._tokenizer.count_text(model, generated())
             usage = replace(usage, completion_tokens=max(usage.completion_tokens, counted), estimated=True)
         return usage

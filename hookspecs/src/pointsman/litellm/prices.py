@@ -80,8 +80,12 @@ _ABOVE: Final = re.compile(r"_above_(\d+)(k?)_tokens")
 _INCLUSIVE: Final = frozenset({"xai"})
 #: The providers that charge all searches of a request together unless the map says otherwise.
 _SEARCH_BY_REQUEST: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta"})
-#: Under which name the map has those models of a provider that its older API for completions serves.
-_COMPLETION_APIS: Final[Mapping[str | None, str]] = {"openai": "text-completion-openai", "azure": "azure_text"}
+#: Under which name the map has those models of a provider that another API of it serves: for completions, or for chats.
+_OTHER_APIS: Final[Mapping[str | None, str]] = {
+    "openai": "text-completion-openai",
+    "azure": "azure_text",
+    "cohere": "cohere_chat",
+}
 _IMAGE_SIZE: Final = re.compile(r"(\d{1,5})(?:-x-|x)(\d{1,5})")
 _USUAL_IMAGE_SIZE: Final = "1024x1024"
 #: The modes of models for which ``input_cost_per_image`` is the price of an image in the prompt.
@@ -223,9 +227,7 @@ class CostMap:
 
     def _entry(self, model: str, provider: str | None) -> _Source | None:
         found = self._listed(model, provider)
-        return (
-            self._listed(model, _COMPLETION_APIS[provider]) if found is None and provider in _COMPLETION_APIS else found
-        )
+        return self._listed(model, _OTHER_APIS[provider]) if found is None and provider in _OTHER_APIS else found
 
     def _listed(self, model: str, provider: str | None) -> _Source | None:
         try:

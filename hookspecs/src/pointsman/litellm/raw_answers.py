@@ -18,6 +18,7 @@ import httpx
 
 from ..types import Usage
 from . import named_objects
+from .raw_texts import texts
 from .usage import Account
 from .usage_blocks import Reading
 
@@ -42,18 +43,41 @@ class Listener:
     Attributes:
         account: What has been said so far.
         refused: Whether it is an error, although its status says success.
+        broken: Whether it ends with an error, or before its end.
+        streams: Whether it comes in messages.
+
+    Args:
+        content_type: Of the answer.
+        keeps_text: Whether the text is kept as well: of a pass-through nothing else reads it.
     """
 
-    __slots__ = ("_begun", "_by_line", "_first", "_frames", "_made", "_parts", "_size", "account", "refused")
+    __slots__ = (
+        "_begun",
+        "_by_line",
+        "_first",
+        "_frames",
+        "_made",
+        "_parts",
+        "_size",
+        "_text",
+        "_text_chars",
+        "account",
+        "broken",
+        "refused",
+        "streams",
+    )
 
-    def __init__(self, content_type: str) -> None:
+    def __init__(self, content_type: str, *, keeps_text: bool = False) -> None:
         self.account = Account()
-        self.refused = False
+        self.refused = self.broken = False
+        self._text: list[str] | None = [] if keeps_text else None
+        self._text_chars = 0
         self._made: list[str] = []
         self._begun = False
         self._by_line = content_type.startswith((_EVENTS, *_LINES))
         #: What there is of the next frames; None where the answer is text, or its frames cannot be read.
         self._frames = bytearray() if content_type.startswith(_FRAMES) else None
+        self.streams = self._by_line or self._frames is not None
         self._first = True
         self._parts: list[bytes] = []
         self._size = 0
@@ -73,7 +97,7 @@ class Listener:
             self._end()
         for line in lines:
             # Nearly all lines say nothing of interest.
-            if self._first or _MARK_OR_JSON.search(line) is not None:
+            if self._first or self._text is not None or _MARK_OR_JSON.search(line) is not None:
                 self._keep(line)
                 self._end()
         if rest:
@@ -107,7 +131,7 @@ class Listener:
             self._read(text[5:])
 
     def _matters(self, line: bytes) -> bool:
-        if self._first:
+        if self._first or self._text is not None:
             self._first = False
             return True
         return _MARK.search(line) is not None
@@ -126,6 +150,20 @@ class Listener:
                     self._begun, self.refused = True, bool(message.get("error"))
                 self.account.add(message)
                 self._made.extend(named_objects.in_answer(message))
+                if self._text is not None:
+                    self._read_text(self._text, message)
+
+    def _read_text(self, kept: list[str], message: Mapping[str, Any]) -> None:
+        self.broken = self.broken or bool(message.get("error"))
+        if self._text_chars <= _LONGEST:
+            found = list(texts(message))
+            self._text_chars += sum(map(len, found))
+            kept += found
+
+    @property
+    def text(self) -> str:
+        """What has been generated so far, as far as it is kept, for an estimate of its tokens."""
+        return "".join(self._text or ())
 
     def reading(self) -> Reading | None:
         """Return what the answer has said so far; None when it has said nothing."""
@@ -172,18 +210,40 @@ def is_refused(listeners: Sequence[Any]) -> bool:
     return isinstance(last, Listener) and last.refused
 
 
-def listen(response: httpx.Response) -> Listener | None:
+def heard_text(listeners: Iterable[Any], *, streamed: bool = False) -> str:
+    """Return the text of the last answer of an attempt, where it is kept.
+
+    Args:
+        listeners: As for ``provider_reading``, which has been called before.
+        streamed: Only where it comes in messages.
+    """
+    last = next((one for one in reversed(list(listeners)) if isinstance(one, Listener)), None)
+    return last.text if last is not None and (last.streams or not streamed) else ""
+
+
+def is_broken(listeners: Sequence[Any]) -> bool:
+    """Return whether a provider's last answer has broken off, or has ended with an error.
+
+    Args:
+        listeners: As for ``provider_reading``.
+    """
+    last = listeners[-1] if listeners else None
+    return isinstance(last, Listener) and last.broken
+
+
+def listen(response: httpx.Response, *, keeps_text: bool = False) -> Listener | None:
     """Listen to a provider's answer or error; None for what is neither, or only tells what is stored.
 
     Args:
         response: The answer. When its body is still to come, its pieces are heard as LiteLLM reads them.
+        keeps_text: As for ``Listener``.
     """
     content_type = response.headers.get("content-type", "")
     if response.request.method != "POST" or (response.status_code != _ANSWERED and not response.is_error):
         return None
     if not content_type.startswith(("application/json", _EVENTS, _FRAMES, *_LINES)):
         return None
-    listener = Listener(content_type)
+    listener = Listener(content_type, keeps_text=keeps_text)
     # Google AI Studio says it nowhere else.
     listener.account.service_tier = response.headers.get("x-gemini-service-tier") or None
     if response.is_stream_consumed or response.is_closed:
@@ -197,6 +257,9 @@ def listen(response: httpx.Response) -> Listener | None:
             async for piece in source:
                 listener.hear(piece)
                 yield piece
+        except httpx.HTTPError:
+            listener.broken = True
+            raise
         finally:
             if isinstance(source, AsyncGenerator):
                 await source.aclose()

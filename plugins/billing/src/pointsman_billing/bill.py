@@ -383,6 +383,9 @@ def _digits(cost: Decimal | None, margin_ratio: Decimal) -> str:
 
 def _leaves_out(usage: Usage, quote: Quote) -> bool:
     """Return whether the gateway's figure is without something that has no price: it adds up what it has prices for."""
+    if usage.parts and not any(part.is_part for part in usage.parts):
+        # The tries of a provider's SDK, of which the gateway has seen the last.
+        return True
     beside_tools = usage.total_tokens > 0 and uses_tools(usage)
     # Where the model answered, tokens may have no price though they have one elsewhere.
     usual = quote.price if quote.configured is None else quote.configured

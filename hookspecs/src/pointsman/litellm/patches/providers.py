@@ -167,7 +167,8 @@ def _guarded_send(send: Any, guard: Guard) -> Any:
             if not isinstance(err, _NOT_SENT):
                 call.gave_up()
             raise
-        call.responded(response.status_code, response.headers, listen(response))
+        listener = listen(response, keeps_text=call.passes_through)
+        call.responded(response.status_code, response.headers, listener)
         if not stream:
             try:
                 await response.aread()
