@@ -55,6 +55,11 @@ EMPTY = {
     "item with an empty part": responses(said("")),
     "reasoning without text": responses({"type": "reasoning", "summary": []}),
     "truncated before anything": responses(status="incomplete", incomplete_details={"reason": "max_output_tokens"}),
+    "failed response": responses(status="failed", error={"code": "server_error", "message": "no"}),
+    "cancelled response": responses(status="cancelled"),
+    "thought without text": chat(content="", thinking_blocks=[{"type": "thinking", "thinking": "", "signature": ""}]),
+    "error of a messages API": {"type": "error", "error": {"type": "overloaded_error", "message": "no"}},
+    "null vectors": {"object": "list", "data": None, "usage": {"prompt_tokens": 1}},
     "no vectors": embeddings(),
     "empty vectors": embeddings([]),
 }
@@ -67,6 +72,10 @@ FULL = {
     "refusal": chat(content=None, refusal="No."),
     "filtered": chat("content_filter", content=""),
     "reasoning": chat("length", content="", reasoning_content="Hm."),
+    "hidden thought": chat(
+        "length", content="", thinking_blocks=[{"type": "thinking", "thinking": "", "signature": "s"}]
+    ),
+    "failed after its beginning": responses(said("yes"), status="failed"),
     "hidden reasoning": {**chat("length", content=""), "usage": {"completion_tokens_details": {"reasoning_tokens": 9}}},
     "audio": chat(content=None, audio={"data": "UklGRg=="}),
     "image": chat(content="", images=[{"image_url": {"url": "data:"}}]),
@@ -93,6 +102,10 @@ FULL = {
 def test_answers_without_content(answer: Any) -> None:
     assert is_empty(answer)
     assert is_empty(as_object(answer))
+
+
+def test_an_object_without_a_field_is_no_answer() -> None:
+    assert is_empty({})
 
 
 @pytest.mark.parametrize("answer", FULL.values(), ids=FULL.keys())
@@ -144,6 +157,12 @@ STREAMS: dict[str, tuple[Endpoint, list[Any], bool]] = {
     "empty message": (MESSAGES, [event(type="message_start", message={}), stop("end_turn")], True),
     "empty block": (MESSAGES, [block(type="text", text=""), delta(type="text_delta", text=""), stop("end_turn")], True),
     "block": (MESSAGES, [block(type="text", text=""), delta(type="text_delta", text="yes"), stop("end_turn")], False),
+    "text at the start of its block": (MESSAGES, [block(type="text", text="yes"), stop("end_turn")], False),
+    "hidden thought": (
+        MESSAGES,
+        [block(type="thinking", thinking="", signature=""), delta(type="signature_delta", signature="s")],
+        False,
+    ),
     "tool": (MESSAGES, [block(type="tool_use", name="weather", input={}), stop("tool_use")], False),
     "server tool": (MESSAGES, [block(type="web_search_tool_result", content=[]), stop("pause_turn")], False),
     "refused": (MESSAGES, [event(type="message_start", message={}), stop("refusal")], False),

@@ -311,6 +311,24 @@ TABLE = {
 }
 
 
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        (("fails", 1, SERVER), "lost: server"),
+        (("fails", 1, CLIENT), "lost: client"),
+        (("finds none", 1, LIMIT), "won by 0"),
+        (("is empty", 1), "won by 0"),
+    ],
+)
+@pytest.mark.parametrize("has_fallback", [True, False])
+def test_an_empty_answer_does_not_win_before_a_fallback(last, expected, has_fallback):
+    """Only a provider's error makes the gateway go on: when all answers are empty, the client gets one."""
+    scenario = Scenario(Plan(entries=entries(2)))
+    scenario.race.has_fallback = has_fallback
+    lines = scenario.play([(10, "is empty", 0), (20, *last)])
+    assert lines[-1] == (expected if has_fallback else "won by 0")
+
+
 @pytest.mark.parametrize(("setting", "events", "expected"), TABLE.values(), ids=TABLE.keys())
 def test_a6(setting, events, expected):
     setting = dict(setting)

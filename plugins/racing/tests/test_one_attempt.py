@@ -147,6 +147,10 @@ def configuration(upstream):
                                 ("", "hedge", {}),
                                 ("claude-", "first_wins", {"budget_ratio": 4, "budget_burst": 100}),
                             )
+                        ]
+                        + [
+                            {"name": f"{prefix}mixed", "candidates": [f"{prefix}hollow", f"{prefix}lost"]}
+                            for prefix in ("", "claude-")
                         ],
                         "budget": {"burst": 1000},
                     }
@@ -336,3 +340,13 @@ def test_when_all_are_empty_the_client_gets_an_empty_answer(gateway, endpoint, s
     assert answer.status_code == 200, answer.text
     assert text_of(endpoint, answer, stream=stream) == ""
     assert called == ["hollow-pair"] * 2
+
+
+@pytest.mark.parametrize(("endpoint", "stream"), CASES[:-1])
+def test_a_fallback_answers_where_a_race_has_an_error_and_nothing_but_empty_answers(gateway, endpoint, stream):
+    answer, called = gateway.ask(endpoint, "mixed", stream=stream, fallbacks=[own(endpoint, "save")])
+    assert answer.status_code == 200, answer.text
+    assert text_of(endpoint, answer, stream=stream) == SAVED
+    assert set(called) == {"hollow", "lost", "save"}
+    answer, _ = gateway.ask(endpoint, "mixed", stream=stream)
+    assert (answer.status_code, text_of(endpoint, answer, stream=stream)) == (200, "")

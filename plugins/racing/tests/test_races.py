@@ -692,6 +692,14 @@ async def test_an_empty_answer_is_better_than_none(track, stream):
     assert (result.status, result.text, result.outcome) == (200, "", Outcome.OK)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_empty_answer_is_not_better_than_a_fallback(track, stream):
+    async with track(models=[SMART]) as h:
+        script = {"chat": ok(""), "backup": error(500), "tiny": ok("something")}
+        result = await h.request(model="smart", stream=stream, script=script, retries=0, fallbacks=["tiny"])
+    assert (result.status, result.text) == (200, "something")
+
+
 # -- where the gateway offers less than the group has -------------------------------------------------------------------
 
 

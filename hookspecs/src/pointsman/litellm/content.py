@@ -21,14 +21,13 @@ _OF_MESSAGE: Final = (
     "refusal",
     "reasoning_content",
     "reasoning",
-    "thinking_blocks",
     "tool_calls",
     "function_call",
     "audio",
     "images",
 )
-#: Responses that have not ended, or say themselves that they have failed.
-_NOT_ENDED: Final = frozenset({"queued", "in_progress", "failed", "cancelled"})
+#: Responses whose answer comes later.
+_NOT_ENDED: Final = frozenset({"queued", "in_progress"})
 
 
 def is_empty(response: Any) -> bool:
@@ -43,14 +42,17 @@ def is_empty(response: Any) -> bool:
         return not any(map(_has_choice_content, choices)) and not _reasoned(response)
     if kind in {"chat.completion", "text_completion"}:
         return not choices
-    content = _get(response, "content")
-    if _get(response, "type") == "message" and (content is None or isinstance(content, list)):
+    content, type_ = _get(response, "content"), _get(response, "type")
+    if type_ == "error" or response == {}:
+        # LiteLLM passes on whatever an API of messages answers with status 200.
+        return True
+    if type_ == "message" and (content is None or isinstance(content, list)):
         filtered = finish_reason(_get(response, "stop_reason")) == _FILTERED
         return not filtered and not any(map(_has_block_content, content or ()))
     vectors = _get(response, "data")
     # Lists of files or batches have the same type and no usage.
-    if kind == "list" and _get(response, "usage") is not None and isinstance(vectors, list):
-        return not any(_present(_get(entry, "embedding")) for entry in vectors)
+    if kind == "list" and _get(response, "usage") is not None and (vectors is None or isinstance(vectors, list)):
+        return not any(_present(_get(entry, "embedding")) for entry in vectors or ())
     return False
 
 
@@ -61,6 +63,7 @@ def _has_choice_content(choice: Any) -> bool:
         or finish_reason(_get(choice, "finish_reason")) == _FILTERED
         or _present(_get(choice, "text"))
         or any(_present(_get(message, name)) for name in _OF_MESSAGE)
+        or any(map(_has_block_content, _get(message, "thinking_blocks") or ()))
     )
 
 
@@ -75,7 +78,7 @@ def _has_block_content(block: Any) -> bool:
 
 
 def _is_empty_response(response: Any) -> bool:
-    if _get(response, "status") in _NOT_ENDED or _get(response, "error") is not None:
+    if _get(response, "status") in _NOT_ENDED:
         return False
     if _get(_get(response, "incomplete_details"), "reason") == _FILTERED:
         return False

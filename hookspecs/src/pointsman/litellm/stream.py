@@ -253,6 +253,8 @@ class StreamReader:
             kind = block.get("type") if isinstance(block, dict) else None
             if isinstance(block, dict) and kind == "tool_use":
                 self._call(data.get("index"), block.get("name"), None)
+            # Most begin without text; of a thought that is not shown, all that comes is its signature.
+            self._read_block_delta(data.get("index"), block)
             self._other = self._other or kind not in _IN_PIECES
         elif kind == "message_start":
             self._account.add(data)
@@ -277,6 +279,7 @@ class StreamReader:
             self.hidden.append(text)
         if isinstance(text := delta.get("partial_json"), str) and text:
             self._call(index, None, text)
+        self._other = self._other or bool(delta.get("signature"))
 
     def empty(self, endpoint: Endpoint) -> bool:
         """Return whether a stream that has ended regularly had no content; False where it is not known."""

@@ -124,6 +124,8 @@ class Coordinator:
         # Calls started inside an attempt, for a mirror or a judge, are not attempts of the race.
         if attempt is None or running is None or running[0] is not attempt.runner:
             return None
+        race = attempt.runner.race
+        race.has_fallback = race.has_fallback or any(candidate.has_fallback for candidate in candidates)
         siblings = [a for a in attempt.runner.attempts if a is not attempt and a.entry.target == attempt.entry.target]
         if not siblings:
             return None
@@ -132,7 +134,7 @@ class Coordinator:
         free = [c for c in left if not c.dropped]
         if not free:
             return left if _repeats_in_vain(attempt) else None
-        if attempt.runner.race.plan.strategy in TOGETHER:
+        if race.plan.strategy in TOGETHER:
             chosen = self._claim(attempt, free)
             return [c if c.dropped or c is chosen else c.drop("left to another attempt of the race") for c in left]
         return left

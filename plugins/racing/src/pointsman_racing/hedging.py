@@ -205,6 +205,7 @@ class Race:
 
     Attributes:
         result: Set when the race is over.
+        has_fallback: Whether the gateway goes on elsewhere when the race is lost, as far as its attempts have been told.
         denied: How often the budget had no extra attempt.
     """
 
@@ -214,6 +215,7 @@ class Race:
     delay_factor: Callable[[], float] = lambda: 1.0
     wanted: Callable[[], bool] = lambda: True
     result: Won | Lost | None = None
+    has_fallback: bool = False
     denied: int = 0
     _attempts: list[_Attempt] = field(default_factory=list)
     _free: list[Entry] = field(default_factory=list)
@@ -320,9 +322,12 @@ class Race:
         return starts
 
     def _without_content(self, fault: Fault | None) -> Won | Lost:
-        """Return the result of a race without content: the first empty answer, or else the fault."""
+        """Return the result of a race without content: the first empty answer, or else the fault.
+
+        With a provider's error, the gateway goes on to its fallback, which may have content.
+        """
         empties = self._in_state("empty")
-        if empties:
+        if empties and (fault is None or not (fault.reached and self.has_fallback)):
             return Won(empties[0])
         assert fault is not None  # noqa: S101  # an attempt that neither runs nor has answered has failed
         return Lost(fault)
