@@ -89,6 +89,24 @@ async def test_a_stampede_on_all_workers_loads_once(machine):
         assert server.loads == {"a": 1}
 
 
+@pytest.mark.parametrize("asks", [0, 1], ids=["the one that decides", "the other one"])
+@pytest.mark.parametrize("load_s", [0.05, 0.3])
+async def test_what_workers_tell_one_another_prolongs_a_short_swap_little(machine, load_s, asks):
+    """The drain, its confirmation, the load and its end are each read within a few hundredths of a second."""
+    machine(SIZES, load_s=load_s)
+    async with workers(2, swap_ratio=0) as made:
+        clock = made[0].clock
+        await after(clock, 10, made[asks].request(model="a", moves_clock=False))
+        await clock.advance(5)
+        began = clock.monotonic()
+        task = asyncio.ensure_future(made[asks].request(model="b", moves_clock=False))
+        while not task.done():
+            await clock.advance(0.01)
+        assert (await task).status == 200
+        # The first of them to hear of it may have to wait for its tick, of a tenth of a second.
+        assert clock.monotonic() - began <= load_s + 0.25
+
+
 async def test_what_another_worker_serves_is_not_unloaded(machine):
     server = machine(SIZES)
     async with workers(2) as (first, second):

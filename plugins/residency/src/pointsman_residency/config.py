@@ -289,7 +289,7 @@ class ResidencyConfig(PluginConfig):
         default=100,
         ge=10,
         le=5_000,
-        description="Interval at which a worker checks waits and residence times and reads the decisions of the others, in milliseconds.",
+        description="Longest interval at which a worker checks waits and residence times and reads the decisions of the others, in milliseconds; it is shorter while a model changes.",
     )
     steer: bool | Literal["auto"] = Field(
         default="auto",

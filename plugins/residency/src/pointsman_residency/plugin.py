@@ -84,9 +84,10 @@ class ResidencyPlugin:
         await self._read_catalog()
         for problem in self._members.problems(services.catalog):
             log.warning(problem)
+        tick_s = self._config.tick_ms / 1000
         for name, scheduler in self._schedulers.items():
             await scheduler.start()
-            services.tasks.every(self._config.tick_ms / 1000, scheduler.tick, name=f"keep up with {name}")
+            services.tasks.every(tick_s, partial(scheduler.keep_up, tick_s), name=f"keep up with {name}")
         instrument(services.meter, self._schedulers)
         services.tasks.every(CATALOG_S, self._read_catalog, name="read the model list")
 

@@ -25,7 +25,7 @@ from typing import Final
 from pointsman.errors import PointsmanError
 
 from .policy import Policy, fits
-from .slots import ABSENT, NONE_WAITS, Model, Report, Slot, State
+from .slots import ABSENT, MOVING, NONE_WAITS, Model, Report, Slot, State
 
 #: Evictions that nothing waits for are told apart from those for a model by an empty name.
 NOBODY: Final = ""
@@ -296,6 +296,12 @@ class Pool:
         return any(
             report.waiting.get(slot.name) and report.seen < slot.resident_revision for report in self.reports.values()
         )
+
+    def changed_at(self) -> float:
+        """Return when what still changes began to: the latest transition, or request that waits; 0 when all is at rest."""
+        moments = [slot.since for slot in self.slots.values() if slot.state in MOVING]
+        moments += [next(reversed(slot.waiters.values())) for slot in self.slots.values() if slot.waiters]
+        return max(moments, default=0.0)
 
     def expected_s(self, slot: Slot) -> float:
         """Return the seconds that a new request has to expect before its own work begins."""

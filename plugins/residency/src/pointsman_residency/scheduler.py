@@ -23,7 +23,8 @@ from .decisions import Decision, Load, Unload, decide, resume
 from .pool import Pool, Unavailable
 from .repository import Command
 from .servers import PASSING, Listed, ModelServer, ServerError, Trouble
-from .slots import ABSENT, State
+from .servers.base import QUICK_S, pause_s
+from .slots import ABSENT, NEVER, State
 
 if TYPE_CHECKING:
     from pointsman.plugin import Services
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 log: Final = logging.getLogger("pointsman.residency")
 
-#: How often the server's list is read to confirm an unload, in seconds.
-CONFIRM_S: Final = 0.1
+#: How often an operator's wait looks at a model, in seconds.
+LOOK_S: Final = 0.1
 #: A report is written again at least this often, in seconds: it disappears if it is not.
 HEARTBEAT_S: Final = 2.0
 #: Longest wait for a server to carry out an unload, in seconds: llama-swap lets requests end for ten.
@@ -127,6 +128,8 @@ class Scheduler:
         self._leading = False
         self._carried_out: set[str] = set()
         self._written = -1
+        #: When a decision is due by the mere course of time, Unix seconds.
+        self._next_at = NEVER
         self._listed_at = float("-inf")
         self._listing = False
         self._reported: object = None
@@ -205,8 +208,11 @@ class Scheduler:
 
     def step(self) -> None:
         """Decide, if this worker may, and start what was decided."""
+        self._next_at = NEVER
         if self._leading and self._repository.leads:
-            self._begin(decide(self.pool, self._clock.now()))
+            decision = decide(self.pool, self._clock.now())
+            self._next_at = decision.next_at
+            self._begin(decision)
         self._deliver()
 
     def _begin(self, decision: Decision) -> None:
@@ -224,6 +230,19 @@ class Scheduler:
                 future.set_result(None)
             else:
                 future.set_exception(verdict.error)
+
+    async def keep_up(self, longest_s: float) -> None:
+        """Tick, and again in quick succession while something changes, until the next tick is due in ``longest_s`` anyway.
+
+        A swap is agreed upon by several ticks of each worker, which would take longer than a quick load itself.
+        """
+        while True:
+            await self.tick()
+            now = self._clock.now()
+            wait_s = min(pause_s(now - self.pool.changed_at(), longest_s), max(QUICK_S, self._next_at - now))
+            if wait_s >= longest_s:
+                return
+            await self._clock.sleep(wait_s)
 
     async def tick(self) -> None:
         """Keep up with the other workers, and decide. While the store fails, what is resident keeps serving."""
@@ -355,7 +374,7 @@ class Scheduler:
         while not reached(slot):
             if self._clock.monotonic() >= end:
                 return False
-            await self._clock.sleep(CONFIRM_S)
+            await self._clock.sleep(LOOK_S)
         return True
 
     # -- servers ------------------------------------------------------------------------------------------------------
@@ -454,14 +473,15 @@ class Scheduler:
                 await server.unload(place.name)
             if not server.can_list:
                 return True, False, ""
-            end = self._clock.monotonic() + self.config.confirm_s
+            began = self._clock.monotonic()
             while True:
                 listed = (await server.models()).get(place.name)
                 if listed is None or (server.sleeps and listed.sleeping):
                     return True, listed is not None, ""
-                if self._clock.monotonic() >= end:
+                elapsed_s = self._clock.monotonic() - began
+                if elapsed_s >= self.config.confirm_s:
                     return False, False, f"the server still lists it {self.config.confirm_s:g} s after it was unloaded"
-                await self._clock.sleep(CONFIRM_S)
+                await self._clock.sleep(pause_s(elapsed_s))
         except (ServerError, TimeoutError) as err:
             return False, False, str(err) or f"the server took longer than {UNLOAD_TIMEOUT_S:g} s"
 

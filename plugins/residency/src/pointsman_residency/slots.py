@@ -36,6 +36,8 @@ NEVER: Final = float("inf")
 NONE_WAITS: Final = (0, NEVER, 0.0)
 #: States in which a model has to be loaded before it serves.
 ABSENT: Final = frozenset({State.COLD, State.SLEEPING})
+#: States on the way to another one.
+MOVING: Final = frozenset({State.LOADING, State.DRAINING, State.UNLOADING})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

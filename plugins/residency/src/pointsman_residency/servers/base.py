@@ -45,8 +45,11 @@ from pointsman.text import one_line
 #: Longest answer that is read.
 MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 MAX_MESSAGE_CHARS: Final = 300
-#: How often a loading server is asked whether it is done, in seconds.
+#: Longest and shortest pause before something that is waited for is looked at again, in seconds.
 POLL_S: Final = 0.1
+QUICK_S: Final = 0.02
+#: The pause as a share of the time that it has taken so far: what is short is not prolonged by the pauses.
+POLL_RATIO: Final = 0.1
 
 _OUT_OF_MEMORY: Final = ("memory", "vram", "oom", "insufficient", "cudamalloc", "cuda error")
 
@@ -195,13 +198,14 @@ class ModelServer(ABC):
             ServerError: it disappeared from the list, or cannot be read.
         """
         model = self.canonical(model)
+        began = self.clock.monotonic()
         while True:
             listed = (await self.models()).get(model)
             if listed is None:
                 raise ServerError(f"the server gave up loading {model!r}", Trouble.BROKEN)
             if not listed.loading and not listed.sleeping:
                 return
-            await self.clock.sleep(POLL_S)
+            await self.clock.sleep(pause_s(self.clock.monotonic() - began))
 
     async def _once(self, method: str, path: str, body: object, params: Mapping[str, str] | None) -> Any:
         try:
@@ -225,6 +229,16 @@ class ModelServer(ABC):
             message = message_of(document) or f"the server answered {status}"
             raise ServerError(message, trouble_of(status, message))
         return document
+
+
+def pause_s(elapsed_s: float, longest_s: float = POLL_S) -> float:
+    """Return the seconds before something that is waited for is looked at again.
+
+    Args:
+        elapsed_s: How long it has been waited for.
+        longest_s: The longest pause.
+    """
+    return min(longest_s, max(QUICK_S, POLL_RATIO * elapsed_s))
 
 
 def segment(text: str) -> str:
@@ -284,13 +298,13 @@ def _passes(error: BaseException) -> bool:
 
 __all__ = [
     "PASSING",
-    "POLL_S",
     "Listed",
     "ModelServer",
     "ServerError",
     "Trouble",
     "mapping",
     "message_of",
+    "pause_s",
     "rows",
     "segment",
     "trouble_of",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .base import POLL_S, Listed, ModelServer, ServerError, Trouble, mapping, rows
+from .base import Listed, ModelServer, ServerError, Trouble, mapping, pause_s, rows
 
 #: Statuses of a model that is not in memory.
 _ABSENT = frozenset({"unloaded", ""})
@@ -31,6 +31,7 @@ class LlamaCpp(ModelServer):
         except ServerError as err:
             if "already" not in str(err):
                 raise
+        began = self.clock.monotonic()
         while True:
             status, row, _ = (await self._statuses()).get(model, ("", {}, None))
             if status in {"loaded", "sleeping"}:
@@ -45,7 +46,7 @@ class LlamaCpp(ModelServer):
                     f"llama-server failed to load {model!r}" + (f" (exit code {code})" if code is not None else ""),
                     Trouble.BROKEN,
                 )
-            await self.clock.sleep(POLL_S)
+            await self.clock.sleep(pause_s(self.clock.monotonic() - began))
 
     async def unload(self, model: str) -> None:
         """``POST /models/unload``, which cuts running streams: the pool asks for it when there are none."""
