@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import signal
 
 import pytest
 
+from pointsman.host.host import Host
+from pointsman.host.settings import parse
 from pointsman.store import AtomicOp, Put, StoreCorrupt, StoreError, StoreUnavailable, Update, open_store
 from pointsman.store.redis import RedisStore
+from pointsman.testing import FakeClock, FakeGateway
+from pointsman.testing.worker import Ids, environment
 
 pytestmark = pytest.mark.services
 
@@ -312,6 +317,44 @@ async def test_a_server_that_may_drop_keys_is_warned_about(start_redis, opened, 
     (record,) = caplog.records
     assert "allkeys-lru" in record.getMessage()
     assert str(server.port) in record.getMessage()
+
+
+async def test_keys_that_a_server_drops_are_a_problem_in_the_status(start_redis, tmp_path, caplog):
+    """Also after it was restarted, and counts from 0."""
+    server = start_redis("--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru")
+    store = await RedisStore.open(server.url, timeout_s=30.0)
+    assert await store.dropped() is None
+    clock = FakeClock()
+    settings = parse({"plugins": []}, "test", tmp_path)
+    host = Host(
+        settings, FakeGateway(), environment=environment(clock, Ids("a", clock), "a-1"), available={}, store=store
+    )
+    await host.start()
+
+    def dropped():
+        """Return how many keys the status says."""
+        found = [re.search(r"has dropped (\d+) keys.*noeviction", problem) for problem in host.problems()]
+        return sum(int(match[1]) for match in found if match)
+
+    try:
+        assert host.problems() == []
+        evicted = 0
+        for _ in range(2):
+            with server.client() as client:
+                for number in range(100):
+                    client.set(f"foreign/{number}", "x" * 100_000)
+                evicted += client.info("stats")["evicted_keys"]
+            assert evicted > 0
+            async with asyncio.timeout(20.0):
+                while dropped() < evicted:  # the host looks in real time
+                    await clock.advance(1.0)
+                    await asyncio.sleep(0.02)
+            server.kill()
+            server.start()
+    finally:
+        await host.stop()
+        await store.close()
+    assert caplog.text.count("keys for want of memory") == 1
 
 
 async def test_a_full_server_is_unavailable(start_redis, opened):

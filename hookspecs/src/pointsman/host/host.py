@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from starlette.applications import Starlette
@@ -18,7 +19,7 @@ from .. import __version__, extensions
 from ..errors import ConfigError, Conflict, PluginLoadError
 from ..plugin import Catalog, Clock, Prices, Services, Tokenizer, Upstream
 from ..store import ScopedStore
-from ..store.protocol import StartsSlowly
+from ..store.protocol import DropsKeys, StartsSlowly
 from ..types import (
     AttemptKind,
     Event,
@@ -74,6 +75,8 @@ STATUSES_S: Final = 30.0
 _START_TIMEOUT_S: Final = 30.0
 #: Interval of looks at a disk store that is not in use, in seconds.
 _LEFT_BEHIND_S: Final = 60.0
+#: Seconds between looking for keys that the store's server has dropped.
+_DROPPED_S: Final = 10.0
 
 
 class Gateway(Protocol):
@@ -181,6 +184,7 @@ class Host:
         self._lifetime: Lifetime | None = None
         #: What is to be settled from a store that is not in use any more, or None.
         self._left_behind: str | None = None
+        self._dropped: str | None = None
         #: Whether the store ends with this worker, as configured.
         self._forgets = False
         self._tasks = TaskGroup("pointsman", self.clock, self.faults)
@@ -285,6 +289,10 @@ class Host:
         )
         await self._journal.start()
         self._tasks.every(_LEFT_BEHIND_S, self._look_for_left_behind, name="settlements of another store")
+        if isinstance(self._store, DropsKeys):
+            self._tasks.every(
+                _DROPPED_S, partial(self._look_for_dropped, self._store), name="keys that the store drops"
+            )
         shared = config.store.backend != "memory"
         if shared and self.reloads is not None:
             self._announcement = Announcement(journal_store, self.reloads, self.new_id)
@@ -305,6 +313,11 @@ class Host:
         self._left_behind = await asyncio.to_thread(left_behind, *where) if unused(*where) else None
         if self._left_behind is not None and before is None:
             log.warning(self._left_behind)
+
+    async def _look_for_dropped(self, store: DropsKeys) -> None:
+        before, self._dropped = self._dropped, await store.dropped()
+        if self._dropped is not None and before is None:
+            log.error("%s", self._dropped)
 
     def _admin_surface(self) -> Starlette:
         return admin.build(self.describe, self._instances.routes, self.observed, self.reload)
@@ -545,6 +558,8 @@ class Host:
             problems += self._journal.problems()
         if self._left_behind is not None:
             problems.append(self._left_behind)
+        if self._dropped is not None:
+            problems.append(self._dropped)
         return problems + self.faults.problems()
 
     def describe(self) -> dict[str, object]:

@@ -136,7 +136,7 @@ class Journal:
         self.counts.unreadable = await self.recovery.unreadable()
         self._tasks.forever(self._write_until_cancelled, name="journal")
         self._tasks.every(HEARTBEAT_INTERVAL_S, self._beat, name="heartbeat")
-        self._tasks.every(RECOVERY_INTERVAL_S, self.recovery.recover, name="recovery")
+        self._tasks.every(RECOVERY_INTERVAL_S, self._recover, name="recovery")
 
     def submit(
         self,
@@ -190,6 +190,10 @@ class Journal:
             # What failed while the store was away waits no longer.
             back, self._store_back = self._store_back, asyncio.Event()
             back.set()
+
+    async def _recover(self) -> None:
+        if await self._lifetime.is_settled():
+            await self.recovery.recover()
 
     def problems(self) -> list[str]:
         """Return what waits for longer than it should, one sentence each."""

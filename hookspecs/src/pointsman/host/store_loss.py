@@ -22,6 +22,8 @@ SHOWN_S: Final = 86_400.0
 #: How much later than the store's last heartbeat a plugin's file may say that it was used, in seconds: it is noted every ten
 #: seconds, and clocks differ.
 _NOTED_LATER_S: Final = 60.0
+#: Time after a loss in which every living worker has sent a heartbeat, and removed what came back and is settled, in seconds.
+_UNSETTLED_S: Final = 15.0
 #: Lives that are remembered in the store.
 _MOST_FORMER: Final = 100
 _EMPTIED: Final = (
@@ -93,6 +95,16 @@ class Lifetime:
         self._seen.append(_name(life))
         self._lose("" if self.since else "was emptied")
         return True
+
+    async def is_settled(self) -> bool:
+        """Return whether the store shows who is alive: not before each worker has written what is its own after a loss.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        if self._lost_at is not None and abs(self._now() - self._lost_at) < _UNSETTLED_S:
+            return False
+        return _number(await self._store.get(_BEATS)) >= self._beats
 
     async def _rename(self, life: JSON, since: float) -> JSON:
         """Name the life of a store that has lost what was written since then; return it as it is then."""

@@ -40,6 +40,18 @@ class StartsSlowly(Protocol):
         """Let calls take no longer than usual from now on."""
 
 
+@runtime_checkable
+class DropsKeys(Protocol):
+    """A store whose server may drop keys by itself."""
+
+    async def dropped(self) -> str | None:
+        """Return what has been dropped since the first call, and what to do, as one sentence; None: nothing.
+
+        Raises:
+            StoreError: the store failed.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Put:
     """A value to write within an atomic step.

@@ -53,6 +53,9 @@ class RedisStore:
         self._names = _Names(prefix, cluster=isinstance(client, redis.RedisCluster))
         self._listing: asyncio.Task[None] | None = None
         self._closed = False
+        #: Keys that each node has dropped since it was started, as last seen, by its run id; and all since the first look.
+        self._evicted: dict[str, int] | None = None
+        self._dropped = 0
 
     @classmethod
     async def open(
@@ -272,6 +275,27 @@ class RedisStore:
         """See ``StateStore.ping``."""
         async with self._asking():
             await self._client.execute_command("PING")
+
+    async def dropped(self) -> str | None:
+        """See ``DropsKeys.dropped``."""
+        client = self._client
+        async with self._asking():
+            if isinstance(client, redis.RedisCluster):
+                nodes = [await client.info(target_nodes=node) for node in client.get_primaries()]
+            else:
+                nodes = [await client.info()]
+        # A server that was restarted counts from 0, under another id.
+        evicted = {str(about.get("run_id")): int(about.get("evicted_keys", 0)) for about in nodes}
+        if self._evicted is not None:
+            self._dropped += sum(count - self._evicted.get(run, 0) for run, count in evicted.items())
+        self._evicted = evicted if self._evicted is None else {**self._evicted, **evicted}
+        if not self._dropped:
+            return None
+        return (
+            f"{self._where} has dropped {self._dropped} keys for want of memory since this worker started: budgets may be too low, "
+            "and tenants, versions and experiments that were added over HTTP may be missing; set maxmemory-policy to noeviction "
+            "and give it more memory"
+        )
 
     async def close(self) -> None:
         """Close the connections."""
