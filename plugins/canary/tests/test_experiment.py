@@ -17,8 +17,8 @@ def weights(made: Experiment) -> list[float]:
     return [step.weight_bp / 100 for step in made.plan()]
 
 
-def test_default_plan_is_2_10_25_50_100():
-    assert weights(experiment()) == [2, 10, 25, 50, 100]
+def test_default_plan_is_5_25_50_100():
+    assert weights(experiment()) == [5, 25, 50, 100]
     assert experiment().failing == "rollback"
 
 
