@@ -46,7 +46,7 @@ class Setup:
         self.outbox, self.takeovers, self.tasks = outbox, Takeovers(), []
         spawn = SimpleNamespace(spawn=lambda work, **_: self.tasks.append(asyncio.ensure_future(work)))
         services: Any = SimpleNamespace(worker="mine", takeovers=self.takeovers, tasks=spawn, clock=FakeClock(1000.0))
-        self.held = Held(outbox, services, lambda: None, Neighbours(outbox, services, "mine"))
+        self.held = Held(outbox, services, lambda: None, Neighbours(outbox, services, "machine", "mine"))
 
     async def come_back(self) -> None:
         """Settle the requests here, as a worker does to which their row has come back."""
@@ -119,6 +119,6 @@ async def test_what_a_gateway_with_another_store_may_hold_is_left_to_it(
     left: Setup, store: str, at: int, released: bool
 ) -> None:
     """Whether its workers live is known to its own store alone."""
-    await left.outbox.write(lambda db: db.used(store, at))
+    await left.outbox.write(lambda db: db.used(store, "other", at))
     await left.held.resolve()
     assert bool(await left.deliverable()) is released

@@ -40,11 +40,14 @@ _WAL_BYTES: Final = 64 * _MEGABYTE
 _LIFE: Final = "life/"
 #: The same of one whose gateways use the outbox, and when last.
 _USED: Final = "used/"
+#: The same of a worker that uses the outbox, and when last.
+_WORKER: Final = "worker/"
 #: Rows that one pruning step removes, so that it never holds the lock for long.
 _PRUNED_ROWS: Final = 2000
 #: Most rows that one statement inserts.
 _MOST_ROWS: Final = 64
 _DAY_MS: Final = 86_400_000
+_DAY_S: Final = 86_400
 _HOUR_S: Final = 3600
 _KEY_COLUMNS: Final = 1 + len(DIMENSIONS)
 
@@ -538,15 +541,28 @@ class Database:
         if life:
             self.meta(f"{_LIFE}{life}", "")
 
-    def used(self, life: str, now: int) -> dict[str, int]:
-        """Note that a gateway with this life of the state store uses the outbox now; return all that have, and when."""
-        self._connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"{_USED}{life}", str(now)))
+    def used(self, life: str, worker: str, now: int) -> dict[str, int]:
+        """Note that a worker with this life of the state store uses the outbox now; return all lives that have, and when."""
+        run = self._connection.execute
+        for name in (f"{_USED}{life}", f"{_WORKER}{worker}"):
+            run("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, str(now)))
+        run(
+            "DELETE FROM meta WHERE name > ? AND name < ? AND CAST(value AS INTEGER) < ?",
+            (*_range(_WORKER), now - _DAY_S),
+        )
         return self.users()
 
     def users(self) -> dict[str, int]:
         """Return the lives of state stores whose gateways use the outbox, or have; and when last, in Unix seconds."""
-        rows = self._connection.execute("SELECT name, value FROM meta WHERE name > ? AND name < ?", _range(_USED))
-        return {name.removeprefix(_USED): int(at) for name, at in rows.fetchall()}
+        return self._times(_USED)
+
+    def workers(self) -> dict[str, int]:
+        """Return the workers that use the outbox, or have in the last day; and when last, in Unix seconds."""
+        return self._times(_WORKER)
+
+    def _times(self, prefix: str) -> dict[str, int]:
+        rows = self._connection.execute("SELECT name, value FROM meta WHERE name > ? AND name < ?", _range(prefix))
+        return {name.removeprefix(prefix): int(at) for name, at in rows.fetchall()}
 
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""

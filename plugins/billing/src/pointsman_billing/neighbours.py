@@ -1,11 +1,21 @@
-"""Whether gateways with different stores use one outbox: neither knows what the other's workers hold, so it counts twice."""
+"""Who else uses the outbox, and who uses a copy of it.
+
+Of gateways with different stores on one outbox, neither knows what the other's workers hold, so it counts twice. A copy of an
+outbox has the same name in the store: each gateway overwrites the other's sums there, and takes its settlements for its own.
+A worker that is found in the store under the outbox's name, and not in the outbox itself, uses a copy.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
+
+from pointsman.store.protocol import Put
+from pointsman.store.views import modify
 
 if TYPE_CHECKING:
     from pointsman.plugin import Services
+    from pointsman.store.protocol import JSON
 
     from .database import Database
     from .outbox import Outbox
@@ -18,13 +28,19 @@ OTHER_STORE: Final = (
     "gateways with different stores use it, so that bills may count twice; give each an outbox of its own"
 )
 
+COPIED: Final = (
+    "another gateway uses a copy of it, so that reports miss what one of them bills, and bills may count twice; end one of "
+    "them and start it with an empty outbox"
+)
+
 
 class Neighbours:
-    """The other users of an outbox, as far as its file knows them.
+    """The other users of an outbox, as far as its file and the store know them.
 
     Args:
         outbox: The outbox.
         services: The host's services.
+        machine: The name of the outbox.
         life: The life of this gateway's store; empty where each worker has its own.
 
     Attributes:
@@ -32,10 +48,13 @@ class Neighbours:
         problems: What is wrong, one sentence each.
     """
 
-    def __init__(self, outbox: Outbox, services: Services, life: str) -> None:
+    def __init__(self, outbox: Outbox, services: Services, machine: str, life: str) -> None:
         self._outbox = outbox
         self._services = services
+        self._key = f"users/{machine}"
         self._seen: dict[str, int] = {}
+        #: Workers in the store under this outbox's name, and when each was there as first seen, in Unix seconds.
+        self._there: Mapping[str, int] = {}
         self.life = life
         self.problems: list[str] = []
 
@@ -43,16 +62,32 @@ class Neighbours:
         """Note that this outbox is in use, and see who else does.
 
         Raises:
-            OutboxUnavailable: not possible now.
+            OutboxUnavailable, StoreError, Conflict: not possible now.
         """
         if not self.life:
             return
-        now, life = int(self._services.clock.now()), self.life
-        users = await self._outbox.write(lambda db: db.used(life, now))
+        now, life, worker = int(self._services.clock.now()), self.life, self._services.worker
+        users = await self._outbox.write(lambda db: db.used(life, worker, now))
         # What ended a moment ago is noted, too: it is in use where the note is renewed.
         self._seen = users | self._seen
         others = [one for one, at in users.items() if one != life and self._seen[one] < at and now - at < _FRESH_S]
         self.problems = [OTHER_STORE] if others else []
+        there = await self._note_in_store(now)
+        # As first seen: what changes afterwards is of a worker that lives.
+        self._there = {one: self._there.get(one, at) for one, at in there.items()}
+        # Each worker notes itself in the outbox before the store.
+        here = await self._outbox.read(lambda db: db.workers())
+        if any(self._there[one] < at and here.get(one, 0) < at for one, at in there.items()):
+            self.problems.append(COPIED)
+
+    async def _note_in_store(self, now: int) -> Mapping[str, int]:
+        def noted(present: JSON) -> tuple[Put, Mapping[str, int]]:
+            known = present if isinstance(present, Mapping) else {}
+            fresh = {one: at for one, at in known.items() if isinstance(at, int) and abs(now - at) < _FRESH_S}
+            there = {**fresh, self._services.worker: now}
+            return Put(there, ttl_s=_FRESH_S), there
+
+        return await modify(self._services.store, self._key, noted, what="the users of the outbox")
 
     async def has_other_store(self) -> bool:
         """Return whether a gateway with another store may use the outbox: what its workers hold is not known here.

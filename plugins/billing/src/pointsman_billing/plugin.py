@@ -105,7 +105,7 @@ class Billing:
             self._outbox.close_soon()
             raise
         self._machine = machine
-        self._neighbours = Neighbours(self._outbox, services, self._life)
+        self._neighbours = Neighbours(self._outbox, services, machine, self._life)
         self._held = Held(self._outbox, services, self._wake_deliveries, self._neighbours)
         held = services.takeovers.keep_at(machine, final=self._held.release, taken=self._held.discard)
         self._recorder = Recorder(
