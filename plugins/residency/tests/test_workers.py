@@ -216,6 +216,22 @@ async def test_operators_may_ask_any_worker(machine):
         assert server.unloads == {"a": 1}
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["the one that decides", "the other one"])
+async def test_a_load_that_cannot_be_is_refused_at_once_by_every_worker(machine, which):
+    """The model's last load failed, and the next one is not due: nothing is to be waited for."""
+    server = machine(SIZES)
+    server.broken["a"] = "llama runner process has terminated"
+    async with workers(2) as made:
+        clock = made[0].clock
+        await after(clock, 10, made[which].request(model="a", moves_clock=False))
+        await clock.advance(0.5)
+        began = clock.monotonic()
+        refused = await after(clock, 20, made[which].admin.post("/residency/a/load", params={"wait_s": 10}))
+        assert (refused.status_code, clock.monotonic() - began < 1) == (409, True)
+        assert "llama runner process has terminated" in refused.text
+        assert server.loads == {"a": 1}
+
+
 async def test_what_an_operator_wants_survives_the_worker_that_has_just_heard_it(machine, monkeypatch):
     """It loses the lease before it has decided anything: the next one carries it out."""
     server = machine(SIZES)

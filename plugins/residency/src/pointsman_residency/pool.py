@@ -126,8 +126,7 @@ class Pool:
         if slot.state is State.RESIDENT:
             self._hold(slot, ticket, now)
             return True
-        if slot.state in ABSENT:
-            self._check(slot, now)
+        self.check(name, now)
         slot.waiters.setdefault(ticket, now)
         return False
 
@@ -202,14 +201,32 @@ class Pool:
         Raises:
             Unavailable: it can never be loaded, or its load has just failed.
         """
+        self.check(name, now)
         slot = self.slots[name]
-        if slot.state in ABSENT:
-            self._check(slot, now)
         if slot.state is State.RESIDENT:
             self.touch(name, now)
         elif slot.state is not State.LOADING:
             slot.wanted = reason
             self.revision += 1
+
+    def check(self, name: str, now: float) -> None:
+        """Check that a model is not absent for good, or for the time being.
+
+        Raises:
+            Unavailable: it can never be loaded, or its load has just failed.
+        """
+        slot = self.slots[name]
+        if slot.state not in ABSENT:
+            return
+        sizes = self.size(slot)
+        if not fits(sizes, self.budget):
+            raise Unavailable(
+                f"The model {slot.name!r} takes {_total(sizes)} bytes, more than the {_total(self.budget)} of its pool; "
+                "an operator has to raise the budget or use a smaller model.",
+                code="model_too_large",
+            )
+        if slot.retry_at > now and not slot.passing:
+            raise self._broken(slot, now)
 
     def evict(self, name: str, reason: str, now: float, *, force: bool = False) -> bool:
         """Drain a model, to be unloaded when its requests have ended; return whether there is anything to evict.
@@ -438,17 +455,6 @@ class Pool:
         return repaired
 
     # -- parts --------------------------------------------------------------------------------------------------------
-
-    def _check(self, slot: Slot, now: float) -> None:
-        sizes = self.size(slot)
-        if not fits(sizes, self.budget):
-            raise Unavailable(
-                f"The model {slot.name!r} takes {_total(sizes)} bytes, more than the {_total(self.budget)} of its pool; "
-                "an operator has to raise the budget or use a smaller model.",
-                code="model_too_large",
-            )
-        if slot.retry_at > now and not slot.passing:
-            raise self._broken(slot, now)
 
     def _broken(self, slot: Slot, now: float) -> Unavailable:
         return Unavailable(

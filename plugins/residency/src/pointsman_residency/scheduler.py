@@ -342,25 +342,25 @@ class Scheduler:
             Unavailable: the model cannot be made resident.
             StoreError: the store failed.
         """
+        if what == "load":
+            # The one that decides could not answer: each worker knows what cannot be loaded.
+            self.pool.check(model, self._clock.now())
         if self._leading:
-            self._carry_out(Command("", what, model, reason), here=True)
+            self._carry_out(Command("", what, model, reason))
             self.step()
             if await self._publish():
                 return
         # Another worker decides, or has begun to: what was done here alone would be forgotten.
         await self._repository.send(what, model, reason)
 
-    def _carry_out(self, command: Command, *, here: bool = False) -> None:
+    def _carry_out(self, command: Command) -> None:
         now, pool, model = self._clock.now(), self.pool, command.model
         if model not in pool.slots:
             return
         match command.what:
             case "load":
-                try:
+                with suppress(Unavailable):
                     pool.want(model, command.reason, now)
-                except Unavailable:
-                    if here:
-                        raise
             case "evict" | "force":
                 pool.evict(model, command.reason, now, force=command.what == "force")
             case "keep":
