@@ -24,7 +24,12 @@ encode_video_id = pytest.importorskip("litellm.types.videos.utils").encode_video
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 FILES: Final = "/v1/files"
+JOBS: Final = "/v1/fine_tuning/jobs"
 UNKNOWN: Final = 404
+#: A response's id as LiteLLM gives it to clients.
+RESPONSE: Final = (
+    "resp_" + base64.b64encode(b"litellm:custom_llm_provider:openai;model_id:1;response_id:resp_long").decode()
+)
 
 
 class Gone(MemoryStore):
@@ -79,7 +84,7 @@ async def owners() -> Owners:
 
 
 async def status(owners: Owners, ctx: RequestContext, path: str, method: str = "GET") -> int | None:
-    denial = await kept.refused(owners, ctx, method, path)
+    denial = (await kept.look(owners, ctx, method, path)).denial
     return None if denial is None else denial.status
 
 
@@ -127,7 +132,7 @@ async def test_a_request_that_names_nothing_kept_is_not_looked_up(
 async def test_whose_it_is_cannot_be_guessed_while_the_store_is_gone() -> None:
     """Neither a read nor a list shows what may be another tenant's; what is made is given to its maker all the same."""
     owners = Owners(Gone())
-    denial = await kept.refused(owners, context("a"), "GET", f"{FILES}/file-a")
+    denial = (await kept.look(owners, context("a"), "GET", f"{FILES}/file-a")).denial
     assert (denial.status, denial.retry_after_s) == (503, 1.0)
     listed = Listed(file("file-a"), file("file-b"))
     await kept.answered(owners, context("a"), "GET", FILES, listed)
@@ -187,3 +192,52 @@ async def test_a_video_that_is_made_of_another_is_its_makers(owners: Owners) -> 
 async def test_an_answer_without_an_id_belongs_to_no_tenant(owners: Owners, answer: Any) -> None:
     await kept.answered(owners, context("a"), "POST", FILES, answer)
     assert await owners.of([""]) == [None]
+
+
+GOING_ON: list[tuple[Endpoint, dict[str, Any], int]] = [
+    (Endpoint.RESPONSES, {"previous_response_id": "resp_long"}, 900),
+    (Endpoint.RESPONSES, {"previous_response_id": RESPONSE}, 900),
+    (Endpoint.RESPONSES, {"extra_body": {"previous_response_id": "resp_long"}}, 900),
+    (Endpoint.RESPONSES, {"response": {"previous_response_id": "resp_long"}}, 900),
+    (Endpoint.PASS_THROUGH, {"previous_response_id": "resp_long"}, 900),
+    (Endpoint.INTERACTIONS, {"previous_interaction_id": "resp_long"}, 900),
+    # What is not known.
+    (Endpoint.RESPONSES, {"previous_response_id": "resp_of_before"}, 0),
+    (Endpoint.RESPONSES, {"previous_response_id": "resp_silent"}, 0),
+    (Endpoint.RESPONSES, {"previous_response_id": "resp_long", "extra_body": {"previous_response_id": "resp_x"}}, 0),
+    # What goes on from nothing.
+    (Endpoint.RESPONSES, {"input": "resp_long", "previous_response_id": None}, 0),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "body", "tokens"), GOING_ON)
+async def test_what_the_model_reads_again_is_known_by_the_note_of_the_answer(
+    endpoint: Endpoint, body: dict[str, Any], tokens: int
+) -> None:
+    owners = Owners(MemoryStore())
+    await kept.made(owners, context("a", endpoint), ["resp_long"], 900)
+    await kept.made(owners, context("a", endpoint), ["resp_silent"])
+    ctx = context("a", endpoint, **body)
+    looked = await kept.look(owners, ctx, "POST", "/v1/responses")
+    assert looked == (None, tokens)
+    # Also for a later one of the tenant's workers, and no other tenant's.
+    denied = (await kept.look(owners, context("b", endpoint, **body), "POST", "/v1/responses")).denial
+    assert (denied is not None) == (
+        "resp_long" in str(body.get("previous_response_id")) or tokens > 0 or "silent" in str(body)
+    )
+
+
+async def test_tuning_jobs_are_their_makers(owners: Owners) -> None:
+    """Nothing is listed that another tenant has made, and a tenant ends none of the operator's."""
+    await kept.answered(owners, context("a", Endpoint.FINE_TUNING), "POST", JOBS, {"id": "ftjob-a"})
+    listed = Listed({"id": "ftjob-a"}, {"id": "ftjob-of-the-operator"})
+    await kept.answered(owners, context("b", Endpoint.FINE_TUNING), "GET", JOBS, listed)
+    assert listed.ids == []
+    for tenant, id_, method, expected in [
+        ("a", "ftjob-a", "GET", None),
+        ("a", "ftjob-a/cancel", "POST", None),
+        ("b", "ftjob-a", "GET", UNKNOWN),
+        ("b", "ftjob-a/cancel", "POST", UNKNOWN),
+        ("b", "ftjob-of-the-operator/cancel", "POST", UNKNOWN),
+    ]:
+        assert await status(owners, context(tenant, Endpoint.FINE_TUNING), f"{JOBS}/{id_}", method) == expected

@@ -195,8 +195,10 @@ def test_long_conversations_are_counted_by_their_length_and_not_kept() -> None:
 
 def test_a_responses_socket_reads_again_what_the_client_refers_to() -> None:
     made = Conversation(Endpoint.RESPONSES)
-    made.answered(Usage(prompt_tokens=300, completion_tokens=80))
+    made.answered(Usage(prompt_tokens=300, completion_tokens=80), "resp_1")
     assert made.carried({"type": "response.create", "input": "hi"}) == 0
+    # Of another connection's, this one knows nothing.
+    assert made.carried({"type": "response.create", "input": "hi", "previous_response_id": "resp_0"}) == 0
     assert made.carried({"type": "response.create", "input": "hi", "previous_response_id": "resp_1"}) == 380
     nested = {"type": "response.create", "response": {"input": "hi", "previous_response_id": "resp_1"}}
     assert made.carried(nested) == 380

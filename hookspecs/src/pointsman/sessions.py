@@ -2,6 +2,7 @@
 
 ``RequestContext.session_id`` and ``Identity.end_user`` are read here, so that affinity, experiments and traces mean the
 same. Both are the client's own words: use them to keep requests together, never to decide what a caller may do.
+Where a provider keeps a conversation, ``goes_on_from`` says which.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Final
+
+from .types import Endpoint
 
 #: Headers, lower case, the first that is present counts.
 SESSION_HEADERS: Final = (
@@ -47,6 +50,12 @@ SESSION_FIELDS: Final = (
 MAX_CHARS: Final = 512
 _FIELDS: Final = tuple((path, path.partition(".")[0], path.partition(".")[2]) for path in SESSION_FIELDS)
 _CLAUDE_CODE: Final = re.compile(r"_session_([0-9a-zA-Z-]{8,64})$")
+
+#: Fields that name what a provider has kept of a conversation, and the parts of a request in which they may stand.
+_ANSWERS: Final = frozenset({"previous_interaction_id", "previous_response_id"})
+_CONVERSATIONS: Final = _ANSWERS | {"conversation"}
+_CONVERSING: Final = frozenset({Endpoint.PASS_THROUGH, Endpoint.RESPONSES})
+_PARTS: Final = ("config", "extra_body", "response")
 
 
 def session_of(headers: Mapping[str, str], body: Mapping[str, object]) -> str | None:
@@ -114,3 +123,24 @@ def _within_user_id(user_id: object) -> object:
 
 def _id(value: object) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= MAX_CHARS else None
+
+
+def goes_on_from(endpoint: Endpoint, body: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the ids of what the provider has kept of a conversation and lets the model read again, as the request names it.
+
+    Args:
+        endpoint: The API. Elsewhere than in that of responses, a conversation is a name of the client's own.
+        body: The request, or a client's event on a websocket.
+    """
+    if endpoint is Endpoint.REALTIME:
+        return ()  # what is said on a connection is counted there
+    fields = _CONVERSATIONS if endpoint in _CONVERSING else _ANSWERS
+    found: list[str] = []
+    for part in (body, *(body[name] for name in _PARTS if name in body)):
+        if isinstance(part, Mapping) and not fields.isdisjoint(part):
+            for name in fields:
+                value = part.get(name)
+                id_ = value.get("id") if isinstance(value, Mapping) else value
+                if isinstance(id_, str) and id_:
+                    found.append(id_)
+    return tuple(found)

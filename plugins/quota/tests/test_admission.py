@@ -442,3 +442,26 @@ async def test_the_trace_says_what_is_left_before_and_after() -> None:
         1000 - shown["day_tokens"],
         1_000_000 - shown["day_usd_micros"],
     )
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "body", "sizes", "section", "tokens"),
+    [
+        (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}, (500, 900), {}, 900),
+        (Endpoint.RESPONSES, {"conversation": {"id": "conv_1"}}, (500,), {}, 500),
+        (Endpoint.RESPONSES, {"extra_body": {"previous_response_id": "resp_1"}}, (500,), {}, 500),
+        (Endpoint.INTERACTIONS, {"previous_interaction_id": "int_1"}, (500,), {}, 500),
+        (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}, (), {}, 128_000),
+        (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}, (500,), {"unknown_history_tokens": 70}, 70),
+        (Endpoint.RESPONSES, {"previous_response_id": None}, (500,), {}, 1),
+        (Endpoint.CHAT, {"conversation": "mine"}, (500,), {}, 1),
+    ],
+)
+async def test_a_conversation_of_unknown_length_is_reserved_as_the_most_that_a_model_can_read(
+    endpoint: Endpoint, body: dict[str, Any], sizes: tuple[int, ...], section: dict[str, Any], tokens: int
+) -> None:
+    """Or as the configuration says."""
+    deployments = [deployment(f"chat-{size}", "chat", max_input_tokens=size) for size in sizes] or [deployment("chat")]
+    async with worker(tenant(limits={"tokens_per_day": 10**6}), deployments=deployments, **section) as h:
+        result = await call(h, endpoint=endpoint, body={"input": "a", "max_output_tokens": 1, **body})
+        assert result.route.reservations[0].amounts["tokens"] == tokens + 1

@@ -15,9 +15,10 @@ from litellm.exceptions import APIConnectionError
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy import proxy_server
 
+from ..frozen import replace
 from ..host.endings import refusal_denial
 from ..host.tracing import outgoing_headers
-from ..sessions import end_user_of, session_of
+from ..sessions import end_user_of, goes_on_from, session_of
 from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, RequestContext
 from . import bodies, endpoints, kept_objects, request_values, stored_answers
 from .auth import denial_error
@@ -104,6 +105,11 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         """
         age_s = call.age_s
         ctx = _context(call, key, data, call_type, self._catalog, received_at=self._host.clock.now() - age_s)
+        looked, method, path = None, str(call.scope.get("method") or ""), call.path
+        if goes_on_from(ctx.endpoint, ctx.body):
+            # What the model reads again belongs to the request, so that it is known before plugins are asked.
+            looked = await kept_objects.look(self._host.owners, ctx, method, path)
+            ctx = replace(ctx, carried_tokens=looked.carried_tokens)
         exchange = self._host.open(ctx, span=call.span, age_s=age_s)
         call.open(exchange, _caller_metadata(data))
         denial = await exchange.admit()
@@ -117,10 +123,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             denial = exchange.refuse_unfit()
         if denial is not None:
             raise denial_error(denial)
-        method, path = str(call.scope.get("method") or ""), call.path
-        if (denial := await kept_objects.refused(self._host.owners, ctx, method, path)) is not None:
-            exchange.denial = denial
-            call.refuse(denial)
+        looked = looked or await kept_objects.look(self._host.owners, ctx, method, path)
+        if looked.denial is not None:
+            exchange.denial = looked.denial
+            call.refuse(looked.denial)
             raise EndedError
         if exchange.reply is not None:
             call.answer(exchange.reply)
@@ -367,10 +373,14 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
 
     def finish(self, call: ClientCall) -> None:
         """Close what is still open when the answer is out."""
-        running, exchange = call.running, call.exchange
-        if exchange is not None and exchange.ctx.generates:
+        if (exchange := call.exchange) is None:
+            return
+        self._finish(call, exchange)
+        if exchange.ctx.generates:
             self._note_objects(call, exchange)
-        if exchange is None or running is None:
+
+    def _finish(self, call: ClientCall, exchange: Exchange) -> None:
+        if (running := call.running) is None:
             return
         if call.failure is not None and call.status >= _FIRST_ERROR and not call.gone:
             self._closer.fail_unreported(running, call.failure, exchange.ctx, call.provider_headers, call.reader)
@@ -387,8 +397,17 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if ctx.identity.tenant is None:
             return
         kept = endpoints.answers_are_kept(ctx.endpoint, call.path)
-        if ids := [id_ for opened in exchange.attempts for id_ in heard_objects(opened.listeners, kept=kept)]:
-            self._host.spawn(kept_objects.made(self._host.owners, ctx, ids), name="note objects")
+        # LiteLLM guards these itself; but where a plugin has reserved something, it reserves what a later request reads again.
+        kept = kept or (
+            ctx.endpoint is Endpoint.RESPONSES
+            and ctx.body.get("store") is not False
+            and bool(exchange.route.reservations)
+        )
+        for opened in exchange.attempts:
+            if ids := [*heard_objects(opened.listeners, kept=kept)]:
+                usage = opened.attempt.usage
+                noting = kept_objects.made(self._host.owners, ctx, ids, 0 if usage is None else usage.total_tokens)
+                self._host.spawn(noting, name="note objects")
 
     # -- streams ------------------------------------------------------------------------------------------------------
 

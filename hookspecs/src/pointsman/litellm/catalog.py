@@ -73,7 +73,7 @@ class RouterCatalog:
         self._reachable: dict[str, tuple[Deployment, ...]] = {}
         self._fallbacks: list[Fallbacks] | None = None
         self._by_wildcard: dict[str, tuple[Deployment, ...]] = {}
-        self._abilities: dict[tuple[str, str], dict[str, bool | str]] = {}
+        self._abilities: dict[tuple[str, str], dict[str, bool | str | int]] = {}
 
     def _refresh(self) -> None:
         if time.monotonic() - self._read_at >= _FRESH_S:
@@ -95,7 +95,7 @@ class RouterCatalog:
         self._read_at = time.monotonic()
 
     def _with_abilities(self, deployment: Deployment) -> Deployment:
-        """Add ``mode`` and ``supports_...`` of LiteLLM's model map to the fields from the configuration."""
+        """Add ``mode``, ``max_input_tokens`` and ``supports_...`` of LiteLLM's model map to the fields from the configuration."""
         key = (deployment.provider, deployment.model)
         known = self._abilities.get(key)
         if known is None:
@@ -104,8 +104,9 @@ class RouterCatalog:
             except Exception:  # noqa: BLE001  # LiteLLM raises bare exceptions for models it does not know
                 info = {}
             known = {k: v for k, v in info.items() if k.startswith("supports_") and isinstance(v, bool)}
-            if isinstance(mode := info.get("mode"), str):
-                known["mode"] = mode
+            for name, kind in (("mode", str), ("max_input_tokens", int)):
+                if isinstance(value := info.get(name), kind):
+                    known[name] = value
             self._abilities[key] = known
         return replace(deployment, info=FrozenDict({**known, **deployment.info})) if known else deployment
 

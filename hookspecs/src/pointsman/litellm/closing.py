@@ -375,8 +375,6 @@ class Closer:
         """
         reading = reader.reading() or _NOTHING_KNOWN
         usage = self._completed(opened, reading, {}, ctx, lambda: reader.generated)
-        if not reading.prompt_known:
-            usage = replace(usage, prompt_tokens=usage.prompt_tokens + ctx.carried_tokens)
         if not reading.completion_known and reader.sound_tokens:
             spoken = usage.completion_tokens + reader.sound_tokens
             usage = replace(usage, completion_tokens=spoken, audio_completion_tokens=reader.sound_tokens)
@@ -527,7 +525,7 @@ class Closer:
         model = opened.attempt.deployment.model
         if not reading.prompt_known:
             # Not less than the parts that are known, such as what was cached.
-            counted = self._tokenizer.estimate(model, ctx.body)
+            counted = self._tokenizer.estimate(model, ctx.body) + ctx.carried_tokens
             usage = replace(usage, prompt_tokens=max(usage.prompt_tokens, counted), estimated=True)
         if not reading.completion_known and ctx.endpoint in _MAY_BE_TEXT:
             counted = self._tokenizer.count_text(model, generated())

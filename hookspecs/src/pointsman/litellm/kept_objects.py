@@ -6,15 +6,16 @@ LiteLLM itself guards stored responses in this way, and files only with a databa
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import StoreError
+from ..sessions import goes_on_from
 from ..types import Denial, Endpoint
 from . import named_objects
 from .named_objects import LONGEST_ID, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ..host.owners import Owners
     from ..types import RequestContext
@@ -26,6 +27,7 @@ _KEPT: Final = frozenset(
         Endpoint.BATCHES,
         Endpoint.CONTAINERS,
         Endpoint.FILES,
+        Endpoint.FINE_TUNING,
         Endpoint.INTERACTIONS,
         Endpoint.VECTOR_STORES,
         Endpoint.VIDEOS,
@@ -68,38 +70,52 @@ _CANNOT_BE_ASKED: Final = Denial(
 )
 
 
-async def refused(owners: Owners, ctx: RequestContext, method: str, path: str) -> Denial | None:
-    """Return why a tenant must not use what a request names, or None.
+class Looked(NamedTuple):
+    """What is known of the objects that a request names.
+
+    Attributes:
+        denial: Why the tenant must not use them, or None.
+        carried_tokens: Of the answers that it goes on from, the tokens that it reads again; 0 where that is not known.
+    """
+
+    denial: Denial | None = None
+    carried_tokens: int = 0
+
+
+_NOTHING: Final = Looked()
+
+
+async def look(owners: Owners, ctx: RequestContext, method: str, path: str) -> Looked:
+    """Look up what a request names.
 
     What is not known to belong to a tenant, such as what the operator has made, can be used by those who know its id, and
     removed by the operator only. What only answers of models make is the tenant's own, or one that the operator shares.
 
     Args:
         owners: Who has made what.
-        ctx: The request, admitted.
+        ctx: The request.
         method: Its HTTP method.
         path: Its path.
     """
     tenant = ctx.identity.tenant
     if tenant is None:
-        return None
-    if (denial := await refused_body(owners, tenant, ctx.endpoint, ctx.body)) is not None:
-        return denial
+        return _NOTHING
+    looked = await look_at_body(owners, tenant, ctx.endpoint, ctx.body)
+    if looked.denial is not None:
+        return looked
     in_path = [*named_objects.in_path(path)]
     if not in_path:
-        return None
+        return looked
     own = None
     if ctx.endpoint in _KEPT and (method == "DELETE" or path.endswith("cancel")):
         own = _NOT_REMOVED
     elif ctx.endpoint is Endpoint.INTERACTIONS:
         own = _NOT_KNOWN
-    return await _refused_ids(owners, tenant, in_path, own=own)
+    return looked._replace(denial=(await _look_up(owners, tenant, in_path, own=own)).denial)
 
 
-async def refused_body(
-    owners: Owners, tenant: str | None, endpoint: Endpoint, body: Mapping[str, Any]
-) -> Denial | None:
-    """Return why a tenant must not use what a body names, or None.
+async def look_at_body(owners: Owners, tenant: str | None, endpoint: Endpoint, body: Mapping[str, Any]) -> Looked:
+    """Look up what a body names.
 
     Args:
         owners: Who has made what.
@@ -108,45 +124,49 @@ async def refused_body(
         body: A request's body, or a client's event on a websocket.
     """
     if tenant is None:
-        return None
-    if (denial := await _refused_ids(owners, tenant, named_objects.in_body(body))) is not None:
-        return denial
+        return _NOTHING
+    looked = await _look_up(owners, tenant, named_objects.in_body(body), before=goes_on_from(endpoint, body))
+    if looked.denial is not None:
+        return looked
     for id_ in dict.fromkeys(named_objects.of_answers(endpoint, body)):
-        if (
-            not owners.is_shared(id_)
-            and (denial := await _refused_ids(owners, tenant, [id_], own=_NOT_KNOWN)) is not None
-        ):
-            return denial
-    return None
+        if not owners.is_shared(id_):
+            denial = (await _look_up(owners, tenant, [id_], own=_NOT_KNOWN)).denial
+            if denial is not None:
+                return looked._replace(denial=denial)
+    return looked
 
 
-async def _refused_ids(
-    owners: Owners, tenant: str | None, ids: Iterable[str], *, own: Denial | None = None
-) -> Denial | None:
-    """Return why a tenant must not use objects, or None.
+async def _look_up(
+    owners: Owners, tenant: str, ids: Iterable[str], *, before: Sequence[str] = (), own: Denial | None = None
+) -> Looked:
+    """Look up objects.
 
     Args:
         owners: Who has made what.
-        tenant: The tenant; None is the operator.
+        tenant: The tenant.
         ids: What clients call them.
+        before: Which of them are answers that the request goes on from.
         own: Where one of them has to be its own, the denial when none is.
     """
-    if tenant is None:
-        return None
     possible: set[str] = set()
     for id_ in ids:
         if len(id_) > LONGEST_ID or len(possible) > _MOST_IDS:
-            return _TOO_MANY
+            return Looked(_TOO_MANY)
         possible |= named_objects.possible(id_)
     if not possible:
-        return None
+        return _NOTHING
     try:
-        found = await owners.of([*possible])
+        found = dict(zip(possible, await owners.notes([*possible]), strict=True))
     except StoreError:
-        return _CANNOT_BE_ASKED
-    if any(owner not in {None, tenant} for owner in found):
-        return _UNKNOWN
-    return own if tenant not in found else None
+        return Looked(_CANNOT_BE_ASKED)
+    if any(note.tenant not in {None, tenant} for note in found.values()):
+        return Looked(_UNKNOWN)
+    if own is not None and not any(note.tenant == tenant for note in found.values()):
+        return Looked(own)
+    # One that is not known makes all of them unknown.
+    names = (named_objects.possible(id_) & found.keys() for id_ in before)
+    carried = [max((found[name].tokens for name in those), default=0) for those in names]
+    return Looked(carried_tokens=sum(carried) if all(carried) else 0)
 
 
 async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, response: Any) -> None:
@@ -181,18 +201,19 @@ async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, 
         listed.clear()
 
 
-async def made(owners: Owners, ctx: RequestContext, ids: Iterable[str]) -> None:
-    """Note whose it is what an answer has made, such as containers, and responses that LiteLLM does not guard.
+async def made(owners: Owners, ctx: RequestContext, ids: Iterable[str], tokens: int = 0) -> None:
+    """Note whose it is what an answer has made, such as containers, and the answer itself where the provider keeps it.
 
     Args:
         owners: Who has made what.
         ctx: The request, or the connection.
         ids: The provider's ids.
+        tokens: All that the answer has read and written: what requests that go on from it read again.
     """
     if (tenant := ctx.identity.tenant) is None or not (found := {plain(id_) for id_ in ids if id_}):
         return
     try:
-        await owners.note(found, tenant)
+        await owners.note(found, tenant, tokens)
     except StoreError as err:
         log.warning("whose it is what an answer has made cannot be noted: %s", err)
 

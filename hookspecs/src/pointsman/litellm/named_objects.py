@@ -25,6 +25,7 @@ _IN_PATH: Final = frozenset(
         "file_batches",
         "files",
         "interactions",
+        "jobs",
         "responses",
         "skills",
         "vector_stores",

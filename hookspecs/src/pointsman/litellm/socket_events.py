@@ -133,6 +133,7 @@ class Conversation:
         "_endpoint",
         "_heard",
         "_items",
+        "_last",
         "_settings",
         "_sound",
         "_taken",
@@ -151,8 +152,9 @@ class Conversation:
         self._heard = 0
         #: Tokens of what was added before responses that have been admitted and have not ended.
         self._taken = 0
-        #: Tokens that earlier responses have read and written.
+        #: Tokens that earlier responses have read and written, and the last of these.
         self._used = 0
+        self._last: str | None = None
         self.transcriber: str | None = None
         self.sampled = True
 
@@ -239,7 +241,8 @@ class Conversation:
             event: As for ``request``.
         """
         if self._endpoint is Endpoint.RESPONSES:
-            return self._used if self.request(event).get("previous_response_id") else 0
+            named = self.request(event).get("previous_response_id")
+            return self._used if named and named == self._last else 0
         unkept = max(0, self._chars - _MOST_KEPT_CHARS) // _CHARS_A_TOKEN
         heard = self._sound // _INPUT_BYTES_A_TOKEN[True]
         return min(_MOST_CARRIED, self._used + self._taken + unkept + heard)
@@ -252,16 +255,23 @@ class Conversation:
         """
         return self._endpoint is Endpoint.REALTIME and _asked(event).get("input") is not None
 
-    def answered(self, usage: Usage, *, aside: bool = False) -> None:
+    @property
+    def used(self) -> int:
+        """Tokens that earlier responses have read and written: what the provider reads again."""
+        return self._used
+
+    def answered(self, usage: Usage, response_id: str = "", *, aside: bool = False) -> None:
         """Note that a response has ended: all that came before is part of what it has read.
 
         Args:
             usage: What it has used.
+            response_id: What the provider calls it.
             aside: It has read an input of its own, and the conversation is longer by its answer at most.
         """
         if aside:
             self._used = min(_MOST_CARRIED, self._used + max(0, usage.completion_tokens))
             return
+        self._last = response_id
         self._used, self._taken = max(0, min(_MOST_CARRIED, usage.total_tokens)), 0
 
 

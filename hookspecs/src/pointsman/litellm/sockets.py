@@ -17,6 +17,7 @@ from ..text import printable
 from ..types import AttemptError, Denial, Endpoint, ErrorClass, Outcome
 from . import kept_objects, named_objects
 from . import socket_events as events
+from .kept_objects import Looked
 from .socket_events import Conversation, ResponseReader
 
 if TYPE_CHECKING:
@@ -91,12 +92,13 @@ class MeteredSocket:
         early, self._early = self._early, None
         if early is None:
             return None
-        if (denial := await self._of_others(early)) is not None:
-            return denial
+        looked = await self._look(early)
+        if looked.denial is not None:
+            return looked.denial
         if "first_message" in data:
             data["first_message"] = self.kept_to_model(early) or data["first_message"]
         self._conversation.transcribe_with(events.transcribers(early))
-        return await self._ask(early)
+        return await self._ask(early, looked.carried_tokens)
 
     @property
     def admitted(self) -> bool:
@@ -144,13 +146,14 @@ class MeteredSocket:
             return None
         if what != events.ASKS and (denial := self._other_model(session, events.named_models(event))) is not None:
             return denial
-        if (denial := await self._of_others(event)) is not None:
-            return denial
+        looked = await self._look(event)
+        if looked.denial is not None:
+            return looked.denial
         self._conversation.note(event)
         if (denial := await self._transcribe_with(events.transcribers(event))) is not None:
             return denial
         if what == events.ASKS:
-            return await self._ask(event)
+            return await self._ask(event, looked.carried_tokens)
         if what in events.HEARD and not self._waiting:
             _, denial = await self._admit({})
             return denial
@@ -183,7 +186,7 @@ class MeteredSocket:
         self._go_on(event)
         if what in events.ENDED and session.ctx.endpoint is Endpoint.RESPONSES:
             ids = [events.response_id(event), *named_objects.in_answer(event)]
-            await kept_objects.made(self._host.owners, session.ctx, ids)
+            await kept_objects.made(self._host.owners, session.ctx, ids, self._conversation.used)
         return denial
 
     async def _transcribe_with(self, models: frozenset[str]) -> Denial | None:
@@ -212,12 +215,12 @@ class MeteredSocket:
         turn.exchange.close(0)
         return turn.heard
 
-    async def _of_others(self, event: Mapping[str, Any]) -> Denial | None:
-        """Return the denial of a client's event that names what another tenant has made, or None."""
+    async def _look(self, event: Mapping[str, Any]) -> Looked:
+        """Look up what a client's event names."""
         session = self._session
         assert session is not None  # noqa: S101  # the callers have looked
         tenant, endpoint = session.ctx.identity.tenant, session.ctx.endpoint
-        return await kept_objects.refused_body(self._host.owners, tenant, endpoint, event)
+        return await kept_objects.look_at_body(self._host.owners, tenant, endpoint, event)
 
     def close(self) -> None:
         """End everything: the connection is closed."""
@@ -244,11 +247,17 @@ class MeteredSocket:
 
     # -- responses ----------------------------------------------------------------------------------------------------
 
-    async def _ask(self, event: Mapping[str, Any]) -> Denial | None:
+    async def _ask(self, event: Mapping[str, Any], known_tokens: int) -> Denial | None:
+        """Take up that the client asks for a response; return why it is denied, or None.
+
+        Args:
+            event: The client's event.
+            known_tokens: Those of what it goes on from, as far as they are noted.
+        """
         self._forget(unheard=True)
         turn = next((turn for turn in self._waiting if not turn.asked), None)
         if turn is None:
-            turn, denial = await self._admit(event)
+            turn, denial = await self._admit(event, known_tokens)
             if turn is None:
                 return denial
         turn.asked, own = True, event.get("event_id")
@@ -256,7 +265,7 @@ class MeteredSocket:
         turn.aside, turn.models = self._conversation.is_aside(event), events.named_models(event)
         return await self._start(turn)
 
-    async def _admit(self, event: Mapping[str, Any]) -> tuple[_Turn | None, Denial | None]:
+    async def _admit(self, event: Mapping[str, Any], known_tokens: int = 0) -> tuple[_Turn | None, Denial | None]:
         """Admit the next response."""
         session = self._session
         assert session is not None  # noqa: S101  # the callers have looked
@@ -267,7 +276,7 @@ class MeteredSocket:
             call_id=None,
             generates=True,
             body=body,
-            carried_tokens=carried,
+            carried_tokens=known_tokens or carried,
             within=session.ctx.request_id,
             received_at=self._host.clock.now(),
         )
@@ -362,7 +371,7 @@ class MeteredSocket:
         assert turn.opened is not None  # noqa: S101  # it has begun
         failure = turn.reader.failure
         usage = self._closer.end_spoken(turn.opened, turn.reader, turn.exchange.ctx, failure, cut=False)
-        self._conversation.answered(usage, aside=turn.aside)
+        self._conversation.answered(usage, turn.reader.id, aside=turn.aside)
         turn.exchange.answered()
         turn.exchange.close(_OK)
 

@@ -25,8 +25,8 @@ class Deployment:
             has one above 0, as in LiteLLM, else 1.
         rpm: Configured requests per minute, or None.
         tpm: Configured tokens per minute, or None.
-        info: ``model_info`` without secrets: text, numbers and booleans only; and ``mode``, ``supports_vision`` and the like
-            where the gateway knows the model.
+        info: ``model_info`` without secrets: text, numbers and booleans only; and ``mode``, ``max_input_tokens``, ``supports_vision`` and
+            the like where the gateway knows the model.
     """
 
     id: str

@@ -96,6 +96,13 @@ class QuotaConfig(PluginConfig):
         description="Uses of one of the provider's own tools, such as searches of the web, to reserve where a request does not "
         "limit them (`max_uses`, `max_tool_calls`); most answers take fewer.",
     )
+    unknown_history_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000_000,
+        description="Tokens of a conversation that the provider keeps, to reserve where a request goes on from it and its length is "
+        "not known; null: the model's context window, since it cannot read more.",
+    )
     unseen_document_pages: int = Field(
         default=UNSEEN_PAGES,
         ge=1,

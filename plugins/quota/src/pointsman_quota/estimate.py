@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pointsman import pricing
 from pointsman.counting import read_prompt
 from pointsman.plugin import UnpricedModel
+from pointsman.sessions import goes_on_from
 from pointsman.types import Deployment, Endpoint, Usage
 
 from .expected import WITHOUT_OUTPUT_TOKENS, usage_of
@@ -38,6 +39,8 @@ _LONG_PROMPT_CHARS: Final = 8_000
 #: For text that cannot be counted. Ordinary text has twice as many, so the estimate is rather too high.
 _CHARS_A_TOKEN: Final = 2
 
+#: The context window of a model of which it is not known.
+_WINDOW_TOKENS: Final = 128_000
 #: What takes everything but tokens and tools from a usage.
 _UNITS: Final = (
     "images",
@@ -116,12 +119,21 @@ class Estimator:
         output = self._output(ctx, tenant) * choices
         prompt = read_prompt(ctx.body, self._config.unseen_document_pages)
         counted = max(1, await self._count(ctx, prompt)) + ctx.carried_tokens
+        if not ctx.carried_tokens and goes_on_from(ctx.endpoint, ctx.body):
+            counted = max(counted, self._unknown_history(ctx.model))
         if (counted + output) * models > MAX_REQUEST_TOKENS:
             raise InvalidRequest(
                 f"The request may use {(counted + output) * models} tokens; ask for less output.", "max_tokens"
             )
         usage = usage_of(ctx, prompt, counted, output, choices=choices, tool_uses=self._config.tool_uses)
         return Size(models, counted * models, output * models, usage)
+
+    def _unknown_history(self, model: str) -> int:
+        """Return how many tokens a model may read of a conversation whose length is not known."""
+        if self._config.unknown_history_tokens is not None:
+            return self._config.unknown_history_tokens
+        windows = [one.info.get("max_input_tokens") for one in self._services.catalog.reachable(model)]
+        return max((size for size in windows if isinstance(size, int)), default=_WINDOW_TOKENS)
 
     def _output(self, ctx: RequestContext, tenant: str) -> int:
         """Return the estimated tokens of one answer."""
