@@ -230,3 +230,32 @@ async def test_a_client_that_takes_the_place_of_another_is_for_the_same(guard: A
         guard.trust(engine)
         running()
         guard.sending(engine)
+
+
+@pytest.mark.parametrize(
+    ("asks", "body", "settings", "denied"),
+    [
+        ("tenant", {"background": True}, {}, True),
+        ("tenant", {"background": "yes"}, {}, True),
+        ("tenant", {"background": False}, {}, False),
+        ("tenant", {}, {}, False),
+        ("administrator", {"background": True}, {}, False),
+        ("tenant, where it is open", {"background": True}, {}, False),
+        ("tenant", {"background": True}, {"polling_via_cache_enabled": False}, False),
+        ("tenant", {"background": True}, {"native_background_mode": ["chat"]}, False),
+        ("tenant", {"background": True}, {"redis_usage_cache": None}, False),
+    ],
+)
+def test_what_litellm_asks_a_provider_after_the_request_is_settled_is_denied(  # noqa: PLR0917
+    guard: Any, monkeypatch: pytest.MonkeyPatch, asks: str, body: dict[str, Any], settings: dict[str, Any], denied: bool
+) -> None:
+    """It would be free: LiteLLM admits it with the request, and answers it from its cache."""
+    usual = {"polling_via_cache_enabled": "all", "native_background_mode": None, "redis_usage_cache": object()}
+    for name, value in {**usual, **settings}.items():
+        monkeypatch.setattr(proxy_server, name, value)
+    denial = guard.outliving(
+        running("/open" if "open" in asks else "/v1/responses", admin=asks == "administrator"),
+        {"model": "chat", **body},
+    )
+    assert (denial is not None) == denied
+    assert denial is None or (denial.status, denial.param) == (403, "background")

@@ -83,7 +83,10 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         call = client_call()
         if call is None or call.exchange is not None:
             return None
-        if (unfit := _unfit(data, self._catalog, self._host.settings.host.client_retries)) is not None:
+        unfit = _unfit(data, self._catalog, self._host.settings.host.client_retries) or self._guard.outliving(
+            call, data
+        )
+        if unfit is not None:
             raise denial_error(unfit)
         exchange = await self._admit(call, user_api_key_dict, data, call_type)
         if exchange.ctx.endpoint is Endpoint.PASS_THROUGH:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from litellm.proxy import proxy_server
 from litellm.proxy._types import LitellmUserRoles
+from litellm.proxy.response_polling.polling_handler import should_use_polling_for_request
 from litellm.types.llms.custom_http import httpxSpecialProvider
 
 from ..text import printable
@@ -167,6 +168,25 @@ class Guard:
         if exchange.ctx.generates and not _is_metered(call, exchange.ctx.endpoint, deployment):
             self._deny(call)
 
+    def outliving(self, call: ClientCall, data: Mapping[str, Any]) -> Denial | None:
+        """Return why a request is denied for which LiteLLM asks a provider when it has been answered and settled; None for others.
+
+        Args:
+            call: The request.
+            data: LiteLLM's request.
+        """
+        polls = data.get("background") and should_use_polling_for_request(
+            background_mode=True,
+            polling_via_cache_enabled=getattr(proxy_server, "polling_via_cache_enabled", False),
+            redis_cache=proxy_server.redis_usage_cache,
+            model=str(data.get("model") or ""),
+            llm_router=proxy_server.llm_router,
+            native_background_mode=getattr(proxy_server, "native_background_mode", None),
+        )
+        if not polls or call.admin is not False or self._policy(call.path) != "deny":
+            return None
+        return _POLLED
+
     def sending(self, client: Any) -> None:
         """Check an HTTP request.
 
@@ -213,6 +233,16 @@ def configured_pass_throughs() -> Iterator[str]:
     for entry in (proxy_server.general_settings or {}).get("pass_through_endpoints") or ():
         if isinstance(entry, Mapping) and isinstance(path := entry.get("path"), str):
             yield path
+
+
+_POLLED: Final = Denial(
+    status=403,
+    code="unmetered_route",
+    message="This gateway answers background responses from its own cache (`polling_via_cache`), and cannot meter them for keys that are "
+    "limited or billed. Send the request without `background`, or ask the operator to leave the model to its provider "
+    "(`native_background_mode`).",
+    param="background",
+)
 
 
 def _denial(path: str) -> Denial:

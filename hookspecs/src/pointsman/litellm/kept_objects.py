@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from litellm.proxy.hooks.responses_id_security import ResponsesIDSecurity
+
 from ..errors import StoreError
 from ..sessions import goes_on_from
 from ..types import Denial, Endpoint
@@ -149,7 +151,8 @@ async def _look_up(
         own: Where one of them has to be its own, the denial when none is.
     """
     possible: set[str] = set()
-    for id_ in ids:
+    before = [_decrypted(id_) for id_ in before]
+    for id_ in (*ids, *before):
         if len(id_) > LONGEST_ID or len(possible) > _MOST_IDS:
             return Looked(_TOO_MANY)
         possible |= named_objects.possible(id_)
@@ -167,6 +170,14 @@ async def _look_up(
     names = (named_objects.possible(id_) & found.keys() for id_ in before)
     carried = [max((found[name].tokens for name in those), default=0) for those in names]
     return Looked(carried_tokens=sum(carried) if all(carried) else 0)
+
+
+def _decrypted(id_: str) -> str:
+    """Return a response's id without LiteLLM's encryption, which says whose it is."""
+    try:
+        return str(ResponsesIDSecurity()._decrypt_response_id(id_)[0]) if len(id_) <= LONGEST_ID else id_  # noqa: SLF001  # LiteLLM has no other name for it in all versions
+    except Exception:  # noqa: BLE001  # what cannot be read is not known
+        return id_
 
 
 async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, response: Any) -> None:
