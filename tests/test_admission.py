@@ -284,7 +284,7 @@ def test_what_fits_is_served(rig: Rig, what: str) -> None:
 def test_what_a_request_goes_on_from_is_reserved(rig: Rig, provider: Anything) -> None:
     """By what the answer has used; one that is not known may be as long as the model can read."""
     used = {"input_tokens": 1_000, "output_tokens": 400, "total_tokens": 1_400}
-    provider.makes = {"id": "resp_kept", "object": "response", "usage": used}
+    provider.makes = {"id": "resp_kept", "object": "response", "usage": used, "usageMetadata": None}
     try:
         path, first = responses()
         kept = post(rig, "money", path, json=first).json()["id"]
