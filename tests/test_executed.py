@@ -156,6 +156,24 @@ def test_the_loser_is_cancelled_with_an_estimate_and_its_connection_closed(
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("endpoint", ["chat", "messages", "responses"])
+def test_an_executor_that_waits_for_nothing_is_ended_by_the_requests_timeout(
+    rig: Rig, endpoint: str, stream: bool
+) -> None:
+    """The attempt has failed, and the client gets a timeout, or what its fallback answers."""
+    path, body = payload(endpoint, stream=stream)
+    headers = {"authorization": "Bearer tenant-a", "x-test-executor": "recorder", "x-test-execute": "wait"}
+    body |= {"timeout": 0.5, "num_retries": 0}
+    answer = httpx.post(f"{rig.proxy.url}{path}", json=body, headers=headers, timeout=30)
+    assert (answer.status_code, "without a running attempt" in answer.text) == (408, True), answer.text
+    if endpoint == "chat":
+        saved = httpx.post(
+            f"{rig.proxy.url}{path}", json=body | {"fallbacks": ["unhurried"]}, headers=headers, timeout=30
+        )
+        assert (saved.status_code, saved.headers["x-litellm-model-group"]) == (200, "unhurried"), saved.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_an_executed_request_that_fails_shows_the_providers_error(rig: Rig, stream: bool) -> None:
     """Status and body of a plain request, also for a stream; LiteLLM retries it as it retries a plain one."""
     answer = ask(rig, f"failed-{stream}", model="broken", stream=stream, executor="recorder")

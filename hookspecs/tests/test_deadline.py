@@ -74,3 +74,33 @@ def test_a_block_that_has_been_left_is_not_ended_later(run):
         await asyncio.sleep(1.5 * STILL_S)
 
     run(work())
+
+
+async def test_an_idle_limit_counts_only_the_time_without_a_step():
+    idle = deadline.IdleLimit(TIMEOUT_S)
+    async with idle.within():
+        idle.begins()
+        idle.begins()
+        await asyncio.sleep(3 * TIMEOUT_S)
+        idle.ends()
+        await asyncio.sleep(2 * TIMEOUT_S)
+        idle.ends()
+    # Steps may end after the block.
+    idle.begins()
+    idle.ends()
+    await asyncio.sleep(2 * TIMEOUT_S)
+
+
+@pytest.mark.parametrize("after_a_step", [False, True])
+async def test_an_idle_limit_ends_what_waits_for_no_step(after_a_step):
+    idle = deadline.IdleLimit(TIMEOUT_S)
+
+    async def work():
+        async with idle.within():
+            if after_a_step:
+                idle.begins()
+                idle.ends()
+            await asyncio.Event().wait()
+
+    with pytest.raises(TimeoutError):
+        await work()

@@ -5,6 +5,7 @@ It is loaded by a real proxy in another process, so it speaks through a file: on
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import logging
@@ -164,6 +165,8 @@ class Recorder:
             raise ValueError("told to fail")
         if ctx.headers.get("x-test-execute") == "give-up":
             raise UpstreamError("gave up", status=503)
+        if ctx.headers.get("x-test-execute") == "wait":
+            await asyncio.Event().wait()
         timeout = ctx.headers.get("x-test-timeout")
         request = UpstreamRequest(
             target=route.target,

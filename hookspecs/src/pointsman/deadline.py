@@ -57,6 +57,57 @@ async def within(seconds: float) -> AsyncIterator[None]:
             timer.cancel()
 
 
+class IdleLimit:
+    """Bounds the time in which a block awaits none of the steps that it is told of, each of which has a limit of its own.
+
+    Args:
+        seconds: The longest such time in which the loop could run.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._limit: asyncio.Timeout | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._steps = 0
+
+    @asynccontextmanager
+    async def within(self) -> AsyncIterator[None]:
+        """Bound a block.
+
+        Raises:
+            TimeoutError: no step was under way for too long; what the block awaited is cancelled.
+        """
+        async with asyncio.timeout(None) as limit:
+            self._limit = limit
+            self._start()
+            try:
+                yield
+            finally:
+                self._limit = None
+                self._stop()
+
+    def begins(self) -> None:
+        """Record that a step has begun."""
+        self._steps += 1
+        self._stop()
+
+    def ends(self) -> None:
+        """Record that a step has ended."""
+        self._steps -= 1
+        if not self._steps:
+            self._start()
+
+    def _start(self) -> None:
+        if self._limit is not None:
+            loop, limit = asyncio.get_running_loop(), self._limit
+            self._timer = after(loop, self.seconds, lambda: None if self._steps else _end(limit, loop))
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
 def _end(limit: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:
     try:
         limit.reschedule(loop.time())

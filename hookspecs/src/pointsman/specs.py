@@ -339,8 +339,10 @@ async def execute(ctx: RequestContext, route: Route, upstream: Upstream) -> Exec
     Fires only for the plugin that ``route.executor`` names, in place of each attempt that the gateway would make: when
     it fails, the gateway retries (it fires again) and falls back as it does after a failed attempt of its own. In the
     model groups that the gateway falls back to it fires only where ``route.executes_fallbacks`` is set; otherwise the
-    gateway makes those attempts. Async; no deadline but the request's own. Every attempt started through ``upstream`` is
-    opened, closed, traced and counted by the host like any other, cancelled by the host when the request ends first,
+    gateway makes those attempts. Async; its attempts may take as long as the gateway's own. It may wait without a running
+    attempt, until its answer has begun, for as long as one may take: the request's ``timeout``, else the gateway's; then the
+    attempt fails with a timeout, and the fault is counted. Every attempt started through ``upstream`` is opened, closed, traced
+    and counted by the host like any other, cancelled by the host when the request ends first,
     and neither retried nor replaced by the gateway.
 
     Args:

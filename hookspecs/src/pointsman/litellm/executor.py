@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .upstream import RouterUpstream, RouteUpstream
 
 _BAD_GATEWAY: Final = 502
+_TIMEOUT: Final = 408
 #: Instead of an answer: LiteLLM makes the attempt itself.
 _NOT_EXECUTED: Final = object()
 #: LiteLLM's exceptions by class of error: its retries and fallbacks depend on them.
@@ -167,31 +168,50 @@ class Executor:
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if exchange.attempts else None
         upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)
         try:
-            with self._host.tracing.current(exchange.span):
-                execution = await exchange.hooks.run_execute(
-                    route.executor, exchange.ctx, route, upstream, exchange.has_attempted
-                )
-            if execution is None:
-                await upstream.cancel()
-                call.gateway_attempts()
-                return _NOT_EXECUTED
-            try:
-                answer = await _answer(call, execution, upstream)
-            except HookError:
-                # Nothing was sent yet.
-                await upstream.cancel()
-                call.gateway_attempts()
-                return _NOT_EXECUTED
+            execution, answer = await self._within_time(call, route, upstream)
         except UpstreamError as err:
             exchange.turn_failed()
             if exchange.ctx.endpoint is Endpoint.MESSAGES and err.retry_after_s is not None:
                 # LiteLLM answers with an exception's headers, but not to messages requests.
                 call.error_headers = {"retry-after": str(math.ceil(err.retry_after_s))}
             raise_final(err)
+        if execution is None:
+            await upstream.cancel()
+            call.gateway_attempts()
+            return _NOT_EXECUTED
         call.executor_answered()
         if execution.headers:
             exchange.route = exchange.route.with_headers(execution.headers)
         return answer
+
+    async def _within_time(
+        self, call: ClientCall, route: Route, upstream: RouteUpstream
+    ) -> tuple[Execution | None, Any]:
+        """Return the plugin's execution and its answer or stream that has begun; None where the attempt is left to LiteLLM.
+
+        Raises:
+            UpstreamError: the attempts failed, or the plugin waited for none of them for as long as one may take.
+        """
+        exchange, plugin = call.exchange, route.executor
+        assert exchange is not None  # noqa: S101  # an executed call has one
+        assert plugin is not None  # noqa: S101  # the caller has looked
+        try:
+            async with upstream.idle.within():
+                with self._host.tracing.current(exchange.span):
+                    execution = await exchange.hooks.run_execute(
+                        plugin, exchange.ctx, route, upstream, exchange.has_attempted
+                    )
+                try:
+                    return execution, None if execution is None else await _answer(call, execution, upstream)
+                except HookError:
+                    # Nothing was sent yet.
+                    return None, None
+        except TimeoutError as err:
+            await upstream.cancel()
+            text = f"waited {upstream.idle.seconds:g} s, the request's timeout, without a running attempt"
+            exchange.hooks.faults.record(plugin, "execute", exchange.ctx.request_id, TimeoutError(text))
+            text = f"the gateway's plugin {plugin!r} {text}"
+            raise UpstreamError(text, status=_TIMEOUT, error_class=str(ErrorClass.TIMEOUT)) from err
 
 
 def _skipped(call: ClientCall, *, every: bool) -> tuple[str, ...]:

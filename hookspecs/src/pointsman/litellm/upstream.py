@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mappi
 from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
+from ..deadline import IdleLimit
 from ..errors import UpstreamError
 from ..frozen import thawed
 from ..host.own_call_spans import PlannedCall
@@ -56,6 +58,8 @@ _PART_OF_REQUEST: Final = frozenset({AttemptKind.PRIMARY, AttemptKind.HEDGE, Att
 _ONCE: Final = {"num_retries": 0, "disable_fallbacks": True}
 _END: Final = object()
 _TIMEOUT_STATUS: Final = 408
+#: LiteLLM's own, where nothing else is set.
+_DEFAULT_TIMEOUT_S: Final = 6000.0
 #: Seconds for which the end of an attempt is waited for: a provider's code may go on although it was cancelled.
 CLOSE_WITHIN_S: Final = 1.0
 
@@ -137,6 +141,8 @@ class RouterUpstream:
         method: Method,
         arguments: dict[str, Any],
         span: Span | None = None,
+        *,
+        idle: IdleLimit | None = None,
     ) -> RouterCall:
         """Start an attempt with these arguments for the router's method.
 
@@ -151,7 +157,7 @@ class RouterUpstream:
         mine = primary if request.kind in _PART_OF_REQUEST else None
         work = method(**{**arguments, **_ONCE, "model": request.target})
         exchange = mine or self._host.own_call(request, primary, span)
-        call = RouterCall(request, exchange, parent, work, self._closer)
+        call = RouterCall(request, exchange, parent, work, self._closer, idle=idle)
         follows = request.parent is not None and request.kind is not AttemptKind.MIRROR
         if primary is not None and (mine is not None or follows):
             primary.on_close(call.abandon)
@@ -178,6 +184,7 @@ class RouteUpstream:
         again: AttemptKind | None,
     ) -> None:
         self.stream = arguments.get("stream") is True
+        self.idle = IdleLimit(_timeout_s(arguments, stream=self.stream))
         self._upstream = upstream
         self._call = call
         self._endpoint = endpoint
@@ -203,7 +210,7 @@ class RouteUpstream:
             arguments["litellm_call_id"] = new_id()
         kind = self._again if self._again is not None and request.kind is AttemptKind.PRIMARY else request.kind
         request = replace(request, kind=kind, endpoint=self._endpoint, stream=self.stream)
-        call = self._upstream.begin(request, self._call, self._method, arguments)
+        call = self._upstream.begin(request, self._call, self._method, arguments, idle=self.idle)
         if not self._started:
             self._call.executes_first(call.own)
         self._started.append(call)
@@ -230,6 +237,29 @@ class RouteUpstream:
             await call.cancel()
 
 
+def _timeout_s(arguments: Mapping[str, Any], *, stream: bool) -> float:
+    """Return how long LiteLLM lets an attempt of a request take, in seconds, as the client or its configuration says."""
+    llm_router = router()
+    for value in (
+        arguments.get("stream_timeout") if stream else None,
+        arguments.get("timeout"),
+        getattr(llm_router, "stream_timeout", None) if stream else None,
+        getattr(llm_router, "timeout", None),
+    ):
+        # Clients write numbers as text, too.
+        if isinstance(value, int | float | str) and (seconds := _positive(value)) is not None:
+            return seconds
+    return _DEFAULT_TIMEOUT_S
+
+
+def _positive(value: float | str) -> float | None:
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < inf else None
+
+
 class RouterCall:
     """One running attempt; see ``pointsman.plugin.UpstreamCall``.
 
@@ -239,8 +269,16 @@ class RouterCall:
     """
 
     def __init__(
-        self, request: UpstreamRequest, exchange: Exchange, parent: Call | None, work: Awaitable[Any], closer: Closer
+        self,
+        request: UpstreamRequest,
+        exchange: Exchange,
+        parent: Call | None,
+        work: Awaitable[Any],
+        closer: Closer,
+        *,
+        idle: IdleLimit | None = None,
     ) -> None:
+        self._idle = idle
         self.source: Any = None
         self.first: Any = None
         self._answer: Callable[[], Answer | None] | None = None
@@ -272,6 +310,10 @@ class RouterCall:
         task = asyncio.create_task(work, name=name, context=self._context)
         # The plugin may never ask for the answer; its error is then not reported as unretrieved.
         task.add_done_callback(_retrieve)
+        if self._idle is not None:
+            idle = self._idle
+            idle.begins()
+            task.add_done_callback(lambda _: idle.ends())
         return task
 
     @property
