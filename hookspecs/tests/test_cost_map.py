@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -91,6 +92,41 @@ def test_a_model_of_another_api_of_a_provider_has_its_price(prices: Any, provide
     one, other = (Deployment(id=name, group="g", provider=name, model=model) for name in (provider, api))
     usage = Usage(prompt_tokens=1000, completion_tokens=100)
     assert cost_map.cost_usd_micros(one, usage) == cost_map.cost_usd_micros(other, usage) > 0
+
+
+ROUTERS = [
+    ("azure_ai", "model_router/mine"),
+    ("azure_ai", "model-router"),
+    ("azure", "model-router"),
+    ("azure", "my-Model-Router"),
+]
+
+
+@pytest.mark.parametrize(("provider", "model"), ROUTERS)
+def test_an_answer_of_a_model_router_costs_what_its_model_does_and_the_fee(
+    prices: Any, provider: str, model: str
+) -> None:
+    """Of a model that the map does not know, the fee alone is not the price."""
+    cost_map = prices.CostMap()
+    deployment = Deployment(id="router", group="g", provider=provider, model=model)
+    usage = Usage(
+        prompt_tokens=1_000_000, cached_tokens=200_000, completion_tokens=100_000, model="gpt-5-mini-2025-08-07"
+    )
+    alone = cost_map.cost_usd_micros(
+        replace(deployment, model="gpt-5-mini", provider="azure"), replace(usage, model=None)
+    )
+    assert cost_map.cost_usd_micros(deployment, usage) == alone + 140_000
+    for unknown in ("a-new-model", model, None):
+        assert cost_map.cost_usd_micros(deployment, replace(usage, model=unknown)) is None
+    # Before there is an answer, the fee is all that is known.
+    assert cost_map.get(deployment).input_usd == Decimal("1.4E-7")
+
+
+@pytest.mark.parametrize("provider", ["openai", "azure_ai"])
+def test_only_azures_model_routers_have_its_fee(prices: Any, provider: str) -> None:
+    model = "gpt-5-mini" if provider == "azure_ai" else "model-router"
+    deployment = Deployment(id="router", group="g", provider=provider, model=model)
+    assert prices.CostMap().get(deployment, Usage(model="gpt-5-mini")).input_usd in {None, Decimal("2.5E-7")}
 
 
 def test_prices_are_made_anew_only_when_the_map_has_changed(prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:

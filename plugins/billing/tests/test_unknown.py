@@ -268,6 +268,9 @@ CASES: dict[str, Case] = {
     "embedded": embedded("0.00002", EXACT, prompt_tokens=1000, total_tokens=1000),
     "embedded-less": embedded("0.00001", CONTRADICTORY, prompt_tokens=1000, total_tokens=500),
     "embedded-more": embedded("0.00004", CONTRADICTORY, prompt_tokens=1000, total_tokens=2000),
+    # 0.00035 dollars, and 0.00014 for the router.
+    "routed": Case("azure_ai/model_router/mine", CHAT, of_chat("openai/gpt-5-mini", 1000, 50), "0.00049", EXACT),
+    "routed-anywhere": Case("azure_ai/model_router/mine", CHAT, of_chat("openai/a-new-model", 1000, 50), None, EXACT),
     "units": units("0.000012", input_tokens=100),
     "units-images": units(None, images=2),
     "units-classes": units(None, input_tokens=100, classifications=1),

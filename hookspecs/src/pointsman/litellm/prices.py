@@ -23,6 +23,7 @@ from litellm.litellm_core_utils.llm_cost_calc import utils as calculation
 from .. import pricing
 from ..frozen import replace
 from ..types import Deployment, Price, Usage
+from . import model_routers
 from .catalog import router
 
 #: Prices are read again after this time: an administrator can change them, and some depend on the hour.
@@ -154,7 +155,7 @@ class CostMap:
         known = self._known.get(place)
         if known is not None and now - known[0] < _FRESH_S:
             return known[1]
-        price = self._read(deployment, usage or Usage())
+        price = self._read(deployment, usage or Usage(), answered=usage is not None)
         if len(self._known) >= _MOST_KEPT:
             self._known.clear()
         self._known[place] = (now, price)
@@ -167,7 +168,7 @@ class CostMap:
         cost = pricing.total_usd(usage, lambda used: self.get(deployment, used))
         return None if cost is None or not cost.is_finite() else round(cost * 1_000_000)
 
-    def _read(self, deployment: Deployment, usage: Usage) -> Price:
+    def _read(self, deployment: Deployment, usage: Usage, *, answered: bool) -> Price:
         params = _configuration(deployment.id)
         source = self._source(deployment, usage, params)
         if source is None:
@@ -180,7 +181,15 @@ class CostMap:
         price = self._unscaled(source, entry, units, inclusive=deployment.provider in _INCLUSIVE)
         if _is_unpriced_region(entry, usage) and not source.configured:
             return _without_tokens(price)
-        return _scaled(price, _multiplier(entry, deployment, usage, params), entry)
+        price = _scaled(price, _multiplier(entry, deployment, usage, params), entry)
+        if source.configured or not model_routers.is_model_router(deployment):
+            return price
+        if source.key in model_routers.FEES:
+            # Nothing says which model has answered.
+            return _without_tokens(price) if answered else price
+        fee = model_routers.fee(litellm.model_cost)
+        usd = None if fee is None else _decimal(fee[1].get(_INPUT))
+        return _without_tokens(price) if usd is None else model_routers.with_fee(price, usd)
 
     def _unscaled(
         self, source: _Source, entry: Mapping[str, Any], units: Mapping[str, Any], *, inclusive: bool
@@ -219,11 +228,18 @@ class CostMap:
             found = self._entry(base, deployment.provider) or self._entry(base, None)
             if found is not None:
                 return found
+        if served and model_routers.is_model_router(deployment):
+            # The map's own entry of it is the fee alone.
+            return model_routers.chosen(served, self._entry)
         if served and served != deployment.model:
             found = self._entry(served, deployment.provider)
             if found is not None and found.entry.get("litellm_provider") == deployment.provider:
                 return found
-        return self._entry(deployment.model, deployment.provider)
+        found = self._entry(deployment.model, deployment.provider)
+        if found is None and model_routers.is_model_router(deployment):
+            fee = model_routers.fee(litellm.model_cost)
+            return None if fee is None else _Source(fee[1], fee[0])
+        return found
 
     def _entry(self, model: str, provider: str | None) -> _Source | None:
         found = self._listed(model, provider)
