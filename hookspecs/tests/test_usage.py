@@ -572,6 +572,42 @@ def test_a_tool_that_is_not_known_is_not_free(
     assert (pricing.cost_usd(usage, replace(PRICE, **searches)) is None) is bool(usage.other_tools)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("names", "counted", "used"),
+    [
+        (["bash_code_execution", "text_editor_code_execution"], None, {"code_sessions": 1}),
+        (["code_execution"], {"code_execution_requests": 2}, {"code_sessions": 2}),
+        (["web_search", "web_search"], None, {"searches": 2}),
+        (["web_search", "web_search"], {"web_search_requests": 1}, {"searches": 1}),
+        # One that has found nothing is not charged.
+        (["web_search"], {"web_search_requests": 0}, {"searches": None}),
+        (["web_search"], {"web_search_requests": None}, {"searches": 1}),
+        (["web_fetch", "tool_search_tool_regex", "tool_search_tool_bm25"], None, {}),
+        (["something_new", "web_search", "something_new"], None, {"other_tools": 2, "searches": 1}),
+        ([None], None, {"other_tools": 1}),
+    ],
+)
+def test_uses_of_anthropics_own_tools_are_counted_also_where_its_usage_does_not(
+    names: list[Any], counted: dict[str, Any] | None, used: dict[str, Any], stream: bool
+) -> None:
+    blocks = [{"type": "server_tool_use", "id": "s", "name": name, "input": {}} for name in names]
+    blocks += [{"type": "tool_use", "id": "t", "name": "memory", "input": {}}, {"type": "text", "text": "x"}]
+    block = MESSAGES if counted is None else {**MESSAGES, "server_tool_use": counted}
+    if stream:
+        first, *rest = streamed("messages", block)
+        messages = [
+            first,
+            *({"type": "content_block_start", "index": 0, "content_block": one} for one in blocks),
+            *rest,
+        ]
+    else:
+        messages = plain("messages", block, content=blocks)
+    usage = heard(messages, stream=stream).usage
+    tools = ("searches", "code_sessions", "other_tools")
+    assert {name: getattr(usage, name) for name in tools} == {**dict.fromkeys(tools), **used}
+
+
 def test_reasoning_beside_the_answer_is_added_where_the_total_has_it() -> None:
     details = {"completion_tokens_details": {"reasoning_tokens": 375}}
     beside = {"prompt_tokens": 100, "completion_tokens": 400, "total_tokens": 875, **details}

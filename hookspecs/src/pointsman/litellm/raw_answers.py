@@ -28,7 +28,9 @@ _LINES: Final = ("application/x-ndjson", "application/stream+json", "application
 #: What is longer is left out: a line of a stream, or a plain answer that is read as a stream.
 _LONGEST: Final = 16_000_000
 #: What the lines have that matter. Most lines of a stream have none of it, many say that there is no usage yet.
-_MARK: Final = re.compile(rb'"usage(?!": ?null)|"url_citation"|"groundingMetadata"|"billed_units"|"tokens"|"file_id"')
+_MARK: Final = re.compile(
+    rb'"usage(?!": ?null)|"url_citation"|"groundingMetadata"|"billed_units"|"tokens"|"server_tool_use"|"file_id"'
+)
 #: The same, or a line that is JSON by itself.
 _MARK_OR_JSON: Final = re.compile(_MARK.pattern + rb"|^\s*\{")
 _ANSWERED: Final = 200

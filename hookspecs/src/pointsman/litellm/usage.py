@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from ..frozen import replace
@@ -93,6 +94,10 @@ class Account:
         if not _OTHER_PLACES.isdisjoint(message):
             self._add_others(message)
         self._read_output(message)
+        if isinstance(content := message.get("content"), list):
+            self._read_blocks(content)
+        elif (begun := message.get("content_block")) is not None:
+            self._read_blocks([begun], before=self._counts)
 
     def _add_others(self, message: Mapping[str, Any]) -> None:
         groq = object_of(object_of(message.get("x_groq")).get("usage"))
@@ -174,6 +179,22 @@ class Account:
             if (ms := milliseconds(duration)) is not None:
                 self._facts["audio_ms"] = ms
 
+    def _read_blocks(self, blocks: list[Any], before: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Count the uses of Anthropic's own tools, which its usage counts in part.
+
+        Args:
+            blocks: Blocks of the answer.
+            before: What was counted in the blocks before them.
+        """
+        names = [str(object_of(block).get("name")) for block in blocks if kind_of(block) == _SERVER_TOOL]
+        if not names:
+            return
+        self._count("searches", before.get("searches", 0) + names.count(_SEARCH))
+        # All of an answer run in one sandbox.
+        self._count("code_sessions", int(any(name.endswith(_CODE) for name in names)))
+        others = [name for name in names if name not in _BY_TOKENS and not name.endswith(_CODE)]
+        self._count("other_tools", before.get("other_tools", 0) + len(others))
+
     def _read_data(self, message: Mapping[str, Any], data: list[Any]) -> None:
         """Read what the answer consists of, where that is vectors or images."""
         self._embeds = self._embeds or any("embedding" in object_of(item) for item in data)
@@ -209,6 +230,9 @@ class Account:
         counts: Mapping[str, int] = self._counts
         if self._grounding is not None:
             counts = {**counts, **self._grounding.uses()}
+        if number(object_of(self.block.get(_SERVER_TOOL)).get(_SEARCHES)) is not None:
+            # Its searches that found nothing are not charged.
+            counts = {name: count for name, count in counts.items() if name != "searches"}
         if found is not None:
             facts, tokens = found.facts, found.tokens("prompt_tokens") + found.tokens("completion_tokens")
             facts |= charged(self.block, tokens, self._tool_calls)
@@ -244,6 +268,14 @@ class Account:
         return replace(reading, prompt_known=found.prompt_known and said, completion_known=False)
 
 
+#: Anthropic's name of a use of its own tools, in an answer and in its usage, and of the searches there.
+_SERVER_TOOL: Final = "server_tool_use"
+_SEARCHES: Final = "web_search_requests"
+_SEARCH: Final = "web_search"
+#: How the names of those of its tools end that run code in a sandbox.
+_CODE: Final = "code_execution"
+#: Those that cost only tokens, or are counted.
+_BY_TOKENS: Final = frozenset({_SEARCH, "web_fetch", "tool_search_tool_regex", "tool_search_tool_bm25", "advisor"})
 _SCALARS: Final = frozenset({bool, float, int, str, type(None)})
 _TOTAL_ONLY: Final = frozenset({"total_tokens"})
 #: How the names of items of an output end that are uses of tools.

@@ -93,6 +93,10 @@ class PriceRule(Scope):
         default=None,
         description="A web search by the provider, in US dollars; null: unknown, so searches are unpriced.",
     )
+    code_session_usd: Usd | None = Field(
+        default=None,
+        description="A sandbox in which the provider runs code for an answer, in US dollars; null: unknown, so it is unpriced.",
+    )
     image_usd: Usd | None = Field(
         default=None, description="An image where no tokens are counted, in US dollars; null: unknown."
     )
@@ -279,6 +283,7 @@ def price_of(rule: PriceRule) -> Price:
         search_low_usd=rule.search_usd,
         search_medium_usd=rule.search_usd,
         search_high_usd=rule.search_usd,
+        code_session_usd=rule.code_session_usd,
         image_usd=rule.image_usd,
         audio_second_usd=rule.audio_second_usd,
         audio_out_second_usd=rule.audio_second_usd,
