@@ -7,10 +7,11 @@ import contextlib
 import logging
 import sqlite3
 import threading
+import time
 
 import pytest
 
-from pointsman.store.sqlite import Outcome, SqliteThread, in_one_transaction
+from pointsman.store.sqlite import Outcome, SqliteThread, in_one_transaction, in_parts
 
 LOG = logging.getLogger("notebook")
 
@@ -109,6 +110,27 @@ async def test_what_waits_is_one_transaction(made, path):
     await thread.close()
     assert notebooks[0].groups == [1, 10]
     assert lines(path) == list("abcdefghi")
+
+
+async def test_what_one_turn_of_the_loop_asks_for_is_one_transaction(made, path):
+    """The thread is idle, and is woken once for all of it, with what does not wait; the order is kept."""
+    notebooks = []
+    thread = made(lambda: notebooks.append(Notebook(path)) or notebooks[0])
+    await thread.open()
+    thread.send("a")
+    time.sleep(0.05)  # noqa: ASYNC251  # the loop's turn goes on, and the thread could begin
+    assert await asyncio.gather(*map(thread.ask, "bc")) == [2, 3]
+    thread.send("d")
+    await thread.close()
+    assert notebooks[0].groups == [3, 1]
+    assert lines(path) == list("abcd")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 7, 8, 9, 21])
+def test_parts_keep_the_order_and_have_few_sizes(number):
+    parts = list(in_parts(range(number), 8))
+    assert [item for part in parts for item in part] == list(range(number))
+    assert {len(part) for part in parts} <= {1, 2, 4, 8}
 
 
 async def test_when_the_database_fails_nothing_of_the_group_is_written(made, path):

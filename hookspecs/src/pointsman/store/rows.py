@@ -24,7 +24,7 @@ from diskcache.core import DBNAME, MODE_RAW
 
 from ..errors import StoreCorrupt, StoreError, StoreUnavailable
 from .embedded import Row
-from .sqlite import alone_in_opening
+from .sqlite import alone_in_opening, in_parts
 
 _SETTINGS: Final = {
     "eviction_policy": "none",
@@ -47,16 +47,19 @@ _SCAN_WITHIN: Final = (
 )
 _COUNT: Final = "SELECT COUNT(*) FROM Cache WHERE raw = 1 AND key >= ? AND key < ?"
 _WRITE: Final = (
-    "INSERT INTO Cache(key, raw, store_time, expire_time, access_time, access_count, tag, size, mode, filename, value)"
-    " VALUES (?, ?, ?, ?, ?, 0, NULL, ?, ?, ?, ?) ON CONFLICT(key, raw) DO UPDATE SET"
+    "INSERT INTO Cache(key, raw, store_time, expire_time, access_time, size, mode, filename, value, access_count, tag)"
+    " VALUES {} ON CONFLICT(key, raw) DO UPDATE SET"
     " store_time = excluded.store_time, expire_time = excluded.expire_time, access_time = excluded.access_time,"
     " size = excluded.size, mode = excluded.mode, filename = excluded.filename, value = excluded.value"
 )
+_COLUMNS: Final = "(?, ?, ?, ?, ?, ?, ?, ?, ?, 0, NULL)"
+#: Most rows that one statement writes.
+_MOST_ROWS: Final = 64
 _BOOKKEEPING: Final = ("Settings_count_", "Settings_size_")
 _LAST_CHARACTER: Final = chr(0x10FFFF)
 _BEFORE_SURROGATES: Final = chr(0xD7FF)
 _AFTER_SURROGATES: Final = chr(0xE000)
-_DELETE: Final = "DELETE FROM Cache WHERE key = ? AND raw = 1"
+_DELETE: Final = "DELETE FROM Cache WHERE raw = 1 AND key IN "
 _PURGE: Final = "DELETE FROM Cache WHERE rowid IN (SELECT rowid FROM Cache WHERE expire_time <= ? LIMIT ?)"
 
 _PRIVATE: Final = 0o700
@@ -150,11 +153,7 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
 
     def read(self, keys: Iterable[str]) -> dict[str, Row | StoreCorrupt]:
         """Return the rows that exist, dead ones too; for a row that must not be read, the error that says so."""
-        wanted = tuple(keys)
-        if len(wanted) <= _FEW:
-            found = self._sql(f"{_SELECT}({','.join('?' * len(wanted))})", wanted).fetchall()
-        else:
-            found = self._sql(_SELECT + _ANY, (json.dumps(wanted, ensure_ascii=False),)).fetchall()
+        found = self._of_keys(_SELECT, tuple(keys)).fetchall()
         rows: dict[str, Row | StoreCorrupt] = {}
         for key, mode, filename, value, expires_at in found:
             try:
@@ -179,10 +178,19 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
         kept = [
             (*disk.put(key), now, row.expires_at, now, *disk.store(row.text, False)) for key, row in rows.items() if row
         ]
-        if kept:
-            self._con.executemany(_WRITE, kept)
+        for some in in_parts(kept, _MOST_ROWS):
+            marks = ", ".join([_COLUMNS] * len(some))
+            self._sql(_WRITE.format(marks), [value for row in some for value in row])
         if len(kept) < len(rows):
-            self._con.executemany(_DELETE, [(key,) for key, row in rows.items() if row is None])
+            self._of_keys(_DELETE, tuple(key for key, row in rows.items() if row is None))
+
+    def _of_keys(self, statement: str, keys: tuple[str, ...]) -> sqlite3.Cursor:
+        """Run a statement that ends before the list of its keys."""
+        if len(keys) <= _FEW:
+            cursor: sqlite3.Cursor = self._sql(f"{statement}({','.join('?' * len(keys))})", keys)
+        else:
+            cursor = self._sql(statement + _ANY, (json.dumps(keys, ensure_ascii=False),))
+        return cursor
 
     def purge(self, now: float, limit: int) -> bool:
         """Remove up to ``limit`` dead rows; return whether there may be more. Call it in a transaction."""

@@ -62,6 +62,22 @@ def alone_in_opening(directory: Path, timeout_s: float) -> Iterator[None]:
         yield
 
 
+def in_parts(items: Sequence[W], most: int) -> Iterator[Sequence[W]]:
+    """Yield the items in parts whose sizes are powers of two, so that few different statements have to be compiled.
+
+    A statement for many rows releases the interpreter lock once. On a busy event loop it takes milliseconds to get it back.
+
+    Args:
+        items: The items.
+        most: The largest part, a power of two.
+    """
+    start = 0
+    while left := len(items) - start:
+        end = start + min(1 << left.bit_length() - 1, most)
+        yield items[start:end]
+        start = end
+
+
 class Outcome(NamedTuple):
     """The outcome of one piece of work: a result, or an error of its own."""
 
@@ -179,8 +195,10 @@ class SqliteThread(Generic[W]):
         self._asked: deque[_Asked] = deque()
         #: Whether a timer runs for the oldest of them.
         self._watching = False
-        #: None closes.
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        #: What was asked for in this turn of the event loop.
+        self._turn: list[_Job] = []
+        #: What was asked for in a turn; None closes.
+        self._queue: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._opened: asyncio.Future[None] | None = None
         self._closed: asyncio.Future[None] | None = None
 
@@ -215,18 +233,19 @@ class SqliteThread(Generic[W]):
         asked.append(_Asked(future, self._loop.time() + self._timeout_s))
         if not self._watching:
             self._watch()
-        self._queue.put(_Job(work, future))
+        self._take(_Job(work, future))
         return await future
 
     def send(self, work: W) -> None:
         """Carry out work without waiting for it; an error of it is logged. Does nothing once this is closed."""
         if self._closed is None:
-            self._queue.put(_Job(work, None))
+            self._take(_Job(work, None))
 
     def close_soon(self) -> None:
         """Close the database when everything that was asked for is done. Harmless when it has been called before."""
         if self._closed is None:
             self._closed = self._loop.create_future()
+            self._hand_over()
             self._queue.put(None)
             if self._opened is None:
                 self._closed.set_result(None)
@@ -240,6 +259,20 @@ class SqliteThread(Generic[W]):
                 await asyncio.shield(self._closed)
         except TimeoutError:
             raise self._unavailable(f"{self._silence} What was asked for last may not have been written.") from None
+
+    def _take(self, job: _Job) -> None:
+        """Collect what is asked for until the event loop has nothing else to do in this turn.
+
+        The thread is then woken once, when it need not wait for the loop's thread to let go of the interpreter.
+        """
+        if not self._turn:
+            self._loop.call_soon(self._hand_over)
+        self._turn.append(job)
+
+    def _hand_over(self) -> None:
+        if self._turn:
+            turn, self._turn = self._turn, []
+            self._queue.put(turn)
 
     def _watch(self) -> None:
         """Look again when the time of the oldest call that waits is over; one timer is enough, since all have the same time."""
@@ -274,8 +307,8 @@ class SqliteThread(Generic[W]):
         while listening and not closing:
             waiting = [self._queue.get()]
             waiting += [self._queue.get() for _ in range(self._queue.qsize())]
-            jobs = [job for job in waiting if job is not None]
-            closing = len(jobs) < len(waiting)
+            jobs = [job for turn in waiting if turn is not None for job in turn]
+            closing = None in waiting
             if jobs:
                 outcomes = session.carry_out([job.work for job in jobs])
                 listening = self._answer([job.future for job in jobs], outcomes)

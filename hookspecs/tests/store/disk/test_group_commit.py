@@ -11,6 +11,7 @@ import pytest
 
 from pointsman.store import AtomicOp, Put, StoreCorrupt, StoreUnavailable, Update, rows
 from pointsman.store.disk import DiskStore, GroupCommit
+from pointsman.store.embedded import Row
 from pointsman.store.rows import RowCache
 from pointsman.store.sqlite import alone_in_opening
 
@@ -322,3 +323,24 @@ def test_a_store_whose_event_loop_is_gone_lets_go(directory):
     gate.set()
     thread.join(20)
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("changed", [1, 40, 200])
+def test_a_group_takes_few_statements_however_many_rows_it_changes(directory, changed):
+    """Each statement gives the interpreter lock away, and on a busy event loop it takes milliseconds to get it back."""
+    cache = rows.open_rows(directory, 5)
+    kept = {f"kept {number}": Row(str(number), 100.5 + number) for number in range(changed)}
+    try:
+        cache.begin()
+        cache.write({f"gone {number}": Row("0", None) for number in range(changed)}, 1)
+        cache.write({f"kept {number}": Row("false", None) for number in range(changed)}, 1)
+        steps = []
+        cache._con.set_trace_callback(lambda statement: steps.append(statement.split()[0]))
+        cache.write({**kept, **{f"gone {number}": None for number in range(changed)}}, 2)
+        cache._con.set_trace_callback(None)
+        cache.commit()
+        assert cache.read([*kept, *(f"gone {number}" for number in range(changed))]) == kept
+        assert steps.count("DELETE") == 1
+        assert steps.count("INSERT") <= changed // 64 + 6
+    finally:
+        cache.close()

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 from pointsman.pricing import CONTEXT
-from pointsman.store.sqlite import alone_in_opening
+from pointsman.store.sqlite import alone_in_opening, in_parts
 
 from . import pricing
 from .aggregates import COUNTS, DIMENSIONS, MONEY, QUARTER_S, Key, add, empty, of_bills, of_first_version
@@ -27,8 +27,6 @@ from .schema import FILE, FIRST_VERSION, MAGIC, SCHEMA, STEPS_S, VERSION, WAY_OU
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
-
-T = TypeVar("T")
 
 _PRIVATE: Final = 0o700
 _PRIVATE_FILE: Final = 0o600
@@ -227,7 +225,7 @@ class Database:
                 )
         ids = [bill.request_id for bill in bills]
         known: dict[str, int] = {}
-        for some in _in_parts(ids):
+        for some in in_parts(ids, _MOST_ROWS):
             known |= self._connection.execute(
                 f"SELECT request_id, announced FROM requests WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
                 some,
@@ -292,13 +290,13 @@ class Database:
         Each statement releases the interpreter lock and gets it back only when the event loop releases it, which takes
         longer than the rows do.
         """
-        for some in _in_parts(rows):
+        for some in in_parts(rows, _MOST_ROWS):
             marks = ", ".join([f"({_marks(len(some[0]))})"] * len(some))
             self._connection.execute(f"{into} VALUES {marks} {on_conflict}", [value for row in some for value in row])
 
     def announced(self, request_ids: Sequence[str]) -> None:
         """Note that what was spent has been announced."""
-        for some in _in_parts(request_ids):
+        for some in in_parts(request_ids, _MOST_ROWS):
             self._connection.execute(
                 f"UPDATE requests SET announced = 1 WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
                 some,
@@ -307,7 +305,7 @@ class Database:
     # -- held bills ---------------------------------------------------------------------------------------------------
 
     def _hand_over(self, request_ids: Sequence[str], holder: str) -> None:
-        for some in _in_parts(request_ids):
+        for some in in_parts(request_ids, _MOST_ROWS):
             self._connection.execute(
                 f"UPDATE held SET worker = ? WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
                 (holder, *some),
@@ -316,7 +314,7 @@ class Database:
     def release(self, request_ids: Sequence[str]) -> None:
         """Count and deliver held bills from now on; ids that are not held are left alone."""
         found: list[tuple[str, str]] = []
-        for some in _in_parts(request_ids):
+        for some in in_parts(request_ids, _MOST_ROWS):
             found += self._connection.execute(
                 f"SELECT request_id, sums FROM held WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
                 some,
@@ -340,7 +338,7 @@ class Database:
         return gone
 
     def _drop_held(self, request_ids: Sequence[str]) -> None:
-        for some in _in_parts(request_ids):
+        for some in in_parts(request_ids, _MOST_ROWS):
             self._connection.execute(
                 f"DELETE FROM held WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
                 some,
@@ -349,7 +347,7 @@ class Database:
     def held_by(self, worker: str, request_ids: Sequence[str]) -> list[str]:
         """Return which of these requests a worker holds."""
         found: list[str] = []
-        for some in _in_parts(request_ids):
+        for some in in_parts(request_ids, _MOST_ROWS):
             marks = _marks(len(some))
             held = self._connection.execute(
                 f"SELECT request_id FROM held WHERE worker = ? AND request_id IN ({marks})",  # noqa: S608 - marks
@@ -619,12 +617,3 @@ def _columns(row: Sequence[int | Decimal]) -> list[int | str]:
 
 def _marks(count: int) -> str:
     return ", ".join("?" * count)
-
-
-def _in_parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Yield the items in parts whose sizes are powers of two, so that few different statements have to be compiled."""
-    start = 0
-    while left := len(items) - start:
-        end = start + min(1 << left.bit_length() - 1, _MOST_ROWS)
-        yield items[start:end]
-        start = end
