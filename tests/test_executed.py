@@ -30,6 +30,7 @@ def model_list(upstream: str) -> list[dict[str, Any]]:
         deployment(upstream, "limited", "gpt-limited", id_="limited-1"),
         deployment(upstream, "limited", "gpt-4o-mini", id_="limited-2"),
         deployment(upstream, "claude", "claude-haiku-4-5-20251001", id_="claude-1", provider="anthropic"),
+        deployment(upstream, "mocked", "gpt-4o-mini", id_="mocked-1", mock_response="mocked words"),
     ]
 
 
@@ -107,6 +108,17 @@ def test_the_client_sees_what_a_plain_request_would_have_shown(rig: Rig, endpoin
     missing = set(plain.headers) - set(executed.headers) - {"x-litellm-attempted-retries", "x-litellm-timeout"}
     assert not {name for name in missing if not name.startswith("x-litellm-attempted")}
     assert executed.headers["x-litellm-model-id"] in {"pair-1", "pair-2", "claude-1"}
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "messages"])
+def test_a_stream_that_litellm_answers_as_a_whole_is_answered_so(rig: Rig, endpoint: str) -> None:
+    """As that of a messages request to a deployment with a ``mock_response``."""
+    plain = ask(rig, f"plain-whole-{endpoint}", endpoint, "mocked", stream=True)
+    executed = ask(rig, f"whole-{endpoint}", endpoint, "mocked", stream=True, executor="recorder")
+    assert plain.status_code == executed.status_code == 200, executed.text
+    assert shape(executed) == shape(plain)
+    (attempt,) = only(rig.of_case(f"whole-{endpoint}"), "settle")["settlement"]["attempts"]
+    assert attempt["outcome"] == "ok"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -270,6 +270,10 @@ async def _answer(call: ClientCall, execution: Execution, upstream: RouteUpstrea
     winner = None if first is None else upstream.whose(first.raw)
     if winner is not None:
         exchange.answered_by = winner.attempt.id
+        if winner.source is winner.first:
+            # LiteLLM has answered the stream as a whole.
+            await _close(execution.chunks)
+            return winner.source
     stream = _Stream(call, execution.chunks, first, None if winner is None else winner.source)
     exchange.on_close(stream.abandon)
     return stream

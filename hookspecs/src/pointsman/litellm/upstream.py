@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
 from dataclasses import replace
 from functools import partial
@@ -33,6 +33,7 @@ from . import provider_errors, request_values
 from .answers import response_answer
 from .call import Call, ClientCall, OwnCall, current_call
 from .catalog import router
+from .content import is_empty
 from .patches import ROUTER_METHODS, Method
 from .stream import StreamReader
 
@@ -361,6 +362,12 @@ class RouterCall:
         try:
             self.source = await self._wait()
             opened = self._opened()
+            if not isinstance(self.source, AsyncIterable):
+                # LiteLLM answers some streams as a whole, for example with a deployment's ``mock_response``.
+                self.first, self._answer = self.source, partial(response_answer, self.source)
+                self._closer.succeed(opened, self.source, self._exchange.ctx)
+                yield Chunk(has_content=not is_empty(self.source), text="", raw=self.source)
+                return
             source = aiter(self.source)
             while True:
                 self._step = self._run(_next(source), "pointsman:chunk")
