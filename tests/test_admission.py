@@ -281,19 +281,25 @@ def test_what_fits_is_served(rig: Rig, what: str) -> None:
     assert post(rig, "money", path, **sent).status_code == 200
 
 
-def test_what_a_request_goes_on_from_is_reserved(rig: Rig, provider: Anything) -> None:
+@pytest.mark.parametrize("model", ["chat", "claude"])
+def test_what_a_request_goes_on_from_is_reserved(rig: Rig, provider: Anything, model: str) -> None:
     """By what the answer has used; one that is not known may be as long as the model can read."""
-    used = {"input_tokens": 1_000, "output_tokens": 400, "total_tokens": 1_400}
-    provider.makes = {"id": "resp_kept", "object": "response", "usage": used, "usageMetadata": None}
+    used = {"input_tokens": 600, "output_tokens": 40, "total_tokens": 640}
+    provider.makes = {
+        "id": f"{model}_kept",
+        "object": "response",
+        "type": "message",
+        "usage": used,
+        "usageMetadata": None,
+    }
     try:
-        path, first = responses()
+        path, first = responses(model=model, max_output_tokens=5)
         kept = post(rig, "money", path, json=first).json()["id"]
-        answers = {
-            id_: post(rig, "money", path, json={**first, "previous_response_id": id_})
-            for id_ in (kept, "resp_of_before")
-        }
+        answers = [
+            post(rig, "money", path, json={**first, "previous_response_id": id_}) for id_ in (kept, "resp_of_before")
+        ]
     finally:
         provider.makes = {}
-    assert [answer.status_code for answer in answers.values()] == [200, 413], answers["resp_of_before"].text
+    assert [answer.status_code for answer in answers] == [200, 413], [answer.text for answer in answers]
     carried = [row["carried"] for row in rig.rows() if row["hook"] == "pre_route"]
-    assert carried[-2:] == [1_400, 0]
+    assert carried[-2:] == [640, 0]

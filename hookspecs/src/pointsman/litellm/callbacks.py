@@ -21,6 +21,7 @@ from ..host.tracing import outgoing_headers
 from ..sessions import end_user_of, goes_on_from, session_of
 from ..types import AttemptError, AttemptKind, Denial, Deployment, Endpoint, RequestContext
 from . import bodies, endpoints, kept_objects, request_values, stored_answers
+from .answers import response_id
 from .auth import denial_error
 from .call import Call, ClientCall, EndedError, client_call, current_call
 from .client_settings import MOST_SETTING_CHARS, SETTINGS, cap_retries, misshapen, too_long, wrong_timeout
@@ -401,13 +402,18 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             return
         kept = endpoints.answers_are_kept(ctx.endpoint, call.path)
         # LiteLLM guards these itself; but where a plugin has reserved something, it reserves what a later request reads again.
-        kept = kept or (
+        guarded = (
             ctx.endpoint is Endpoint.RESPONSES
             and ctx.body.get("store") is not False
             and bool(exchange.route.reservations)
         )
         for opened in exchange.attempts:
-            if ids := [*heard_objects(opened.listeners, kept=kept)]:
+            ids = [*heard_objects(opened.listeners, kept=kept or guarded)]
+            if guarded:
+                # Where it translates another API, LiteLLM's own id is not the provider's.
+                ids.append(response_id(opened.answered.get("response")) or "")
+                ids.append((opened is exchange.current and call.reader is not None and call.reader.id) or "")
+            if any(ids):
                 usage = opened.attempt.usage
                 noting = kept_objects.made(self._host.owners, ctx, ids, 0 if usage is None else usage.total_tokens)
                 self._host.spawn(noting, name="note objects")
