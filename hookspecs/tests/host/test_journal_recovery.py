@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
-from pointsman.host.journal import HEARTBEAT_TTL_S, RETRY_MOST_S
+from pointsman.host.journal import HEARTBEAT_INTERVAL_S, HEARTBEAT_TTL_S, RETRY_MOST_S
 from pointsman.host.journal_rows import parse
-from pointsman.testing import ok
+from pointsman.store import open_store
+from pointsman.testing import FakeClock, ok
 from pointsman.types import Identity
 
 pytestmark = pytest.mark.usefixtures("leak_check")
@@ -223,3 +224,32 @@ async def test_a_stop_waits_no_longer_than_it_may(harness, shared, caplog):
         await b.clock.advance(0.1)
         await b.settled()
         assert b.plugin("one").ids == [result.request_id]
+
+
+class WallClock(FakeClock):
+    """One whose wall clock can be set."""
+
+    set_by_s = 0.0
+
+    def now(self):
+        return super().now() + self.set_by_s
+
+
+@pytest.mark.parametrize("set_by_s", [-86_400.0, -3600.0, 3600.0, 86_400.0])
+@pytest.mark.parametrize("backend", ["memory", "disk"])
+async def test_a_dead_workers_rows_are_taken_over_whatever_the_clock_is_set_to(harness, tmp_path, backend, set_by_s):
+    """A clock that was set back keeps its heartbeat."""
+    clock = WallClock()
+    store = await open_store(backend, clock=clock.now, **({"path": tmp_path / "store"} if backend == "disk" else {}))
+    shared = {"clock": clock, "store": store}
+    async with harness([ONE], name="a", **shared) as a, harness([ONE], name="b", **shared) as b:
+        a.plugin("one").gate = asyncio.Event()
+        result = await a.request()
+        await clock.advance(HEARTBEAT_INTERVAL_S)
+        clock.set_by_s = set_by_s
+        await a.crash()
+        for _ in range(60):
+            await clock.advance(1.0)
+            await asyncio.sleep(0.01)  # the disk takes real time
+        assert b.plugin("one").ids == [result.request_id]
+    await store.close()

@@ -260,3 +260,27 @@ async def test_after_a_clock_was_set_back_limits_hold_and_let_pass(back_s: int, 
         assert (await usage(h))["tenant"]["day_tokens"] == 120 * 15
         await h.clock.skip(86_400.0)
         assert (await usage(h))["tenant"]["day_tokens"] == 0
+
+
+class WallClock(FakeClock):
+    """One whose wall clock can be set."""
+
+    set_by_s = 0.0
+
+    def now(self) -> float:
+        return super().now() + self.set_by_s
+
+
+@pytest.mark.parametrize(("ahead_s", "said"), [(3600.0, False), (86_400.0, True), (40 * 86_400.0, True)])
+async def test_a_clock_that_is_set_back_to_an_earlier_day_is_said(ahead_s: float, said: bool) -> None:
+    """What had been spent on that day before the clock was wrong counts no more."""
+    acme = tenant(limits={"tokens_per_day": 100_000})
+    clock = WallClock(1_763_000_000.0)
+    async with worker(acme, clock=clock) as h:
+        for set_by_s in (0.0, ahead_s, 0.0):
+            clock.set_by_s = set_by_s
+            assert h.status("quota").ok
+            assert (await call(h, moves_clock=False)).status == 200
+            await h.settled()
+        assert h.status("quota").ok is not said
+        assert ("the clock was set back to an earlier day" in h.status("quota").summary) is said

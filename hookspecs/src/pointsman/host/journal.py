@@ -24,7 +24,19 @@ from ..store.protocol import Put, StateStore, Update
 from ..types import RequestContext, Settlement
 from .attributes import operation, settlement_attributes
 from .hooks import Hooks
-from .journal_rows import ASIDE, OWNER, ROW, WORKER, Completing, Counts, Entry, Row, dump, restored_context
+from .journal_rows import (
+    ASIDE,
+    HEARTBEAT_TTL_S,
+    OWNER,
+    ROW,
+    WORKER,
+    Completing,
+    Counts,
+    Entry,
+    Row,
+    dump,
+    restored_context,
+)
 from .recovery import Recovery
 from .runtime import TaskGroup
 from .span_pipeline import REQUEST
@@ -38,7 +50,6 @@ if TYPE_CHECKING:
 log: Final = logging.getLogger("pointsman")
 
 HEARTBEAT_INTERVAL_S: Final = 5.0
-HEARTBEAT_TTL_S: Final = 15.0
 RECOVERY_INTERVAL_S: Final = 5.0
 RETRY_FIRST_S: Final = 1.0
 RETRY_MOST_S: Final = 60.0
@@ -112,7 +123,7 @@ class Journal:
         self._idle = asyncio.Event()
         self._idle.set()
         self.counts = Counts()
-        self.recovery = Recovery(store, takeovers, worker, self)
+        self.recovery = Recovery(store, takeovers, worker, self, clock.monotonic)
 
     def use(self, hooks: Hooks) -> None:
         """Settle with these plugins from now on; a request that began with others is still settled with those."""

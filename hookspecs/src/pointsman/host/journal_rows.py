@@ -29,6 +29,8 @@ FORMER_WORKER: Final = "worker/"
 #: What cannot be read, put aside so that it holds up nothing; with the rows' hash tag, since one step moves it.
 ASIDE: Final = "{journal}aside/"
 VERSION: Final = 1
+#: How long a heartbeat is kept, in seconds.
+HEARTBEAT_TTL_S: Final = 15.0
 _SETTLEMENT: Final[TypeAdapter[Settlement]] = TypeAdapter(Settlement)
 _PROVIDER_HEADERS: Final = {"attempts": {"__all__": {"headers"}}}
 

@@ -6,7 +6,7 @@ put aside first, so that they hold up nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,7 @@ from .journal_rows import (
     FORMER_OWNER,
     FORMER_ROW,
     FORMER_WORKER,
+    HEARTBEAT_TTL_S,
     OWNER,
     ROW,
     VERSION,
@@ -73,10 +74,16 @@ class Recovery:
         takeovers: What other machines have taken over.
         worker: This worker's name.
         keeper: What gets the rows.
+        monotonic: Returns the seconds of a clock that never goes back.
     """
 
-    def __init__(self, store: StateStore, takeovers: Takeovers, worker: str, keeper: Keeper) -> None:
+    def __init__(
+        self, store: StateStore, takeovers: Takeovers, worker: str, keeper: Keeper, monotonic: Callable[[], float]
+    ) -> None:
         self._store = store
+        self._monotonic = monotonic
+        #: The latest heartbeat of each worker, and since when it is that one, on the monotonic clock.
+        self._beats: dict[str, tuple[JSON, float]] = {}
         self._takeovers = takeovers
         self._worker = worker
         self._keeper = keeper
@@ -91,7 +98,7 @@ class Recovery:
         """Take over the rows of workers that have died, and our own that did not fit into memory."""
         # Owners first: a worker that starts in between has a heartbeat before it owns anything.
         owners = await self._store.scan(OWNER)
-        alive = {key.removeprefix(WORKER) for key, _ in await self._store.scan(WORKER)}
+        alive = await self._alive()
         for key, value in owners:
             owner = key.removeprefix(OWNER)
             if owner == self._worker:
@@ -100,6 +107,20 @@ class Recovery:
             elif owner not in alive and not await self._adopt_all(ROW, owner, places_of(value)):
                 await self._store.delete(key)
         await self._recover_former()
+
+    async def _alive(self) -> set[str]:
+        """Return the workers whose heartbeats are in the store and go on.
+
+        One that stands still is of a worker that has died, although a clock that was set back keeps it: it is removed.
+        """
+        now, before = self._monotonic(), self._beats
+        self._beats = {}
+        for key, beat in await self._store.scan(WORKER):
+            known = before.get(key)
+            since = known[1] if known is not None and known[0] == beat else now
+            if now - since <= HEARTBEAT_TTL_S or not await self._store.compare_and_set(key, beat, None):
+                self._beats[key] = (beat, since)
+        return {key.removeprefix(WORKER) for key in self._beats}
 
     async def _recover_former(self) -> None:
         """Take over the rows of workers of earlier releases. They are looked for once: none starts after this one."""

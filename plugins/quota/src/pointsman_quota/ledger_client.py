@@ -102,6 +102,7 @@ class LedgerClient:
     Attributes:
         store_failures: Steps that the store could not carry out.
         local_steps: Reservations made by this worker's own count instead.
+        set_back_at: Unix seconds at which the clock was found to be set back to an earlier day; None: it was not.
     """
 
     def __init__(self, config: QuotaConfig, store: StateStore, clock: Clock, calendar: Calendar) -> None:
@@ -115,8 +116,10 @@ class LedgerClient:
         #: Requests that will not be settled: their targets, and until when a hold of theirs can last, in monotonic seconds.
         self._abandoned: dict[str, tuple[Target, float]] = {}
         self._any_abandoned = asyncio.Event()
+        self._day = 0
         self.store_failures = 0
         self.local_steps = 0
+        self.set_back_at: float | None = None
 
     @property
     def store_is_down(self) -> bool:
@@ -324,6 +327,8 @@ class LedgerClient:
         now_ms = int(self._clock.now() * 1000)
         ends_s = now_ms // 1000 + self._config.lease_s
         period = self._calendar.at(now_ms)
+        if period.day != self._day:
+            self._enter(period.day, now_ms)
         return {
             "do": do,
             "now_ms": now_ms,
@@ -341,6 +346,16 @@ class LedgerClient:
             "force": force,
             "without_hold": without_hold,
         }
+
+    def _enter(self, day: int, now_ms: int) -> None:
+        if day < self._day:
+            self.set_back_at = now_ms / 1000
+            log.error(
+                "the clock was set back from %d to %d: budgets may miss what had been spent before it was wrong",
+                self._day,
+                day,
+            )
+        self._day = day
 
     def _resting(self) -> bool:
         """Return whether the store failed so recently that it is avoided."""

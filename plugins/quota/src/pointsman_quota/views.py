@@ -69,6 +69,12 @@ def status(
             )
             + ", since no plugin knows what had been spent (billing does)"
         )
+    if (set_back_at := ledger.set_back_at) is not None and now - set_back_at < _LONGEST_PERIOD_S:
+        at = datetime.fromtimestamp(set_back_at, UTC).isoformat(timespec="seconds")
+        problems.append(
+            f"the clock was set back to an earlier day at {at}: budgets of that day and month may miss what had been spent before "
+            "it was wrong"
+        )
     if ledger.store_is_down:
         problems.append(
             "the store is down: "
