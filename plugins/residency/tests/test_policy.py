@@ -25,8 +25,8 @@ def test_twenty_clients_need_far_fewer_loads_than_with_lru(seed):
     trace = zipf(NAMES, 300, seed=seed)
     ours, lru = closed(Policy(), trace), closed(LRU, trace)
     assert ours.loads <= min(50, 0.65 * lru.loads, 1.3 * belady(trace, 3))
-    assert ours.finished_at <= 17.0
-    assert ours.p(0.95) <= 2.5
+    assert ours.finished_at <= 15.0
+    assert ours.p(0.95) <= 1.8
     assert len(ours.waits) == 300
 
 

@@ -166,7 +166,7 @@ class PoolConfig(Section):
         gt=0,
         description="Seconds of waiting after which a model replaces a busier one.",
     )
-    min_residence_s: float = Field(default=0.5, ge=0, description="Minimum residence of a loaded model, in seconds.")
+    min_residence_s: float = Field(default=0.2, ge=0, description="Minimum residence of a loaded model, in seconds.")
     swap_ratio: float = Field(
         default=2.0,
         ge=0,

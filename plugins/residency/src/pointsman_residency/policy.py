@@ -47,7 +47,7 @@ class Policy:
     """
 
     max_wait_s: float = 10.0
-    min_residence_s: float = 0.5
+    min_residence_s: float = 0.2
     swap_ratio: float = 2.0
     demand_half_life_s: float = 30.0
     assumed_load_s: float = 5.0
