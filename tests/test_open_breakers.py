@@ -170,3 +170,18 @@ def test_open_breakers_cool_no_other_groups_deployment_down(cooling: httpx.Clien
     for _ in range(12):
         answer = cooling.post(PATHS[endpoint], json=body)
         assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("group", ["own-plain", "own-raced"])
+def test_a_fallback_that_does_not_exist_is_none(gateway: Gateway, group: str, stream: bool) -> None:
+    """Without one, a group is called although all of its breakers are open: the client gets the provider's own error."""
+    before = len(gateway.upstream.requests)
+    body = {
+        "model": group,
+        "stream": stream,
+        "messages": [{"role": "user", "content": "Hello."}],
+        "fallbacks": ["no-such"],
+    }
+    answer = gateway.http.post(PATHS["chat"], json=body)
+    assert (answer.status_code, len(gateway.upstream.requests) > before) == (503, True), answer.text

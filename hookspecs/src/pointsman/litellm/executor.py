@@ -163,7 +163,7 @@ class Executor:
         exchange = call.exchange
         assert exchange is not None  # noqa: S101  # a call that awaits an executor has one
         call.executor_starts()
-        elsewhere, by_order = goes_on(call, str(arguments.get("model")), depth)
+        elsewhere, by_order = goes_on(call, str(arguments.get("model")), depth, self._upstream.catalog)
         exchange.turn = Turn(len(exchange.attempts), fallback=route.fallback, elsewhere=elsewhere, by_order=by_order)
         again = (AttemptKind.FALLBACK if route.fallback else AttemptKind.RETRY) if exchange.attempts else None
         upstream = self._upstream.of_route(call, exchange.ctx.endpoint, arguments, again)

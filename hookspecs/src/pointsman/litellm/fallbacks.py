@@ -92,13 +92,14 @@ def next_groups(fallbacks: object, *, asked: str, group: str) -> list[str]:
     return [name for name in chain if name not in {asked, group}]
 
 
-def goes_on(call: ClientCall, group: str, depth: object) -> tuple[bool, bool]:
+def goes_on(call: ClientCall, group: str, depth: object, catalog: RouterCatalog) -> tuple[bool, bool]:
     """Return whether LiteLLM goes on when it finds no deployment, or its attempt fails; False in doubt.
 
     Args:
         call: The request.
         group: The model group, or an alias, of the attempt.
         depth: How many fallbacks LiteLLM has gone on to before; None or 0 for none.
+        catalog: Knows what names stand for: a client may name any.
 
     Returns:
         Whether in another model group, and whether with another ``order`` of this one, where there is one.
@@ -109,7 +110,8 @@ def goes_on(call: ClientCall, group: str, depth: object) -> tuple[bool, bool]:
     if isinstance(depth, int) and depth >= int(getattr(llm_router, "max_fallbacks", 0) or 0):
         return False, False
     fallbacks = call.fallbacks if call.fallbacks is not None else llm_router.fallbacks
-    return bool(next_groups(fallbacks, asked=call.asked or group, group=group)), True
+    others = next_groups(fallbacks, asked=call.asked or group, group=group)
+    return any(catalog.deployments(catalog.resolved(name)) for name in others), True
 
 
 def fallback_rule(call: ClientCall, group: str) -> str:

@@ -189,13 +189,13 @@ class Selection:
         found = [self._catalog.serving(entry) for entry in entries]
         withheld = self._withheld(self._catalog.deployments(found[0].group), found, pick, exchange.ctx.identity.team_id)
         inactive = [Dropped(d.id, "pointsman", str(d.drained)) for d in found if d.info.get("active") is False]
-        if len(inactive) == len(found) and _goes_on(call, pick, entries, request)[1]:
+        if len(inactive) == len(found) and self._goes_on(call, pick, entries, request)[1]:
             exchange.nothing_offered([*withheld, *inactive])
             return []
         left = exchange.select(
             found,
             key=call,
-            has_fallback=bool(exchange.hooks.select) and any(_goes_on(call, pick, entries, request)),
+            has_fallback=bool(exchange.hooks.select) and any(self._goes_on(call, pick, entries, request)),
             withheld=withheld,
         )
         if len(left) == len(entries):
@@ -221,6 +221,23 @@ class Selection:
             withheld = [replace(one, reason=unknown) if one.reason == _UNAVAILABLE else one for one in withheld]
         if withheld:
             exchange.nothing_offered(withheld)
+
+    def _goes_on(
+        self, call: Call, pick: _Pick, entries: Sequence[Entry], request: Mapping[str, Any]
+    ) -> tuple[bool, bool]:
+        """Return whether LiteLLM goes on when this pick, or the attempt that it is a part of, finds no deployment.
+
+        Returns:
+            Whether in another model group, and whether with a higher ``order`` of this one.
+        """
+        if isinstance(call, ClientCall):
+            elsewhere, by_order = goes_on(call, pick.model, request.get("fallback_depth"), self._catalog)
+        else:
+            assert call.exchange is not None  # noqa: S101  # the caller has looked
+            elsewhere, by_order = call.exchange.turn.elsewhere, call.exchange.turn.by_order
+        orders = [order for entry in entries if (order := _order(entry)) is not None]
+        higher = orders and any((_order(entry) or 0) > max(orders) for entry in pick.available or ())
+        return elsewhere, bool(by_order and higher)
 
     def _withheld(
         self, group: Sequence[Deployment], found: Sequence[Deployment], pick: _Pick, team: str | None
@@ -291,19 +308,3 @@ def _id(entry: Mapping[str, Any]) -> str:
 def _order(entry: Mapping[str, Any]) -> int | None:
     order = (entry.get("litellm_params") or {}).get("order")
     return order if isinstance(order, int) else None
-
-
-def _goes_on(call: Call, pick: _Pick, entries: Sequence[Entry], request: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Return whether LiteLLM goes on when this pick, or the attempt that it is a part of, finds no deployment.
-
-    Returns:
-        Whether in another model group, and whether with a higher ``order`` of this one.
-    """
-    if isinstance(call, ClientCall):
-        elsewhere, by_order = goes_on(call, pick.model, request.get("fallback_depth"))
-    else:
-        assert call.exchange is not None  # noqa: S101  # the caller has looked
-        elsewhere, by_order = call.exchange.turn.elsewhere, call.exchange.turn.by_order
-    orders = [order for entry in entries if (order := _order(entry)) is not None]
-    higher = orders and any((_order(entry) or 0) > max(orders) for entry in pick.available or ())
-    return elsewhere, bool(by_order and higher)

@@ -72,11 +72,14 @@ class RouterUpstream:
         host: Opens exchanges for the calls that are not part of a client's request.
         catalog: Knows the targets.
         closer: Closes the attempts.
+
+    Attributes:
+        catalog: The same.
     """
 
     def __init__(self, host: Host, catalog: RouterCatalog, closer: Closer) -> None:
         self._host = host
-        self._catalog = catalog
+        self.catalog = catalog
         self._closer = closer
 
     def start(self, request: UpstreamRequest, span: Span | None = None) -> RouterCall:
@@ -150,7 +153,7 @@ class RouterUpstream:
         Raises:
             UpstreamError: the target is unknown.
         """
-        if not self._catalog.deployments(request.target):
+        if not self.catalog.deployments(request.target):
             raise UpstreamError(f"the target {request.target!r} is neither a model group nor a deployment id")
         primary = None if parent is None else parent.exchange
         if primary is not None and request.parent is not None and primary.ctx.request_id != request.parent.request_id:
