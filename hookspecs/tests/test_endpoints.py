@@ -14,6 +14,7 @@ UNKNOWN = (
     "skill",
     "decisions",
     "systemone",
+    "extraction",
     "sandbox",
     "run_code",
     "code_interpreter",

@@ -54,6 +54,8 @@ _BY_ENDPOINT: Final[Mapping[Endpoint, tuple[str, ...]]] = {
         "realtime_calls",
         "create_realtime_client_secret",
         "create_realtime_transcription_session",
+        "create_realtime_translation_client_secret",
+        "realtime_translation_calls",
     ),
     Endpoint.BATCHES: ("create_batch", "retrieve_batch", "cancel_batch", "list_batches"),
     Endpoint.FILES: ("create_file", "file_retrieve", "file_delete", "file_list", "file_content"),
