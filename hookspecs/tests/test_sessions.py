@@ -16,6 +16,13 @@ def test_each_header_names_a_session(name: str) -> None:
     assert session_of({name: "s-1"}, {}) == "s-1"
 
 
+@pytest.mark.parametrize(
+    "name", ["session-id", "x-claude-code-session-id", "x-opencode-session", "x-openwebui-chat-id"]
+)
+def test_the_usual_agents_are_known(name: str) -> None:
+    assert session_of({name: "s-1", "x-request-id": "r"}, {"user": "u-1"}) == "s-1"
+
+
 def test_a_header_of_another_vendor_names_one_too() -> None:
     """Unless a header that is listed does."""
     assert session_of({"x-acme-session-id": "s-1"}, {"session_id": "s-2"}) == "s-1"

@@ -29,6 +29,8 @@ SESSION_HEADERS: Final = (
     # Amp.
     "x-amp-thread-id",
     "thread-id",
+    # Open WebUI, with ENABLE_FORWARD_USER_INFO_HEADERS.
+    "x-openwebui-chat-id",
     "x-conversation-id",
     "conversation-id",
     "conversation_id",
