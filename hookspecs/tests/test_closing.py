@@ -368,6 +368,20 @@ async def test_a_moderation_without_counts_costs_what_the_tries_before_it_have_u
         assert usage.prompt_tokens == 100 + usage.parts[1].prompt_tokens > 100
 
 
+async def test_a_spoken_stream_is_charged_by_its_tokens_where_the_provider_counts_them(harness, closer):
+    from pointsman.litellm.raw_answers import Listener  # noqa: PLC0415  # needs LiteLLM
+
+    async with harness([]) as h:
+        opened, ctx = await opened_for(h, endpoint=Endpoint.SPEECH, body={"input": "How is it?"})
+        listener = Listener("text/event-stream")
+        counts = {"input_tokens": 20, "output_tokens": 100, "total_tokens": 120}
+        listener.hear(b"data: " + json.dumps({"type": "speech.audio.done", "usage": counts}).encode() + b"\n\n")
+        opened.listeners.append(listener)
+        closer.succeed(opened, None, ctx)
+        usage = opened.attempt.usage
+        assert (usage.prompt_tokens, usage.audio_completion_tokens, usage.characters) == (20, 100, 10)
+
+
 LOST = {"object": "chat.completion", "choices": None}
 REFUSED = {"error": {"message": "overloaded", "code": 529}}
 

@@ -608,6 +608,13 @@ def test_uses_of_anthropics_own_tools_are_counted_also_where_its_usage_does_not(
     assert {name: getattr(usage, name) for name in tools} == {**dict.fromkeys(tools), **used}
 
 
+def test_the_tokens_of_a_spoken_stream_are_sound() -> None:
+    counts = {"input_tokens": 20, "output_tokens": 100, "total_tokens": 120}
+    messages = [{"type": "speech.audio.delta", "audio": "eA=="}, {"type": "speech.audio.done", "usage": counts}]
+    usage = heard(messages, stream=True).usage
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.audio_completion_tokens) == (20, 100, 100)
+
+
 def test_reasoning_beside_the_answer_is_added_where_the_total_has_it() -> None:
     details = {"completion_tokens_details": {"reasoning_tokens": 375}}
     beside = {"prompt_tokens": 100, "completion_tokens": 400, "total_tokens": 875, **details}

@@ -456,6 +456,9 @@ class Closer:
         named = _named(_said(translated.usage), answering)
         if reading is not None and named is not None:
             said = reading.usage
+            if ctx.endpoint is Endpoint.SPEECH and said.total_tokens:
+                # LiteLLM passes the events of a spoken stream on unread.
+                return replace(said, characters=named.characters, model=named.model)
             return replace(
                 named, provider_cost_usd=said.provider_cost_usd, service_tier=said.service_tier, raw=said.raw
             )

@@ -51,6 +51,7 @@ class Account:
         "_facts",
         "_final",
         "_grounding",
+        "_speaks",
         "_tool_calls",
         "block",
         "id",
@@ -70,7 +71,7 @@ class Account:
         self._tool_calls = 0
         #: Whether a block has counted the answer, not only its beginning.
         self._final = False
-        self._embeds = False
+        self._embeds = self._speaks = False
 
     def add(self, message: Mapping[str, Any]) -> None:
         """Take up a whole answer, or one message of a stream.
@@ -87,6 +88,7 @@ class Account:
         elif kind == "message-end":
             message = object_of(message.get("delta")) or message
         self._name(message)
+        self._speaks = self._speaks or kind == _SPOKEN
         for source in (message, outer) if message is not outer else (message,):
             for name in _BLOCKS:
                 if (block := source.get(name)) is not None and is_object(block):
@@ -257,6 +259,8 @@ class Account:
         ):
             # A model that answers with images alone reports their tokens as those of the answer.
             facts["image_completion_tokens"] = found.tokens("completion_tokens")
+        if self._speaks:
+            facts["audio_completion_tokens"] = found.tokens("completion_tokens")
         facts["service_tier"] = facts.get("service_tier") or self.service_tier
         facts["raw"] = _raw(self.block)
         found.made_by(self.model)
@@ -276,6 +280,8 @@ _SEARCH: Final = "web_search"
 _CODE: Final = "code_execution"
 #: Those that cost only tokens, or are counted.
 _BY_TOKENS: Final = frozenset({_SEARCH, "web_fetch", "tool_search_tool_regex", "tool_search_tool_bm25", "advisor"})
+#: The end of a spoken stream of OpenAI's, whose tokens are all sound.
+_SPOKEN: Final = "speech.audio.done"
 _SCALARS: Final = frozenset({bool, float, int, str, type(None)})
 _TOTAL_ONLY: Final = frozenset({"total_tokens"})
 #: How the names of items of an output end that are uses of tools.
