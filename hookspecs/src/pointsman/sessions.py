@@ -12,8 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from .types import Endpoint
-
 #: Headers, lower case, the first that is present counts.
 SESSION_HEADERS: Final = (
     "x-litellm-session-id",
@@ -56,7 +54,7 @@ _CLAUDE_CODE: Final = re.compile(r"_session_([0-9a-zA-Z-]{8,64})$")
 #: Fields that name what a provider has kept of a conversation, and the parts of a request in which they may stand.
 _ANSWERS: Final = frozenset({"previous_interaction_id", "previous_response_id"})
 _CONVERSATIONS: Final = _ANSWERS | {"conversation"}
-_CONVERSING: Final = frozenset({Endpoint.PASS_THROUGH, Endpoint.RESPONSES})
+_CONVERSING: Final = frozenset({"pass_through", "responses"})
 _PARTS: Final = ("config", "extra_body", "response")
 
 
@@ -127,14 +125,14 @@ def _id(value: object) -> str | None:
     return value if isinstance(value, str) and 0 < len(value) <= MAX_CHARS else None
 
 
-def goes_on_from(endpoint: Endpoint, body: Mapping[str, object]) -> tuple[str, ...]:
+def goes_on_from(endpoint: str, body: Mapping[str, object]) -> tuple[str, ...]:
     """Return the ids of what the provider has kept of a conversation and lets the model read again, as the request names it.
 
     Args:
-        endpoint: The API. Elsewhere than in that of responses, a conversation is a name of the client's own.
+        endpoint: The API, an ``Endpoint``. Elsewhere than in that of responses, a conversation is a name of the client's own.
         body: The request, or a client's event on a websocket.
     """
-    if endpoint is Endpoint.REALTIME:
+    if endpoint == "realtime":
         return ()  # what is said on a connection is counted there
     fields = _CONVERSATIONS if endpoint in _CONVERSING else _ANSWERS
     found: list[str] = []
