@@ -123,9 +123,11 @@ class Samples:
         pieces: Of one streamed answer; 0 when answers are plain.
         wall_s: Time of all slices.
         rss_mb: Resident memory at the end.
+        switches: Context switches per request of each slice: threads that wait for one another, and for the interpreter.
     """
 
     cpu_ms: list[float] = field(default_factory=list)
+    switches: list[float] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
     half_ms: list[float] = field(default_factory=list)
     pieces: float = 0.0
@@ -229,10 +231,11 @@ async def slice_of(proxy: ProxyServer, requests: int, clients: int, *, stream: b
 
 def measure(proxy: ProxyServer, samples: Samples, requests: int, clients: int, *, stream: bool) -> None:
     """Drive one slice and note what it took."""
-    before = cpu_s(proxy.pid)
+    before, switched = cpu_s(proxy.pid), switches(proxy.pid)
     seen = asyncio.run(slice_of(proxy, requests, clients, stream=stream))
     time.sleep(AFTER_S)
     samples.cpu_ms.append((cpu_s(proxy.pid) - before) / requests * 1000)
+    samples.switches.append((switches(proxy.pid) - switched) / requests)
     samples.latencies_ms += seen.latencies_ms
     samples.wall_s += seen.wall_s
     samples.pieces = seen.pieces / requests
@@ -242,6 +245,16 @@ def rss_mb(pid: int) -> float:
     """Return the resident memory of a process."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def switches(pid: int) -> int:
+    """Return how often the threads of a process that now run have been switched from."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            lines = path.read_text(encoding="ascii").splitlines()
+            total += sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
+    return total
 
 
 @contextlib.contextmanager
@@ -307,6 +320,7 @@ def table_of(title: str, results: Mapping[str, Samples]) -> Table:
         "p99 ms",
         "half p50",
         "half p99",
+        "switches",
         "MB",
     )
     for column in columns:
@@ -330,6 +344,7 @@ def table_of(title: str, results: Mapping[str, Samples]) -> Table:
             f"{len(latencies) / samples.wall_s:.0f}",
             *(f"{part:.0f}" for part in parts_of(latencies)),
             *([f"{part:.0f}" for part in parts_of(samples.half_ms)] if samples.half_ms else ("", "")),
+            f"{statistics.median(samples.switches):.0f}",
             f"{samples.rss_mb:.0f}",
         )
     for name, (more, less) in WATCHING.items():
