@@ -461,7 +461,7 @@ def main() -> None:
         "--against", type=lambda path: Path(path).absolute(), help="the Python of another checkout's environment"
     )
     given = parser.parse_args()
-    console = Console(width=160)
+    console = Console(width=180)
     for store in given.stores:
         bench(given, store, console)
 
