@@ -173,6 +173,9 @@ class LlamaSwap(Recorded):
 class Vllm(Recorded):
     """One model, asleep at first: its two parts, weights and cache, are woken together or one by one.
 
+    vLLM 0.32 takes the same calls and has the same list and metrics (seen on a CPU, where no memory is freed); it answers with
+    JSON where older versions, and this one, answer with nothing.
+
     Its weights are lost at level 2 until they are read again, which needs their memory. Like vLLM it has no routes of its
     sleep mode without VLLM_SERVER_DEV_MODE, and says in its metrics how deeply it sleeps, if it is new enough.
     """
