@@ -369,6 +369,22 @@ USING: dict[str, tuple[Endpoint, Price, dict[str, Any], int]] = {
         20_000 + 5 * 30_000,
     ),
     "of interactions": (Endpoint.INTERACTIONS, GOOGLES, {"input": "a", "tools": [{"type": "google_search"}]}, 20_000),
+    "Anthropic's code": (
+        Endpoint.MESSAGES,
+        TOOLS,
+        {**SAID, "tools": [{"type": "code_execution_20250825", "name": "code_execution"}]},
+        50_000,
+    ),
+    "Google's code": (
+        Endpoint.INTERACTIONS,
+        GOOGLES,
+        {"input": "a", "tools": [{"type": "code_execution"}, {"codeExecution": {}}]},
+        0,
+    ),
+    "xAI's": (Endpoint.CHAT, TOOLS, {**SAID, "search_parameters": {"mode": "auto"}}, 5 * 20_000),
+    "xAI's, switched off": (Endpoint.CHAT, TOOLS, {**SAID, "search_parameters": {"mode": "off"}}, 0),
+    "OpenRouter's": (Endpoint.CHAT, TOOLS, {**SAID, "plugins": [{"id": "file-parser"}, {"id": "web"}]}, 5 * 20_000),
+    "OpenRouter's, switched off": (Endpoint.CHAT, TOOLS, {**SAID, "plugins": [{"id": "web", "enabled": False}, 5]}, 0),
     "the client's": (
         Endpoint.RESPONSES,
         TOOLS,

@@ -21,10 +21,14 @@ _TOOLS: Final = (
     ("imagegeneration", "other_tools"),
     ("xsearch", "other_tools"),
 )
+#: The code that Anthropic runs is charged by the hour, that of Google, whose tool has no date in its type, by tokens.
+_TYPES: Final = (*_TOOLS, ("codeexecution2", "code_sessions"))
 #: One of them serves the whole answer.
 _SESSIONS: Final = "code_sessions"
-#: Fields of a request that stand for a search, and the field in which some APIs limit the uses of all tools together.
-_SEARCHING: Final = ("web_search_options", "webSearchOptions")
+#: Fields of a request that stand for a search (of xAI the last), OpenRouter's field of the kind, and the field in which some APIs
+#: limit the uses of all tools together.
+_SEARCHING: Final = ("web_search_options", "webSearchOptions", "search_parameters")
+_PLUGINS: Final = "plugins"
 _MOST_CALLS: Final = "max_tool_calls"
 _SIZES: Final = ("low", "medium", "high")
 _MOST_USES: Final = 1_000
@@ -50,7 +54,7 @@ def uses_of(body: Mapping[str, object], usual: int) -> tuple[dict[str, int], str
             for name, uses in _of_tool(tool, most):
                 found[name] = min(_MOST_USES, found.get(name, 0) + uses)
                 options.append(tool)
-        if any(settings.get(name) is not None for name in _SEARCHING):
+        if any(_is_on(settings.get(name)) for name in _SEARCHING) or _has_web_plugin(settings.get(_PLUGINS)):
             found["searches"] = min(_MOST_USES, found.get("searches", 0) + most)
         sizes |= {size for one in options if isinstance(size := one.get("search_context_size"), str)}
     return found, next((size for size in reversed(_SIZES) if size in sizes), None)
@@ -59,11 +63,23 @@ def uses_of(body: Mapping[str, object], usual: int) -> tuple[dict[str, int], str
 def _of_tool(tool: Mapping[str, object], usual: int) -> Iterator[tuple[str, int]]:
     """Yield what one entry of ``tools`` stands for: at Google, several tools."""
     kind = tool.get("type")
-    for field in (kind,) if isinstance(kind, str) else tool:
+    fields, kinds = ((kind,), _TYPES) if isinstance(kind, str) else (tool, _TOOLS)
+    for field in fields:
         word = str(field)[:_MOST_TYPE_CHARS].replace("_", "").lower()
-        name = next((name for begin, name in _TOOLS if word.startswith(begin)), None)
+        name = next((name for begin, name in kinds if word.startswith(begin)), None)
         if name is not None:
             yield name, 1 if name == _SESSIONS else _uses(tool.get("max_uses")) or usual
+
+
+def _is_on(options: object) -> bool:
+    """Return whether options of searches let a model search."""
+    return options is not None and not (isinstance(options, Mapping) and options.get("mode") == "off")
+
+
+def _has_web_plugin(plugins: object) -> bool:
+    return isinstance(plugins, list | tuple) and any(
+        isinstance(one, Mapping) and one.get("id") == "web" and one.get("enabled") is not False for one in plugins
+    )
 
 
 def _uses(value: object) -> int | None:
