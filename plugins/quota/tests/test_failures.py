@@ -271,16 +271,32 @@ class WallClock(FakeClock):
         return super().now() + self.set_by_s
 
 
-@pytest.mark.parametrize(("ahead_s", "said"), [(3600.0, False), (86_400.0, True), (40 * 86_400.0, True)])
-async def test_a_clock_that_is_set_back_to_an_earlier_day_is_said(ahead_s: float, said: bool) -> None:
-    """What had been spent on that day before the clock was wrong counts no more."""
+#: 02:13:20 and 23:59:59.9 UTC.
+MORNING, MIDNIGHT = 1_763_000_000.0, 1_763_078_399.9
+
+
+@pytest.mark.parametrize(
+    ("at", "ahead_s", "reported"),
+    [
+        (MORNING, 3600.0, False),
+        (MIDNIGHT, 0.2, False),
+        (MIDNIGHT, 30.0, False),
+        (MIDNIGHT, 61.0, True),
+        (MORNING, 86_400.0, True),
+        (MORNING, 40 * 86_400.0, True),
+    ],
+)
+async def test_a_clock_that_is_set_back_to_an_earlier_day_is_reported(
+    at: float, ahead_s: float, reported: bool
+) -> None:
+    """What had been spent on that day before the clock was wrong counts no more. Less than a minute is bridged."""
     acme = tenant(limits={"tokens_per_day": 100_000})
-    clock = WallClock(1_763_000_000.0)
+    clock = WallClock(at)
     async with worker(acme, clock=clock) as h:
         for set_by_s in (0.0, ahead_s, 0.0):
             clock.set_by_s = set_by_s
             assert h.status("quota").ok
             assert (await call(h, moves_clock=False)).status == 200
             await h.settled()
-        assert h.status("quota").ok is not said
-        assert ("the clock was set back to an earlier day" in h.status("quota").summary) is said
+        assert h.status("quota").ok is not reported
+        assert ("the clock was set back to an earlier day" in h.status("quota").summary) is reported

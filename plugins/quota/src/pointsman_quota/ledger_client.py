@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from pointsman.errors import StoreError
 
-from .ledger import LEDGER, MAX_AMOUNT, MAX_REQUEST_USD_MICROS, PICOS, Result, Step, run
+from .ledger import LEDGER, MAX_AHEAD_MS, MAX_AMOUNT, MAX_REQUEST_USD_MICROS, PICOS, Result, Step, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -102,7 +102,8 @@ class LedgerClient:
     Attributes:
         store_failures: Steps that the store could not carry out.
         local_steps: Reservations made by this worker's own count instead.
-        set_back_at: Unix seconds at which the clock was found to be set back to an earlier day; None: it was not.
+        set_back_at: Unix seconds at which the clock was found to be set back to an earlier day, by more than the ledger
+            bridges; None: it was not.
     """
 
     def __init__(self, config: QuotaConfig, store: StateStore, clock: Clock, calendar: Calendar) -> None:
@@ -116,7 +117,9 @@ class LedgerClient:
         #: Requests that will not be settled: their targets, and until when a hold of theirs can last, in monotonic seconds.
         self._abandoned: dict[str, tuple[Target, float]] = {}
         self._any_abandoned = asyncio.Event()
+        #: The latest time of a step, in Unix milliseconds, and its day: the ledger keeps both where a clock goes back little.
         self._day = 0
+        self._latest_ms = 0
         self.store_failures = 0
         self.local_steps = 0
         self.set_back_at: float | None = None
@@ -327,8 +330,10 @@ class LedgerClient:
         now_ms = int(self._clock.now() * 1000)
         ends_s = now_ms // 1000 + self._config.lease_s
         period = self._calendar.at(now_ms)
-        if period.day != self._day:
-            self._enter(period.day, now_ms)
+        if period.day < self._day and now_ms + MAX_AHEAD_MS < self._latest_ms:
+            self._go_back(period.day, now_ms)
+        elif now_ms > self._latest_ms:
+            self._day, self._latest_ms = period.day, now_ms
         return {
             "do": do,
             "now_ms": now_ms,
@@ -347,15 +352,14 @@ class LedgerClient:
             "without_hold": without_hold,
         }
 
-    def _enter(self, day: int, now_ms: int) -> None:
-        if day < self._day:
-            self.set_back_at = now_ms / 1000
-            log.error(
-                "the clock was set back from %d to %d: budgets may miss what had been spent before it was wrong",
-                self._day,
-                day,
-            )
-        self._day = day
+    def _go_back(self, day: int, now_ms: int) -> None:
+        self.set_back_at = now_ms / 1000
+        log.error(
+            "the clock was set back from %d to %d: budgets may miss what had been spent before it was wrong",
+            self._day,
+            day,
+        )
+        self._day, self._latest_ms = day, now_ms
 
     def _resting(self) -> bool:
         """Return whether the store failed so recently that it is avoided."""
@@ -363,6 +367,6 @@ class LedgerClient:
 
 
 def _micros(usd: Decimal, most: int) -> tuple[int, int]:
-    """Return an amount in micro-dollars, at most so many, and picodollars."""
+    """Return an amount in micro-dollars, limited to ``most``, and the remaining picodollars."""
     usd_micros, usd_picos = divmod(round(usd * PICOS**2), PICOS)
     return min(most, usd_micros), usd_picos
