@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pointsman.store.memory import MemoryStore
+from pointsman.store.protocol import JSON
 from pointsman.testing import FakeClock, Harness
 from pointsman_billing.neighbours import COPIED, LOOK_S, OTHER_STORE
 
@@ -20,14 +21,14 @@ def clock() -> FakeClock:
     return FakeClock(AT)
 
 
-def said(h: Harness) -> list[Any]:
+def reported(h: Harness) -> list[Any]:
     status = h.status("billing")
     assert status.ok is not bool(status.details["problems"])
     return [text.removeprefix("outbox: ") for text in status.details["problems"]]
 
 
 async def looks(count: int, *workers: Harness) -> list[list[Any]]:
-    """Let the workers look, and the outbox answer, some times; return what each says then."""
+    """Let the workers look, and the outbox answer, some times; return what each reports then."""
     for _ in range(count):
         await workers[0].clock.advance(LOOK_S)
         # They write to the outbox, note it in the store, and read the outbox.
@@ -36,10 +37,10 @@ async def looks(count: int, *workers: Harness) -> list[list[Any]]:
                 # What was asked of the outbox before this has been answered with it.
                 await h.plugin("billing")._outbox.read(lambda db: db.lives())
             await workers[0].clock.advance(0.1)
-    return [said(h) for h in workers]
+    return [reported(h) for h in workers]
 
 
-async def test_gateways_of_different_stores_on_one_outbox_are_said_as_long_as_they_are(
+async def test_gateways_of_different_stores_on_one_outbox_are_reported_as_long_as_they_are(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     first, second = (MemoryStore(clock=clock.now) for _ in range(2))
@@ -51,7 +52,7 @@ async def test_gateways_of_different_stores_on_one_outbox_are_said_as_long_as_th
         assert await looks(5, three) == [[]]
 
 
-async def test_gateways_that_use_copies_of_an_outbox_are_said_as_long_as_they_do(
+async def test_gateways_that_use_copies_of_an_outbox_are_reported_as_long_as_they_do(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     """Workers of one outbox are not, nor is one that continues with a backup of it, or with the same outbox."""
@@ -68,3 +69,56 @@ async def test_gateways_that_use_copies_of_an_outbox_are_said_as_long_as_they_do
         assert await looks(6, three) == [[]]
     async with worker(backup, **given, name="five") as five:
         assert await looks(6, five) == [[]]
+
+
+async def test_what_a_neighbour_does_stays_reported_while_a_worker_looks_and_while_the_store_is_away(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"clock": clock, "store": MemoryStore(clock=clock.now)}
+    original, copy = (tmp_path / name for name in ("original", "copy"))
+    async with worker(original, **given, name="one") as one:
+        shutil.copytree(original, copy)
+        async with worker(copy, **given, name="two") as two:
+            assert await looks(4, one, two) == [[COPIED], [COPIED]]
+            seen: list[list[Any]] = []
+            get = one.store.get
+
+            async def look_and_get(key: str) -> JSON:
+                seen.append(reported(one))
+                return await get(key)
+
+            monkeypatch.setattr(one.store, "get", look_and_get)
+            await looks(2, one, two)
+            one.store.down = True
+            await looks(2, one, two)
+            assert seen
+            assert all(problems == [COPIED] for problems in [*seen, reported(one)])
+
+
+@pytest.mark.parametrize("away_s", [30.0, 150.0])
+async def test_a_store_that_was_away_before_the_gateway_ended_did_not_go_back(
+    tmp_path: Path, clock: FakeClock, away_s: float
+) -> None:
+    """Its heartbeats are not counted meanwhile, and the outbox is still in use."""
+    given: dict[str, Any] = {"clock": clock, "store": MemoryStore(clock=clock.now)}
+    async with worker(tmp_path, **given, name="one") as one:
+        await looks(4, one)
+        one.store.down = True
+        await looks(int(away_s / LOOK_S), one)
+    async with worker(tmp_path, **given, name="two") as two:
+        assert two.host.describe()["problems"] == []
+
+
+async def test_a_store_that_went_back_while_the_gateway_was_down_is_reported(tmp_path: Path, clock: FakeClock) -> None:
+    store = MemoryStore(clock=clock.now)
+    async with worker(tmp_path, clock=clock, store=store, name="one") as one:
+        await looks(4, one)
+        snapshot = await store.scan("")
+        await looks(10, one)
+    for key, _ in await store.scan(""):
+        await store.delete(key)
+    for key, value in snapshot:
+        await store.put(key, value)
+    async with worker(tmp_path, clock=clock, store=store, name="two") as two:
+        (problem,) = two.host.describe()["problems"]
+        assert problem.startswith("the store went back while the gateway was down")

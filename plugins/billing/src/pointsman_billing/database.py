@@ -529,15 +529,17 @@ class Database:
         return int(rows[0][0])
 
     def lives(self) -> dict[str, int]:
-        """Return the lives of state stores with which this outbox has been used; and when last, in Unix seconds, or 0."""
-        rows = self._connection.execute("SELECT name FROM meta WHERE name > ? AND name < ?", _range(_LIFE))
-        users = self.users()
-        return {life: users.get(life, 0) for life in (name.removeprefix(_LIFE) for (name,) in rows.fetchall())}
+        """Return the lives of state stores that this outbox was used with; when each last answered, in Unix seconds, or 0."""
+        return self._times(_LIFE)
 
     def note_life(self, life: str) -> None:
         """Note with which life of the state store this outbox is used."""
         if life:
             self.meta(f"{_LIFE}{life}", "")
+
+    def answered(self, life: str, now: int) -> None:
+        """Note that the state store with this life, where it is noted, has answered now."""
+        self._connection.execute("UPDATE meta SET value = ? WHERE name = ?", (str(now), f"{_LIFE}{life}"))
 
     def used(self, life: str, worker: str, now: int) -> dict[str, int]:
         """Note that a worker with this life of the state store uses the outbox now; return all lives that have, and when."""
@@ -560,7 +562,7 @@ class Database:
 
     def _times(self, prefix: str) -> dict[str, int]:
         rows = self._connection.execute("SELECT name, value FROM meta WHERE name > ? AND name < ?", _range(prefix))
-        return {name.removeprefix(prefix): int(at) for name, at in rows.fetchall()}
+        return {name.removeprefix(prefix): int(at or 0) for name, at in rows.fetchall()}
 
     def meta(self, name: str, value: str) -> str:
         """Return a fact about this outbox; ``value`` becomes it if there is none."""

@@ -29,8 +29,8 @@ OTHER_STORE: Final = (
 )
 
 COPIED: Final = (
-    "another gateway uses a copy of it, so that reports miss what one of them bills, and bills may count twice; end one of "
-    "them and start it with an empty outbox"
+    "another gateway uses a copy of it, so that reports miss what one of them bills, and bills may count twice; stop one of "
+    "them and start it again with an empty outbox"
 )
 
 
@@ -45,7 +45,6 @@ class Neighbours:
 
     Attributes:
         life: As given, or that of the store since it was emptied.
-        problems: What is wrong, one sentence each.
     """
 
     def __init__(self, outbox: Outbox, services: Services, machine: str, life: str) -> None:
@@ -56,7 +55,13 @@ class Neighbours:
         #: Workers in the store under this outbox's name, and when each was there as first seen, in Unix seconds.
         self._there: Mapping[str, int] = {}
         self.life = life
-        self.problems: list[str] = []
+        self._other_store = False
+        self._copied = False
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, as far as the outbox and the store last told, one sentence each."""
+        return [text for text, found in ((OTHER_STORE, self._other_store), (COPIED, self._copied)) if found]
 
     async def look(self) -> None:
         """Note that this outbox is in use, and see who else does.
@@ -71,14 +76,19 @@ class Neighbours:
         # What ended a moment ago is noted, too: it is in use where the note is renewed.
         self._seen = users | self._seen
         others = [one for one, at in users.items() if one != life and self._seen[one] < at and now - at < _FRESH_S]
-        self.problems = [OTHER_STORE] if others else []
+        self._other_store = bool(others)
         there = await self._note_in_store(now)
         # As first seen: what changes afterwards is of a worker that lives.
         self._there = {one: self._there.get(one, at) for one, at in there.items()}
         # Each worker notes itself in the outbox before the store.
-        here = await self._outbox.read(lambda db: db.workers())
-        if any(self._there[one] < at and here.get(one, 0) < at for one, at in there.items()):
-            self.problems.append(COPIED)
+        here = await self._outbox.write(lambda db: self._answered(db, life, now))
+        self._copied = any(self._there[one] < at and here.get(one, 0) < at for one, at in there.items())
+
+    @staticmethod
+    def _answered(db: Database, life: str, now: int) -> Mapping[str, int]:
+        # Only now: heartbeats are not counted while the store is away, so that a later time would say it had gone back.
+        db.answered(life, now)
+        return db.workers()
 
     async def _note_in_store(self, now: int) -> Mapping[str, int]:
         def noted(present: JSON) -> tuple[Put, Mapping[str, int]]:
