@@ -13,7 +13,7 @@ from pointsman.errors import StoreError
 from pointsman.store import open_store
 from pointsman.testing import FakeClock, Harness, deployment, ok
 from pointsman_residency.plugin import plugin
-from pointsman_residency.slots import State
+from pointsman_residency.slots import NEVER, State
 
 from .fakes import URL
 from .simulation import belady, zipf
@@ -57,6 +57,23 @@ def scheduler(h):
 
 def state(h, name):
     return scheduler(h).pool.slots[name].state
+
+
+async def ticks_per_s(clock, h, seconds):
+    """Let time pass; return how often a worker has asked meanwhile whether it decides, per second."""
+    repository, count = scheduler(h)._repository, 0
+    lead = repository.lead
+
+    async def counted():
+        nonlocal count
+        count += 1
+        return await lead()
+
+    repository.lead = counted
+    for _ in range(round(seconds * 100)):
+        await clock.advance(0.01)
+    repository.lead = lead
+    return count / seconds
 
 
 async def after(clock, seconds, work):
@@ -327,6 +344,45 @@ async def test_while_the_store_fails_what_is_resident_keeps_serving(machine):
         await h.clock.advance(10)
         assert (await after(h.clock, 10, h.request(model="b", moves_clock=False))).status == 200
         assert server.loads == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("what", ["leads", "leads no more", "has no store"])
+async def test_a_worker_at_rest_is_so_also_when_what_it_had_to_decide_is_past(machine, monkeypatch, what):
+    """The time at which an idle model is to be evicted passes, and the worker may not decide any more."""
+    machine(SIZES)
+    async with workers(1, models={"a": {"footprint": 60, "idle_ttl_s": 10.0}, "b": {"footprint": 60}}) as (h,):
+        await after(h.clock, 10, h.request(model="a", moves_clock=False))
+        await h.clock.advance(2)
+        assert scheduler(h)._next_at < NEVER
+
+        async def lead():
+            if what == "has no store":
+                raise StoreError("it is away")
+            return False
+
+        if what != "leads":
+            monkeypatch.setattr(scheduler(h)._repository, "lead", lead)
+        await h.clock.advance(15)
+        assert state(h, "a") is (State.COLD if what == "leads" else State.RESIDENT)
+        assert await ticks_per_s(h.clock, h, 2) <= 11
+
+
+async def test_requests_that_keep_arriving_for_a_model_that_loads_slowly_do_not_quicken_the_ticks(machine):
+    machine(SIZES, load_s=60.0)
+    async with workers(2) as made:
+        clock, asked = made[0].clock, []
+
+        async def arrive():
+            while True:
+                asked.append(asyncio.ensure_future(made[len(asked) % 2].request(model="a", moves_clock=False)))
+                await clock.sleep(0.2)
+
+        arrivals = asyncio.ensure_future(arrive())
+        await clock.advance(5)
+        for h in made:
+            assert await ticks_per_s(clock, h, 2) <= 11
+        arrivals.cancel()
+        await after(clock, 90, asyncio.wait(asked))
 
 
 @pytest.mark.thorough

@@ -315,9 +315,9 @@ class Pool:
         )
 
     def changed_at(self) -> float:
-        """Return when what still changes began to: the latest transition, or request that waits; 0 when all is at rest."""
+        """Return when what still changes began to: the latest transition, or a model's first waiting request; 0 at rest."""
         moments = [slot.since for slot in self.slots.values() if slot.state in MOVING]
-        moments += [next(reversed(slot.waiters.values())) for slot in self.slots.values() if slot.waiters]
+        moments += [next(iter(slot.waiters.values())) for slot in self.slots.values() if slot.waiters]
         return max(moments, default=0.0)
 
     def expected_s(self, slot: Slot) -> float:

@@ -246,6 +246,8 @@ class Scheduler:
 
     async def tick(self) -> None:
         """Keep up with the other workers, and decide. While the store fails, what is resident keeps serving."""
+        # Set again by a step. A worker that follows, or whose store fails, decides nothing.
+        self._next_at = NEVER
         try:
             await self._follow_or_lead()
         except StoreError as err:
