@@ -298,6 +298,7 @@ def _passes(error: BaseException) -> bool:
 
 __all__ = [
     "PASSING",
+    "QUICK_S",
     "Listed",
     "ModelServer",
     "ServerError",
