@@ -116,6 +116,7 @@ def test_an_answer_of_a_model_router_costs_what_its_model_does_and_the_fee(
         replace(deployment, model="gpt-5-mini", provider="azure"), replace(usage, model=None)
     )
     assert cost_map.cost_usd_micros(deployment, usage) == alone + 140_000
+    assert cost_map.cost_usd_micros(deployment, replace(usage, is_part=True)) == alone + 140_000
     for unknown in ("a-new-model", model, None):
         assert cost_map.cost_usd_micros(deployment, replace(usage, model=unknown)) is None
     # Before there is an answer, the fee is all that is known.

@@ -79,16 +79,30 @@ def test_a_block_that_has_been_left_is_not_ended_later(run):
 async def test_an_idle_limit_counts_only_the_time_without_a_step():
     idle = deadline.IdleLimit(TIMEOUT_S)
     async with idle.within():
-        idle.begins()
-        idle.begins()
+        idle.step_started()
+        idle.step_started()
         await asyncio.sleep(3 * TIMEOUT_S)
-        idle.ends()
+        idle.step_ended()
         await asyncio.sleep(2 * TIMEOUT_S)
-        idle.ends()
+        idle.step_ended()
     # Steps may end after the block.
-    idle.begins()
-    idle.ends()
+    idle.step_started()
+    idle.step_ended()
     await asyncio.sleep(2 * TIMEOUT_S)
+
+
+def test_an_idle_limit_begins_again_after_a_step_although_its_timer_was_late(run):
+    async def work():
+        idle = deadline.IdleLimit(3 * STILL_S)
+        async with idle.within():
+            time.sleep(4 * STILL_S)  # noqa: ASYNC251  # overdue when the loop goes on
+            await asyncio.sleep(0)
+            idle.step_started()
+            idle.step_ended()
+            # Longer than the late timer runs on, shorter than the limit.
+            await asyncio.sleep(2 * STILL_S)
+
+    run(work())
 
 
 @pytest.mark.parametrize("after_a_step", [False, True])
@@ -98,8 +112,8 @@ async def test_an_idle_limit_ends_what_waits_for_no_step(after_a_step):
     async def work():
         async with idle.within():
             if after_a_step:
-                idle.begins()
-                idle.ends()
+                idle.step_started()
+                idle.step_ended()
             await asyncio.Event().wait()
 
     with pytest.raises(TimeoutError):

@@ -236,6 +236,7 @@ async def test_a_client_that_takes_the_place_of_another_is_for_the_same(guard: A
     ("asks", "body", "settings", "denied"),
     [
         ("tenant", {"background": True}, {}, True),
+        ("tenant, for an image", {"background": "transparent"}, {}, False),
         ("tenant", {"background": "yes"}, {}, True),
         ("tenant", {"background": False}, {}, False),
         ("tenant", {}, {}, False),
@@ -253,9 +254,10 @@ def test_what_litellm_asks_a_provider_after_the_request_is_settled_is_denied(  #
     usual = {"polling_via_cache_enabled": "all", "native_background_mode": None, "redis_usage_cache": object()}
     for name, value in {**usual, **settings}.items():
         monkeypatch.setattr(proxy_server, name, value)
-    denial = guard.outliving(
+    denial = guard.polled(
         running("/open" if "open" in asks else "/v1/responses", admin=asks == "administrator"),
         {"model": "chat", **body},
+        "aimage_generation" if "image" in asks else "aresponses",
     )
     assert (denial is not None) == denied
     assert denial is None or (denial.status, denial.param) == (403, "background")

@@ -178,6 +178,13 @@ async def test_reading_what_the_operator_has_made_does_not_make_it_the_tenants(o
     assert await owners.of(["batch_operator"]) == [None]
 
 
+async def test_reading_an_answer_does_not_forget_how_long_it_is(owners: Owners) -> None:
+    ctx = context("a", Endpoint.INTERACTIONS)
+    await kept.made(owners, ctx, ["interaction_1"], 5000)
+    await kept.answered(owners, ctx, "GET", "/v1beta/interactions/interaction_1", {"id": "interaction_1"})
+    assert [note.tokens for note in await owners.notes(["interaction_1"])] == [5000]
+
+
 async def test_a_video_that_is_made_of_another_is_its_makers(owners: Owners) -> None:
     """Whatever LiteLLM has put around its id."""
     ctx = context("a", Endpoint.VIDEOS)

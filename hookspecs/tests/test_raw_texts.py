@@ -36,3 +36,22 @@ def test_what_is_nested_too_deeply_is_left_out() -> None:
     for _ in range(2000):
         message = {"content": [message]}
     assert list(texts(message)) == []
+
+
+@pytest.mark.parametrize(
+    ("content_type", "pieces", "broken"),
+    [
+        ("text/event-stream", [b'data: {"a": 1}\n\n', b'data: {"error": {"code": 529}}'], True),
+        ("text/event-stream", [b'data: {"error": null}'], False),
+        ("application/json", [b'[{"a": 1},', b' {"error": {"code": 503}}]'], True),
+        ("application/json", [b'[{"a": 1},'], False),
+    ],
+)
+def test_an_error_in_what_has_come_without_the_end_of_its_line_breaks_a_stream(
+    content_type: str, pieces: list[bytes], broken: bool
+) -> None:
+    raw_answers = pytest.importorskip("pointsman.litellm.raw_answers")
+    listener = raw_answers.Listener(content_type, keeps_text=True)
+    for piece in pieces:
+        listener.hear(piece)
+    assert raw_answers.is_broken([listener]) is broken

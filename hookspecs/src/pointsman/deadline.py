@@ -58,7 +58,7 @@ async def within(seconds: float) -> AsyncIterator[None]:
 
 
 class IdleLimit:
-    """Bounds the time in which a block awaits none of the steps that it is told of, each of which has a limit of its own.
+    """Limits the time that a block spends without a running step; each step has a limit of its own.
 
     Args:
         seconds: The longest such time in which the loop could run.
@@ -69,6 +69,8 @@ class IdleLimit:
         self._limit: asyncio.Timeout | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._steps = 0
+        #: The present wait. A timer that was late can no longer be cancelled, but finds that its wait is over.
+        self._wait: object = None
 
     @asynccontextmanager
     async def within(self) -> AsyncIterator[None]:
@@ -86,12 +88,12 @@ class IdleLimit:
                 self._limit = None
                 self._stop()
 
-    def begins(self) -> None:
-        """Record that a step has begun."""
+    def step_started(self) -> None:
+        """Record that a step has started."""
         self._steps += 1
         self._stop()
 
-    def ends(self) -> None:
+    def step_ended(self) -> None:
         """Record that a step has ended."""
         self._steps -= 1
         if not self._steps:
@@ -99,10 +101,12 @@ class IdleLimit:
 
     def _start(self) -> None:
         if self._limit is not None:
-            loop, limit = asyncio.get_running_loop(), self._limit
-            self._timer = after(loop, self.seconds, lambda: None if self._steps else _end(limit, loop))
+            loop, limit, wait = asyncio.get_running_loop(), self._limit, object()
+            self._wait = wait
+            self._timer = after(loop, self.seconds, lambda: _end(limit, loop) if self._wait is wait else None)
 
     def _stop(self) -> None:
+        self._wait = None
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

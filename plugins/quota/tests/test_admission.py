@@ -452,7 +452,8 @@ async def test_the_trace_says_what_is_left_before_and_after() -> None:
         (Endpoint.RESPONSES, {"extra_body": {"previous_response_id": "resp_1"}}, (500,), {}, 500),
         (Endpoint.INTERACTIONS, {"previous_interaction_id": "int_1"}, (500,), {}, 500),
         (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}, (), {}, 128_000),
-        (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}, (500,), {"unknown_history_tokens": 70}, 70),
+        (Endpoint.RESPONSES, {"previous_response_id": "resp_1"}, (500,), {"unknown_history_tokens": 70}, 71),
+        (Endpoint.RESPONSES, {"previous_response_id": "resp_1", "fallbacks": ["large"]}, (500,), {}, 7000),
         (Endpoint.RESPONSES, {"previous_response_id": None}, (500,), {}, 1),
         (Endpoint.CHAT, {"conversation": "mine"}, (500,), {}, 1),
     ],
@@ -462,6 +463,7 @@ async def test_a_conversation_of_unknown_length_is_reserved_as_the_most_that_a_m
 ) -> None:
     """Or as the configuration says."""
     deployments = [deployment(f"chat-{size}", "chat", max_input_tokens=size) for size in sizes] or [deployment("chat")]
+    deployments.append(deployment("large", "large", max_input_tokens=7000))
     async with worker(tenant(limits={"tokens_per_day": 10**6}), deployments=deployments, **section) as h:
         result = await call(h, endpoint=endpoint, body={"input": "a", "max_output_tokens": 1, **body})
         assert result.route.reservations[0].amounts["tokens"] == tokens + 1

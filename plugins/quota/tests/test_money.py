@@ -334,7 +334,7 @@ CLAUDES = {"type": "web_search_20250305", "name": "web_search"}
 USING: dict[str, tuple[Endpoint, Price, dict[str, Any], int]] = {
     "Anthropic's": (Endpoint.MESSAGES, TOOLS, {**SAID, "tools": [CLAUDES]}, 5 * 20_000),
     "limited": (Endpoint.MESSAGES, TOOLS, {**SAID, "tools": [{**CLAUDES, "max_uses": 2}]}, 2 * 20_000),
-    "limited to a number that is none": (
+    "an invalid limit": (
         Endpoint.MESSAGES,
         TOOLS,
         {**SAID, "tools": [{**CLAUDES, "max_uses": 0}]},
@@ -366,6 +366,12 @@ USING: dict[str, tuple[Endpoint, Price, dict[str, Any], int]] = {
         Endpoint.GENERATE_CONTENT,
         GOOGLES,
         {**CONTENTS, "config": {"tools": [{"google_search": {}, "functionDeclarations": []}, {"googleMaps": {}}]}},
+        20_000 + 5 * 30_000,
+    ),
+    "Google's, beside a type": (
+        Endpoint.CHAT,
+        GOOGLES,
+        {**SAID, "tools": [{"type": "x", "googleSearch": {}}, {"type": "function", "googleMaps": {}}]},
         20_000 + 5 * 30_000,
     ),
     "of interactions": (Endpoint.INTERACTIONS, GOOGLES, {"input": "a", "tools": [{"type": "google_search"}]}, 20_000),

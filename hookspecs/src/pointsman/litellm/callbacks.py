@@ -84,8 +84,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         call = client_call()
         if call is None or call.exchange is not None:
             return None
-        unfit = _unfit(data, self._catalog, self._host.settings.host.client_retries) or self._guard.outliving(
-            call, data
+        unfit = _unfit(data, self._catalog, self._host.settings.host.client_retries) or self._guard.polled(
+            call, data, call_type
         )
         if unfit is not None:
             raise denial_error(unfit)
@@ -412,7 +412,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             if guarded:
                 # Where it translates another API, LiteLLM's own id is not the provider's.
                 ids.append(response_id(opened.answered.get("response")) or "")
-                ids.append((opened is exchange.current and call.reader is not None and call.reader.id) or "")
+                if opened is exchange.current and call.reader is not None:
+                    ids.append(call.reader.id or "")
             if any(ids):
                 usage = opened.attempt.usage
                 noting = kept_objects.made(self._host.owners, ctx, ids, 0 if usage is None else usage.total_tokens)

@@ -20,7 +20,7 @@ from litellm.types.llms.custom_http import httpxSpecialProvider
 from ..text import printable
 from ..types import Denial, Endpoint
 from .call import ClientCall, UnmeteredError, current_call
-from .endpoints import answers_with_usage
+from .endpoints import answers_with_usage, endpoint
 
 if TYPE_CHECKING:
     from ..host.exchange import Exchange
@@ -168,20 +168,26 @@ class Guard:
         if exchange.ctx.generates and not _is_metered(call, exchange.ctx.endpoint, deployment):
             self._deny(call)
 
-    def outliving(self, call: ClientCall, data: Mapping[str, Any]) -> Denial | None:
-        """Return why a request is denied for which LiteLLM asks a provider when it has been answered and settled; None for others.
+    def polled(self, call: ClientCall, data: Mapping[str, Any], call_type: str) -> Denial | None:
+        """Return why a background response is denied that LiteLLM generates after its request is settled; None for other requests.
 
         Args:
             call: The request.
             data: LiteLLM's request.
+            call_type: LiteLLM's name of the operation. Images have a field of the same name.
         """
-        polls = data.get("background") and should_use_polling_for_request(
-            background_mode=True,
-            polling_via_cache_enabled=getattr(proxy_server, "polling_via_cache_enabled", False),
-            redis_cache=proxy_server.redis_usage_cache,
-            model=str(data.get("model") or ""),
-            llm_router=proxy_server.llm_router,
-            native_background_mode=getattr(proxy_server, "native_background_mode", None),
+        is_response = endpoint(call_type, call.path) is Endpoint.RESPONSES
+        polls = (
+            is_response
+            and data.get("background")
+            and should_use_polling_for_request(
+                background_mode=True,
+                polling_via_cache_enabled=getattr(proxy_server, "polling_via_cache_enabled", False),
+                redis_cache=proxy_server.redis_usage_cache,
+                model=str(data.get("model") or ""),
+                llm_router=proxy_server.llm_router,
+                native_background_mode=getattr(proxy_server, "native_background_mode", None),
+            )
         )
         if not polls or call.admin is not False or self._policy(call.path) != "deny":
             return None

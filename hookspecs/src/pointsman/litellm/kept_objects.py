@@ -205,8 +205,9 @@ async def answered(owners: Owners, ctx: RequestContext, method: str, path: str, 
         id_ = plain(_field(response, "id"))
         makes = method == "POST" and id_ not in asked and not (asked and ctx.endpoint is Endpoint.VECTOR_STORES)
         if makes or await owners.of([id_]) == [tenant]:
-            names = filter(None, (_field(response, name) for name in _MADE))
-            await owners.note(map(plain, names), tenant)
+            names = {plain(value) for name in _MADE if (value := _field(response, name))}
+            # What is only read has been noted, with its length.
+            await owners.note(names if makes else names - {id_}, tenant)
     except StoreError as err:
         log.warning("whose files and batches are cannot be looked up or noted: %s", err)
         listed.clear()

@@ -12,7 +12,8 @@ from ..types import Deployment, Price
 
 F = TypeVar("F")
 
-_PROVIDERS: Final = frozenset({"azure", "azure_ai"})
+#: In the order in which a model is looked for.
+_PROVIDERS: Final = ("azure_ai", "azure")
 _NAMES: Final = ("model-router", "model_router")
 #: The entries of LiteLLM's map that are the fee.
 FEES: Final = ("azure_ai/model_router", "azure_ai/model-router", "azure/model-router")
@@ -49,7 +50,7 @@ def chosen(model: str, find: Callable[[str, str], F | None]) -> F | None:
     """
     if _is_routers(model):
         return None
-    return next((found for provider in sorted(_PROVIDERS, reverse=True) if (found := find(model, provider))), None)
+    return next((found for provider in _PROVIDERS if (found := find(model, provider))), None)
 
 
 def fee(entries: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]] | None:

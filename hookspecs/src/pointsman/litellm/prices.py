@@ -220,6 +220,8 @@ class CostMap:
             return _Source(own, deployment.id, configured=True)
         base, served = deployment.info.get("base_model"), usage.model
         if usage.is_part and served and not {_undated(served)} & {_undated(deployment.model), _undated(str(base))}:
+            if model_routers.is_model_router(deployment):
+                return model_routers.chosen(served, self._entry)
             found = self._entry(served, deployment.provider)
             of_provider = found is not None and _is_of(found.entry, deployment.provider)
             return found if of_provider else None

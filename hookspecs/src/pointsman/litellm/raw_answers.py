@@ -169,15 +169,18 @@ class Listener:
 
     def reading(self) -> Reading | None:
         """Return what the answer has said so far; None when it has said nothing."""
-        if self._parts:
-            self._end()
+        self.read_rest()
         return self.account.reading()
 
     def objects(self) -> list[str]:
         """Return the provider's ids of what the answer has made so far."""
+        self.read_rest()
+        return self._made
+
+    def read_rest(self) -> None:
+        """Read what has come without the end of its line."""
         if self._parts:
             self._end()
-        return self._made
 
 
 def _framed(message: Mapping[str, Any]) -> bytes | None:
@@ -230,7 +233,10 @@ def is_broken(listeners: Sequence[Any]) -> bool:
         listeners: As for ``provider_reading``.
     """
     last = listeners[-1] if listeners else None
-    return isinstance(last, Listener) and last.broken
+    if not isinstance(last, Listener):
+        return False
+    last.read_rest()
+    return last.broken
 
 
 def listen(response: httpx.Response, *, keeps_text: bool = False) -> Listener | None:

@@ -316,8 +316,8 @@ class RouterCall:
         task.add_done_callback(_retrieve)
         if self._idle is not None:
             idle = self._idle
-            idle.begins()
-            task.add_done_callback(lambda _: idle.ends())
+            idle.step_started()
+            task.add_done_callback(lambda _: idle.step_ended())
         return task
 
     @property

@@ -149,7 +149,9 @@ class Admission:
                 return self._refuse(route, responses.model_not_allowed(refused), dry=dry)
             models = primary_models(ctx.model)
             answers_wanted = choices(ctx.body, ctx.endpoint)
-            size = await self._estimator.size(ctx, caller.tenant.id, models=len(models), choices=answers_wanted)
+            size = await self._estimator.size(
+                ctx, caller.tenant.id, names=names, models=len(models), choices=answers_wanted
+            )
         except InvalidRequest as err:
             return self._refuse(route, responses.invalid_request(str(err), err.param), dry=dry)
         target = self._target_of(caller, limited_patterns(caller.tenant, names))

@@ -61,7 +61,7 @@ _NO_TOOLS: Final[Mapping[str, Any]] = dict.fromkeys(
 
 def _searches(deployment: Deployment) -> bool:
     """Return whether a model searches the web without being asked to."""
-    return deployment.provider == "perplexity" or "search" in deployment.model
+    return deployment.provider == "perplexity" or "-search" in deployment.model
 
 
 class Size(NamedTuple):
@@ -102,12 +102,13 @@ class Estimator:
         #: What a billing plugin charges, where budgets follow it; None: the gateway's prices.
         self.tariff: Tariff | None = None
 
-    async def size(self, ctx: RequestContext, tenant: str, *, models: int, choices: int) -> Size:
+    async def size(self, ctx: RequestContext, tenant: str, *, names: Iterable[str], models: int, choices: int) -> Size:
         """Return how large a request may be.
 
         Args:
             ctx: The request.
             tenant: Whose past outputs to go by.
+            names: Everything that the request names to answer it.
             models: How many models will answer.
             choices: How many answers each of them is asked for.
 
@@ -120,7 +121,7 @@ class Estimator:
         prompt = read_prompt(ctx.body, self._config.unseen_document_pages)
         counted = max(1, await self._count(ctx, prompt)) + ctx.carried_tokens
         if not ctx.carried_tokens and goes_on_from(ctx.endpoint, ctx.body):
-            counted = max(counted, self._unknown_history(ctx.model))
+            counted = self._after_unknown_history(counted, names)
         if (counted + output) * models > MAX_REQUEST_TOKENS:
             raise InvalidRequest(
                 f"The request may use {(counted + output) * models} tokens; ask for less output.", "max_tokens"
@@ -128,12 +129,13 @@ class Estimator:
         usage = usage_of(ctx, prompt, counted, output, choices=choices, tool_uses=self._config.tool_uses)
         return Size(models, counted * models, output * models, usage)
 
-    def _unknown_history(self, model: str) -> int:
-        """Return how many tokens a model may read of a conversation whose length is not known."""
+    def _after_unknown_history(self, counted: int, names: Iterable[str]) -> int:
+        """Return how many tokens a model may read for a prompt after a conversation whose length is not known."""
         if self._config.unknown_history_tokens is not None:
-            return self._config.unknown_history_tokens
-        windows = [one.info.get("max_input_tokens") for one in self._services.catalog.reachable(model)]
-        return max((size for size in windows if isinstance(size, int)), default=_WINDOW_TOKENS)
+            return counted + self._config.unknown_history_tokens
+        reachable = [one for name in names for one in self._services.catalog.reachable(name)]
+        windows = [one.info.get("max_input_tokens") for one in reachable]
+        return max(counted, max((size for size in windows if isinstance(size, int)), default=_WINDOW_TOKENS))
 
     def _output(self, ctx: RequestContext, tenant: str) -> int:
         """Return the estimated tokens of one answer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from .request_limits import settings_of
@@ -12,6 +12,7 @@ from .request_limits import settings_of
 _TOOLS: Final = (
     ("websearch", "searches"),
     ("enterprisewebsearch", "searches"),
+    ("openrouter:websearch", "searches"),
     ("googlesearch", "searches"),
     ("googlemaps", "maps_queries"),
     ("filesearch", "file_searches"),
@@ -62,13 +63,16 @@ def uses_of(body: Mapping[str, object], usual: int) -> tuple[dict[str, int], str
 
 def _of_tool(tool: Mapping[str, object], usual: int) -> Iterator[tuple[str, int]]:
     """Yield what one entry of ``tools`` stands for: at Google, several tools."""
-    kind = tool.get("type")
-    fields, kinds = ((kind,), _TYPES) if isinstance(kind, str) else (tool, _TOOLS)
-    for field in fields:
-        word = str(field)[:_MOST_TYPE_CHARS].replace("_", "").lower()
-        name = next((name for begin, name in kinds if word.startswith(begin)), None)
+    typed = _named(tool.get("type"), _TYPES)
+    # LiteLLM leaves out a type that Google does not know, and sends the fields beside it.
+    for name in [typed] if typed is not None else [_named(field, _TOOLS) for field in tool]:
         if name is not None:
             yield name, 1 if name == _SESSIONS else _uses(tool.get("max_uses")) or usual
+
+
+def _named(word: object, kinds: Iterable[tuple[str, str]]) -> str | None:
+    plain = str(word)[:_MOST_TYPE_CHARS].replace("_", "").lower()
+    return next((name for begin, name in kinds if plain.startswith(begin)), None)
 
 
 def _is_on(options: object) -> bool:

@@ -162,7 +162,7 @@ def unpriced(model: str, service_tier: str | None = None, *, tools: bool = False
     Args:
         model: The model.
         service_tier: The tier asked for, where the price may be unknown in it alone.
-        tools: Whether the price of the provider's tools is unknown which the request lets it use, and not that of the model.
+        tools: Whether the price is unknown of a provider's tool that the request allows, and not that of the model.
     """
     asked = "" if service_tier is None else f" in the service tier {service_tier[:40]!r}"
     if tools:
@@ -170,8 +170,8 @@ def unpriced(model: str, service_tier: str | None = None, *, tools: bool = False
             status=403,
             code="model_unpriced",
             type="permission_error",
-            message=f"With model {model[:100]!r}, the price of one of the provider's tools is unknown which the request lets it "
-            "use, so the request cannot be limited by money. Leave out `tools` such as web search, or let the operator set "
+            message=f"With model {model[:100]!r}, the price of a provider's tool that the request allows is unknown, so the "
+            "request cannot be limited by money. Leave out `tools` such as web search, or let the operator set "
             "the price (`search_context_cost_per_query`, ...) or `unpriced: allow`.",
             param="tools",
         )
