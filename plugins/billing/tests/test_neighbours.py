@@ -1,4 +1,4 @@
-"""Gateways with different stores on one outbox, or with copies of one: the status says so, as long as it is so."""
+"""Gateways with different stores on one outbox, or with copies of one: the status reports it, as long as it is so."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .assignment import FULL_BP, Hasher
 STABLE: Final = "stable"
 CANARY: Final = "canary"
 MAX_STEPS: Final = 200
-#: With these a canary like stable is promoted within a day at one request per second.
+#: With these a canary like stable is usually promoted within a day at one request per second.
 DEFAULT_STEPS: Final = (5.0, 25.0, 50.0, 100.0)
 
 NAME: Final = re.compile(r"^[a-z0-9][a-z0-9_-]{0,63}$")
@@ -252,7 +252,8 @@ class Experiment(Section):
     steps: tuple[Step, ...] | None = Field(
         default=None,
         max_length=MAX_STEPS,
-        description="Rollout: increasing weights in percent; 'pause' waits for 'resume'. null: [5, 25, 50, 100], with which a canary like stable is promoted within a day at one request per second.",
+        description="Rollout: increasing weights in percent; 'pause' waits for 'resume'. null: [5, 25, 50, 100], with "
+        "which a canary like stable is usually promoted within a day at one request per second.",
     )
     ramp: Ramp | None = Field(default=None, description="Rollout: steps of equal size, instead of steps.")
     interval_s: float = Field(

@@ -205,7 +205,8 @@ class Race:
 
     Attributes:
         result: Set when the race is over.
-        has_fallback: Whether the gateway goes on elsewhere when the race is lost, as far as its attempts have been told.
+        has_fallback: Whether the gateway goes on elsewhere when the race is lost, as far as is known from its
+            attempts' candidates.
         denied: How often the budget had no extra attempt.
     """
 
@@ -324,7 +325,7 @@ class Race:
     def _without_content(self, fault: Fault | None) -> Won | Lost:
         """Return the result of a race without content: the first empty answer, or else the fault.
 
-        With a provider's error, the gateway goes on to its fallback, which may have content.
+        With a provider's error, or the race's own timeout, the gateway goes on to its fallback, which may have content.
         """
         empties = self._in_state("empty")
         if empties and (fault is None or not (fault.reached and self.has_fallback)):

@@ -289,8 +289,8 @@ class ResidencyConfig(PluginConfig):
         default=100,
         ge=10,
         le=5_000,
-        description="Longest interval at which a worker checks waits and residence times and reads the decisions of the "
-        "others, in milliseconds; it is shorter while a model changes.",
+        description="Longest interval at which a worker checks waits and residence times and reads the decisions of "
+        "the others, in milliseconds; it is shorter while a model changes.",
     )
     steer: bool | Literal["auto"] = Field(
         default="auto",
