@@ -117,6 +117,8 @@ class Journal:
         self.forgotten = 0
         self._parked = False
         self._next = 0
+        #: Whether the store has lost something that is not written again yet.
+        self._restore_due = False
         #: Why the store cannot be used; empty while it can.
         self._store_lost = ""
         self._store_back = asyncio.Event()
@@ -141,9 +143,8 @@ class Journal:
         if self._takeovers:
             await self._takeovers.refresh()
         await self._lifetime.name_what_was_found()
+        self._restore_due = self._lifetime.lost
         await self._beat()
-        if self._lifetime.lost:
-            await self._restore()
         self.counts.unreadable = await self.recovery.unreadable()
         self._tasks.forever(self._write_until_cancelled, name="journal")
         self._tasks.every(HEARTBEAT_INTERVAL_S, self._beat, name="heartbeat")
@@ -183,7 +184,7 @@ class Journal:
     async def _beat(self) -> None:
         try:
             await self._store.ping()
-            lost = await self._lifetime.lost_something()
+            self._restore_due |= await self._lifetime.lost_something()
             beat = self._lifetime.beat()
             now = self._clock.now()
             puts = {**beat.puts, f"{WORKER}{self._worker}": Put(now, ttl_s=HEARTBEAT_TTL_S)}
@@ -191,11 +192,13 @@ class Journal:
                 # With each beat: a store that has come back empty knows neither.
                 puts[f"{OWNER}{self._worker}"] = Put({"at": now, "places": self._takeovers.names()})
             await self._store.update(replace(beat, puts=puts))
+            self._lifetime.beaten()
         except StoreError as err:
             self._store_lost = str(err)
             raise
-        if lost:
+        if self._restore_due:
             await self._restore()
+            self._restore_due = False
         if self._store_lost:
             self._store_lost = ""
             # What failed while the store was away waits no longer.

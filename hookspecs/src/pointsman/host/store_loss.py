@@ -3,7 +3,11 @@
 A key names the store's life, another one counts the heartbeats of all workers, a third one says when the latest was. A
 store that comes back without them, as a redis without persistence does, has been emptied. One that has counted fewer
 heartbeats than before has gone back to an earlier state, as a redis does that reads its last snapshot after a crash. The
-first worker that sees either names the new life, and every other one sees that the name is another.
+first worker that sees either names the new life, and every other one sees that the name is another. A loss without a
+heartbeat in it is not noticed.
+
+A worker that starts cannot tell whether the store went back a moment ago or all workers were down. If the latest heartbeat
+is old, it leaves that time as it is, and takes nothing over, until each living worker has looked.
 """
 
 from __future__ import annotations
@@ -13,17 +17,20 @@ from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from ..store.protocol import JSON, Put, StateStore, Update
+from .journal_rows import HEARTBEAT_TTL_S
 
 _KEY: Final = "{journal}life"
 _BEATS: Final = "{journal}beats"
 _BEAT_AT: Final = "{journal}beat_at"
+#: The latest heartbeat of a worker that leaves ``_BEAT_AT`` as it is.
+_QUIET_AT: Final = "{journal}quiet_at"
+#: The life once more, for a server that drops one of the two.
+_COPY: Final = "{journal}life_copy"
 #: How long the loss is a problem in the status, in seconds: budgets of a day are right again after it.
 SHOWN_S: Final = 86_400.0
 #: How much later than the store's last heartbeat a plugin's file may say that it was used, in seconds: it is noted every ten
 #: seconds, and clocks differ.
 _NOTED_LATER_S: Final = 60.0
-#: Time after a loss in which every living worker has sent a heartbeat, and removed what came back and is settled, in seconds.
-_UNSETTLED_S: Final = 15.0
 #: Lives that are remembered in the store.
 _MOST_FORMER: Final = 100
 _EMPTIED: Final = (
@@ -54,10 +61,13 @@ class Lifetime:
         self._now = now
         #: Every life that this worker has seen, the present one last.
         self._seen: list[str] = []
-        #: As first found.
         self._life: JSON = None
+        #: The latest heartbeat before the first one of this worker; 0 afterwards.
         self._beat_at = 0.0
+        #: Heartbeats that the store has at least.
         self._beats = 0
+        #: When this worker started, if others may not have seen yet that the store went back.
+        self._quiet_at: float | None = None
         #: Whether the present life is still called as it was before the loss.
         self._unnamed = False
         self._lost_at: float | None = None
@@ -65,8 +75,15 @@ class Lifetime:
         self.since = 0.0
 
     def beat(self) -> Update:
-        """Return the step that counts a heartbeat."""
-        return Update(puts={_BEAT_AT: Put(self._now())}, adds={_BEATS: 1})
+        """Return the step that counts a heartbeat; call ``beaten`` when it has been carried out."""
+        return Update(
+            puts={_QUIET_AT if self._lately(self._quiet_at) else _BEAT_AT: Put(self._now())}, adds={_BEATS: 1}
+        )
+
+    def beaten(self) -> None:
+        """Note that the store has counted a heartbeat."""
+        self._beats += 1
+        self._beat_at = 0.0
 
     async def lost_something(self) -> bool:
         """Return whether the store has lost something since the last call; the first call never finds that.
@@ -74,20 +91,25 @@ class Lifetime:
         Call it before each ``beat``.
 
         Raises:
-            StoreError: the store failed.
+            StoreError: the store failed; the next call finds what this one would have found.
         """
-        life, beats, beat_at = await self._store.get_many([_KEY, _BEATS, _BEAT_AT])
-        before, self._beats = self._beats, int(_number(beats))
+        keys = [_KEY, _COPY, _BEATS, _BEAT_AT, _QUIET_AT]
+        life, copy, beats, beat_at, quiet_at = await self._store.get_many(keys)
+        count = int(_number(beats))
         if life is None:
             # Where the heartbeats are still counted, nothing else is missing: a server that drops keys has dropped this one.
-            same = 0 < before <= self._beats
-            await self._store.compare_and_set(_KEY, None, self.name if same else self._new_id())
-            life = await self._store.get(_KEY)
-        elif self._beats < before and _name(life) in self._seen:
+            known = (copy or self.name) if 0 < count >= self._beats else None
+            life = await self._put_life(None, known or self._new_id())
+        elif count < self._beats and _name(life) in self._seen:
             life = await self._rename(life, _number(beat_at) or self._now())
+        elif copy != life:
+            life = await self._put_life(life, life)
+        self._life, self._beats = life, count
         if not self._seen:
-            self._life, self._beat_at = life, _number(beat_at)
+            self._beat_at = max(_number(beat_at), _number(quiet_at))
             self._seen.append(_name(life))
+            if (count and not self._lately(_number(beat_at))) or self._lately(_named_at(life)):
+                self._quiet_at = self._now()
             return False
         if life is None or _name(life) == self.name:
             return False
@@ -97,19 +119,30 @@ class Lifetime:
         return True
 
     async def is_settled(self) -> bool:
-        """Return whether the store shows who is alive: not before each worker has written what is its own after a loss.
+        """Return whether heartbeats in the store show which workers live, and each has removed what came back and is settled.
+
+        That takes ``HEARTBEAT_TTL_S`` after a loss, and after a start that may have followed one.
 
         Raises:
             StoreError: the store failed.
         """
-        if self._lost_at is not None and abs(self._now() - self._lost_at) < _UNSETTLED_S:
+        if self._lately(self._lost_at) or self._lately(self._quiet_at):
             return False
         return _number(await self._store.get(_BEATS)) >= self._beats
+
+    def _lately(self, at: float | None) -> bool:
+        """Return whether a living worker may not have sent a heartbeat since then. Clocks may be set back."""
+        return at is not None and abs(self._now() - at) <= HEARTBEAT_TTL_S
 
     async def _rename(self, life: JSON, since: float) -> JSON:
         """Name the life of a store that has lost what was written since then; return it as it is then."""
         former = [*_former(life), [_name(life), since]]
-        await self._store.compare_and_set(_KEY, life, {"life": self._new_id(), "former": former[-_MOST_FORMER:]})
+        renamed: JSON = {"life": self._new_id(), "at": self._now(), "former": former[-_MOST_FORMER:]}
+        return await self._put_life(life, renamed)
+
+    async def _put_life(self, present: JSON, life: JSON) -> JSON:
+        """Write the life, with its copy, if it is still the present one; return it as it is then."""
+        await self._store.update(Update(checks={_KEY: present}, puts={_KEY: Put(life), _COPY: Put(life)}))
         return await self._store.get(_KEY)
 
     def known(self, noted: Collection[str]) -> str:
@@ -177,13 +210,18 @@ def _name(life: JSON) -> str:
     return str(life["life"] if isinstance(life, Mapping) else life or "")
 
 
+def _named_at(life: JSON) -> float:
+    """Return the Unix seconds at which a store that has gone back got its name; 0 for every other."""
+    return _number(life.get("at")) if isinstance(life, Mapping) else 0.0
+
+
 def _former(life: JSON) -> list[Any]:
     """Return the former lives of a store that has gone back, with the Unix seconds since which each has lost what was written."""
     return list(cast("Sequence[Any]", life["former"])) if isinstance(life, Mapping) else []
 
 
 def _since(life: JSON, seen: Collection[str]) -> float:
-    """Return since when what was written is lost for those who have seen these lives: 0 where the store knows none of them."""
+    """Return since when what was written is lost, after the last of these lives: 0 where the store knows none of them."""
     former = _former(life)
     last = max((index for index, (name, _) in enumerate(former) if name in seen), default=None)
     return 0.0 if last is None else min(float(since) for _, since in former[last:])
