@@ -575,8 +575,8 @@ class Services:
         takeovers: For a plugin that remembers what it has settled in a place of its own.
         store_life: Returns the store's present life, see ``StoreEmptied``. A plugin that keeps a file of its own notes it
             there, and says in ``startup`` which ones it has noted: where the present one is not among them, the store was
-            emptied or exchanged while the gateway was down, and ``StoreEmptied`` follows the start. So it does where they are a
-            mapping to the Unix seconds at which each was last used, and the store has forgotten that time.
+            emptied or exchanged while the gateway was down, and ``StoreEmptied`` follows the start. Given a mapping of
+            lives to the Unix seconds at which each was last used, the host also detects a store that went back.
         annotate: Writes attributes on the span of the hook that runs, each as ``pointsman.<plugin>.<name>``: what was decided,
             and why. Names are lower-case letters, digits, ``_`` and ``.``; values texts, numbers or lists of them. At most 16
             at a time, and long texts are cut. ``waited_for`` is also the reason of the event that tells how long an async hook

@@ -354,7 +354,7 @@ async def test_keys_that_a_server_drops_are_a_problem_in_the_status(start_redis,
     finally:
         await host.stop()
         await store.close()
-    assert caplog.text.count("keys for want of memory") == 1
+    assert caplog.text.count("keys because its memory is full") == 1
 
 
 async def test_a_full_server_is_unavailable(start_redis, opened):

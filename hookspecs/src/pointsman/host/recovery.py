@@ -45,7 +45,7 @@ class Keeper(Protocol):
 
     @property
     def forgotten(self) -> int:
-        """Rows of this worker that are in the store alone, for want of memory."""
+        """Rows of this worker that are in the store alone: too many for memory."""
 
     @property
     def has_room(self) -> bool:

@@ -292,8 +292,8 @@ class RedisStore:
         if not self._dropped:
             return None
         return (
-            f"{self._where} has dropped {self._dropped} keys for want of memory since this worker started: budgets may be too low, "
-            "and tenants, versions and experiments that were added over HTTP may be missing; set maxmemory-policy to noeviction "
+            f"{self._where} has dropped {self._dropped} keys because its memory is full, since this worker started: budgets may be too "
+            "low, and tenants, versions and experiments that were added over HTTP may be missing; set maxmemory-policy to noeviction "
             "and give it more memory"
         )
 

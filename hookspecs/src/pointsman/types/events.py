@@ -30,7 +30,9 @@ class Event:
 class StoreEmptied(Event):
     """The store has lost everything, or what was written lately, or is another one than before.
 
-    A redis without persistence loses everything when it is restarted; one that reads its last snapshot, what came later. The host announces it to every worker. A plugin writes again what its configuration says, and reports what is lost.
+    A redis without persistence loses everything when it is restarted; a redis that restarts from a snapshot loses what was
+    written after it. The host announces it to every worker. A plugin writes again what its configuration says, and reports
+    what is lost.
 
     Attributes:
         at: Unix seconds at which it was noticed.
