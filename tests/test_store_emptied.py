@@ -271,3 +271,18 @@ async def test_budgets_have_what_a_store_has_forgotten_that_went_back_while_the_
             assert await spent(h) == before
             assert ["went back while the gateway was down" in text for text in h.host.problems()] == [True] * found
             await h.clock.advance(100.0 if name == "d" else 1.0)
+
+
+async def test_a_reload_that_builds_billing_again_finds_no_loss(tmp_path: Path) -> None:
+    """The outbox has been used since the worker began, and so has the store."""
+    clock = FakeClock(1_763_000_000.0)
+    store = MemoryStore(clock=clock.now)
+    for wait_s in (1.0, 100.0):
+        async with Harness(budgets("gateway"), path=tmp_path, store=store, clock=clock, deployments=DEPLOYMENTS) as h:
+            for _ in range(30):
+                await clock.advance(HEARTBEAT_INTERVAL_S)
+            changed = [budgets("gateway")[0], (billing, {"margins": [{"margin_ratio": 0.6}]})]
+            assert (await h.reload(changed)).changed
+            assert h.host.problems() == []
+            await clock.advance(wait_s)
+        await clock.skip(3600.0)
