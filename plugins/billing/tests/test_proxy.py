@@ -830,7 +830,7 @@ def test_a_killed_proxy_bills_everything_that_was_on_record_once(tmp_path: Path)
                 def report() -> Any:
                     return admin.get("/pointsman/billing/reconcile").raise_for_status().json()["requests"]
 
-                eventually(lambda: in_outbox(tmp_path), lambda ids: settled | waiting <= ids)
+                eventually(lambda: in_outbox(tmp_path), lambda ids: settled | waiting <= ids, within_s=150)
                 eventually(lambda: journalled(tmp_path), lambda rows: not rows.keys() & left.keys(), within_s=150)
                 found = eventually(report, lambda found: not found["pending"])
                 assert {state: found[state] for state in STATES if found[state]} == {"billed": found["total"]}
