@@ -117,8 +117,9 @@ def test_a_stored_response_belongs_to_its_tenant(rig: Rig) -> None:
         made = owner.post("/v1/responses", json={"model": "chat", "input": "hi", "store": True})
         assert made.status_code == 200, made.text
         path = f"/v1/responses/{made.json()['id']}"
-        assert other.get(path).status_code == 403
-        assert other.delete(path).status_code == 403
+        # LiteLLM refuses it, or we do where the response has been noted, since a plugin reserves.
+        assert other.get(path).status_code in {403, 404}
+        assert other.delete(path).status_code in {403, 404}
         assert owner.get(path).status_code == 200
 
 

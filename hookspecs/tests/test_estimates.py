@@ -143,7 +143,9 @@ def of_messages(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
             "thinking": lambda b: {"type": "thinking_delta", "thinking": b["thinking"]},
             "tool_use": lambda b: {"type": "input_json_delta", "partial_json": json.dumps(b["input"])},
         }
-        events.append({"type": "content_block_start", "index": index, "content_block": {**block, "text": ""}})
+        events.append(
+            {"type": "content_block_start", "index": index, "content_block": {**block, "text": "", "thinking": ""}}
+        )
         events.append({"type": "content_block_delta", "index": index, "delta": deltas[kind](block)})
     return [*events, {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": answer["usage"] or {}}]
 

@@ -117,9 +117,11 @@ async def test_what_one_turn_of_the_loop_asks_for_is_one_transaction(made, path)
     notebooks = []
     thread = made(lambda: notebooks.append(Notebook(path)) or notebooks[0])
     await thread.open()
-    thread.send("a")
-    time.sleep(0.05)  # noqa: ASYNC251  # the loop's turn goes on, and the thread could begin
-    assert await asyncio.gather(*map(thread.ask, "bc")) == [2, 3]
+    asked = [asyncio.ensure_future(thread.ask(line)) for line in "ab"]
+    asyncio.get_running_loop().call_soon(thread.send, "c")
+    await asyncio.sleep(0)
+    time.sleep(0.05)  # noqa: ASYNC251  # the thread could begin before the loop's next turn
+    assert await asyncio.gather(*asked) == [1, 2]
     thread.send("d")
     await thread.close()
     assert notebooks[0].groups == [3, 1]

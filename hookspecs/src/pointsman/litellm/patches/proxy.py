@@ -84,6 +84,11 @@ def used(callbacks: type[CustomLogger]) -> tuple[Patch, ...]:
         ),
         server(name="user_config_file_path", expected=a_path, consequence=config),
         server(name="llm_router", expected=anything, consequence="the deployments are not known"),
+        server(
+            name="redis_usage_cache",
+            expected=anything,
+            consequence="background responses that LiteLLM generates after their request cannot be told from others",
+        ),
         server(name="master_key", expected=anything, consequence="the administrator's key is not known"),
         server(
             name="general_settings",
