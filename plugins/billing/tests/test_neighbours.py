@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 from typing import Any
@@ -122,3 +123,24 @@ async def test_a_store_that_went_back_while_the_gateway_was_down_is_reported(tmp
     async with worker(tmp_path, clock=clock, store=store, name="two") as two:
         (problem,) = two.host.describe()["problems"]
         assert problem.startswith("the store went back while the gateway was down")
+
+
+async def test_a_look_that_the_end_of_the_worker_overtakes_is_no_fault(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It waits for the store while the outbox is closed."""
+    async with worker(tmp_path, clock=clock, store=MemoryStore(clock=clock.now), name="one") as one:
+        neighbours = one.plugin("billing")._neighbours
+        asked, closed = asyncio.Event(), asyncio.Event()
+
+        async def held_up(now: int) -> dict[str, int]:
+            asked.set()
+            await closed.wait()
+            return {"one": now}
+
+        monkeypatch.setattr(neighbours, "_note_in_store", held_up)
+        looking = asyncio.ensure_future(neighbours.look())
+        await asked.wait()
+    closed.set()
+    await looking
+    assert not [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]

@@ -7,6 +7,7 @@ A worker that is found in the store under the outbox's name, and not in the outb
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -57,6 +58,11 @@ class Neighbours:
         self.life = life
         self._other_store = False
         self._copied = False
+        self._stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """Ask the outbox no more, which is about to be closed."""
+        self._stopped.set()
 
     @property
     def problems(self) -> list[str]:
@@ -69,7 +75,7 @@ class Neighbours:
         Raises:
             OutboxUnavailable, StoreError, Conflict: not possible now.
         """
-        if not self.life:
+        if not self.life or self._stopped.is_set():
             return
         now, life, worker = int(self._services.clock.now()), self.life, self._services.worker
         users = await self._outbox.write(lambda db: db.used(life, worker, now))
@@ -80,6 +86,8 @@ class Neighbours:
         there = await self._note_in_store(now)
         # As first seen: what changes afterwards is of a worker that lives.
         self._there = {one: self._there.get(one, at) for one, at in there.items()}
+        if self._stopped.is_set():
+            return
         # Each worker notes itself in the outbox before the store.
         here = await self._outbox.write(lambda db: self._answered(db, life, now))
         self._copied = any(self._there[one] < at and here.get(one, 0) < at for one, at in there.items())

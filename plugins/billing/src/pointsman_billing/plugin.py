@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 from zoneinfo import ZoneInfo
@@ -11,6 +12,7 @@ from zoneinfo import ZoneInfo
 from opentelemetry import trace
 
 from pointsman import PluginInfo, hookimpl
+from pointsman.errors import Conflict, StoreError
 from pointsman.events import BudgetsLost, PastSpending
 from pointsman.types import OWN_CALLS, OwnCallEnded, StoreEmptied
 
@@ -139,6 +141,9 @@ class Billing:
         services.tasks.every(_STATUS_S, self._read_sinks, name="read sinks")
         services.tasks.every(config.share_s, self._shared.write, name="share sums")
         services.tasks.spawn(self._note_life(), name="note the store's life")
+        # Before the first request, so that gateways with another store leave what it holds; the task tries again what fails.
+        with suppress(OutboxUnavailable, StoreError, Conflict):
+            await self._neighbours.look()
         services.tasks.every(LOOK_S, self._neighbours.look, name="other users of the outbox")
         services.tasks.every(_HELD_S, self._held.resolve, name="resolve held")
 
@@ -166,6 +171,7 @@ class Billing:
     async def shutdown(self) -> None:
         """Deliver what can be delivered at once, and release everything."""
         self._unlogged.stop()
+        self._neighbours.stop()
         try:
             await self._own_calls.flush_if_possible()
             await self._held.flush()
