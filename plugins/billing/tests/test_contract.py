@@ -19,8 +19,6 @@ class TestContract(ContractSuite):
     info = plugin
     #: Request ids whose announcement it remembers.
     remembers_requests = 2_000
-    #: Which workers use the outbox.
-    heartbeats = ("users/",)
     config: ClassVar[dict[str, Any]] = {
         "sinks": [{"ndjson": {"path": "bills.ndjson"}}, {"ndjson": {"name": "second", "path": "second.ndjson"}}],
         "prices": [{"models": ["backup"], "input_usd_per_million": 1, "output_usd_per_million": 2}],

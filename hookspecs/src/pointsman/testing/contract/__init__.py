@@ -47,8 +47,6 @@ class ContractSuite(
             construction, start and end may take 20 times as long.
         background_s: Seconds that the clock moves before two worlds are compared after a restart, for a plugin that keeps what
             it has seen in the background; 0 where ``settle`` or the shutdown does.
-        heartbeats: Beginnings of keys that work in the background writes whether or not something is settled, such as which workers
-            there are; they are not compared.
         routes_without_body: Paths of admin routes that ignore the body; all others refuse a malformed one.
         streaming_routes: Paths of admin routes whose answer has no end.
 

@@ -173,7 +173,6 @@ class ContractBase(Judged):
     body: ClassVar[Mapping[str, object]] = BODY
     keeps_request_keys: ClassVar[bool] = False
     background_s: ClassVar[float] = 0.0
-    heartbeats: ClassVar[tuple[str, ...]] = ()
     routes_without_body: ClassVar[Sequence[str]] = ()
     streaming_routes: ClassVar[Sequence[str]] = ()
 

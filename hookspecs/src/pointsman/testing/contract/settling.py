@@ -114,18 +114,14 @@ class SettlingContract(ContractBase):
             await h.restart()
             return World(await self._at_rest(h), tuple(h.events))
 
-    async def _at_rest(self, h: Harness) -> dict[str, JSON]:
+    async def _at_rest(self, h: Harness) -> Any:
         """Return what is stored once threads of the plugin, which need real time, change it no more."""
-        found = await self._stored(h)
+        found = await h.stored(self.info.name)
         while True:
             await asyncio.sleep(_REST_S)
-            before, found = found, await self._stored(h)
+            before, found = found, await h.stored(self.info.name)
             if found == before:
                 return found
-
-    async def _stored(self, h: Harness) -> dict[str, JSON]:
-        stored = await h.stored(self.info.name)
-        return {key: value for key, value in stored.items() if not key.startswith(self.heartbeats)}
 
     async def _redeliver(self, h: Harness) -> None:
         """Settle once more what the journal would bring: without headers and body, and through JSON."""
