@@ -33,7 +33,7 @@ _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _FORBIDDEN_HEADERS: Final = FRAMING_HEADERS | HOST_HEADERS
 
 
-def of_own_class(kind: type[T], value: T) -> T:
+def as_exact_class(kind: type[T], value: T) -> T:
     """Return a value of a class of the contract as one of exactly this class."""
     if type(value) is kind:
         return value
@@ -50,7 +50,7 @@ def plain_texts(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(map(plain, values))
 
 
-def whole(value: object) -> int | None:
+def int_or_none(value: object) -> int | None:
     """Return a number of a class that is derived from ``int``, such as ``HTTPStatus``, as an int; None when it is not one."""
     return int(value) if isinstance(value, int) and not isinstance(value, bool) else None
 
@@ -69,14 +69,14 @@ def added_headers(
         check_name(field, name)
         lower = name.lower()
         if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS or is_credential_header(lower):
-            wrong(field, f"{name!r} cannot be set by a plugin")
+            reject(field, f"{name!r} cannot be set by a plugin")
         new[plain(lower)] = _header_value(f"{field}[{name!r}]", plain(value), charset)
     if not new:
         return before
     merged = FrozenDict({**before, **new})
     chars = sum(len(name) + len(value) for name, value in merged.items())
     if len(merged) > _MOST_HEADERS or chars > _MOST_HEADER_CHARS:
-        wrong(
+        reject(
             field,
             f"there are {len(merged)} with {chars} characters; at most {_MOST_HEADERS} with {_MOST_HEADER_CHARS} are possible, since "
             "clients refuse larger answers",
@@ -88,12 +88,12 @@ def _header_value(field: str, value: str, charset: str) -> str:
     """Return a header's value as it arrives: without white space around it."""
     check_encodable(field, value)
     if not value.isprintable():
-        wrong(field, "contains a control character, such as a line break, or unusual white space")
+        reject(field, "contains a control character, such as a line break, or unusual white space")
     if not value.isascii():
         try:
             value.encode(charset)
         except UnicodeEncodeError:
-            wrong(field, f"contains {value!r:.100}, which is not {charset.upper()}: a header can hold nothing else")
+            reject(field, f"contains {value!r:.100}, which is not {charset.upper()}: a header can hold nothing else")
     return value.strip(" ")
 
 
@@ -113,7 +113,7 @@ def target_headers(
         new[plain(target)] = added_headers(f"target_headers[{target!r}]", held, headers)
     if not new:
         return before
-    check_few("target_headers", merged := {**before, **new})
+    check_length("target_headers", merged := {**before, **new})
     return FrozenDict(merged)
 
 
@@ -122,10 +122,10 @@ def check_count(field: str, value: object, *, known: bool) -> None:
     if value is None and not known:
         return
     if type(value) is not int or not 0 <= value <= MOST_INTEGER:
-        wrong(field, f"must be an int that is not negative, not {value!r:.100}")
+        reject(field, f"must be an int that is not negative, not {value!r:.100}")
 
 
-def wrong(field: str, what: str) -> NoReturn:
+def reject(field: str, what: str) -> NoReturn:
     """Raise the error that names a field and what is wrong with it."""
     raise ValueError(f"the returned value's {field}: {what}")
 
@@ -133,9 +133,9 @@ def wrong(field: str, what: str) -> NoReturn:
 def check_encodable(field: str, value: object) -> None:
     """Check that a value is a text that can be stored and sent."""
     if not isinstance(value, str):
-        wrong(field, f"must be a text, not {type(value).__name__}")
+        reject(field, f"must be a text, not {type(value).__name__}")
     if len(value) > _MOST_TEXT_CHARS:
-        wrong(field, f"has {len(value)} characters; at most {_MOST_TEXT_CHARS} are possible")
+        reject(field, f"has {len(value)} characters; at most {_MOST_TEXT_CHARS} are possible")
     if not value.isascii():
         check_encoded(field, value)
 
@@ -145,14 +145,14 @@ def check_encoded(field: str, value: str) -> None:
     try:
         value.encode()
     except UnicodeEncodeError:
-        wrong(field, "contains an unpaired surrogate, which cannot be stored or sent")
+        reject(field, "contains an unpaired surrogate, which cannot be stored or sent")
 
 
 def check_text(field: str, value: Any) -> None:
     """Check that a value is a text on one line."""
     check_encodable(field, value)
     if not value.isprintable() and _CONTROL.search(value):
-        wrong(field, "contains a control character, such as a line break")
+        reject(field, "contains a control character, such as a line break")
 
 
 def check_name(field: str, value: Any) -> None:
@@ -161,11 +161,11 @@ def check_name(field: str, value: Any) -> None:
         return  # as nearly all are
     check_text(field, value)
     if not 0 < len(value) <= _MOST_NAME_CHARS:
-        wrong(field, f"a name of {len(value)} characters; 1 to {_MOST_NAME_CHARS} are possible")
+        reject(field, f"a name of {len(value)} characters; 1 to {_MOST_NAME_CHARS} are possible")
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a finite number that can be stored."""
+    """Return whether a value is a finite number that can be stored."""
     return (isinstance(value, float) and math.isfinite(value)) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER
     )
@@ -174,7 +174,7 @@ def is_number(value: object) -> bool:
 def check_amount(field: str, value: object, most: float = MOST_INTEGER) -> None:
     """Check that a value is a number that can be added to others."""
     if not is_number(value) or not 0 <= value <= most:  # type: ignore[operator]  # a number here
-        wrong(field, f"must be a finite number from 0 to {most:g}, not {value!r:.100}")
+        reject(field, f"must be a finite number from 0 to {most:g}, not {value!r:.100}")
 
 
 def check_duration(field: str, value: object) -> None:
@@ -182,19 +182,19 @@ def check_duration(field: str, value: object) -> None:
     check_amount(field, value, _MOST_SECONDS)
 
 
-def check_few(field: str, value: Collection[object]) -> None:
+def check_length(field: str, value: Collection[object]) -> None:
     """Check that there are not too many."""
     if len(value) > _MOST_ITEMS:
-        wrong(field, f"there are {len(value)}; at most {_MOST_ITEMS} are possible")
+        reject(field, f"there are {len(value)}; at most {_MOST_ITEMS} are possible")
 
 
 def check_mapping(field: str, value: object) -> None:
     """Check that a value is a mapping."""
     if not isinstance(value, Mapping):
-        wrong(field, f"must be a mapping, not {type(value).__name__}")
+        reject(field, f"must be a mapping, not {type(value).__name__}")
 
 
 def check_tuple(field: str, value: object) -> None:
     """Check that a value is a tuple."""
     if not isinstance(value, tuple):
-        wrong(field, f"must be a tuple, not {type(value).__name__}")
+        reject(field, f"must be a tuple, not {type(value).__name__}")

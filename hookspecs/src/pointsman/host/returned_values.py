@@ -36,23 +36,23 @@ from ..types import (
 from .field_checks import (
     MOST_INTEGER,
     added_headers,
+    as_exact_class,
     check_amount,
     check_count,
     check_duration,
     check_encodable,
     check_encoded,
-    check_few,
+    check_length,
     check_mapping,
     check_name,
     check_text,
     check_tuple,
+    int_or_none,
     is_number,
-    of_own_class,
     plain,
     plain_texts,
+    reject,
     target_headers,
-    whole,
-    wrong,
 )
 
 #: The label that says which tenant pays. Only the plugin that declares it may set it.
@@ -100,20 +100,20 @@ def route(
         raise TypeError(f"pre_route returned {type(after).__name__}, not Route, Denial, Reply or None")
     if after is before:
         return before
-    after = of_own_class(Route, after)
+    after = as_exact_class(Route, after)
     if after.target != before.target:
         check_name("target", after.target)
     if after.fallbacks != before.fallbacks:
         check_tuple("fallbacks", after.fallbacks)
-        check_few("fallbacks", after.fallbacks)
+        check_length("fallbacks", after.fallbacks)
         for group in after.fallbacks:
             check_name("fallbacks", group)
     if after.executor is not None and after.executor not in executors:
-        wrong("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
+        reject("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
     if type(after.executes_fallbacks) is not bool:
-        wrong("executes_fallbacks", f"must be a bool, not {type(after.executes_fallbacks).__name__}")
+        reject("executes_fallbacks", f"must be a bool, not {type(after.executes_fallbacks).__name__}")
     if after.fallback is not before.fallback:
-        wrong("fallback", "is set by the host")
+        reject("fallback", "is set by the host")
     _limits(before, after, upstream_headers)
     return replace(
         after,
@@ -137,12 +137,12 @@ def _limits(before: Route, after: Route, upstream_headers: frozenset[str]) -> No
         check_duration("timeout_s", after.timeout_s)
     retries: object = after.retries
     if retries is not None and (type(retries) is not int or not 0 <= retries <= _MOST_RETRIES):
-        wrong("retries", f"must be an int from 0 to {_MOST_RETRIES}, not {retries!r:.100}")
+        reject("retries", f"must be an int from 0 to {_MOST_RETRIES}, not {retries!r:.100}")
     if after.upstream_headers is not before.upstream_headers:
         check_mapping("upstream_headers", after.upstream_headers)
         for name in after.upstream_headers:
             if name not in upstream_headers:
-                wrong("upstream_headers", f"{name!r:.100} is not in the configuration's pointsman.upstream_headers")
+                reject("upstream_headers", f"{name!r:.100} is not in the configuration's pointsman.upstream_headers")
 
 
 def _labels(
@@ -162,16 +162,16 @@ def _labels(
         check_name("labels", name)
         check_text(f"labels[{name!r}]", value)
         if (owner := owners.get(name, plugin)) != plugin and name not in replaced:
-            wrong("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
+            reject("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
         if name == TENANT and name not in owners:
-            wrong(
+            reject(
                 "labels",
                 f"{TENANT!r} says who pays; a plugin that sets it declares so: PluginInfo(..., labels=({TENANT!r},))",
             )
         new[plain(name)] = plain(value)
     if not new:
         return before
-    check_few("labels", merged := {**before, **new})
+    check_length("labels", merged := {**before, **new})
     owners.update(dict.fromkeys(new, plugin))
     return FrozenDict(merged)
 
@@ -188,35 +188,37 @@ def _reservations(
     if not added:
         return before
     if held + len(added) > _MOST_RESERVATIONS:
-        wrong("reservations", f"there are more than {_MOST_RESERVATIONS}")
+        reject("reservations", f"there are more than {_MOST_RESERVATIONS}")
     return (*before, *(_reservation(plugin, one) for one in added))
 
 
 def _reservation(plugin: str, one: object) -> Reservation:
     if not isinstance(one, Reservation):
-        wrong("reservations", f"must contain Reservation, not {type(one).__name__}")
-    one = of_own_class(Reservation, one)
+        reject("reservations", f"must contain Reservation, not {type(one).__name__}")
+    one = as_exact_class(Reservation, one)
     if one.plugin != plugin:
-        wrong("reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it")
+        reject(
+            "reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it"
+        )
     check_name("reservations.id", one.id)
     check_amount("reservations.expires_at", one.expires_at)
     check_mapping("reservations.amounts", one.amounts)
     amounts = {plain(name): amount for name, amount in one.amounts.items()}
-    check_few("reservations.amounts", amounts)
+    check_length("reservations.amounts", amounts)
     for name, amount in amounts.items():
         check_name("reservations.amounts", name)
         if type(amount) is not int or abs(amount) > MOST_INTEGER:
-            wrong(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
+            reject(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
     check_mapping("reservations.data", one.data)
     data = {plain(name): plain(value) for name, value in one.data.items()}
-    check_few("reservations.data", data)
+    check_length("reservations.data", data)
     for name, value in data.items():
         check_name("reservations.data", name)
         where = f"reservations.data[{name!r}]"
         if isinstance(value, str):
             check_encodable(where, value)
         elif value is not None and not isinstance(value, bool) and not is_number(value):
-            wrong(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
+            reject(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
     return replace(one, plugin=plugin, id=plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
 
 
@@ -226,10 +228,10 @@ def denial(plugin: str, value: Denial) -> Denial:
     Raises:
         TypeError, ValueError: a field has a value that is not allowed.
     """
-    value = of_own_class(Denial, value)
-    status = whole(value.status)
+    value = as_exact_class(Denial, value)
+    status = int_or_none(value.status)
     if status is None:
-        wrong("status", f"must be an int, not {type(value.status).__name__}")
+        reject("status", f"must be an int, not {type(value.status).__name__}")
     check_encodable("message", value.message)
     check_name("code", value.code)
     check_name("type", value.type)
@@ -257,16 +259,16 @@ def refusal(plugin: str, value: object) -> Refusal:
     """
     if not isinstance(value, Refusal):
         raise TypeError(f"before_attempt returned {type(value).__name__}, not Refusal or None")
-    value = of_own_class(Refusal, value)
+    value = as_exact_class(Refusal, value)
     check_text("reason", value.reason)
     if value.retry_after_s is not None:
         check_duration("retry_after_s", value.retry_after_s)
-    status = whole(value.status)
+    status = int_or_none(value.status)
     if value.status is not None and (status is None or not 400 <= status <= 599):  # noqa: PLR2004  # HTTP's error statuses
-        wrong("status", f"must be an int from 400 to 599 or None, not {value.status!r:.100}")
+        reject("status", f"must be an int from 400 to 599 or None, not {value.status!r:.100}")
     check_name("code", value.code)
     if type(value.retryable) is not bool:
-        wrong("retryable", f"must be a bool, not {type(value.retryable).__name__}")
+        reject("retryable", f"must be a bool, not {type(value.retryable).__name__}")
     return replace(value, reason=plain(value.reason), status=status, code=plain(value.code), plugin=plugin)
 
 
@@ -281,17 +283,17 @@ def reply(plugin: str, value: Reply, *, stream: bool) -> Reply:
     Raises:
         TypeError, ValueError: a field has a value that is not allowed, or it does not fit the request.
     """
-    value = of_own_class(Reply, value)
+    value = as_exact_class(Reply, value)
     check_tuple("pieces", value.pieces)
     if stream and not value.pieces:
-        wrong("pieces", "must not be empty: the request wants a stream")
+        reject("pieces", "must not be empty: the request wants a stream")
     if not stream and value.body is None:
-        wrong("body", "must be set: the request does not want a stream")
+        reject("body", "must be set: the request does not want a stream")
     usage, cost = value.usage, value.cost_usd_micros
     if usage is not None:
         usage = _usage("usage", usage)
     if type(cost) is not int or not 0 <= cost <= MOST_INTEGER:
-        wrong("cost_usd_micros", f"must be an int that is not negative, not {cost!r:.100}")
+        reject("cost_usd_micros", f"must be an int that is not negative, not {cost!r:.100}")
     return replace(
         value,
         plugin=plugin,
@@ -315,10 +317,10 @@ def body(before: Mapping[str, Any], after: object) -> Mapping[str, Any]:
     made = json_object("body", after)
     for name in FIXED_FIELDS & (made.keys() | before.keys()):
         if made.get(name) != before.get(name):
-            wrong("body", f"{name!r} cannot be changed: configuration and route decide about it")
+            reject("body", f"{name!r} cannot be changed: configuration and route decide about it")
     for name, value in made.items():
         if name in before and _kind(value) != _kind(before[name]):
-            wrong("body", f"{name!r} was a {_kind(before[name])} and is a {_kind(value)}")
+            reject("body", f"{name!r} was a {_kind(before[name])} and is a {_kind(value)}")
     return made
 
 
@@ -335,7 +337,7 @@ def json_object(field: str, value: object) -> FrozenDict[str, Any]:
         TypeError, ValueError: it is not one.
     """
     if not isinstance(value, Mapping):
-        wrong(field, f"must be a mapping, not {type(value).__name__}")
+        reject(field, f"must be a mapping, not {type(value).__name__}")
     found: FrozenDict[str, Any] = _json(field, value, 0)
     return found
 
@@ -347,17 +349,17 @@ def _json(field: str, value: Any, depth: int) -> Any:
             check_encoded(field, value)
     elif isinstance(value, Mapping | list | tuple):
         if depth > _MOST_DEPTH:
-            wrong(field, f"is nested more than {_MOST_DEPTH} levels deep")
+            reject(field, f"is nested more than {_MOST_DEPTH} levels deep")
         if not isinstance(value, Mapping):
             return FrozenList([_json(field, item, depth + 1) for item in value])
         if not all(isinstance(key, str) for key in value):
-            wrong(field, "contains a key that is not a text")
+            reject(field, "contains a key that is not a text")
         return FrozenDict({plain(key): _json(field, item, depth + 1) for key, item in value.items()})
     elif isinstance(value, int):
         if value.bit_length() > _MOST_BITS:
-            wrong(field, f"contains an int of {value.bit_length()} bits, which cannot be written as JSON")
+            reject(field, f"contains an int of {value.bit_length()} bits, which cannot be written as JSON")
     elif value is not None and not is_number(value):
-        wrong(
+        reject(
             field,
             f"contains {value!r:.50}, which is not JSON"
             if isinstance(value, float)
@@ -375,7 +377,7 @@ def authenticated(plugin: str, value: object) -> Identity | Denial:
     if isinstance(value, Denial):
         return denial(plugin, value)
     if isinstance(value, Identity):
-        return _identity(of_own_class(Identity, value))
+        return _identity(as_exact_class(Identity, value))
     raise TypeError(f"authenticate returned {type(value).__name__}, not Identity, Denial or None")
 
 
@@ -387,7 +389,7 @@ def _identity(value: Identity) -> Identity:
             texts[field] = plain(text)
     check_mapping("claims", value.claims)
     claims = {plain(name): plain(claim) for name, claim in value.claims.items()}
-    check_few("claims", claims)
+    check_length("claims", claims)
     for name, claim in claims.items():
         check_encodable("claims", name)
         check_encodable(f"claims[{name!r}]", claim)
@@ -412,33 +414,33 @@ def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ..
     for made in value:
         if not isinstance(made, Candidate):
             raise TypeError(f"select returned a sequence with {type(made).__name__}, not with Candidate")
-        one = made if type(made) is Candidate else of_own_class(Candidate, made)
+        one = made if type(made) is Candidate else as_exact_class(Candidate, made)
         # Each may come back once, so that a deployment that comes twice is as wrong as one that was not given.
         known = by_id.pop(one.deployment.id, None)
         if known is None:
-            wrong("candidates", f"the deployment {one.deployment.id!r:.100} was not given, or was returned twice")
+            reject("candidates", f"the deployment {one.deployment.id!r:.100} was not given, or was returned twice")
         kept.append(one if known is one else _candidate(known, one))
     return tuple(kept)
 
 
 def _candidate(known: Candidate, one: Candidate) -> Candidate:
     if one.deployment is not known.deployment and one.deployment != known.deployment:
-        wrong("candidates", f"the deployment {one.deployment.id!r:.100} is not as it was given")
+        reject("candidates", f"the deployment {one.deployment.id!r:.100} is not as it was given")
     if one.weight is not known.weight:
         check_amount("weight", one.weight)
     if one.delay_s is not known.delay_s:
         check_duration("delay_s", one.delay_s)
     if type(one.has_fallback) is not bool:
-        wrong("has_fallback", f"must be a bool, not {type(one.has_fallback).__name__}")
+        reject("has_fallback", f"must be a bool, not {type(one.has_fallback).__name__}")
     if one.score is not None and not is_number(one.score):
-        wrong("score", f"must be a finite number or None, not {one.score!r:.100}")
+        reject("score", f"must be a finite number or None, not {one.score!r:.100}")
     if one.notes is not known.notes:
         check_tuple("notes", one.notes)
-        check_few("notes", one.notes)
+        check_length("notes", one.notes)
         for note in one.notes:
             check_encodable("notes", note)
     if type(one.dropped) is not bool:
-        wrong("dropped", f"must be a bool, not {type(one.dropped).__name__}")
+        reject("dropped", f"must be a bool, not {type(one.dropped).__name__}")
     if one.deployment is known.deployment and all(type(note) is str for note in one.notes):
         return one
     return replace(one, deployment=known.deployment, notes=plain_texts(one.notes))
@@ -456,22 +458,22 @@ def execution(ctx: RequestContext, value: object) -> Execution:
     """
     if not isinstance(value, Execution) or (value.response is None) == (value.chunks is None):
         raise TypeError("execute must return None or an Execution with either a response or chunks")
-    value = of_own_class(Execution, value)
+    value = as_exact_class(Execution, value)
     if (value.chunks is not None) is not ctx.stream:
-        wrong("response" if ctx.stream else "chunks", f"the request wants {'a stream' if ctx.stream else 'no stream'}")
+        reject("response" if ctx.stream else "chunks", f"the request wants {'a stream' if ctx.stream else 'no stream'}")
     if value.response is not None:
         if not isinstance(value.response, UpstreamResponse):
-            wrong("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
+            reject("response", f"must be an UpstreamResponse, not {type(value.response).__name__}")
         if not isinstance(value.response.attempt, Attempt):
-            wrong("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
-        response = of_own_class(UpstreamResponse, value.response)
+            reject("response.attempt", f"must be an Attempt, not {type(value.response.attempt).__name__}")
+        response = as_exact_class(UpstreamResponse, value.response)
         if response.attempt.request_id != ctx.request_id:
-            wrong("response", "is not from an attempt of this request; for an answer of its own a plugin has Reply")
+            reject("response", "is not from an attempt of this request; for an answer of its own a plugin has Reply")
         check_mapping("response.body", response.body)
         _gateways("response.raw", response.raw)
         value = replace(value, response=response)
     if value.chunks is not None and not isinstance(value.chunks, AsyncIterator):
-        wrong("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
+        reject("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
     return replace(value, headers=added_headers("headers", {}, value.headers)) if value.headers else value
 
 
@@ -483,7 +485,7 @@ def chunk(value: object) -> Chunk:
     """
     if not isinstance(value, Chunk):
         raise TypeError(f"the chunks of an Execution contain {type(value).__name__}, not Chunk")
-    value = of_own_class(Chunk, value)
+    value = as_exact_class(Chunk, value)
     if value.raw is None:
         _gateways("raw", value.raw)
     return value
@@ -492,7 +494,7 @@ def chunk(value: object) -> Chunk:
 def _gateways(field: str, raw: object) -> None:
     """Check that there is the gateway's own object, which is what the client gets."""
     if raw is None:
-        wrong(field, "is None; hand on what a call of the given upstream has answered, untouched")
+        reject(field, "is None; hand on what a call of the given upstream has answered, untouched")
 
 
 def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all checks of answers
@@ -503,9 +505,9 @@ def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all chec
     """
     if not isinstance(value, Status):
         raise TypeError(f"status returned {type(value).__name__}, not Status or None")
-    value = of_own_class(Status, value)
+    value = as_exact_class(Status, value)
     if type(value.ok) is not bool:
-        wrong("ok", f"must be a bool, not {type(value.ok).__name__}")
+        reject("ok", f"must be a bool, not {type(value.ok).__name__}")
     check_encodable("summary", value.summary)
     check_mapping("details", value.details)
     details = json.dumps(dict(value.details), allow_nan=False, ensure_ascii=False)
@@ -519,8 +521,8 @@ def status(plugin: str, value: object) -> Status:  # noqa: ARG001  # as all chec
 def _usage(field: str, value: object) -> Usage:
     """Return what an answer has used, which quotas and bills are computed from."""
     if not isinstance(value, Usage):
-        wrong(field, f"must be a Usage or None, not {type(value).__name__}")
-    value = of_own_class(Usage, value)
+        reject(field, f"must be a Usage or None, not {type(value).__name__}")
+    value = as_exact_class(Usage, value)
     for name in _COUNTS:
         check_count(f"{field}.{name}", getattr(value, name), known=name in _KNOWN_COUNTS)
     for name in _TEXTS:
@@ -528,10 +530,10 @@ def _usage(field: str, value: object) -> Usage:
             check_encodable(f"{field}.{name}", text)
     for name in _FLAGS:
         if type(getattr(value, name)) is not bool:
-            wrong(f"{field}.{name}", f"must be a bool, not {type(getattr(value, name)).__name__}")
+            reject(f"{field}.{name}", f"must be a bool, not {type(getattr(value, name)).__name__}")
     cost: object = value.provider_cost_usd
     if cost is not None and not (isinstance(cost, Decimal) and cost.is_finite() and cost >= 0):
-        wrong(f"{field}.provider_cost_usd", f"must be a finite Decimal that is not negative, not {cost!r:.100}")
+        reject(f"{field}.provider_cost_usd", f"must be a finite Decimal that is not negative, not {cost!r:.100}")
     check_tuple(f"{field}.parts", value.parts)
     parts = tuple(_usage(f"{field}.parts[{number}]", part) for number, part in enumerate(value.parts))
     return replace(value, parts=parts, **{name: plain(getattr(value, name)) for name in _TEXTS})

@@ -14,7 +14,7 @@ _TEXTS: Final = frozenset(
 #: Those that hold the arguments of a call as an object.
 _ARGUMENTS: Final = frozenset({"args", "input"})
 #: What is not written by the model.
-_OTHERS: Final = frozenset({"citations", "documents", "error", "groundingMetadata", "usage"})
+_NOT_GENERATED: Final = frozenset({"citations", "documents", "error", "groundingMetadata", "usage"})
 
 
 def texts(message: Mapping[str, Any]) -> Iterator[str]:
@@ -39,5 +39,5 @@ def _in(value: Any, depth: int) -> Iterator[str]:
             elif name in _ARGUMENTS and isinstance(inner, Mapping):
                 if inner:
                     yield json.dumps(inner, default=str)
-            elif name not in _OTHERS:
+            elif name not in _NOT_GENERATED:
                 yield from _in(inner, depth - 1)
