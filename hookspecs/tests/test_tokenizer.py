@@ -3,13 +3,19 @@
 import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 MODEL = "gpt-4o-mini"
 
 
+def tokenizer_module():
+    return pytest.importorskip("pointsman.litellm.tokenizer")
+
+
 @pytest.fixture(scope="module")
 def tokenizer():
-    return pytest.importorskip("pointsman.litellm.tokenizer").PromptTokenizer()
+    return tokenizer_module().PromptTokenizer()
 
 
 def test_a_prompt_is_counted_by_its_models_tokenizer(tokenizer):
@@ -59,3 +65,54 @@ def test_what_is_loaded_first_is_all_that_counting_needs(tokenizer):
     for model in (MODEL, "claude-haiku-4-5", "unknown/model", ""):
         tokenizer.count_text(model, "one two three")
     assert time.process_time() - started < 0.1
+
+
+@settings(max_examples=settings.default.max_examples // 2)
+@given(
+    model=st.sampled_from(["gpt-4o-mini", "gpt-4", "gpt-3.5-turbo", "gpt-35-turbo", "o1", "claude-2"])
+    | st.sampled_from(
+        ["claude-haiku-4-5", "anthropic/claude-haiku-4-5", "azure/gpt-35-turbo", "openai/gpt-4o", "", "own"]
+    )
+    | st.text(max_size=20),
+    text=st.text(st.characters(), max_size=300)
+    | st.text("ab 字é\n<|endoftext|>", max_size=60).map(lambda part: part * 40),
+)
+def test_a_text_is_counted_as_litellm_counts_it(tokenizer, model, text):
+    litellm = pytest.importorskip("litellm")
+    assert tokenizer.count_text(model, text) == litellm.token_counter(model=model, text=text)
+
+
+def test_the_vocabulary_of_a_model_is_chosen_once_for_several_texts(tokenizer, monkeypatch):
+    chosen = []
+    module = tokenizer_module()
+    find = module.token_counter._get_count_function
+    monkeypatch.setattr(module.token_counter, "_get_count_function", lambda model: chosen.append(model) or find(model))
+    assert [tokenizer.count_text("chosen/once", text) for text in ("one", "one two", "one two three")] == [1, 2, 3]
+    assert chosen == ["chosen/once"]
+    assert tokenizer.count_text("long" * 100, "one") == tokenizer.count_text("long" * 100, "one") == 1
+    assert chosen[1:] == ["long" * 100] * 2  # a client's own names do not fill the memory
+
+
+def test_the_vocabulary_of_a_model_is_chosen_again_after_a_while(monkeypatch):
+    """Which models are whose changes with the cost map."""
+    module, litellm = tokenizer_module(), pytest.importorskip("litellm")
+    now = [0.0]
+    tokenizer = module.PromptTokenizer(lambda: now[0])
+    text = "Ein längerer Satz, der sich ständig wiederholt. "
+    before = tokenizer.count_text("o1-renamed", text)
+    monkeypatch.setattr(
+        litellm, "open_ai_chat_completion_models", {*litellm.open_ai_chat_completion_models, "o1-renamed"}
+    )
+    now[0] += module._FRESH_S
+    assert before != tokenizer.count_text("o1-renamed", text) == litellm.token_counter(model="o1-renamed", text=text)
+
+
+def test_texts_are_counted_by_the_public_function_where_litellm_has_no_other(tokenizer, monkeypatch):
+    monkeypatch.delattr(tokenizer_module().token_counter, "_get_count_function")
+    monkeypatch.setattr("litellm.token_counter", lambda *, model, text: len(model + text))
+    assert tokenizer.count_text("public/function", "one") == len("public/functionone")
+
+
+def test_nothing_is_counted_where_litellms_counter_is_disabled(tokenizer, monkeypatch):
+    monkeypatch.setattr("litellm.disable_token_counter", True)
+    assert tokenizer.count_text(MODEL, "one two three") == 0
