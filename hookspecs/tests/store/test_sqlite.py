@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from pointsman.store.sqlite import Outcome, SqliteThread, in_one_transaction, in_parts
+from pointsman.store.sqlite import Outcome, SqliteThread, in_one_transaction, in_parts, unhurried
 
 LOG = logging.getLogger("notebook")
 
@@ -126,6 +126,49 @@ async def test_what_one_turn_of_the_loop_asks_for_is_one_transaction(made, path)
     await thread.close()
     assert notebooks[0].groups == [3, 1]
     assert lines(path) == list("abcd")
+
+
+async def unhurried_line(thread, line, seconds):
+    with unhurried(seconds):
+        return await thread.ask(line)
+
+
+async def test_unhurried_work_goes_with_the_next_that_is_in_a_hurry_and_before_it(made, path):
+    notebooks = []
+    thread = made(lambda: notebooks.append(Notebook(path)) or notebooks[0], timeout_s=600)
+    await thread.open()
+    patient = [asyncio.create_task(unhurried_line(thread, line, 60)) for line in "ab"]
+    await asyncio.sleep(0.05)
+    assert notebooks[0].groups == []
+    assert await thread.ask("c") == 3
+    assert await asyncio.gather(*patient) == [1, 2]
+    assert notebooks[0].groups == [3]
+    await thread.close()
+    assert lines(path) == list("abc")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "timeout_s"), [((0.02,), 600), ((60, 0.02), 600), ((60,), 0.2)], ids=["alone", "shorter", "in time"]
+)
+async def test_unhurried_work_goes_by_itself_when_its_time_is_over(made, path, seconds, timeout_s):
+    """Its time is the shortest of what waits, and a small part of what a call may take."""
+    thread = made(timeout_s=timeout_s)
+    await thread.open()
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(unhurried_line(thread, "a", wait_s) for wait_s in seconds))
+    await thread.close()
+    assert lines(path) == ["a"] * len(seconds)
+
+
+async def test_closing_does_not_wait_for_unhurried_work(made, path):
+    thread = made(timeout_s=600)
+    await thread.open()
+    patient = asyncio.create_task(unhurried_line(thread, "a", 60))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(30):
+        await thread.close()
+        assert await patient == 1
+    assert lines(path) == ["a"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 3, 7, 8, 9, 21])

@@ -1,7 +1,7 @@
 """Settlements, written to the store before they are acted on, so that each is settled even if this worker dies.
 
 A finished request is submitted. Settlements that finish within one window share one row in the store; then the
-``settle`` hooks run; then the row is removed. A row whose worker has died (its heartbeat is gone) is taken over by
+``settle`` hooks run; then the row is removed. No client waits for any of it, so all of it is ``unhurried``. A row whose worker has died (its heartbeat is gone) is taken over by
 another worker, atomically. A plugin that fails is retried with growing delays; the row stays until it succeeds.
 What a plugin keeps in a place of its own is final when its row is gone, see ``takeovers``.
 """
@@ -21,6 +21,7 @@ from opentelemetry.trace import Span, StatusCode
 
 from ..errors import StoreError
 from ..store.protocol import Put, StateStore, Update
+from ..store.sqlite import unhurried
 from ..types import RequestContext, Settlement
 from .attributes import operation, settlement_attributes
 from .hooks import Hooks
@@ -79,7 +80,8 @@ class Journal:
         clock: Time.
         tasks: Where the background work runs.
         worker: This worker's name.
-        window_s: Time over which settlements are collected for one write, in seconds.
+        window_s: Time over which settlements are collected for one write, in seconds. For half of it that write may wait for
+            others to the same database; what is asked of databases to settle it, for as long again.
     """
 
     def __init__(
@@ -261,8 +263,9 @@ class Journal:
                     continue
             self._wake.clear()
             if self._window_s:
-                await self._clock.sleep(self._window_s)
-            await self._write()
+                await self._clock.sleep(self._window_s / 2)
+            with unhurried(self._window_s / 2):
+                await self._write()
 
     async def _write(self) -> None:
         entries, self._waiting = self._waiting, []
@@ -336,9 +339,10 @@ class Journal:
             await self._note_progress(row)
 
     async def _settle(self, row: Row) -> None:
-        await self._complete(row)
-        while await self._try(row):
-            await self._pause(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
+        with unhurried(self._window_s):
+            await self._complete(row)
+            while await self._try(row):
+                await self._pause(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
         del self._rows[row.key]
         if not row.entries:
             if row.written or row.doubtful:

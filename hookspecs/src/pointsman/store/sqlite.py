@@ -2,7 +2,7 @@
 
 Part of the contract of plugins: nothing here knows a table. A database is a ``Session``, which the thread opens, uses
 and closes; whatever waits when the thread is free is one group, and a group is one transaction, so the cost of a commit
-is shared::
+is shared. Work for which no client waits is ``unhurried``, and shares the transaction of what comes soon after it::
 
     class Session:
         def carry_out(self, works: Sequence[Work]) -> list[Outcome]:
@@ -24,6 +24,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
@@ -35,6 +36,9 @@ W_contra = TypeVar("W_contra", contravariant=True)
 
 #: Part of a caller's time that SQLite may wait for another process: less than all of it, so that the caller hears why.
 BUSY_RATIO: Final = 0.8
+#: Part of it that unhurried work may wait for other work.
+_PATIENCE_RATIO: Final = 0.1
+_patience_s: Final = ContextVar("pointsman_patience_s", default=0.0)
 
 OPEN_LOCK: Final = "open.lock"
 _PRIVATE_FILE: Final = 0o600
@@ -60,6 +64,23 @@ def alone_in_opening(directory: Path, timeout_s: float) -> Iterator[None]:
 
     with FileLock(directory / OPEN_LOCK, timeout_s, mode=_PRIVATE_FILE, poll_interval=_LOOK_AGAIN_S):
         yield
+
+
+@contextmanager
+def unhurried(seconds: float) -> Iterator[None]:
+    """Let what this block asks of a database wait for other work, so that they share a transaction.
+
+    It goes with the next work that is in a hurry, before it, or by itself when its time is over. This holds for tasks that
+    start within the block, too.
+
+    Args:
+        seconds: The longest wait; 0: none.
+    """
+    token = _patience_s.set(seconds)
+    try:
+        yield
+    finally:
+        _patience_s.reset(token)
 
 
 def in_parts(items: Sequence[W], most: int) -> Iterator[Sequence[W]]:
@@ -195,8 +216,11 @@ class SqliteThread(Generic[W]):
         self._asked: deque[_Asked] = deque()
         #: Whether a timer runs for the oldest of them.
         self._watching = False
-        #: What was asked for in this turn of the event loop.
+        #: What was asked for in this turn of the event loop, and unhurried work of earlier ones.
         self._turn: list[_Job] = []
+        #: Hands it over: at the end of this turn, or when the time of unhurried work is over.
+        self._handing_over: asyncio.Handle | None = None
+        self._handing_over_later: asyncio.TimerHandle | None = None
         #: What was asked for in a turn; None closes.
         self._queue: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._opened: asyncio.Future[None] | None = None
@@ -261,15 +285,25 @@ class SqliteThread(Generic[W]):
             raise self._unavailable(f"{self._silence} What was asked for last may not have been written.") from None
 
     def _take(self, job: _Job) -> None:
-        """Collect what is asked for until the event loop has nothing else to do in this turn.
+        """Collect what is asked for until the event loop has nothing else to do in this turn; wait longer with unhurried work.
 
         The thread is then woken once, when it need not wait for the loop's thread to let go of the interpreter.
         """
-        if not self._turn:
-            self._loop.call_soon(self._hand_over)
         self._turn.append(job)
+        if self._handing_over is not None:
+            return
+        patience_s = min(_patience_s.get(), self._timeout_s * _PATIENCE_RATIO)
+        if patience_s <= 0:
+            self._handing_over = self._loop.call_soon(self._hand_over)
+        elif (later := self._handing_over_later) is None or later.when() > self._loop.time() + patience_s:
+            if later is not None:
+                later.cancel()
+            self._handing_over_later = self._loop.call_later(patience_s, self._hand_over)
 
     def _hand_over(self) -> None:
+        if self._handing_over_later is not None:
+            self._handing_over_later.cancel()
+        self._handing_over = self._handing_over_later = None
         if self._turn:
             turn, self._turn = self._turn, []
             self._queue.put(turn)
