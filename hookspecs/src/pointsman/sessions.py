@@ -56,6 +56,7 @@ _ANSWERS: Final = frozenset({"previous_interaction_id", "previous_response_id"})
 _CONVERSATIONS: Final = _ANSWERS | {"conversation"}
 _CONVERSING: Final = frozenset({"pass_through", "responses"})
 _PARTS: Final = ("config", "extra_body", "response")
+_NAMING: Final = _CONVERSATIONS.union(_PARTS)
 
 
 def session_of(headers: Mapping[str, str], body: Mapping[str, object]) -> str | None:
@@ -134,6 +135,8 @@ def goes_on_from(endpoint: str, body: Mapping[str, object]) -> tuple[str, ...]:
     """
     if endpoint == "realtime":
         return ()  # what is said on a connection is counted there
+    if _NAMING.isdisjoint(body):
+        return ()
     fields = _CONVERSATIONS if endpoint in _CONVERSING else _ANSWERS
     found: list[str] = []
     for part in (body, *(body[name] for name in _PARTS if name in body)):

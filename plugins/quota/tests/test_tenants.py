@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from pointsman.types import CREDENTIAL_HEADERS, Credential, Endpoint, Identity
+from pointsman_quota.hosted_tools import uses_of
 from pointsman_quota.request_limits import (
     InvalidRequest,
     choices,
@@ -298,6 +299,19 @@ def test_what_a_model_may_think_is_read(body: dict[str, object], tokens: int) ->
 )
 def test_each_prompt_has_its_answers(body: dict[str, object], answers: int) -> None:
     assert choices(body, Endpoint.COMPLETIONS) == answers
+
+
+@pytest.mark.parametrize("outer", ["", "config", "extra_body"])
+@pytest.mark.parametrize("inner", ["", "generationConfig", "generation_config", "inferenceConfig", "parameters"])
+def test_settings_are_read_wherever_they_stand(outer: str, inner: str) -> None:
+    settings: dict[str, Any] = {"max_tokens": 7, "n": 3, "thinking": {"budget_tokens": 9}, "plugins": [{"id": "web"}]}
+    body = {"model": "gpt"}
+    for name in (inner, outer):
+        settings = {name: settings} if name else settings
+    assert (output_limit(body), choices(body), thinking_budget(body), uses_of(body, 5)) == (None, 1, 0, ({}, None))
+    body |= settings
+    assert (output_limit(body), choices(body), thinking_budget(body)) == (7, 3, 9)
+    assert uses_of(body, 5) == ({"searches": 5}, None)
 
 
 json_values = st.recursive(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pointsman.types import Endpoint, Usage
 
 from .hosted_tools import uses_of
-from .request_limits import settings_of
+from .request_limits import settings_with
 
 if TYPE_CHECKING:
     from pointsman.counting import Prompt
@@ -43,6 +43,8 @@ _RECORDING_MS: Final = 60_000
 _CHEAPER_TIERS: Final = frozenset({"balanced", "flex"})
 #: A reranker charges this many documents as one search.
 _DOCUMENTS: Final = 100
+#: Where a request says what kinds of answers it wants.
+_MODALITIES: Final = frozenset({"modalities", "responseModalities", "response_modalities"})
 
 
 def usage_of(
@@ -119,7 +121,8 @@ def _with_tools(tokens: Usage, body: Mapping[str, object], choices: int, tool_us
 def _with_media(tokens: Usage, prompt: Prompt, body: Mapping[str, object]) -> Usage:
     """Return the usage of a text model with the parts of it that are no text, which may be dearer."""
     heard, seen = prompt.audio_tokens, prompt.image_tokens
-    spoken, drawn = _answers_in(body, "audio"), _answers_in(body, "image")
+    wanted = _modalities(body)
+    spoken, drawn = "audio" in wanted, "image" in wanted
     if not (heard or seen or spoken or drawn):
         return tokens
     return replace(
@@ -131,14 +134,10 @@ def _with_media(tokens: Usage, prompt: Prompt, body: Mapping[str, object]) -> Us
     )
 
 
-def _answers_in(body: Mapping[str, object], kind: str) -> bool:
-    """Return whether a request asks for sound or pictures, which may come in place of text."""
-    for _, settings in settings_of(body):
-        for name in ("modalities", "responseModalities", "response_modalities"):
-            wanted = settings.get(name)
-            if isinstance(wanted, list) and any(isinstance(one, str) and one.lower() == kind for one in wanted):
-                return True
-    return False
+def _modalities(body: Mapping[str, object]) -> set[str]:
+    """Return what kinds of answers a request asks for, in lower case: sound or pictures may come in place of text."""
+    named = [settings.get(name) for _, settings in settings_with(_MODALITIES, body) for name in _MODALITIES]
+    return {one.lower() for wanted in named if isinstance(wanted, list) for one in wanted if isinstance(one, str)}
 
 
 def _text(body: Mapping[str, object], field: str) -> str | None:

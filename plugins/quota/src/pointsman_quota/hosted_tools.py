@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from .request_limits import settings_of
+from .request_limits import settings_with
 
 #: How the types of tools begin, at Google their fields, without underscores and in lower case, and the names in ``Usage``.
 #: All others are the client's, or cost only tokens.
@@ -24,6 +24,7 @@ _TOOLS: Final = (
 )
 #: The code that Anthropic runs is charged by the hour, that of Google, whose tool has no date in its type, by tokens.
 _TYPES: Final = (*_TOOLS, ("codeexecution2", "code_sessions"))
+_BEGINNINGS: Final = tuple(begin for begin, _ in _TYPES)
 #: One of them serves the whole answer.
 _SESSIONS: Final = "code_sessions"
 #: Fields of a request that stand for a search (of xAI the last), OpenRouter's field of the kind, and the field in which some APIs
@@ -31,6 +32,7 @@ _SESSIONS: Final = "code_sessions"
 _SEARCHING: Final = ("web_search_options", "webSearchOptions", "search_parameters")
 _PLUGINS: Final = "plugins"
 _MOST_CALLS: Final = "max_tool_calls"
+_FIELDS: Final = frozenset({*_SEARCHING, _PLUGINS, "tools"})
 _SIZES: Final = ("low", "medium", "high")
 _MOST_USES: Final = 1_000
 _MOST_TYPE_CHARS: Final = 64
@@ -45,7 +47,7 @@ def uses_of(body: Mapping[str, object], usual: int) -> tuple[dict[str, int], str
     """
     found: dict[str, int] = {}
     sizes: set[str] = set()
-    for _, settings in settings_of(body):
+    for _, settings in settings_with(_FIELDS, body):
         most = _uses(settings.get(_MOST_CALLS)) or usual
         options = [one for name in _SEARCHING if isinstance(one := settings.get(name), Mapping)]
         tools = settings.get("tools")
@@ -72,6 +74,8 @@ def _of_tool(tool: Mapping[str, object], usual: int) -> Iterator[tuple[str, int]
 
 def _named(word: object, kinds: Iterable[tuple[str, str]]) -> str | None:
     plain = str(word)[:_MOST_TYPE_CHARS].replace("_", "").lower()
+    if not plain.startswith(_BEGINNINGS):
+        return None  # most tools are the client's
     return next((name for begin, name in kinds if plain.startswith(begin)), None)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Final
 
 from pointsman.types import Endpoint
@@ -16,19 +17,23 @@ MAX_MODELS: Final = 32
 MAX_CHOICES: Final = 128
 
 #: The fields in which the supported APIs limit the output, and those in which they ask for several answers: OpenAI's,
-#: Anthropic's, Google's, Amazon's.
-_OUTPUT_FIELDS: Final = (
-    "max_completion_tokens",
-    "max_tokens",
-    "max_output_tokens",
-    "max_tokens_to_sample",
-    "maxOutputTokens",
-    "maxTokens",
-    "maxTokenCount",
-    "max_gen_len",
-    "max_new_tokens",
-)
-_CHOICE_FIELDS: Final = ("n", "best_of", "candidateCount", "candidate_count", "sampleCount", "numberOfImages")
+#: Anthropic's, Google's, Amazon's. Sets in this order, so that of several invalid fields always the same is named.
+_OUTPUT_FIELDS: Final = dict.fromkeys(
+    (
+        "max_completion_tokens",
+        "max_tokens",
+        "max_output_tokens",
+        "max_tokens_to_sample",
+        "maxOutputTokens",
+        "maxTokens",
+        "maxTokenCount",
+        "max_gen_len",
+        "max_new_tokens",
+    )
+).keys()
+_CHOICE_FIELDS: Final = dict.fromkeys(
+    ("n", "best_of", "candidateCount", "candidate_count", "sampleCount", "numberOfImages")
+).keys()
 #: Objects of a request that may hold them.
 _SETTINGS: Final = (
     "generationConfig",
@@ -40,14 +45,17 @@ _SETTINGS: Final = (
 )
 #: Objects whose fields LiteLLM, or the SDK underneath, writes over those of the request.
 _OVERRIDES: Final = ("config", "extra_body")
+_HOLDERS: Final = frozenset({*_SETTINGS, *_OVERRIDES})
 #: How much a model may think, which is output as well: objects and their fields.
-_BUDGETS: Final = (
-    ("thinking", "budget_tokens"),
-    ("reasoning", "max_tokens"),
-    ("thinkingConfig", "thinkingBudget"),
-    ("thinking_config", "thinking_budget"),
-)
+_BUDGETS: Final = {
+    "thinking": "budget_tokens",
+    "reasoning": "max_tokens",
+    "thinkingConfig": "thinkingBudget",
+    "thinking_config": "thinking_budget",
+}
 _FALLBACK_FIELDS: Final = ("fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+#: Fields of a request that name models in addition to the one asked for.
+_NAMING: Final = frozenset({*_FALLBACK_FIELDS, "models", "router_settings_override", "tools"})
 
 
 class InvalidRequest(ValueError):
@@ -79,19 +87,25 @@ def models_named(model: str, body: Mapping[str, object]) -> tuple[str, ...]:
         InvalidRequest: more than ``MAX_MODELS`` models, or fallbacks that are not names.
     """
     names = list(primary_models(model))
-    override = body.get("router_settings_override")
-    for source in (body, override if isinstance(override, Mapping) else {}):
-        for field in _FALLBACK_FIELDS:
-            if source.get(field) is not None:
-                names.extend(_fallbacks(source[field], field, depth=0))
-    if body.get("models") is not None:
-        # Some providers fall back by themselves.
-        names.extend(_fallbacks(body["models"], "models", depth=0))
-    names.extend(_of_tools(body.get("tools")))
+    if not _NAMING.isdisjoint(body):
+        names.extend(_further_models(body))
     distinct = tuple(dict.fromkeys(names))
     if len(distinct) > MAX_MODELS:
         raise InvalidRequest(f"The request names {len(distinct)} models; name at most {MAX_MODELS}.", "model")
     return distinct
+
+
+def _further_models(body: Mapping[str, object]) -> Iterator[str]:
+    """Yield the models that a request names as fallbacks and for tools."""
+    override = body.get("router_settings_override")
+    for source in (body, override if isinstance(override, Mapping) else {}):
+        for field in _FALLBACK_FIELDS:
+            if source.get(field) is not None:
+                yield from _fallbacks(source[field], field, depth=0)
+    if body.get("models") is not None:
+        # Some providers fall back by themselves.
+        yield from _fallbacks(body["models"], "models", depth=0)
+    yield from _of_tools(body.get("tools"))
 
 
 def transcribers_named(body: Mapping[str, object]) -> tuple[str, ...]:
@@ -144,8 +158,8 @@ def thinking_budget(body: Mapping[str, object]) -> int:
         InvalidRequest: it is larger than 10^9.
     """
     found = 0
-    for _, settings in settings_of(body):
-        for name, field in _BUDGETS:
+    for _, settings in settings_with(_BUDGETS.keys(), body):
+        for name, field in _BUDGETS.items():
             within = settings.get(name)
             budget = within.get(field) if isinstance(within, Mapping) else None
             # Some providers let -1 stand for as much as the model likes.
@@ -173,11 +187,24 @@ def choices(body: Mapping[str, object], endpoint: Endpoint | None = None) -> int
 def chooses_retries(ctx: RequestContext) -> bool:
     """Return whether the client has chosen how often the gateway tries again."""
     named = (ctx.body.get("num_retries"), ctx.body.get("max_retries"), ctx.headers.get("x-litellm-num-retries"))
-    return any(value is not None for value in named)
+    return named != (None, None, None)
 
 
-def settings_of(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
-    """Yield the request and the objects of it that hold settings, with what to put before their fields' names."""
+def settings_with(fields: AbstractSet[str], body: Mapping[str, object]) -> list[tuple[str, Mapping[str, object]]]:
+    """Return the request and the objects of it that hold settings, where they have one of these fields.
+
+    Args:
+        fields: The names of the fields.
+        body: The request.
+
+    Returns:
+        Each with what to put before its fields' names.
+    """
+    found = [("", body)] if _HOLDERS.isdisjoint(body) else list(_settings_of(body))
+    return [part for part in found if not fields.isdisjoint(part[1])]
+
+
+def _settings_of(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
     for outer in ("", *_OVERRIDES):
         source = body.get(outer) if outer else body
         if isinstance(source, Mapping):
@@ -188,8 +215,8 @@ def settings_of(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, 
                     yield f"{before}{name}.", found
 
 
-def _numbers(body: Mapping[str, object], fields: Iterable[str], most: int) -> Iterator[int]:
-    for before, settings in settings_of(body):
+def _numbers(body: Mapping[str, object], fields: AbstractSet[str], most: int) -> Iterator[int]:
+    for before, settings in settings_with(fields, body):
         for field in fields:
             if (value := settings.get(field)) is not None:
                 yield _whole(value, f"{before}{field}", most)
