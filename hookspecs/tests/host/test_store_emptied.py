@@ -234,7 +234,19 @@ async def test_a_loss_of_a_single_heartbeat_is_noticed(workers):
     assert await workers.beat(a) == [True]
 
 
-@pytest.mark.parametrize("dropped", [["life"], ["life_copy"], ["life_copy", "life"], ["beat_at", "life"]])
+@pytest.mark.parametrize(
+    "dropped",
+    [
+        ["life"],
+        ["life_copy"],
+        ["life_copy", "life"],
+        ["beat_at", "life"],
+        ["beats"],
+        ["beats", "beats"],
+        ["beats life"],
+        ["beat_at", "beats life_copy"],
+    ],
+)
 @pytest.mark.parametrize("starts", [True, False])
 async def test_what_a_server_drops_of_a_life_is_not_lost(workers, dropped, starts):
     """Also where a worker that starts sees it first: it finds the name in the copy. One after the other is dropped."""
@@ -242,8 +254,9 @@ async def test_what_a_server_drops_of_a_life_is_not_lost(workers, dropped, start
     for _ in range(4):
         await workers.beat(a, b)
     lives = set()
-    for name in dropped:
-        assert await workers.store.delete("{journal}" + name)
+    for names in dropped:
+        for name in names.split():
+            assert await workers.store.delete("{journal}" + name)
         seen = [workers.start(), a, b] if starts else [a, b]
         for _ in range(5):
             assert not any(await workers.beat(*seen))

@@ -53,6 +53,25 @@ async def test_gateways_of_different_stores_on_one_outbox_are_reported_as_long_a
         assert await looks(5, three) == [[]]
 
 
+@pytest.mark.parametrize("goes_back", [True, False])
+async def test_gateways_whose_store_is_lost_have_no_other_store(
+    tmp_path: Path, clock: FakeClock, goes_back: bool
+) -> None:
+    """Its life is another afterwards, and the outbox has been used with the former one a moment ago."""
+    given: dict[str, Any] = {"clock": clock, "store": MemoryStore(clock=clock.now)}
+    async with worker(tmp_path, **given, name="one") as one, worker(tmp_path, **given, name="two") as two:
+        await looks(4, one, two)
+        snapshot = await one.store.scan("") if goes_back else []
+        await looks(4, one, two)
+        for key, _ in await one.store.scan(""):
+            await one.store.delete(key)
+        for key, value in snapshot:
+            await one.store.put(key, value)
+        seen = [await looks(1, one, two) for _ in range(6)]
+        assert all(worker.host.problems() for worker in (one, two))
+        assert seen == 6 * [[[], []]]
+
+
 async def test_gateways_that_use_copies_of_an_outbox_are_reported_as_long_as_they_do(
     tmp_path: Path, clock: FakeClock
 ) -> None:

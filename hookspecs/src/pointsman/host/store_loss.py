@@ -22,6 +22,8 @@ from .journal_rows import HEARTBEAT_TTL_S
 _KEY: Final = "{journal}life"
 _BEATS: Final = "{journal}beats"
 _BEAT_AT: Final = "{journal}beat_at"
+#: All workers together send fewer, so that the Unix time times this number is more than they have ever counted.
+_MOST_BEATS_A_SECOND: Final = 1000
 #: The latest heartbeat of a worker that leaves ``_BEAT_AT`` as it is.
 _QUIET_AT: Final = "{journal}quiet_at"
 #: The life once more, for a server that drops one of the two.
@@ -95,6 +97,9 @@ class Lifetime:
         """
         keys = [_KEY, _COPY, _BEATS, _BEAT_AT, _QUIET_AT]
         life, copy, beats, beat_at, quiet_at = await self._store.get_many(keys)
+        if beats is None and (beat_at is not None or quiet_at is not None):
+            # One step writes the count and a time, so a server that drops keys has dropped the count.
+            beats = await self._count_from(int(self._now() * _MOST_BEATS_A_SECOND))
         count = int(_number(beats))
         if life is None:
             # Where the heartbeats are still counted, nothing else is missing: a server that drops keys has dropped this one.
@@ -133,6 +138,11 @@ class Lifetime:
     def _lately(self, at: float | None) -> bool:
         """Return whether a living worker may not have sent a heartbeat since then. Clocks may be set back."""
         return at is not None and abs(self._now() - at) <= HEARTBEAT_TTL_S
+
+    async def _count_from(self, count: int) -> JSON:
+        """Count heartbeats from here, if they are not counted; return their count as it is then."""
+        await self._store.compare_and_set(_BEATS, None, count)
+        return await self._store.get(_BEATS)
 
     async def _rename(self, life: JSON, since: float) -> JSON:
         """Name the life of a store that has lost what was written since then; return it as it is then."""

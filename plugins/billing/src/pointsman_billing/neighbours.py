@@ -56,9 +56,16 @@ class Neighbours:
         #: Workers in the store under this outbox's name, and when each was there as first seen, in Unix seconds.
         self._there: Mapping[str, int] = {}
         self.life = life
+        #: Lives that the store had before it lost something: workers that have yet to notice it use it with these.
+        self._former: set[str] = set()
         self._other_store = False
         self._copied = False
         self._stopped = asyncio.Event()
+
+    def lives_on_as(self, life: str) -> None:
+        """Note the life of the store after it has lost something."""
+        self._former.add(self.life)
+        self.life = life
 
     def stop(self) -> None:
         """Ask the outbox no more, which is about to be closed."""
@@ -81,7 +88,8 @@ class Neighbours:
         users = await self._outbox.write(lambda db: db.used(life, worker, now))
         # What ended a moment ago is noted, too: it is in use where the note is renewed.
         self._seen = users | self._seen
-        others = [one for one, at in users.items() if one != life and self._seen[one] < at and now - at < _FRESH_S]
+        own = {life, *self._former}
+        others = [one for one, at in users.items() if one not in own and self._seen[one] < at and now - at < _FRESH_S]
         self._other_store = bool(others)
         there = await self._note_in_store(now)
         # As first seen: what changes afterwards is of a worker that lives.

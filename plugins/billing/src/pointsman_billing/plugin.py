@@ -212,7 +212,8 @@ class Billing:
             self._unlogged.complete(event.attempts)
         elif isinstance(event, StoreEmptied):
             self._shared.write_again()
-            self._life = self._neighbours.life = event.life
+            self._life = event.life
+            self._neighbours.lives_on_as(event.life)
             self._services.tasks.spawn(self._note_life(), name="note the store's life")
         elif isinstance(event, BudgetsLost):
             since_s, to_s = int(max(event.month_began, event.since)), int(event.at) + 1
