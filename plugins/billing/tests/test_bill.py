@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -77,6 +78,20 @@ def test_the_events_are_the_golden_ones_byte_for_byte() -> None:
     """So that no change of the code changes a bill unnoticed. A new schema needs a new file and a new version."""
     found = [event.body for one in golden_bills() for event in one.events]
     assert found == GOLDEN.read_text(encoding="ascii").splitlines()
+
+
+texts = st.text(st.characters() | st.sampled_from('"\\/\x00\x1f\x7f\x80\u2028\ud800'), max_size=20)
+
+
+@given(
+    st.dictionaries(texts, st.none() | st.booleans() | st.integers() | texts | st.lists(texts, max_size=2), max_size=5)
+)
+def test_an_event_is_written_as_the_standard_library_writes_it(fields: dict[str, Any]) -> None:
+    """Which is what the events in the outboxes of all versions are."""
+    assert events.encode(fields) == json.dumps(fields, separators=(",", ":"))
+    tenant = "".join(fields)
+    key = json.dumps([tenant, "request-1", 2, "primary"], separators=(",", ":"))
+    assert events.event_id(tenant, "request-1", 2, "primary") == hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def test_another_process_gives_the_same_bytes() -> None:

@@ -7,7 +7,7 @@ answers from the gateway's own cache, are not billed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from operator import attrgetter
@@ -36,6 +36,8 @@ _UNLOGGED_WHEN_LEFT: Final = frozenset({Endpoint.COMPLETIONS, Endpoint.GENERATE_
 _COUNTS: Final = tuple(field.name for field in fields(Usage) if field.type in {"int", "int | None"})
 _counts = attrgetter(*_COUNTS)
 _MOST_NAMED: Final = 4
+_VERSIONS: Final = ("version", "version_id", "experiment", "arm")
+_UNSERVED: Final[Mapping[str, None]] = dict.fromkeys(("model_served", "group", "deployment", "provider"))
 _MOST_DIGITS: Final = 20
 
 
@@ -234,10 +236,13 @@ def plausible_usage(usage: Usage | None) -> Usage | None:
     """Return the usage, or None if it cannot be true."""
     if usage is None:
         return None
-    counts = list(filter(None, _counts(usage)))
-    if counts and not (min(counts) >= 0 and max(counts) <= MOST_TOKENS):
-        return None
-    return None if any(plausible_usage(part) is None for part in usage.parts) else usage
+    for count in _counts(usage):
+        if count and not 0 <= count <= MOST_TOKENS:
+            return None
+    for part in usage.parts:
+        if plausible_usage(part) is None:
+            return None
+    return usage
 
 
 def implausible_counts(usage: Usage) -> str:
@@ -266,10 +271,23 @@ class _About:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Billed:
-    """A billed attempt: its figures and its event."""
+    """A billed attempt: its figures and its event, and the parts of it that the event of its request may have too.
 
+    Attributes:
+        attempt: The attempt.
+        line: Its figures.
+        event: Its event.
+        served: The event's fields about what has served it.
+        counts: The event's fields about its usage.
+        money: The event's last fields.
+    """
+
+    attempt: Attempt
     line: Line
     event: BillEvent
+    served: Mapping[str, str]
+    counts: Mapping[str, object]
+    money: Mapping[str, object]
 
 
 def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
@@ -317,8 +335,7 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
     }
     kind, at_ms = str(attempt.kind), _ms(attempt.started_at + (attempt.duration_ms or 0.0) / 1000)
     id_ = events.event_id(about.tenant, about.request_id, attempt.number, kind)
-    deployment, labels = attempt.deployment, attempt.labels
-    model_served = storable(attempt.model or deployment.model)
+    served, versions, counts = _served(attempt), _versions(attempt.labels), _counts_fields(usage)
     fields: dict[str, object] = {
         "id": id_,
         "schema": events.SCHEMA,
@@ -332,18 +349,11 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         "endpoint": about.endpoint,
         "stream": about.stream,
         "model": about.model,
-        "model_served": model_served,
-        "group": storable(deployment.group),
-        "deployment": storable(deployment.id),
-        "provider": storable(deployment.provider),
-        "version": _label(labels.get("version")),
-        "version_id": _label(labels.get("version_id")),
-        "experiment": _label(labels.get("experiment")),
-        "arm": _label(labels.get("arm")),
+        **served,
+        **versions,
         "status": str(attempt.outcome),
         "status_code": attempt.status_code,
-        **events.usage_fields(usage),
-        "metering": events.metering_of(usage),
+        **counts,
         "started_at_ms": _ms(attempt.started_at),
         "finished_at_ms": at_ms,
         "timestamp": at_ms // 1000,
@@ -355,12 +365,12 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         at_ms=at_ms,
         kind=kind,
         usage=usage,
-        model_served=model_served,
-        deployment=storable(deployment.id),
-        provider=storable(deployment.provider),
-        version=storable(labels.get("version") or ""),
-        experiment=storable(labels.get("experiment") or ""),
-        arm=storable(labels.get("arm") or ""),
+        model_served=served["model_served"],
+        deployment=served["deployment"],
+        provider=served["provider"],
+        version=versions["version"] or "",
+        experiment=versions["experiment"] or "",
+        arm=versions["arm"] or "",
         priced_usd=ours,
         gateway_usd=gateway_cost,
         cost_usd=cost,
@@ -370,7 +380,28 @@ def _attempt(about: _About, attempt: Attempt, quote: Quote) -> _Billed:
         finding=finding,
     )
     event = BillEvent(id=id_, type=events.ATTEMPT, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
-    return _Billed(line=line, event=event)
+    return _Billed(attempt=attempt, line=line, event=event, served=served, counts=counts, money=costs)
+
+
+def _served(attempt: Attempt) -> dict[str, str]:
+    """Return an event's fields about what has served an attempt."""
+    deployment = attempt.deployment
+    return {
+        "model_served": storable(attempt.model or deployment.model),
+        "group": storable(deployment.group),
+        "deployment": storable(deployment.id),
+        "provider": storable(deployment.provider),
+    }
+
+
+def _versions(labels: Mapping[str, str]) -> dict[str, str | None]:
+    """Return an event's fields about versions and experiments."""
+    return {name: storable(labels[name]) if name in labels else None for name in _VERSIONS}
+
+
+def _counts_fields(usage: Usage | None) -> dict[str, object]:
+    """Return an event's fields about a usage."""
+    return {**events.usage_fields(usage), "metering": events.metering_of(usage)}
 
 
 def _digits(cost: Decimal | None, margin_ratio: Decimal) -> str:
@@ -416,11 +447,12 @@ def _basis(priced: Decimal | None, gateway_cost: Decimal | None, *, trusted: boo
 def _request(about: _About, settlement: Settlement, billed: Sequence[_Billed], at_ms: int) -> BillEvent:
     """Return the event of the request as a whole: the tokens of the answer that the client got, and all that it cost."""
     answer = next((a for a in reversed(settlement.attempts) if a.outcome is Outcome.OK), None)
-    usage = plausible_usage(settlement.usage)
-    labels = settlement.labels
-    lines = [entry.line for entry in billed]
-    cost, amount = _sum([line.cost_usd for line in lines]), _sum([line.amount_usd for line in lines])
-    gateway = _sum([line.gateway_usd for line in lines])
+    same = next((entry for entry in billed if entry.attempt is answer), None)
+    served = _UNSERVED if answer is None else _served(answer) if same is None else same.served
+    if same is not None and settlement.usage is same.attempt.usage:
+        counts = same.counts
+    else:
+        counts = _counts_fields(plausible_usage(settlement.usage))
     kind = events.REQUEST
     id_ = events.event_id(about.tenant, about.request_id, 0, kind)
     fields: dict[str, object] = {
@@ -436,30 +468,30 @@ def _request(about: _About, settlement: Settlement, billed: Sequence[_Billed], a
         "endpoint": about.endpoint,
         "stream": about.stream,
         "model": about.model,
-        "model_served": None if answer is None else storable(answer.model or answer.deployment.model),
-        "group": None if answer is None else storable(answer.deployment.group),
-        "deployment": None if answer is None else storable(answer.deployment.id),
-        "provider": None if answer is None else storable(answer.deployment.provider),
-        "version": _label(labels.get("version")),
-        "version_id": _label(labels.get("version_id")),
-        "experiment": _label(labels.get("experiment")),
-        "arm": _label(labels.get("arm")),
+        **served,
+        **_versions(settlement.labels),
         "status": str(settlement.outcome),
         "status_code": settlement.status_code,
-        **events.usage_fields(usage),
-        "metering": events.metering_of(usage),
+        **counts,
         "started_at_ms": _ms(settlement.started_at),
         "finished_at_ms": at_ms,
         "timestamp": at_ms // 1000,
         "price_source": None,
         "prices": None,
-        "cost_basis": None if cost is None else events.BY_SUM,
-        **events.money_fields("gateway_cost_usd", gateway),
-        **events.money_fields("cost_usd", cost),
-        "margin_ratio": None,
-        **events.money_fields("amount_usd", amount),
+        **_money(billed),
     }
     return BillEvent(id=id_, type=kind, tenant=about.tenant, at_ms=at_ms, body=events.encode(fields))
+
+
+def _money(billed: Sequence[_Billed]) -> Mapping[str, object]:
+    """Return the last fields of a request's event: the sums over its attempts."""
+    if len(billed) == 1:
+        basis = None if billed[0].line.cost_usd is None else events.BY_SUM
+        return {**billed[0].money, "cost_basis": basis, "margin_ratio": None}
+    lines = [entry.line for entry in billed]
+    cost, amount = _sum([line.cost_usd for line in lines]), _sum([line.amount_usd for line in lines])
+    gateway = _sum([line.gateway_usd for line in lines])
+    return events.money_fields(None if cost is None else events.BY_SUM, gateway, cost, None, amount)
 
 
 def _sum(parts: Sequence[Decimal | None]) -> Decimal | None:
@@ -467,13 +499,10 @@ def _sum(parts: Sequence[Decimal | None]) -> Decimal | None:
 
 
 def _state(billed: Sequence[_Billed]) -> str:
-    if any(entry.line.amount_usd is None for entry in billed):
+    amounts = [entry.line.amount_usd for entry in billed]
+    if None in amounts:
         return UNPRICED
-    return BILLED if any(entry.line.amount_usd for entry in billed) else FREE
-
-
-def _label(text: str | None) -> str | None:
-    return None if text is None else storable(text)
+    return BILLED if any(amounts) else FREE
 
 
 def _ms(seconds: float) -> int:

@@ -11,8 +11,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from json.encoder import encode_basestring_ascii as quoted
 from operator import attrgetter
 from typing import Any, Final
+
+import orjson
 
 from pointsman.text import printable
 from pointsman.types import Price, Usage
@@ -112,6 +115,7 @@ _MOST_CHARS: Final = 200
 #: Of the provider's own account of a usage.
 MOST_RAW_CHARS: Final = 4000
 _DIGEST_CHARS: Final = 16
+_DEL: Final = b"\x7f"
 _ENCODE: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 
 
@@ -150,7 +154,7 @@ def storable(text: str, most_chars: int = _MOST_CHARS) -> str:
 
 def event_id(tenant: str, request_id: str, attempt: int, kind: str) -> str:
     """Return the event's identity: 32 hexadecimal digits of a hash over what it is about."""
-    key = _ENCODE([tenant, request_id, attempt, kind])
+    key = f"[{quoted(tenant)},{quoted(request_id)},{attempt},{quoted(kind)}]"
     return hashlib.sha256(key.encode("ascii")).hexdigest()[: 2 * _ID_BYTES]
 
 
@@ -160,7 +164,13 @@ def encode(fields: Mapping[str, object]) -> str:
     Args:
         fields: Exactly the names of ``FIELDS``, in that order.
     """
-    return _ENCODE(fields)
+    try:
+        text = orjson.dumps(fields)
+    except TypeError:
+        # Lone surrogates, and integers of more than 64 bits.
+        return _ENCODE(fields)
+    # It escapes as we do, apart from what is not ASCII and from DEL.
+    return text.decode("ascii") if text.isascii() and _DEL not in text else _ENCODE(fields)
 
 
 def metering_of(usage: Usage | None) -> str:
@@ -182,10 +192,9 @@ def usage_fields(usage: Usage | None) -> dict[str, object]:
 def _details(usage: Usage) -> dict[str, object]:
     found: dict[str, object] = {}
     for name, value in zip(_DETAILS, _details_of(usage), strict=True):
-        if value is None:
-            continue
-        if isinstance(value, Decimal):
-            found[name] = pricing.decimal_text(value)
+        if name == "provider_cost_usd":
+            if value is not None:
+                found[name] = pricing.decimal_text(value)
         elif value:
             found[name] = storable(value, MOST_RAW_CHARS) if isinstance(value, str) else value
     if usage.parts:
@@ -249,25 +258,39 @@ def cost_fields(
         cost = by_prices
     cost = pricing.plausible_usd(cost)
     amount = None if cost is None else pricing.plausible_usd(pricing.with_margin(cost, margin_ratio))
-    return (
-        cost,
-        amount,
-        {
-            "cost_basis": None if cost is None else basis,
-            **money_fields("gateway_cost_usd", gateway_cost_usd),
-            **money_fields("cost_usd", cost),
-            "margin_ratio": pricing.decimal_text(margin_ratio),
-            **money_fields("amount_usd", amount),
-        },
-    )
+    basis_of_cost = None if cost is None else basis
+    return cost, amount, money_fields(basis_of_cost, gateway_cost_usd, cost, margin_ratio, amount)
 
 
-def money_fields(name: str, usd: Decimal | None) -> dict[str, object]:
-    """Return an amount as two fields: exactly, as text, and rounded to micro-dollars; None when it is unknown."""
+def money_fields(
+    basis: str | None,
+    gateway_cost: Decimal | None,
+    cost: Decimal | None,
+    margin_ratio: Decimal | None,
+    amount: Decimal | None,
+) -> dict[str, object]:
+    """Return the last fields of an event.
+
+    An amount is two of them: exactly, as text, and rounded to micro-dollars; None when it is unknown.
+    """
+    gateway_usd, gateway_usd_micros = _written(gateway_cost)
+    cost_usd, cost_usd_micros = _written(cost)
+    # Without a margin, it is the cost.
+    amount_usd, amount_usd_micros = (cost_usd, cost_usd_micros) if amount is cost else _written(amount)
     return {
-        name: None if usd is None else pricing.decimal_text(usd),
-        f"{name}_micros": None if usd is None else pricing.micros(usd),
+        "cost_basis": basis,
+        "gateway_cost_usd": gateway_usd,
+        "gateway_cost_usd_micros": gateway_usd_micros,
+        "cost_usd": cost_usd,
+        "cost_usd_micros": cost_usd_micros,
+        "margin_ratio": None if margin_ratio is None else pricing.decimal_text(margin_ratio),
+        "amount_usd": amount_usd,
+        "amount_usd_micros": amount_usd_micros,
     }
+
+
+def _written(usd: Decimal | None) -> tuple[str | None, int | None]:
+    return (None, None) if usd is None else (pricing.decimal_text(usd), pricing.micros(usd))
 
 
 def replayed(event: Mapping[str, Any]) -> str:

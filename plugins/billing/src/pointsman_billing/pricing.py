@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from decimal import ROUND_HALF_EVEN, Decimal
 from fnmatch import translate
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 from pydantic import Field, StringConstraints
 
@@ -152,8 +152,7 @@ class Quote:
     unlisted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
+class Case(NamedTuple):
     """The facts that rules are matched with."""
 
     tenant: str
@@ -170,7 +169,11 @@ class Rulebook(Generic[R]):
 
     def __init__(self, rules: Sequence[R]) -> None:
         self._rules = [(rule, _patterns(rule.tenants), _patterns(rule.models), set(rule.kinds)) for rule in rules]
-        self.find = lru_cache(_MOST_ANSWERS)(self._find)
+        self._remembered = lru_cache(_MOST_ANSWERS)(self._find)
+
+    def find(self, case: Case) -> R | None:
+        """Return the first rule that applies, or None."""
+        return self._remembered(case) if self._rules else None
 
     def _find(self, case: Case) -> R | None:
         for rule, tenants, models, kinds in self._rules:
