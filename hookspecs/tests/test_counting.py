@@ -181,6 +181,12 @@ def test_any_body_can_be_read(body):
     assert read_prompt(body).tokens(words) >= 0
 
 
+@pytest.mark.parametrize("kind", [{}, [], {"tool_use": 1}, None, 1, True])
+def test_a_type_that_is_no_word_hides_no_text(kind):
+    body = {"messages": user({"type": kind, "input": WORDS})}
+    assert words(read_prompt(body).text) == words(WORDS)
+
+
 def test_neither_depth_nor_length_stalls_the_reader():
     deep: dict[str, object] = {}
     place = deep

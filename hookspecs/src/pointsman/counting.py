@@ -96,6 +96,8 @@ _KINDS: Final = (
     ("text", ("text/", "json", "xml", "csv", "markdown")),
     ("document", ("document", "file", "pdf", "application/")),
 )
+_OBJECTS: Final = (dict, list, tuple)
+_TEXTS: Final = (str, bytes, bytearray)
 #: How many of the parts around a value say what kind of media it is.
 _NEIGHBOURS: Final = 3
 
@@ -172,9 +174,9 @@ def read_prompt(body: Mapping[str, object], unseen_pages: int = UNSEEN_PAGES) ->
     for name, value in body.items():
         if name.startswith(_OWN_PREFIXES):
             continue
-        if isinstance(value, dict | list | tuple) and (name not in _SETTINGS or name in _SCHEMAS):
+        if isinstance(value, _OBJECTS) and (name not in _SETTINGS or name in _SCHEMAS):
             reader.read(name, value)
-        elif isinstance(value, str | bytes | bytearray) and name not in _SETTINGS:
+        elif isinstance(value, _TEXTS) and name not in _SETTINGS:
             reader.leaf(_Place(name, {}, None), value)
     return reader.prompt()
 
@@ -205,7 +207,7 @@ class _Reader:
     def read(self, name: str, value: object) -> None:
         """Read a field of the request."""
         ids = name in {"input", "prompt"}
-        waiting = [(_Place(name, {}, None), value, name in _JSON)]
+        waiting: list[tuple[_Place, object, bool]] = [(_Place(name, {}, None), value, name in _JSON)]
         while waiting:
             place, part, as_json = waiting.pop()
             if isinstance(part, str):
@@ -215,23 +217,35 @@ class _Reader:
                     self.leaf(place, part)
             elif isinstance(part, dict):
                 self._turns += "role" in part and not as_json
-                for name_of, item in part.items():
-                    key = str(name_of)
-                    within = as_json or key in _JSON or (key == "input" and part.get("type") in _CALLS)
-                    if (within and key not in _MARKS) or (len(key) > _WORD_CHARS and key not in _KEYS):
-                        self._texts.append(key)
-                    waiting.append((_Place(key, part, place), item, within))
-            elif isinstance(part, list | tuple):
+                waiting += self._parts(place, part, as_json=as_json)
+            elif isinstance(part, (list, tuple)):
                 if ids:
                     self._token_ids += sum(type(item) is int for item in part)
                 waiting.extend((place, item, as_json) for item in part)
             else:
                 self.leaf(place, part, as_json=as_json)
 
+    def _parts(self, place: _Place, part: Mapping[str, object], *, as_json: bool) -> list[tuple[_Place, object, bool]]:
+        """Return what is to be read of an object: values, where they stand, and whether a model reads them as JSON."""
+        found: list[tuple[_Place, object, bool]] = []
+        for name, item in part.items():
+            key = str(name)
+            within = as_json or key in _JSON or (key == "input" and str(part.get("type")) in _CALLS)
+            if (within and key not in _MARKS) or (len(key) > _WORD_CHARS and key not in _KEYS):
+                self._texts.append(key)
+            if not isinstance(item, str):
+                found.append((_Place(key, part, place), item, within))
+            elif within or key not in _KEYS:
+                # It is text wherever it stands.
+                found.append((place, item, True))
+            elif key not in _MARKS or len(item) > _WORD_CHARS:
+                found.append((_Place(key, part, place), item, False))
+        return found
+
     def leaf(self, place: _Place, value: object, *, as_json: bool = False) -> None:
         """Read a value that has no parts."""
         field = place.field
-        if isinstance(value, bytes | bytearray):
+        if isinstance(value, (bytes, bytearray)):
             self._add(place.kind() or "document", len(value))
         elif isinstance(value, str):
             if as_json or not (
