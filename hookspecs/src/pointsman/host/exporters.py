@@ -10,8 +10,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from importlib.util import find_spec, module_from_spec
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import opentelemetry.environment_variables
@@ -198,15 +198,24 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
 
 
 def _otlp(chosen: Plan, timeout_s: float | None = None) -> SpanExporter:
-    # Slow to import and seldom used, and gRPC's is an optional package.
-    if chosen.protocol == "grpc":
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as Grpc  # noqa: PLC0415
+    """Return OpenTelemetry's exporter with our encoder, for this exporter alone: LiteLLM's callback has one of its own."""
+    from .span_encoding import encode_spans  # noqa: PLC0415  # slow to import and seldom used
 
-        exporter: SpanExporter = Grpc(timeout=timeout_s)
-        return exporter
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    # gRPC's is an optional package.
+    package = "grpc" if chosen.protocol == "grpc" else "http"
+    module = _copy_of(f"opentelemetry.exporter.otlp.proto.{package}.trace_exporter")
+    module.encode_spans = encode_spans
+    exporter: SpanExporter = module.OTLPSpanExporter(timeout=timeout_s)
+    return exporter
 
-    return OTLPSpanExporter(timeout=timeout_s)
+
+def _copy_of(name: str) -> Any:
+    """Return a module that is loaded once more, apart from the one that others import."""
+    spec = find_spec(name)
+    assert spec is not None and spec.loader is not None  # noqa: PT018, S101  # a module of a package that is installed
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class _Collecting(logging.Handler):
