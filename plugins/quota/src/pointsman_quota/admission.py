@@ -22,6 +22,8 @@ from .scopes import USD_PICOS, target_of
 from .tenants import allowed, limited_patterns
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pointsman.plugin import Services
     from pointsman.types import RequestContext, Route
 
@@ -142,9 +144,7 @@ class Admission:
             asked = models_named(ctx.alias or ctx.model, ctx.body)
             resolved = {name: self._services.catalog.resolved(name) for name in asked}
             names = tuple(dict.fromkeys(resolved.values()))
-            # A transcriber is the provider's model, of which nothing is reserved.
-            named = {**resolved, **{name: name for name in transcribers_named(ctx.body)}}
-            refused = [name for name, model in named.items() if not self._permits(caller.tenant, ctx, name, model)]
+            refused = self._refused(caller.tenant, ctx, resolved) if caller.tenant.models else []
             if refused and not dry:
                 return self._refuse(route, responses.model_not_allowed(refused), dry=dry)
             models = primary_models(ctx.model)
@@ -190,6 +190,12 @@ class Admission:
             self._ledger.abandon(target, ctx.request_id)
         return self._conclude(ask, answer, route)
 
+    def _refused(self, tenant: Tenant, ctx: RequestContext, resolved: Mapping[str, str]) -> list[str]:
+        """Return the models that the request names and the tenant may not use."""
+        # A transcriber is the provider's model, of which nothing is reserved.
+        named = {**resolved, **{name: name for name in transcribers_named(ctx.body)}}
+        return [name for name, model in named.items() if not self._permits(tenant, ctx, name, model)]
+
     def _permits(self, tenant: Tenant, ctx: RequestContext, asked: str, name: str) -> bool:
         if not asked and not ctx.generates:
             return True  # what reads, cancels or uploads names no model, and none works for it
@@ -198,10 +204,9 @@ class Admission:
 
     async def _ask_or_wait(self, ask: Ask) -> Answer:
         queue = self._queue
-        if ask.dry:
+        if ask.dry or ask.ctx.within is not None or not ask.target.limits_concurrency:
+            # It never waits, it shares a slot, or it needs none.
             return await self._ask(ask)
-        if ask.ctx.within is not None:
-            return await self._ask(ask)  # it shares a slot
         lanes = ask.target.scope_keys
         priority = ask.caller.priority
         answer: Answer | None = None

@@ -22,7 +22,7 @@ from .ledger import MAX_REQUEST_TOKENS, MAX_REQUEST_USD_MICROS, PICOS
 from .request_limits import InvalidRequest, output_limit, thinking_budget
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pointsman.counting import Prompt
     from pointsman.plugin import Services
@@ -142,11 +142,13 @@ class Estimator:
         limit, thinks = output_limit(ctx.body), thinking_budget(ctx.body)
         if ctx.endpoint in WITHOUT_OUTPUT_TOKENS:
             return 0
-        learnt = self._outputs.quantile(tenant, ctx.model, self._config.output.quantile_ratio)
+        config = self._config.output
+        if limit is not None and config.by != "learnt":
+            return max(limit, thinks)
+        learnt = self._outputs.quantile(tenant, ctx.model, config.quantile_ratio)
         if limit is None:
-            return max(learnt or self._config.output.default_tokens, thinks)
-        limit = max(limit, thinks)
-        return min(limit, learnt) if self._config.output.by == "learnt" and learnt is not None else limit
+            return max(learnt or config.default_tokens, thinks)
+        return max(limit, thinks) if learnt is None else min(max(limit, thinks), learnt)
 
     async def _count(self, ctx: RequestContext, prompt: Prompt) -> int:
         count = partial(self._services.tokenizer.count_text, ctx.model)
@@ -224,21 +226,24 @@ class Estimator:
         known = max((usd for usd in costs if usd is not None and usd.is_finite() and usd >= 0), default=None)
         return known if known is None or not margin_ratio else pricing.CONTEXT.multiply(known, 1 + margin_ratio)
 
-    def _reachable(self, endpoint: Endpoint, names: Iterable[str]) -> Iterator[Deployment]:
-        """Yield the deployments that may answer; of those that have the same price, one."""
-        seen: set[tuple[object, ...]] = set()
+    def _reachable(self, endpoint: Endpoint, names: Iterable[str]) -> Sequence[Deployment]:
+        """Return the deployments that may answer; of those that have the same price, one."""
+        reachable: list[Deployment] = []
         for name in dict.fromkeys(names):
             found = self._services.catalog.reachable(name)
             if not found and endpoint is Endpoint.PASS_THROUGH:
                 # The provider's own name of the model.
                 found = (Deployment(id=name, group=name, provider="", model=name),)
-            for deployment in found:
-                configured = deployment.id if self._services.prices.get(deployment).configured else None
-                group = deployment.group if self.tariff is not None else None
-                kind = (configured, group, deployment.provider, deployment.model, deployment.info.get("base_model"))
-                if kind not in seen:
-                    seen.add(kind)
-                    yield deployment
+            reachable.extend(found)
+        if len(reachable) == 1:
+            return reachable
+        priced: dict[tuple[object, ...], Deployment] = {}
+        for deployment in reachable:
+            configured = deployment.id if self._services.prices.get(deployment).configured else None
+            group = deployment.group if self.tariff is not None else None
+            kind = (configured, group, deployment.provider, deployment.model, deployment.info.get("base_model"))
+            priced.setdefault(kind, deployment)
+        return list(priced.values())
 
     def learn(self, tenant: str, settled: Mapping[str, object], model: str, completion_tokens: int) -> None:
         """Remember how long an answer was; ``settled`` is what the reservation carried."""

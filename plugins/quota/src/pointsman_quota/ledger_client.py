@@ -157,9 +157,8 @@ class LedgerClient:
             StoreError: the store failed, and the policy is to deny. It may still have made the reservation: abandon
                 it.
         """
-        usd_micros, usd_picos = divmod(take[1], PICOS)
-        asked = self._step("look" if look else "reserve", target, take[0], usd_micros, force=force)
-        step: Step = {**asked, "usd_picos": usd_picos, "slots": slots}
+        do: Do = "look" if look else "reserve"
+        step = self._step(do, target, take[0], divmod(take[1], PICOS), slots=slots, force=force)
         keys = target.keys(request_id)
         doubtful = False
         if self._config.on_failure == "deny" or not self._resting():
@@ -313,17 +312,18 @@ class LedgerClient:
         return Result.read(result)
 
     def _spending(self, do: Do, target: Target, spent: Spent, *, without_hold: bool = False) -> Step:
-        usd_micros, usd_picos = _micros(spent.usd, MAX_REQUEST_USD_MICROS)
-        step = self._step(do, target, spent.tokens, usd_micros, without_hold=without_hold)
-        return {**step, "usd_picos": usd_picos, "requests": spent.requests}
+        usd = _micros(spent.usd, MAX_REQUEST_USD_MICROS)
+        return self._step(do, target, spent.tokens, usd, requests=spent.requests, without_hold=without_hold)
 
     def _step(
         self,
         do: Do,
         target: Target,
         tokens: int = 0,
-        usd_micros: int = 0,
+        usd: tuple[int, int] = (0, 0),
         *,
+        requests: int = 0,
+        slots: int = 1,
         force: bool = False,
         without_hold: bool = False,
     ) -> Step:
@@ -343,10 +343,10 @@ class LedgerClient:
             "hold_keep_s": self._config.lease_s + self._config.late_settle_s,
             "caps": target.caps,
             "tokens": tokens,
-            "usd_micros": usd_micros,
-            "usd_picos": 0,
-            "requests": 0,
-            "slots": 1,
+            "usd_micros": usd[0],
+            "usd_picos": usd[1],
+            "requests": requests,
+            "slots": slots,
             "expires_s": (ends_s // self._grain_s + 1) * self._grain_s,
             "force": force,
             "without_hold": without_hold,

@@ -243,9 +243,10 @@ class Directory:
         if identity.tenant is not None and (itself := self._callers.get((identity.tenant, None))) is not None:
             name = identity.claims.get(KEY_CLAIM)
             return self._callers.get((identity.tenant, name), itself) if isinstance(name, str) else itself
-        for mark in self._traits(identity, headers):
-            if (found := self._marks.get(mark)) is not None:
-                return found
+        if self._marks:
+            for mark in self._traits(identity, headers):
+                if (found := self._marks.get(mark)) is not None:
+                    return found
         return self._callers.get((self._default, None)) if self._default is not None else None
 
     def _traits(self, identity: Identity, headers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
