@@ -503,6 +503,22 @@ def test_an_outbox_that_does_not_exist_yet_is_no_problem(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_or_replaced_while_it_is_in_use_is_noticed(
+    database: Database, suffix: str, replaced: bool
+) -> None:
+    """Without its log, an outbox whose worker is killed has nothing of what was written since it was opened."""
+    database.check_place()
+    file = database.path.with_name(database.path.name + suffix)
+    content = file.read_bytes()
+    file.rename(file.with_name("old"))
+    if replaced:
+        file.write_bytes(content)
+    with pytest.raises(OutboxUnavailable, match="removed or replaced"):
+        database.check_place()
+
+
 def test_looking_at_the_place_keeps_the_locks_of_the_process(database: Database) -> None:
     """Another process would otherwise take the file as unused, and write beside our transaction."""
     database.begin()

@@ -24,7 +24,7 @@ from diskcache.core import DBNAME, MODE_RAW
 
 from ..errors import StoreCorrupt, StoreError, StoreUnavailable
 from .embedded import Row
-from .sqlite import alone_in_opening, in_parts
+from .sqlite import alone_in_opening, file_numbers, in_parts
 
 _SETTINGS: Final = {
     "eviction_policy": "none",
@@ -113,10 +113,12 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
     """
 
     def __init__(self, directory: Path, busy_timeout_s: float) -> None:
+        #: Of the database alone, where the connection has been opened again.
+        self._file_numbers: list[int] = []
         try:
             super().__init__(str(directory), timeout=busy_timeout_s, disk=TextDisk, **_SETTINGS)
-            self._file_number = Path(directory, DBNAME).stat().st_ino
             self._drop_bookkeeping()
+            self._file_numbers = file_numbers(directory / DBNAME)
         except BaseException:
             self.close()
             raise
@@ -196,15 +198,27 @@ class RowCache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
         """Remove up to ``limit`` dead rows; return whether there may be more. Call it in a transaction."""
         return bool(self._sql(_PURGE, (now, limit)).rowcount == limit)
 
+    def close(self) -> None:
+        """Close the connection. The next use opens another one, perhaps with new files next to the database."""
+        super().close()
+        self._file_numbers = self._file_numbers[:1]
+
     def check_place(self) -> None:
-        """Raise ``StoreUnavailable`` when the file is no longer where it was opened: what is written would be lost."""
+        """Raise ``StoreUnavailable`` when its files are no longer where they were opened: what is written would be lost.
+
+        Call it in a transaction.
+        """
+        known = self._file_numbers
         try:
-            in_place = Path(self._directory, DBNAME).stat().st_ino == self._file_number
+            self._file_numbers = file_numbers(Path(self._directory, DBNAME))
+            in_place = self._file_numbers[: len(known)] == known
         except OSError:
             in_place = False
         if not in_place:
+            self._file_numbers = known
             raise StoreUnavailable(
-                f"the store in {self._directory} was removed or replaced while it was in use: restart to open the new one"
+                f"the store in {self._directory}, or the -wal or -shm file of it, was removed or replaced while it was in use: "
+                "restart with SIGTERM to open the new one; with SIGKILL it loses more"
             )
 
 

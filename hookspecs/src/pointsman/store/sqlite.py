@@ -83,6 +83,17 @@ def unhurried(seconds: float) -> Iterator[None]:
         _patience_s.reset(token)
 
 
+def file_numbers(database: Path) -> list[int]:
+    """Return the inodes of a database in WAL mode: they stay the same as long as a connection is open.
+
+    Another log would lose what is not in the database yet when the process is killed.
+
+    Raises:
+        OSError: one of the files is missing.
+    """
+    return [database.with_name(database.name + suffix).stat().st_ino for suffix in ("", "-wal", "-shm")]
+
+
 def in_parts(items: Sequence[W], most: int) -> Iterator[Sequence[W]]:
     """Yield the items in parts whose sizes are powers of two, so that few different statements have to be compiled.
 

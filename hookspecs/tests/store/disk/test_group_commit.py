@@ -139,12 +139,29 @@ async def test_a_full_disk_is_unavailable_and_nothing_is_half_written(directory,
     assert await store.get("a") == 3
 
 
-async def test_a_removed_directory_is_noticed_by_ping(directory, store):
+@pytest.mark.parametrize("files", ["*", "*-wal", "*-shm", "cache.db"])
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_removed_and_replaced_files_are_noticed_by_ping(directory, store, files, replaced):
+    """Without its log, a store that is killed has nothing of what was written since it was opened."""
     await store.ping()
-    for file in directory.iterdir():
-        file.unlink()
-    with pytest.raises(StoreUnavailable, match="removed or replaced"):
-        await store.ping()
+    for file in list(directory.glob(files)):
+        content = file.read_bytes()
+        file.rename(file.with_name(f"{file.name}.old"))
+        if replaced:
+            file.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="removed or replaced"):
+            await store.ping()
+
+
+async def test_files_that_a_new_connection_makes_are_in_place(directory):
+    cache = RowCache(directory, 1.0)
+    for _ in range(2):
+        cache.close()
+        cache.begin()
+        cache.check_place()
+        cache.commit()
+    cache.close()
 
 
 # --- group commit

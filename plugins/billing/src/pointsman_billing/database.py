@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pointsman.pricing import CONTEXT
-from pointsman.store.sqlite import alone_in_opening, in_parts
+from pointsman.store.sqlite import alone_in_opening, file_numbers, in_parts
 
 from . import pricing
 from .aggregates import COUNTS, DIMENSIONS, MONEY, QUARTER_S, Key, add, empty, of_bills, of_first_version
@@ -101,9 +101,9 @@ class Database:
                 # from the whole process (https://www.sqlite.org/howtocorrupt.html, 2.2).
                 self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
                 try:
-                    self._file_number = os.fstat(self._descriptor).st_ino
                     self._connection = sqlite3.connect(self.path, timeout=_OPEN_S, isolation_level=None)
                     self._prepare(fsync=fsync)
+                    self._file_numbers = file_numbers(self.path)
                     self._connection.execute(f"PRAGMA busy_timeout = {round(timeout_s * 1000)}")
                 except BaseException:
                     os.close(self._descriptor)
@@ -156,18 +156,18 @@ class Database:
         run("UPDATE meta SET value = ? WHERE name = 'version'", (VERSION,))
 
     def check_place(self) -> None:
-        """Raise ``OutboxUnavailable`` when the file is no longer where it was opened, or is no database any more.
+        """Raise ``OutboxUnavailable`` when its files are no longer where they were opened, or it is no database any more.
 
         What is written would be lost.
         """
         try:
-            in_place = self.path.stat().st_ino == self._file_number
+            in_place = file_numbers(self.path) == self._file_numbers
         except OSError:
             in_place = False
         if not in_place:
             raise OutboxUnavailable(
-                f"the outbox {self.path} was removed or replaced while it was in use: restart the gateway to open the new "
-                "one, or put the old one back"
+                f"the outbox {self.path}, or its -wal or -shm file, was removed or replaced while it was in use: put the old one "
+                "back, or restart the gateway with SIGTERM; with SIGKILL it loses more"
             )
         if os.pread(self._descriptor, len(MAGIC), 0) != MAGIC:
             raise OutboxUnavailable(f"the outbox {self.path} was overwritten while it was in use; {WAY_OUT}")
