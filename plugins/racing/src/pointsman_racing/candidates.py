@@ -33,11 +33,6 @@ def members(candidate: CandidateConfig, catalog: Catalog) -> Sequence[Deployment
     return deployments if candidate.model is None else [d for d in deployments if d.model == candidate.model]
 
 
-def serving(deployments: Sequence[Deployment]) -> Sequence[Deployment]:
-    """Return the deployments that are not drained; all of them when none is left."""
-    return [d for d in deployments if d.drained is None] or deployments
-
-
 def dropped_because(candidate: CandidateConfig, catalog: Catalog) -> str | None:
     """Return why a candidate is raced only when no other one can serve, or None."""
     if candidate.weight == 0:
@@ -68,12 +63,17 @@ class RacedModel:
     model: VirtualModel | None
     bucket: Bucket
     counts: Counts = field(default_factory=Counts)
+    _itself: Sequence[CandidateConfig] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the only candidate of a model group."""
+        self._itself = (CandidateConfig(target=self.name),)
 
     def candidates(self, route: Route, catalog: Catalog) -> Sequence[CandidateConfig]:
         """Return the configured candidates, or the route's target if another plugin has changed it."""
-        if self.model is not None and route.target == self.group(catalog):
-            return self.model.candidates
-        return (CandidateConfig(target=route.target),)
+        if self.model is None:
+            return self._itself if route.target == self.name else (CandidateConfig(target=route.target),)
+        return self.model.candidates if route.target == self.group(catalog) else (CandidateConfig(target=route.target),)
 
     def group(self, catalog: Catalog) -> str | None:
         """Return the model group of the first candidate that can serve; None without one or for a model group."""
@@ -180,17 +180,17 @@ def line_up(
         one_group: The only candidate is a model group whose deployments race one another.
     """
     rows: list[tuple[tuple[bool, int, float], list[Entry]]] = []
-    served = [(number, candidate) for number, candidate in enumerate(candidates) if members(candidate, catalog)]
-    raced = [(number, candidate) for number, candidate in served if dropped_because(candidate, catalog) is None]
-    for number, candidate in raced or served:
-        deployments = serving(members(candidate, catalog))
-        scores = {d.id: statistics.score(d.id, delay, stream=stream, now=now) for d in deployments}
-        blocked_ms = {d.id: max(0.0, statistics.blocked_until(d.id) - now) * 1000 for d in deployments}
+    for number, candidate, deployments in _in_race(candidates, catalog):
+        scores = [statistics.score(d.id, delay, stream=stream, now=now) for d in deployments]
+        waits_ms = [statistics.blocked_s(d.id, now) * 1000 for d in deployments]
         if candidate.model is None:
-            mean_score = candidate.weight * sum(scores.values()) / len(scores)
-            calls = [(candidate.target, mean_score, min(blocked_ms.values()))] * min(len(deployments), MAX_ATTEMPTS)
+            mean_score = candidate.weight * sum(scores) / len(scores)
+            calls = [(candidate.target, mean_score, min(waits_ms))] * min(len(deployments), MAX_ATTEMPTS)
         else:
-            calls = [(d.id, candidate.weight * scores[d.id], blocked_ms[d.id]) for d in deployments]
+            calls = [
+                (d.id, candidate.weight * score, wait_ms)
+                for d, score, wait_ms in zip(deployments, scores, waits_ms, strict=True)
+            ]
             calls.sort(key=lambda call: (call[2], -call[1]))
         entries = [
             Entry(
@@ -203,9 +203,29 @@ def line_up(
         ]
         _, best_score, first_wait_ms = calls[0]
         rows.append(((first_wait_ms > 0, candidate.priority, -best_score), entries))
+    if len(rows) == 1:
+        return tuple(rows[0][1])
     rows.sort(key=lambda row: row[0])
     rounds = zip_longest(*(entries for _, entries in rows))
     return tuple(entry for one_round in rounds for entry in one_round if entry is not None)
+
+
+def _in_race(
+    candidates: Sequence[CandidateConfig], catalog: Catalog
+) -> list[tuple[int, CandidateConfig, Sequence[Deployment]]]:
+    """Return the candidates that are raced, each with its place and its deployments that are not drained.
+
+    When all candidates are drained, all of them are raced, with all of their deployments.
+    """
+    served: list[tuple[int, CandidateConfig, Sequence[Deployment]]] = []
+    raced: list[tuple[int, CandidateConfig, Sequence[Deployment]]] = []
+    for number, candidate in enumerate(candidates):
+        if deployments := members(candidate, catalog):
+            serving = [d for d in deployments if d.drained is None]
+            served.append((number, candidate, serving or deployments))
+            if serving and candidate.weight != 0:
+                raced.append((number, candidate, serving))
+    return raced or served
 
 
 def unknown_names(config: RacingConfig, catalog: Catalog, section: str) -> list[str]:

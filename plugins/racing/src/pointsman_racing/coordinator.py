@@ -180,14 +180,18 @@ class Coordinator:
         counts.not_repeatable += not repeatable
         raced.bucket.earn()
         self.total.earn(raced.bucket.ratio if self.ratio is None else self.ratio)
-        targets = dict.fromkeys(entry.target for entry in entries)
+        targets = {entry.target for entry in entries}
 
         def delay_ms(number: int, entry: Entry, attempt: RaceAttempt | None) -> float:
             reached = None if attempt is None else attempt.deployment
-            rivals = {d.id: d for target in targets for d in services.catalog.deployments(target)}
+            of_target = services.catalog.deployments(entry.target)
+            rivals = of_target
+            if len(targets) > 1:
+                others = (services.catalog.deployments(target) for target in targets)
+                rivals = list({d.id: d for deployments in others for d in deployments}.values())
             return self._statistics.delay_ms(
-                services.catalog.deployments(entry.target) if reached is None else (reached,),
-                tuple(rivals.values()),
+                of_target if reached is None else (reached,),
+                rivals,
                 settings.delay,
                 stream=ctx.stream,
                 now=services.clock.now(),

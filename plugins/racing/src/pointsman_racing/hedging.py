@@ -438,7 +438,9 @@ class Race:
 
     def _in_state(self, state: Literal["answered", "empty"]) -> list[int]:
         numbers = [number for number, attempt in enumerate(self._attempts) if attempt.state == state]
-        return sorted(numbers, key=lambda number: self._attempts[number].answered_ms)
+        if len(numbers) > 1:
+            numbers.sort(key=lambda number: self._attempts[number].answered_ms)
+        return numbers
 
     def _deadline_ms(self) -> float:
         return inf if self.plan.timeout_ms is None else self._begun_ms + self.plan.timeout_ms

@@ -17,6 +17,8 @@ _PROVIDER_STATE: Final = ("previous_response_id", "conversation", "container")
 _ALIASES: Final = {"mcp_toolset": "mcp", "code_execution": "code_interpreter"}
 _VERSION: Final = re.compile(r"_\d{8}$")
 _CLIENT_TOOLS: Final = frozenset({"function", "custom"})
+#: What of a body is looked at below.
+_FIELDS: Final = frozenset({"store", "background", *_PROVIDER_STATE, "mcp_servers", "tools"})
 
 
 def not_repeatable_because(ctx: RequestContext, side_effect_tools: Sequence[str]) -> str | None:
@@ -29,7 +31,8 @@ def not_repeatable_because(ctx: RequestContext, side_effect_tools: Sequence[str]
         ctx: The request.
         side_effect_tools: Patterns for names of functions and types of hosted tools.
     """
-    body = ctx.body
+    # Most requests have none of these fields, and a body is read one by one.
+    body = ctx.body if not _FIELDS.isdisjoint(ctx.body) else {}
     if body.get("store") is True:
         return "store"
     if body.get("background") is True:
@@ -39,7 +42,7 @@ def not_repeatable_because(ctx: RequestContext, side_effect_tools: Sequence[str]
             return name
     if ctx.headers.get(HEADER, "").strip().lower() == "false":
         return HEADER
-    for name in _tool_names(body) if side_effect_tools else ():
+    for name in _tool_names(body) if body and side_effect_tools else ():
         if any(fnmatchcase(name, pattern) for pattern in side_effect_tools):
             return f"tool {name[:80]}"
     return None

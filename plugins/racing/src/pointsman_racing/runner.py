@@ -159,7 +159,7 @@ class RaceRunner:
         self._finished: Callable[[RaceRunner], None] | None = finished
         self._begun_s = clock.monotonic()
         self._events: deque[Callable[[], list[Start]]] = deque()
-        self._changed = asyncio.Event()
+        self._changed: asyncio.Future[None] | None = None
         self._alarm: asyncio.Task[None] | None = None
         self._alarm_ms: float | None = None
         self._rang_ms = 0.0
@@ -181,12 +181,14 @@ class RaceRunner:
             self._launch(race.begin(0.0))
             while race.result is None:
                 self._set_alarm(race.due_ms())
-                await self._changed.wait()
-                self._changed.clear()
+                self._changed = asyncio.get_running_loop().create_future()
+                if not self._events:
+                    await self._changed
                 while self._events:
                     self._launch(self._events.popleft()())
-                # A clock whose sleep ends slightly early must not make the race wait for a moment that has passed.
-                self._launch(race.tick(max(self.now_ms, self._rang_ms)))
+                if race.result is None:
+                    # A clock whose sleep ends slightly early must not make the race wait for a moment that has passed.
+                    self._launch(race.tick(max(self.now_ms, self._rang_ms)))
         except BaseException:
             await self.abandon()
             raise
@@ -290,7 +292,11 @@ class RaceRunner:
 
     def _report(self, event: Callable[[], list[Start]]) -> None:
         self._events.append(event)
-        self._changed.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
 
     def _drop(self, attempt: RaceAttempt) -> None:
         attempt.dropped = True
@@ -328,7 +334,7 @@ class RaceRunner:
     async def _ring(self, due_ms: float) -> None:
         await self._clock.sleep(max(0.0, (due_ms - self.now_ms) / 1000))
         self._alarm_ms, self._rang_ms = None, max(self._rang_ms, due_ms)
-        self._changed.set()
+        self._wake()
 
 
 class WinnerStream:

@@ -260,8 +260,13 @@ def blocked_until(parts: Sequence[DeploymentStats]) -> float:
 
     An answer to one worker after another was rejected ends the retry-after for all.
     """
-    answered_at = max((part.answered_at for part in parts), default=0.0)
-    return max((part.blocked_until for part in parts if part.failed_at >= answered_at), default=0.0)
+    answered_at = until = 0.0
+    for part in parts:
+        answered_at = max(answered_at, part.answered_at)
+    for part in parts:
+        if part.failed_at >= answered_at and part.blocked_until > until:
+            until = part.blocked_until
+    return until
 
 
 def healthy(parts: Sequence[DeploymentStats], now: float) -> bool:
@@ -435,7 +440,7 @@ class Statistics:
         spreads = self._spreads(reached, delay, stream=stream, now=now)
         if not spreads:
             return max(delay.fixed_ms if stream else delay.fixed_plain_ms, delay.floor_ms)
-        others = self._spreads(rivals, delay, stream=stream, now=now)
+        others = spreads if rivals is reached else self._spreads(rivals, delay, stream=stream, now=now)
         fastest_ms = min(s.quantile_ms(usual_log_factor(s, others), delay.quantile_ratio) for s in spreads)
         return max(fastest_ms * share, delay.floor_ms)
 
@@ -446,6 +451,11 @@ class Statistics:
     def blocked_until(self, deployment_id: str) -> float:
         """Return the end of a deployment's retry-after (Unix seconds); 0 without one."""
         return blocked_until(self.parts(deployment_id))
+
+    def blocked_s(self, deployment_id: str, now: float) -> float:
+        """Return the seconds until the end of a deployment's retry-after; 0 without one."""
+        until = self.blocked_until(deployment_id)
+        return until - now if until > now else 0.0
 
     def healthy(self, deployment_id: str, now: float) -> bool:
         """Return whether the attempts of this and the other workers give no reason to doubt a deployment."""
@@ -469,5 +479,8 @@ class Statistics:
         return cached
 
     def _spreads(self, deployments: Sequence[Deployment], delay: Delay, *, stream: bool, now: float) -> list[Spread]:
-        spreads = (self._cached(d.id, delay, stream=stream, now=now).spread for d in deployments)
-        return [spread for spread in spreads if spread is not None]
+        return [
+            spread
+            for d in deployments
+            if (spread := self._cached(d.id, delay, stream=stream, now=now).spread) is not None
+        ]

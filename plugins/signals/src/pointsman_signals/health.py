@@ -357,8 +357,12 @@ def error_ratio(totals: Slice) -> tuple[float | None, int]:
 
     Attempts that were cancelled, that failed by the caller's fault, or that were answered without content are excluded.
     """
-    own = sum(count for kind, count in totals.errors.items() if kind not in NOT_ITS_FAULT)
-    callers = sum(totals.errors.values()) - own
+    own = callers = 0
+    for kind, count in totals.errors.items():
+        if kind in NOT_ITS_FAULT:
+            callers += count
+        else:
+            own += count
     attempts = totals.requests - totals.cancelled - callers
     return (own / attempts if attempts > 0 else None), attempts
 
