@@ -118,3 +118,31 @@ async def test_an_idle_limit_ends_what_waits_for_no_step(after_a_step):
 
     with pytest.raises(TimeoutError):
         await work()
+
+
+async def test_an_idle_limit_has_one_timer_however_many_steps_there_are(monkeypatch):
+    made = []
+    after = deadline.after
+    monkeypatch.setattr(deadline, "after", lambda *args: made.append(args) or after(*args))
+    idle = deadline.IdleLimit(TIMEOUT_S)
+    async with idle.within():
+        for _ in range(1000):
+            idle.step_started()
+            idle.step_ended()
+        assert len(made) == 1
+
+
+async def test_an_idle_limit_is_counted_from_the_end_of_the_last_step():
+    idle = deadline.IdleLimit(4 * TIMEOUT_S)
+
+    async def work():
+        async with idle.within():
+            idle.step_started()
+            await asyncio.sleep(3 * TIMEOUT_S)
+            idle.step_ended()
+            await asyncio.Event().wait()
+
+    begun = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await work()
+    assert time.monotonic() - begun > 6 * TIMEOUT_S  # not from the beginning of the block

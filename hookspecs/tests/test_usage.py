@@ -985,6 +985,29 @@ def test_the_answer_that_litellm_has_translated_is_found_among_several() -> None
     assert wire.provider_reading([object()], lambda: translated) is None
 
 
+@pytest.mark.parametrize(
+    "beside",
+    ['"score": NaN', '"limit": 1e999', '"text": "\\ud800"', '"count": 1234567890123456789012345', '"usage": null'],
+)
+def test_what_only_some_providers_write_hides_no_usage(beside: str) -> None:
+    listener = wire.Listener("application/json")
+    block = '{"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}'
+    listener.hear(f'{{"id": "x", {beside}, "usage": {block}}}'.encode())
+    reading = listener.reading()
+    assert (reading.usage.prompt_tokens, reading.usage.completion_tokens) == (11, 7)
+
+
+@pytest.mark.parametrize("depth", [500, 1000, 100_000])
+def test_usage_that_is_nested_deeply_is_counted_or_not_read(depth: int) -> None:
+    block = (
+        '{"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18, "more": ' + "[" * depth + "]" * depth + "}"
+    )
+    listener = wire.Listener("application/json")
+    listener.hear(f'{{"id": "x", "usage": {block}}}'.encode())
+    reading = listener.reading()
+    assert reading is None or reading.usage.prompt_tokens == 11
+
+
 # -- AWS's frames -------------------------------------------------------------------------------------------------------
 
 

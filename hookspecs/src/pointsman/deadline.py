@@ -67,10 +67,10 @@ class IdleLimit:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._limit: asyncio.Timeout | None = None
+        #: One for the whole block, which looks at what is left when it is due: steps begin and end far more often.
         self._timer: asyncio.TimerHandle | None = None
         self._steps = 0
-        #: The present wait. A timer that was late can no longer be cancelled, but finds that its wait is over.
-        self._wait: object = None
+        self._idle_since = 0.0
 
     @asynccontextmanager
     async def within(self) -> AsyncIterator[None]:
@@ -81,35 +81,41 @@ class IdleLimit:
         """
         async with asyncio.timeout(None) as limit:
             self._limit = limit
-            self._start()
+            self._be_idle()
             try:
                 yield
             finally:
                 self._limit = None
-                self._stop()
+                if self._timer is not None:
+                    self._timer.cancel()
 
     def step_started(self) -> None:
         """Record that a step has started."""
         self._steps += 1
-        self._stop()
 
     def step_ended(self) -> None:
         """Record that a step has ended."""
         self._steps -= 1
         if not self._steps:
-            self._start()
+            self._be_idle()
 
-    def _start(self) -> None:
+    def _be_idle(self) -> None:
         if self._limit is not None:
-            loop, limit, wait = asyncio.get_running_loop(), self._limit, object()
-            self._wait = wait
-            self._timer = after(loop, self.seconds, lambda: _end(limit, loop) if self._wait is wait else None)
+            loop = asyncio.get_running_loop()
+            self._idle_since = loop.time()
+            if self._timer is None:
+                self._timer = after(loop, self.seconds, self._look)
 
-    def _stop(self) -> None:
-        self._wait = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def _look(self) -> None:
+        self._timer = None
+        limit, loop = self._limit, asyncio.get_running_loop()
+        if limit is None or self._steps:
+            return
+        left_s = self._idle_since + self.seconds - loop.time()
+        if left_s > 0:
+            self._timer = after(loop, left_s, self._look)
+        else:
+            _end(limit, loop)
 
 
 def _end(limit: asyncio.Timeout, loop: asyncio.AbstractEventLoop) -> None:

@@ -53,7 +53,7 @@ class Call(ABC):
     Attributes:
         request_id: Ours, not LiteLLM's call id, which the client may choose.
         exchange: The exchange that its attempts belong to; None until LiteLLM has authenticated a client's request.
-        metadata: LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
+        told: LiteLLM's metadata of the request that the call belongs to.
         provider_headers: Headers of the provider's latest response, as the HTTP client saw them; None before it.
         failure: Why LiteLLM has logged the running attempt as failed; None when it has not.
         reader: Has read the stream of the running attempt; None before its first piece.
@@ -67,17 +67,17 @@ class Call(ABC):
         "exchange",
         "failure",
         "gone",
-        "metadata",
         "provider_headers",
         "reader",
         "request_id",
+        "told",
         "unsent_headers",
     )
 
-    def __init__(self, request_id: str, exchange: Exchange | None, metadata: Mapping[str, Any]) -> None:
+    def __init__(self, request_id: str, exchange: Exchange | None, told: Mapping[str, Any]) -> None:
         self.request_id = request_id
         self.exchange = exchange
-        self.metadata = metadata
+        self.told = told
         self.provider_headers: Any = None
         self.failure: Exception | None = None
         self.reader: StreamReader | None = None
@@ -95,6 +95,14 @@ class Call(ABC):
     @abstractmethod
     def latest(self) -> OpenAttempt | None:
         """The latest attempt that LiteLLM has made for this call, open or closed; None when there is none."""
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """LiteLLM's own facts about the caller, for calls of our own on the caller's behalf.
+
+        It puts them there itself, over whatever the client has sent.
+        """
+        return {name: value for name, value in self.told.items() if name.startswith("user_api_key")}
 
     @property
     def cools_down(self) -> bool:
@@ -336,15 +344,15 @@ class ClientCall(Call):
         """Note that a plugin has answered by itself."""
         self.reply = reply
 
-    def open(self, exchange: Exchange, metadata: Mapping[str, Any]) -> None:
+    def open(self, exchange: Exchange, told: Mapping[str, Any]) -> None:
         """Note that LiteLLM has authenticated the request.
 
         Args:
             exchange: The request's exchange.
-            metadata: LiteLLM's facts about the caller.
+            told: LiteLLM's metadata of the request.
         """
         self.exchange = exchange
-        self.metadata = metadata
+        self.told = told
 
     def ask(self, model: object, fallbacks: object, *, disable_fallbacks: object) -> None:
         """Note what LiteLLM is asked for, and where it may fall back to."""
@@ -436,9 +444,9 @@ class OwnCall(Call):
     __slots__ = ("kind", "labels", "opened")
 
     def __init__(
-        self, exchange: Exchange, kind: AttemptKind, *, labels: Mapping[str, str], metadata: Mapping[str, Any]
+        self, exchange: Exchange, kind: AttemptKind, *, labels: Mapping[str, str], told: Mapping[str, Any]
     ) -> None:
-        super().__init__(exchange.ctx.request_id, exchange, metadata)
+        super().__init__(exchange.ctx.request_id, exchange, told)
         self.kind = kind
         self.labels = labels
         self.opened: OpenAttempt | None = None

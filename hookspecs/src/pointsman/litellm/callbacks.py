@@ -115,7 +115,7 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
             looked = await kept_objects.look(self._host.owners, ctx, method, path)
             ctx = replace(ctx, carried_tokens=looked.carried_tokens)
         exchange = self._host.open(ctx, span=call.span, age_s=age_s)
-        call.open(exchange, _caller_metadata(data))
+        call.open(exchange, data.get("litellm_metadata") or data.get("metadata") or {})
         denial = await exchange.admit()
         if (
             ctx.model
@@ -606,12 +606,6 @@ def _headers(call: Call, request_data: Mapping[str, Any], response: Any) -> dict
         request_values.hidden_params(response).get("additional_headers"),
         call.provider_headers,
     )
-
-
-def _caller_metadata(data: Mapping[str, Any]) -> dict[str, Any]:
-    """LiteLLM's own facts about the caller: it puts them there itself, over whatever the client has sent."""
-    found = data.get("litellm_metadata") or data.get("metadata") or {}
-    return {name: value for name, value in found.items() if name.startswith("user_api_key")}
 
 
 def _context(

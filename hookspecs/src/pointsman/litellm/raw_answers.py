@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, I
 from typing import Any, Final
 
 import httpx
+import orjson
 
 from ..types import Usage
 from . import named_objects
@@ -140,7 +141,7 @@ class Listener:
 
     def _read(self, text: bytes) -> None:
         try:
-            said = json.loads(text)
+            said = _decoded(text)
         except (ValueError, RecursionError):
             return
         for message in said if isinstance(said, list) else (said,):
@@ -181,6 +182,14 @@ class Listener:
         """Read what has come without the end of its line."""
         if self._parts:
             self._end()
+
+
+def _decoded(text: bytes) -> Any:
+    """Return what JSON says, also what is no JSON but is written by some providers, such as NaN."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return json.loads(text)
 
 
 def _framed(message: Mapping[str, Any]) -> bytes | None:

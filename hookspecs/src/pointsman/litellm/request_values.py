@@ -16,7 +16,9 @@ from ..types import (
 )
 from .usage_blocks import read as read_usage
 
-_PROVIDER_PREFIX: Final = "llm_provider-"
+#: How the names begin of headers of the provider's among hidden parameters, and of LiteLLM's own.
+_PREFIX: Final = "llm_provider-"
+_LITELLMS: Final = "x-litellm-"
 _MOST_USD: Final = 10**12
 
 
@@ -155,18 +157,13 @@ def provider_headers(*sources: Any) -> dict[str, str]:
     for source in sources:
         if not source:
             continue
-        raw: dict[str, str] = {}
-        prefixed: dict[str, str] = {}
         try:
-            for name, value in dict(source).items():
-                name = str(name).lower()  # noqa: PLW2901  # in the one form that is used
-                if name.startswith(_PROVIDER_PREFIX):
-                    prefixed[name.removeprefix(_PROVIDER_PREFIX)] = str(value)
-                elif not name.startswith("x-litellm-"):
-                    raw[name] = str(value)
+            named = {str(name).lower(): str(value) for name, value in dict(source).items()}
         except (TypeError, ValueError):
             continue
-        if found := prefixed or raw:
+        prefixed = {name.removeprefix(_PREFIX): value for name, value in named.items() if name.startswith(_PREFIX)}
+        found = prefixed or {name: value for name, value in named.items() if not name.startswith(_LITELLMS)}
+        if found:
             return without_credentials(found)
     return {}
 

@@ -100,7 +100,7 @@ class RouterUpstream:
             **thawed(request.body),
             "stream": request.stream,
             # LiteLLM books a call on the key that it names: not on the caller's when another tenant pays.
-            _METADATA[request.endpoint]: dict(parent.metadata) if parent is not None and request.tenant is None else {},
+            _METADATA[request.endpoint]: parent.metadata if parent is not None and request.tenant is None else {},
         }
         if request.stream and request.endpoint is Endpoint.CHAT:
             arguments["stream_options"] = {"include_usage": True}
@@ -289,8 +289,8 @@ class RouterCall:
         self._closer = closer
         self._exchange = exchange
         self._parent = parent
-        metadata = parent.metadata if parent is not None else {}
-        self._call = OwnCall(exchange, request.kind, labels=request.labels, metadata=metadata)
+        told = parent.told if parent is not None else {}
+        self._call = OwnCall(exchange, request.kind, labels=request.labels, told=told)
         self._reader = StreamReader()
         self._left = False
         self._closing: asyncio.Task[None] | None = None
@@ -312,13 +312,17 @@ class RouterCall:
 
     def _run(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
         task = asyncio.create_task(work, name=name, context=self._context)
-        # The plugin may never ask for the answer; its error is then not reported as unretrieved.
-        task.add_done_callback(_retrieve)
         if self._idle is not None:
-            idle = self._idle
-            idle.step_started()
-            task.add_done_callback(lambda _: idle.step_ended())
+            self._idle.step_started()
+        task.add_done_callback(self._step_ended)
         return task
+
+    def _step_ended(self, step: asyncio.Task[Any]) -> None:
+        if not step.cancelled():
+            # The plugin may never ask for the answer; its error is then not reported as unretrieved.
+            step.exception()
+        if self._idle is not None:
+            self._idle.step_ended()
 
     @property
     def attempt(self) -> Attempt:
@@ -398,10 +402,13 @@ class RouterCall:
     async def _wait(self) -> Any:
         """Wait for the current step, but not longer than allowed."""
         try:
-            # Not the step itself: the waiting task may be cancelled without it, and vice versa.
-            if not self._step.done():
+            if self._step.done():
+                pass
+            elif self._deadline is None:
+                await _end_of(self._step)
+            else:
                 async with asyncio.timeout_at(self._deadline):
-                    await asyncio.wait((self._step,))
+                    await _end_of(self._step)
         except TimeoutError:
             raise self._too_slow() from None
         if self._left or self._step.cancelled():
@@ -495,9 +502,11 @@ async def _next(source: AsyncIterator[Any]) -> Any:
     return await anext(source, _END)
 
 
-def _retrieve(task: asyncio.Task[Any]) -> None:
-    if not task.cancelled():
-        task.exception()
+async def _end_of(step: asyncio.Task[Any]) -> None:
+    """Wait for the end of a step, not for the step itself: the waiting task may be cancelled without it, and vice versa."""
+    ended = asyncio.get_running_loop().create_future()
+    step.add_done_callback(lambda _: None if ended.done() else ended.set_result(None))
+    await ended
 
 
 async def _close_stream(pieces: Any) -> None:

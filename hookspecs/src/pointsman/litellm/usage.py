@@ -364,5 +364,8 @@ def _says(value: Any) -> bool:
 def _raw(block: Mapping[str, Any]) -> str | None:
     if not block:
         return None
-    text = _AS_TEXT(block)
+    try:
+        text = _AS_TEXT(block)
+    except RecursionError:  # lists in lists
+        return None
     return text if len(text) <= _MOST_RAW_CHARS else text[: _MOST_RAW_CHARS - 1] + "~"
