@@ -303,3 +303,51 @@ def test_a_missing_weight_counts_as_in_litellms_own_choice(
     shuffle = pytest.importorskip("litellm.router_strategy.simple_shuffle").simple_shuffle
     chosen = {shuffle(lambda _: None, entries, "chat", {})["model_info"]["id"] for _ in range(200)}
     assert chosen == {id_ for id_, weight in expected.items() if weight > 0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "withheld"),
+    [
+        (None, set()),
+        ({}, set()),
+        ({"litellm_key_header_name": "X-Proxy"}, {"x-proxy"}),
+        (
+            {"pass_through_endpoints": [{"path": "/x", "headers": {"litellm_user_api_key": "Own-Name"}}, {}]},
+            {"own-name"},
+        ),
+        (
+            {
+                "litellm_key_header_name": "x-proxy",
+                "pass_through_endpoints": [{"path": "/x", "headers": {"litellm_user_api_key": "own-name"}}],
+            },
+            {"x-proxy", "own-name"},
+        ),
+    ],
+)
+def test_headers_that_the_configuration_names_for_keys_are_withheld(
+    request_values: Any, settings: dict[str, Any] | None, withheld: set[str]
+) -> None:
+    ours = {"host": "h", "x-proxy": "sk-1", "own-name": "sk-2"}
+    raw = [(name.title().encode(), value.encode()) for name, value in ours.items()] + [
+        (b"Authorization", b"Bearer sk-3")
+    ]
+    left = {name: value for name, value in ours.items() if name not in withheld}
+    assert request_values.client_headers(raw, settings) == left
+
+
+def test_settings_are_not_asked_for_headers_in_which_no_key_is_sent(request_values: Any) -> None:
+    class Unread(dict[str, Any]):
+        def get(self, *_: object) -> Any:
+            raise AssertionError("asked")
+
+    raw = [
+        (b"Host", b"h"),
+        (b"User-Agent", b"OpenAI/Python"),
+        (b"X-Stainless-Lang", b"python"),
+        (b"Authorization", b"x"),
+    ]
+    assert request_values.client_headers(raw, Unread()) == {
+        "host": "h",
+        "user-agent": "OpenAI/Python",
+        "x-stainless-lang": "python",
+    }

@@ -73,9 +73,7 @@ async def authenticate(
         Credential(
             api_key=key,
             path=request.url.path,
-            headers=request_values.request_headers(
-                request.scope["headers"], request_values.key_headers(proxy_server.general_settings)
-            ),
+            headers=request_values.client_headers(request.scope["headers"], proxy_server.general_settings),
             client_host=None if call is None else call.peer,
         )
     )

@@ -612,9 +612,7 @@ def _context(
     call: ClientCall, key: Any, data: Mapping[str, Any], call_type: str, catalog: RouterCatalog, *, received_at: float
 ) -> RequestContext:
     call_type = str(getattr(call_type, "value", call_type))
-    headers = request_values.request_headers(
-        call.scope["headers"], request_values.key_headers(proxy_server.general_settings)
-    )
+    headers = request_values.client_headers(call.scope["headers"], proxy_server.general_settings)
     body = bodies.sent(call.sent, data)
     if call.socket is not None:
         # What it asks comes in its events.

@@ -164,7 +164,9 @@ def in_answer(message: Mapping[str, Any]) -> Iterator[str]:
             yield made
         if "output" in part:
             yield from filter(None, (_id_of(item.get("container_id")) for item in _objects(part["output"])))
-        for block in (part.get("content_block"), *_objects(part.get("content"))):
+        if "content_block" in part:
+            yield from _written(part["content_block"])
+        for block in _objects(part["content"]) if "content" in part else ():
             yield from _written(block)
         for choice in _objects(part["choices"]) if "choices" in part else ():
             answer = choice.get("message")

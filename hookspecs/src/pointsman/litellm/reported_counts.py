@@ -77,7 +77,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
     found = getattr(value, "__dict__", None)
-    if not isinstance(found, Mapping):
+    if type(found) is not dict:
         return {}
     extra = getattr(value, "__pydantic_extra__", None)
     return {**found, **extra} if isinstance(extra, dict) else found

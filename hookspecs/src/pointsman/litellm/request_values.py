@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..frozen import FrozenDict, replace
@@ -20,31 +20,70 @@ from .usage_blocks import read as read_usage
 _PREFIX: Final = "llm_provider-"
 _LITELLMS: Final = "x-litellm-"
 _MOST_USD: Final = 10**12
+#: Headers of HTTP itself, of proxies in front and of OpenAI's client, in none of which a key is sent.
+_ORDINARY: Final = frozenset(
+    {
+        "accept",
+        "accept-encoding",
+        "accept-language",
+        "cache-control",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "traceparent",
+        "user-agent",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-real-ip",
+        "x-request-id",
+        "x-stainless-arch",
+        "x-stainless-async",
+        "x-stainless-lang",
+        "x-stainless-os",
+        "x-stainless-package-version",
+        "x-stainless-raw-response",
+        "x-stainless-read-timeout",
+        "x-stainless-retry-count",
+        "x-stainless-runtime",
+        "x-stainless-runtime-version",
+    }
+)
 
 
-def key_headers(general_settings: Mapping[str, Any] | None) -> frozenset[str]:
-    """Return the names, in lower case, of the headers in which the configuration lets clients send their key to the proxy."""
-    if general_settings is None:
-        return frozenset()
+def client_headers(raw: Iterable[tuple[bytes, bytes]], general_settings: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return ASGI headers as text, lower case, without credentials.
+
+    Args:
+        raw: The headers.
+        general_settings: LiteLLM's, which may name headers in which clients send their key to the proxy.
+    """
+    headers = request_headers(raw)
     # LiteLLM resolves each setting when it is asked for, which costs as much as all the rest.
-    passed, named = general_settings.get("pass_through_endpoints"), general_settings.get("litellm_key_header_name")
-    if not passed:
-        return frozenset((str(named).lower(),)) if named else frozenset()
-    names = [named]
-    names += [
-        (entry.get("headers") or {}).get("litellm_user_api_key") for entry in passed if isinstance(entry, Mapping)
+    if general_settings is not None and not headers.keys() <= _ORDINARY:
+        for name in _key_headers(general_settings):
+            headers.pop(name, None)
+    return headers
+
+
+def _key_headers(general_settings: Mapping[str, Any]) -> Iterator[str]:
+    named = [general_settings.get("litellm_key_header_name")]
+    named += [
+        (entry.get("headers") or {}).get("litellm_user_api_key")
+        for entry in general_settings.get("pass_through_endpoints") or ()
+        if isinstance(entry, Mapping)
     ]
-    return frozenset(str(name).lower() for name in names if name)
+    return (str(name).lower() for name in named if name)
 
 
-def request_headers(
-    raw: Iterable[tuple[bytes, bytes]], extra_credentials: frozenset[str] = frozenset()
-) -> dict[str, str]:
-    """Return ASGI headers as text, lower case, without credentials."""
+def request_headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return ASGI headers as text, lower case, without those that carry credentials by their name."""
     headers = {}
     for name_bytes, value in raw:
         name = name_bytes.decode("latin-1").lower()
-        if not is_credential_header(name) and name not in extra_credentials:
+        if not is_credential_header(name):
             headers[name] = value.decode("latin-1")
     return headers
 

@@ -124,16 +124,16 @@ def _database(guard: Guard) -> Iterable[Patch]:
 def _noting_authentication(build: Any, guard: Guard, authenticated: Authenticated) -> Any:
     async def noting(*args: Any, **kwargs: Any) -> Any:
         body = kwargs.get("request_data", {})
-        call = client_call()
-        if call is not None and not isinstance(body, Mapping):
-            # LiteLLM looks for fields in it, and fails.
-            message = "The body must be a JSON object."
-            raise denial_error(Denial(status=400, code="invalid_body", message=message))
-        if call is not None and isinstance(body, Mapping):
+        is_object = type(body) is dict or isinstance(body, Mapping)
+        if (call := client_call()) is not None:
+            if not is_object:
+                # LiteLLM looks for fields in it, and fails.
+                message = "The body must be a JSON object."
+                raise denial_error(Denial(status=400, code="invalid_body", message=message))
             call.arrive(bodies.noted(body))
         key = await build(*args, **kwargs)
         guard.authenticated(key)
-        await authenticated(key, body if isinstance(body, Mapping) else {})
+        await authenticated(key, body if is_object else {})
         return key
 
     return noting
