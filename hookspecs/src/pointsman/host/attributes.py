@@ -25,6 +25,7 @@ Value = str | bool | int | float | Sequence[str] | Sequence[float]
 _MOST_TEXT_CHARS: Final = 1_024
 #: The most elements of a list.
 _MOST_ELEMENTS: Final = 128
+_SCALARS: Final = frozenset({str, bool, int, float})
 #: The operations of the conventions; other endpoints have names of their own.
 _OPERATIONS: Final[Mapping[Endpoint, str]] = {
     Endpoint.CHAT: "chat",
@@ -55,21 +56,27 @@ _PROVIDERS: Final[Mapping[str, str]] = {
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
-def bounded(attributes: Mapping[str, object] | None) -> dict[str, Value]:
+def bounded(attributes: Mapping[str, object] | None, into: dict[str, Value] | None = None) -> dict[str, Value]:
     """Return attributes that can be exported: texts and lists are cut, numbers that are not finite become text such as ``inf``.
 
     Some texts are clients': one that is megabytes long would be in several spans. One infinity makes Jaeger answer every
     query that finds its span with an error. What is neither text, number nor a list of them is left out.
+
+    Args:
+        attributes: What is given.
+        into: A dictionary that gets them; a new one when None.
     """
-    found: dict[str, Value] = {}
+    found: dict[str, Value] = {} if into is None else into
     if attributes:
         for name, value in attributes.items():
+            # The usual ones by their exact type: every attribute of every span comes by here.
             kind = type(value)
-            # The usual ones first: every attribute of every span comes by here.
             if kind is str:
                 found[name] = value if len(value) <= _MOST_TEXT_CHARS else value[:_MOST_TEXT_CHARS]  # type: ignore[arg-type,assignment,index]  # a str
             elif kind is int or kind is bool:
                 found[name] = value  # type: ignore[assignment]  # as seen
+            elif kind is float:
+                found[name] = value if math.isfinite(value) else str(value)  # type: ignore[arg-type,assignment]  # a float
             elif (other := _bounded_value(value)) is not None:
                 found[name] = other
     return found
@@ -82,19 +89,22 @@ def _bounded_value(value: object) -> Value | None:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
-    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray):
+    if isinstance(value, bytes | bytearray) or not isinstance(value, list | tuple | Sequence):
         return None
-    elements = tuple(v[:_MOST_TEXT_CHARS] if isinstance(v, str) else v for v in value[:_MOST_ELEMENTS])
-    if not all(isinstance(v, str | int | float) for v in elements):
+    elements = tuple(value[:_MOST_ELEMENTS])
+    kinds = set(map(type, elements))
+    if str in kinds:
+        elements = tuple([v[:_MOST_TEXT_CHARS] if isinstance(v, str) else v for v in elements])
+    if not kinds <= _SCALARS and not all(isinstance(v, str | int | float) for v in elements):
         return None
-    return elements if finite(elements) else tuple(str(v) for v in elements)
+    return elements if finite(elements) else tuple([str(v) for v in elements])
 
 
 def finite(value: object) -> bool:
     """Return whether an attribute's value, or every element of it, is a number that is finite, or no number at all."""
     if isinstance(value, float):
         return math.isfinite(value)
-    return not isinstance(value, list | tuple) or all(finite(element) for element in value)
+    return not isinstance(value, list | tuple) or all(map(finite, value))
 
 
 # -- names ----------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Spans as OTLP's messages.
 
 OpenTelemetry's encoder builds each message apart and copies it into the one above, four times from attribute to request; this one
-builds them in place, in a quarter of the time. What has no form in OTLP costs its attribute, never the batch. Spans are those of ``spans``,
+builds them in place, in a third of the time. What has no form in OTLP costs its attribute, never the batch. Spans are those of ``spans``,
 which count nothing that is dropped.
 """
 

@@ -1,7 +1,7 @@
 """The way of spans out of the worker: a bounded queue, an exporter, a count of what is lost, and an end that is quick.
 
 OpenTelemetry's own batch processor does the work. What is added: spans that do not fit or that the collector does not take
-are counted; numbers that are not finite never leave; and a collector that is gone does not delay the end of the proxy.
+are counted, and a collector that is gone does not delay the end of the proxy.
 """
 
 from __future__ import annotations
@@ -9,16 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry.sdk.trace import Event, ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import Link, SpanKind, TraceState, get_current_span
-
-from .attributes import finite
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -63,7 +61,7 @@ class Pipeline(SpanProcessor):
         self._lock = threading.Lock()
         self._closed = False
         self.counts = SpanCounts()
-        self._exporter = _Checked(exporter, self._exported)
+        self._exporter = _Counted(exporter, self._exported)
         batch = min(self._most, _environment("_default_max_export_batch_size"))
         # Its queue never fills: what does not fit is not given to it.
         self._batch = BatchSpanProcessor(self._exporter, max_queue_size=self._most, max_export_batch_size=batch)
@@ -73,7 +71,8 @@ class Pipeline(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         """Queue a span that is sampled."""
-        if span.context is None or not span.context.trace_flags.sampled:
+        context = span.context
+        if context is None or not context.trace_flags.sampled:
             return
         with self._lock:
             if self.counts.waiting >= self._most:
@@ -127,8 +126,8 @@ def _flush(provider: TracerProvider) -> None:
         provider.force_flush(round(SHUTDOWN_S * 1000))
 
 
-class _Checked(SpanExporter):
-    """An exporter that reports what became of each batch, and exports no number that is not finite."""
+class _Counted(SpanExporter):
+    """An exporter that reports what became of each batch."""
 
     def __init__(self, exporter: SpanExporter, report: Callable[[int, bool], None]) -> None:
         self._exporter = exporter
@@ -137,7 +136,7 @@ class _Checked(SpanExporter):
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         result = SpanExportResult.FAILURE
         try:
-            result = self._exporter.export([_exportable(span) for span in spans])
+            result = self._exporter.export(spans)
         finally:
             self._report(len(spans), result is SpanExportResult.SUCCESS)
         return result
@@ -185,36 +184,3 @@ def _environment(name: str) -> int:
     """Return what the SDK reads from ``OTEL_BSP_*``, or its default."""
     read: Any = getattr(BatchSpanProcessor, name)
     return int(read())
-
-
-def _exportable(span: ReadableSpan) -> ReadableSpan:
-    """Return a span of which every number is finite: the span itself, or a copy."""
-    events = span.events
-    if _is_finite(span.attributes) and all(_is_finite(event.attributes) for event in events):
-        return span
-    return ReadableSpan(
-        name=span.name,
-        context=span.context,
-        parent=span.parent,
-        resource=span.resource,
-        attributes=_finite(span.attributes),
-        events=[Event(event.name, _finite(event.attributes), event.timestamp) for event in events],
-        links=span.links,
-        kind=span.kind,
-        status=span.status,
-        start_time=span.start_time,
-        end_time=span.end_time,
-        instrumentation_scope=span.instrumentation_scope,
-    )
-
-
-def _is_finite(attributes: Mapping[str, object] | None) -> bool:
-    return all(map(finite, (attributes or {}).values()))
-
-
-def _finite(attributes: Attributes) -> Attributes:
-    """Return the attributes with numbers that are not finite as text, such as ``inf``."""
-    return {
-        name: value if finite(value) else [str(v) for v in value] if isinstance(value, Sequence) else str(value)
-        for name, value in (attributes or {}).items()
-    }

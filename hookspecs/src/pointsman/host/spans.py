@@ -2,8 +2,8 @@
 
 A request has five or more. The SDK takes some 70 microseconds for one, and this module 5: the SDK asks a sampler about every
 child, and copies and checks every attribute under a lock. Here a child of a recorded span is recorded, attributes go into a
-dictionary, and the SDK's own ``ReadableSpan`` is made when the span has ended, so that its processors and exporters are used as
-they are. Its sampler, resource and limits, and so the variables that set them, hold here as well.
+dictionary, and a span that has ended is the SDK's own ``ReadableSpan``, so that its processors and exporters are used as they
+are. Its sampler, resource and limits, and so the variables that set them, hold here as well.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class SpanProvider(trace.TracerProvider):
 
     Attributes:
         sampler: As above.
+        processors: See the spans that have ended.
     """
 
     def __init__(self, resource: Resource | None = None, sampler: Sampler | None = None) -> None:
@@ -57,11 +58,11 @@ class SpanProvider(trace.TracerProvider):
         self.resource: Resource = sdk.resource
         self.ids: Final = sdk.id_generator
         self.limits: Final = SpanLimits()
-        self._processors: list[SpanProcessor] = []
+        self.processors: Final[list[SpanProcessor]] = []
 
     def add_span_processor(self, processor: SpanProcessor) -> None:
         """Let a processor see the spans that have ended; it does not see them begin."""
-        self._processors.append(processor)
+        self.processors.append(processor)
 
     def get_tracer(
         self,
@@ -73,11 +74,6 @@ class SpanProvider(trace.TracerProvider):
         """Return a tracer."""
         scope = InstrumentationScope(instrumenting_module_name, instrumenting_library_version, schema_url, attributes)
         return SpanTracer(self, scope)
-
-    def ended(self, span: ReadableSpan) -> None:
-        """Hand a span that has ended to the processors."""
-        for processor in self._processors:
-            processor.on_end(span)
 
 
 class SpanTracer(trace.Tracer):
@@ -104,16 +100,21 @@ class SpanTracer(trace.Tracer):
         set_status_on_exception: bool = True,  # noqa: FBT002
     ) -> Span:
         """Begin a span: of the context's span, else of the running one, else of none."""
-        provider = self.provider
         above = trace.get_current_span(context)
-        found = above.get_span_context()
         if isinstance(above, RecordedSpan):
-            own = SpanContext(
-                found.trace_id, provider.ids.generate_span_id(), False, found.trace_flags, found.trace_state
-            )
             return RecordedSpan(
-                self, name, own, found, kind, attributes, links, start_time, record_exception, set_status_on_exception
+                self,
+                name,
+                self.ids_below(above),
+                above.get_span_context(),
+                kind,
+                attributes,
+                links,
+                start_time,
+                record_exception,
+                set_status_on_exception,
             )
+        provider, found = self.provider, above.get_span_context()
         parent = found if found.is_valid else None
         trace_id = provider.ids.generate_trace_id() if parent is None else parent.trace_id
         decided = provider.sampler.should_sample(context, trace_id, name, kind, attributes, links)
@@ -138,6 +139,13 @@ class SpanTracer(trace.Tracer):
             set_status_on_exception,
         )
 
+    def ids_below(self, parent: RecordedSpan) -> SpanContext:
+        """Return the ids of a child of a recorded span, which is recorded as well."""
+        above = parent.get_span_context()
+        return SpanContext(
+            above.trace_id, self.provider.ids.generate_span_id(), False, above.trace_flags, above.trace_state
+        )
+
     @_agnosticcontextmanager
     def start_as_current_span(  # noqa: PLR0917  # OpenTelemetry's signature
         self,
@@ -159,8 +167,10 @@ class SpanTracer(trace.Tracer):
             yield used
 
 
-class RecordedSpan(Span):
+class RecordedSpan(Span, ReadableSpan):
     """A span that is recorded. What is said to it after its end is ignored.
+
+    It has the fields of ``ReadableSpan`` under their names there, as the SDK's own span does.
 
     Args:
         tracer: What begins it.
@@ -178,7 +188,7 @@ class RecordedSpan(Span):
     __slots__ = (
         "_attributes",
         "_context",
-        "_ended",
+        "_end_time",
         "_events",
         "_fails",
         "_kind",
@@ -186,10 +196,13 @@ class RecordedSpan(Span):
         "_name",
         "_parent",
         "_records",
-        "_start_ns",
+        "_start_time",
         "_status",
         "_tracer",
     )
+
+    _context: SpanContext
+    _instrumentation_info = None
 
     def __init__(  # noqa: PLR0917  # a call by name takes twice the time
         self,
@@ -210,11 +223,11 @@ class RecordedSpan(Span):
         self._parent = parent
         self._kind = kind
         self._attributes: dict[str, Value] = bounded(attributes) if attributes else {}
-        self._links: list[Link] = [Link(link.context, bounded(link.attributes)) for link in links or ()]
+        self._links: list[Link] = [Link(link.context, bounded(link.attributes)) for link in links] if links else []
         self._events: list[Event] = []
         self._status = _UNSET
-        self._start_ns = time_ns() if start_ns is None else start_ns
-        self._ended = False
+        self._start_time = time_ns() if start_ns is None else start_ns
+        self._end_time: int | None = None
         self._records = records
         self._fails = fails
 
@@ -223,24 +236,39 @@ class RecordedSpan(Span):
         """Its attributes so far."""
         return self._attributes
 
+    @property
+    def resource(self) -> Resource:
+        """What made it."""
+        return self._tracer.provider.resource
+
+    @property
+    def instrumentation_scope(self) -> InstrumentationScope:
+        """What was traced."""
+        return self._tracer.scope
+
+    def child(self, name: str, kind: SpanKind, attributes: Attributes, links: Sequence[Link] | None) -> RecordedSpan:
+        """Begin a span below this one, of the same tracer."""
+        tracer = self._tracer
+        ids = tracer.ids_below(self)
+        return RecordedSpan(tracer, name, ids, self._context, kind, attributes, links, None, True, True)
+
     def get_span_context(self) -> SpanContext:
         """Return its ids."""
         return self._context
 
     def is_recording(self) -> bool:
         """Return whether it has not ended."""
-        return not self._ended
+        return self._end_time is None
 
     def set_attributes(self, attributes: Mapping[str, AttributeValue]) -> None:
         """Add attributes, as many as ``OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT`` allows."""
-        if self._ended:
+        if self._end_time is not None:
             return
         kept, most = self._attributes, self._tracer.provider.limits.max_span_attributes
-        added = bounded(attributes)
-        if most is None or len(kept) + len(added) <= most:
-            kept.update(added)
+        if most is None or len(kept) + len(attributes) <= most:
+            bounded(attributes, kept)
             return
-        for name, value in added.items():
+        for name, value in bounded(attributes).items():
             if name in kept or len(kept) < most:
                 kept[name] = value
 
@@ -250,7 +278,7 @@ class RecordedSpan(Span):
 
     def add_event(self, name: str, attributes: Attributes = None, timestamp: int | None = None) -> None:
         """Add an event; the oldest is lost when there are more than ``OTEL_SPAN_EVENT_COUNT_LIMIT``."""
-        if self._ended:
+        if self._end_time is not None:
             return
         events, most = self._events, self._tracer.provider.limits.max_events
         events.append(Event(name, bounded(attributes), time_ns() if timestamp is None else timestamp))
@@ -260,17 +288,17 @@ class RecordedSpan(Span):
     def add_link(self, context: SpanContext, attributes: Attributes = None) -> None:
         """Add a link, as many as ``OTEL_SPAN_LINK_COUNT_LIMIT`` allows."""
         most = self._tracer.provider.limits.max_links
-        if not self._ended and (most is None or len(self._links) < most):
+        if self._end_time is None and (most is None or len(self._links) < most):
             self._links.append(Link(context, bounded(attributes)))
 
     def update_name(self, name: str) -> None:
         """Give it another name."""
-        if not self._ended:
+        if self._end_time is None:
             self._name = name
 
     def set_status(self, status: Status | StatusCode, description: str | None = None) -> None:
         """Set its status; OK is final, and nothing is unset."""
-        if self._ended or self._status.status_code is StatusCode.OK:
+        if self._end_time is not None or self._status.status_code is StatusCode.OK:
             return
         given = status if isinstance(status, Status) else Status(status, description)
         if given.status_code is not StatusCode.UNSET:
@@ -296,26 +324,11 @@ class RecordedSpan(Span):
 
     def end(self, end_time: int | None = None) -> None:
         """End it, and hand it on; only the first call counts."""
-        if self._ended:
+        if self._end_time is not None:
             return
-        self._ended = True
-        tracer = self._tracer
-        tracer.provider.ended(
-            ReadableSpan(
-                name=self._name,
-                context=self._context,
-                parent=self._parent,
-                resource=tracer.provider.resource,
-                attributes=self._attributes,
-                events=self._events,
-                links=self._links,
-                kind=self._kind,
-                status=self._status,
-                start_time=self._start_ns,
-                end_time=time_ns() if end_time is None else end_time,
-                instrumentation_scope=tracer.scope,
-            )
-        )
+        self._end_time = time_ns() if end_time is None else end_time
+        for processor in self._tracer.provider.processors:
+            processor.on_end(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, err: BaseException | None, where: TracebackType | None

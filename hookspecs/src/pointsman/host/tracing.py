@@ -44,12 +44,13 @@ from ..config import Section
 from .attributes import Value, bounded, finite
 from .exporters import build, disabled, plan
 from .span_pipeline import LINK, SHUTDOWN_S, FollowsLink, Pipeline, SpanCounts, begin_flush
-from .spans import SpanProvider
+from .spans import RecordedSpan, SpanProvider
 
 log: Final = logging.getLogger("pointsman")
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _TRACE_HEADERS: Final = (b"traceparent", b"tracestate")
 _SERVICE: Final = "pointsman"
+_STATUSES: Final = {code: Status(code) for code in StatusCode}
 
 #: How far a client's ``traceparent`` is believed.
 Trust = Literal["none", "link", "context", "sampling"]
@@ -107,9 +108,8 @@ class Tracing:
         self._tracer = tracer
         self._provider = provider
         # Of our own provider, which bounds whatever a span is given; of another's, ours are bounded here.
-        self._bounded: Callable[[Mapping[str, Value] | None], Mapping[str, Value]] = (
-            _as_given if isinstance(provider, SpanProvider) else bounded
-        )
+        self._own = isinstance(provider, SpanProvider)
+        self._bounded: Callable[[Mapping[str, Value] | None], Mapping[str, Value]] = _as_given if self._own else bounded
         self._pipelines = tuple(pipelines)
         self._other = other
         self._trust: Trust = trust
@@ -212,11 +212,13 @@ class Tracing:
         if self._tracer is None:
             return None
         try:
-            context = trace.set_span_in_context(parent, Context()) if isinstance(parent, Span) else parent or Context()
             links = None
             if link is not None:
                 to = link.get_span_context() if isinstance(link, Span) else link
                 links = [Link(to, {LINK: linked_as} if linked_as else None)]
+            if isinstance(parent, RecordedSpan):
+                return parent.child(name, kind, attributes, links)
+            context = trace.set_span_in_context(parent, Context()) if isinstance(parent, Span) else parent or Context()
             return self._tracer.start_span(
                 name, context=context, kind=kind, attributes=self._bounded(attributes), links=links
             )
@@ -316,7 +318,7 @@ class Tracing:
         try:
             if attributes:
                 span.set_attributes(self._bounded(attributes))
-            if isinstance(span, ReadableSpan):
+            if not self._own and isinstance(span, ReadableSpan):
                 # What plugins have set on it.
                 for name, value in (span.attributes or {}).items():
                     if not finite(value):
@@ -324,7 +326,7 @@ class Tracing:
             if error is not None:
                 span.set_status(Status(StatusCode.ERROR, error))
             elif status is not None:
-                span.set_status(Status(status))
+                span.set_status(_STATUSES[status])
             span.end(at_ns)
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
