@@ -186,11 +186,17 @@ class Estimator:
                 usage, prompt_tokens=0, completion_tokens=0, image_prompt_tokens=0, image_completion_tokens=0
             )
             used = [part for part in (replace(usage, **_NO_UNITS), units) if not part.is_empty]
-        costs = [self._usd(deployment, usage, used, tenant, model) for deployment in self._reachable(endpoint, names)]
-        if not costs or None in costs:
+        dearest: Decimal | None = None
+        for deployment in self._reachable(endpoint, names):
+            usd = self._usd(deployment, usage, used, tenant, model)
+            if usd is None:
+                return None
+            if dearest is None or usd > dearest:
+                dearest = usd
+        if dearest is None:
             return None
-        usd = max(filter(None, costs), default=Decimal(0)) * size.models
-        return min(MAX_REQUEST_USD_MICROS * PICOS, int((usd * PICOS**2).to_integral_value(ROUND_CEILING)))
+        usd_picos = dearest * size.models * PICOS**2
+        return min(MAX_REQUEST_USD_MICROS * PICOS, int(usd_picos.to_integral_value(ROUND_CEILING)))
 
     def unpriced(self) -> list[UnpricedModel]:
         """Return the model groups that a deployment without a price may answer for, fallbacks included."""

@@ -206,9 +206,14 @@ class Accounts:
                 return announced + _reserved_usd(reservation) if unknown else announced
         if not settlement.generates:
             return Decimal(0)
-        costs = [self._attempt_usd(attempt) for attempt in settlement.attempts]
-        known = sum((cost for cost in costs if cost is not None), Decimal(0))
-        return known + _reserved_usd(reservation) if None in costs else known
+        known, unknown = Decimal(0), False
+        for attempt in settlement.attempts:
+            usd = self._attempt_usd(attempt)
+            if usd is None:
+                unknown = True
+            else:
+                known += usd
+        return known + _reserved_usd(reservation) if unknown else known
 
     def _attempt_usd(self, attempt: Attempt) -> Decimal | None:
         """Return the cost by the gateway's prices, else what it has logged itself; None when an answer's is unknown."""
