@@ -519,6 +519,19 @@ def test_a_file_that_is_removed_or_replaced_while_it_is_in_use_is_noticed(
         database.check_place()
 
 
+@pytest.mark.parametrize("version", ["2", "3"])
+def test_another_connection_of_the_process_that_ends_keeps_the_locks(
+    database: Database, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a reload, also in one that fails. Another process would take itself for the last one, and remove the log."""
+    with monkeypatch.context() as patch, suppress(OutboxUnavailable):
+        patch.setattr("pointsman_billing.database.VERSION", version)
+        opened(database.path.parent).close()
+    code = "import contextlib, sqlite3, sys\nwith contextlib.closing(sqlite3.connect(sys.argv[1])) as c: c.execute('ANALYZE')"
+    subprocess.run([sys.executable, "-c", code, str(database.path)], timeout=60, check=True)  # noqa: S603  # fixed
+    database.check_place()
+
+
 def test_looking_at_the_place_keeps_the_locks_of_the_process(database: Database) -> None:
     """Another process would otherwise take the file as unused, and write beside our transaction."""
     database.begin()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from pointsman.pricing import CONTEXT
 from pointsman.store.sqlite import alone_in_opening, file_numbers, in_parts
@@ -72,6 +73,44 @@ class Batch:
     again: bool = False
 
 
+class _Descriptor:
+    """The descriptor of an outbox's file: one in a process, open as long as any connection of the process to the file.
+
+    To close any descriptor of a file takes SQLite's locks on it away from the whole process, also from the connection that
+    follows after a reload: another worker that ends would then take itself for the last one, and remove the log
+    (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    """
+
+    _open: ClassVar[dict[tuple[int, int], _Descriptor]] = {}
+    _lock: Final = threading.Lock()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._users = 0
+
+    @classmethod
+    def of(cls, path: Path) -> _Descriptor:
+        """Return the descriptor of a file, which is made if need be; call ``release`` afterwards."""
+        with cls._lock:
+            if not path.exists() or (found := cls._open.get(_file_of(path.stat()))) is None:
+                number = os.open(path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
+                found = cls._open[_file_of(os.fstat(number))] = cls(number)
+            found._users += 1
+            return found
+
+    def release(self) -> None:
+        """Close it, unless another connection needs it."""
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                del self._open[_file_of(os.fstat(self.number))]
+                os.close(self.number)
+
+
+def _file_of(about: os.stat_result) -> tuple[int, int]:
+    return about.st_dev, about.st_ino
+
+
 class Database:
     """The open file.
 
@@ -97,16 +136,14 @@ class Database:
                 directory.parent.mkdir(parents=True, exist_ok=True)
                 directory.mkdir(_PRIVATE, exist_ok=True)
             with alone_in_opening(directory, _OPEN_S):
-                # Open for as long as the connection is: to close any descriptor of the file takes SQLite's locks on it away
-                # from the whole process (https://www.sqlite.org/howtocorrupt.html, 2.2).
-                self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, _PRIVATE_FILE)
+                self._descriptor = _Descriptor.of(self.path)
                 try:
                     self._connection = sqlite3.connect(self.path, timeout=_OPEN_S, isolation_level=None)
                     self._prepare(fsync=fsync)
                     self._file_numbers = file_numbers(self.path)
                     self._connection.execute(f"PRAGMA busy_timeout = {round(timeout_s * 1000)}")
                 except BaseException:
-                    os.close(self._descriptor)
+                    self._descriptor.release()
                     raise
         except (OSError, sqlite3.Error) as err:
             raise OutboxUnavailable(
@@ -169,7 +206,7 @@ class Database:
                 f"the outbox {self.path}, or its -wal or -shm file, was removed or replaced while it was in use: put the old one "
                 "back, or restart the gateway with SIGTERM; with SIGKILL it loses more"
             )
-        if os.pread(self._descriptor, len(MAGIC), 0) != MAGIC:
+        if os.pread(self._descriptor.number, len(MAGIC), 0) != MAGIC:
             raise OutboxUnavailable(f"the outbox {self.path} was overwritten while it was in use; {WAY_OUT}")
 
     # -- transactions -------------------------------------------------------------------------------------------------
@@ -202,7 +239,7 @@ class Database:
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
-        os.close(self._descriptor)
+        self._descriptor.release()
 
     # -- bills --------------------------------------------------------------------------------------------------------
 
