@@ -65,7 +65,7 @@ async def test_a_race_is_reported_even_if_the_wait_for_its_losers_is_cancelled(s
     calls = [Call(quick=number == 0, closed=closed) for number in range(2)]
     runner = make_runner(calls, finished, stream=stream)
     winner = await runner.run()
-    rest = asyncio.create_task(WinnerStream(winner).aclose() if stream else runner.close())
+    rest = asyncio.create_task(WinnerStream(runner, winner).aclose() if stream else runner.close())
     await calls[1].closing.wait()
     assert not finished
     rest.cancel()

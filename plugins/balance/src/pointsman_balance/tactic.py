@@ -49,13 +49,14 @@ class Option:
         member: What this worker knows of the deployment.
     """
 
-    __slots__ = ("_ask", "candidate", "member", "signal")
+    __slots__ = ("_now", "_prices", "_stream", "candidate", "member", "signal")
 
     def __init__(self, candidate: Candidate, member: Member, signal: Signal | None, ask: Ask) -> None:
         self.candidate = candidate
         self.member = member
         self.signal = signal
-        self._ask = ask
+        # Not the question itself, which has the options: as a circle, both would wait for the garbage collector.
+        self._now, self._stream, self._prices = ask.now, ask.stream, ask.prices
 
     @property
     def id(self) -> str:
@@ -85,7 +86,7 @@ class Option:
     @property
     def explores(self) -> bool:
         """Whether a request may be sent to measure it: none is running there, and earlier ones were answered."""
-        return self.member.load.explores(self._ask.now)
+        return self.member.load.explores(self._now)
 
     @property
     def wait_ms(self) -> float | None:
@@ -93,7 +94,7 @@ class Option:
 
         With the delay before the deployment begins its work, such as a model's load, where another plugin has named one.
         """
-        wait_ms = self.member.load.wait_ms(self._ask.now, stream=self._ask.stream)
+        wait_ms = self.member.load.wait_ms(self._now, stream=self._stream)
         delay_s = self.candidate.delay_s
         return (wait_ms or 0.0) + delay_s * 1e3 if delay_s else wait_ms
 
@@ -130,17 +131,17 @@ class Option:
     @property
     def recent_tokens(self) -> float:
         """Recent tokens of this worker's attempts; they fade with ``tau_s``."""
-        return self.member.load.tokens.value(self._ask.now)
+        return self.member.load.tokens.value(self._now)
 
     @property
     def error_ratio(self) -> float:
         """Share of recent attempts that failed by its own fault, 0 to 1; fades while it is unused."""
-        return self.member.load.error_ratio(self._ask.now)
+        return self.member.load.error_ratio(self._now)
 
     @property
     def price_usd(self) -> float | None:
         """Price per token in US dollars, input and output blended 3 to 1; None when the cost map has none."""
-        return price_of(self.member, self._ask.prices, self._ask.now)
+        return price_of(self.member, self._prices, self._now)
 
     @property
     def limits(self) -> Sequence[Limit]:
@@ -150,7 +151,7 @@ class Option:
     @property
     def headroom_ratio(self) -> float | None:
         """Remaining share of the scarcest quota, 0 to 1; None when unknown."""
-        return None if self.signal is None else self.member.headroom_ratio(self.signal, self._ask.now)
+        return None if self.signal is None else self.member.headroom_ratio(self.signal, self._now)
 
 
 class Choice(NamedTuple):

@@ -107,9 +107,9 @@ class Coordinator:
             raise
         counts.answered += 1
         counts.overtaken += winner.number > 0
-        headers = {views.HEADER: views.header(winner, raced.settings.strategy)}
+        headers = {views.HEADER: views.header(runner, winner, raced.settings.strategy)}
         if winner.response is None:
-            return Execution(chunks=WinnerStream(winner), headers=headers)
+            return Execution(chunks=WinnerStream(runner, winner), headers=headers)
         await runner.close()
         return Execution(response=winner.response, headers=headers)
 
@@ -119,21 +119,21 @@ class Coordinator:
         Only the race knows that a deployment has failed in it, for the gateway regards that attempt as closed, and
         where attempts that start at the same moment will go, for they have not reached a deployment yet.
         """
-        attempt = current_attempt.get()
-        running = self._running.get(ctx.request_id)
+        running, current = self._running.get(ctx.request_id), current_attempt.get()
+        attempt = None if current is None else current()
         # Calls started inside an attempt, for a mirror or a judge, are not attempts of the race.
         if attempt is None or running is None or running[0] is not attempt.runner:
             return None
-        race = attempt.runner.race
+        runner, race = running[0], running[0].race
         race.has_fallback = race.has_fallback or any(candidate.has_fallback for candidate in candidates)
-        siblings = [a for a in attempt.runner.attempts if a is not attempt and a.entry.target == attempt.entry.target]
+        siblings = [a for a in runner.attempts if a is not attempt and a.entry.target == attempt.entry.target]
         if not siblings:
             return None
         taken = {sibling.claimed or ((d := sibling.deployment) and d.id) for sibling in siblings}
         left = [c if c.deployment.id not in taken else c.drop("another attempt of the race") for c in candidates]
         free = [c for c in left if not c.dropped]
         if not free:
-            return left if _repeats_in_vain(attempt) else None
+            return left if _repeats_in_vain(attempt, race) else None
         if race.plan.strategy in TOGETHER:
             chosen = self._claim(attempt, free)
             return [c if c.dropped or c is chosen else c.drop("left to another attempt of the race") for c in left]
@@ -264,7 +264,7 @@ class Coordinator:
                     counts.losers_estimated += value.usage.estimated
 
 
-def _repeats_in_vain(attempt: RaceAttempt) -> bool:
+def _repeats_in_vain(attempt: RaceAttempt, race: Race) -> bool:
     """Say whether an attempt has no use where the race has called each deployment already.
 
     LiteLLM's tags, ``order`` and other filters may leave fewer deployments than the group has. To call one again that has
@@ -273,7 +273,7 @@ def _repeats_in_vain(attempt: RaceAttempt) -> bool:
     if attempt.reason is Reason.REPLACEMENT:
         # Unless it has waited for the provider's own retry-after.
         return attempt.entry.blocked_until_ms <= 0
-    return attempt.reason is not Reason.HEDGE or not attempt.runner.race.plan.same_candidate
+    return attempt.reason is not Reason.HEDGE or not race.plan.same_candidate
 
 
 def _judge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar, copy_context
@@ -28,15 +29,17 @@ END_WITHIN_S: Final = 1.0
 TIMEOUT_FROM_SHARE: Final = 0.5
 _BAD_GATEWAY: Final = 502
 
-#: The attempt for which the code runs. The gateway's call inherits it, so ``select`` knows which attempt it serves.
-current_attempt: Final[ContextVar[RaceAttempt | None]] = ContextVar("pointsman_racing_attempt", default=None)
+#: Refers to the attempt for which the code runs. The gateway's call inherits it, so ``select`` knows which attempt it
+#: serves; tasks that the call leaves behind keep neither the attempt nor its request in memory.
+current_attempt: Final[ContextVar[weakref.ref[RaceAttempt] | None]] = ContextVar(
+    "pointsman_racing_attempt", default=None
+)
 
 
 class RaceAttempt:
     """One attempt of a race.
 
     Attributes:
-        runner: The race.
         number: From 0.
         entry: What it calls.
         reason: Why it was started.
@@ -54,6 +57,8 @@ class RaceAttempt:
     """
 
     __slots__ = (
+        "__weakref__",
+        "_runner",
         "buffer",
         "call",
         "chunks",
@@ -65,14 +70,14 @@ class RaceAttempt:
         "number",
         "reason",
         "response",
-        "runner",
         "started_ms",
         "task",
         "timeout_s",
     )
 
     def __init__(self, runner: RaceRunner, start: Start, started_ms: float) -> None:
-        self.runner = runner
+        # The race has its attempts: as a circle, all of the request would wait for the garbage collector.
+        self._runner = weakref.ref(runner)
         self.number = start.attempt
         self.entry: Entry = start.entry
         self.reason: Reason = start.reason
@@ -87,6 +92,11 @@ class RaceAttempt:
         self.claimed: str | None = None
         self.dropped = False
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def runner(self) -> RaceRunner | None:
+        """The race; None when it is over."""
+        return self._runner()
 
     @property
     def value(self) -> Attempt | None:
@@ -230,7 +240,7 @@ class RaceRunner:
             attempt = RaceAttempt(self, start, self.now_ms)
             self.attempts.append(attempt)
             context = copy_context()
-            context.run(current_attempt.set, attempt)
+            context.run(current_attempt.set, weakref.ref(attempt))
             attempt.task = asyncio.get_running_loop().create_task(
                 self._run_attempt(attempt), name=f"race attempt {attempt.number}", context=context
             )
@@ -343,10 +353,12 @@ class WinnerStream:
     Not a generator, because a generator that is never iterated does not run its ``finally`` either.
 
     Args:
+        runner: The race.
         winner: The attempt.
     """
 
-    def __init__(self, winner: RaceAttempt) -> None:
+    def __init__(self, runner: RaceRunner, winner: RaceAttempt) -> None:
+        self._runner = runner
         self._winner = winner
         self._closed = False
 
@@ -375,7 +387,7 @@ class WinnerStream:
         try:
             await _close_chunks(self._winner)
         finally:
-            await self._winner.runner.close()
+            await self._runner.close()
 
 
 async def _close_chunks(attempt: RaceAttempt) -> None:

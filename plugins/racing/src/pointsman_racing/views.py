@@ -39,14 +39,14 @@ _CONTEXT_SIZES: Final = ("max_input_tokens", "max_output_tokens")
 # -- headers and spans ------------------------------------------------------------------------------------------------
 
 
-def header(winner: RaceAttempt, strategy: str) -> str:
+def header(runner: RaceRunner, winner: RaceAttempt, strategy: str) -> str:
     """Return the value of ``x-pointsman-raced``: target, deployment, attempt, strategy and time of the winner.
 
     ``first_content_ms`` counts from the start of the race, for a plain request to the whole answer.
     """
     parts = [
         _header_token(winner.entry.target),
-        f"attempt={winner.number + 1}/{len(winner.runner.attempts)}",
+        f"attempt={winner.number + 1}/{len(runner.attempts)}",
         f"strategy={strategy}",
         f"first_content_ms={winner.decided_ms or 0.0:.0f}",
     ]
