@@ -80,6 +80,24 @@ class Request(Protocol):
         """Take up what the gateway has logged about an attempt that has ended."""
 
 
+class _Past:
+    """A request that has ended, without its attempts."""
+
+    __slots__ = ("ctx", "detached", "first_token_at", "hooks", "host")
+
+    closed: Final = True
+
+    def __init__(self, request: Request) -> None:
+        self.host = request.host
+        self.ctx = request.ctx
+        self.hooks = request.hooks
+        self.detached = request.detached
+        self.first_token_at = request.first_token_at
+
+    def cost_logged(self) -> None:
+        """Do nothing: all has been logged."""
+
+
 def _no_answer() -> None:
     """Return None: the answer has no text."""
 
@@ -112,7 +130,7 @@ class OpenAttempt:
     )
 
     def __init__(self, exchange: Request, attempt: Attempt, span: Span | None, started: float) -> None:
-        self._exchange = exchange
+        self._exchange: Request = exchange
         self._started = started
         self._first_token: float | None = None
         self._is_logged = self._logged_failure = self._logged_cached = False
@@ -309,6 +327,13 @@ class OpenAttempt:
             self._traced_until_ns = now_ns()
             if exchange.closed:
                 self.end_span(answered=False)
+
+    def part_from_request(self) -> None:
+        """Let go of the request, which has ended and needs nothing more of this attempt.
+
+        Each has the other: as a circle, all of them, with the prompt, would stay in memory until the garbage collector comes.
+        """
+        self._exchange = _Past(self._exchange)
 
     def found(self, usage: Usage | None, cost_usd_micros: int | None, gateway_cost_usd: Decimal | None = None) -> None:
         """Note, before the request is closed, what an attempt has used that has ended with unknown usage.

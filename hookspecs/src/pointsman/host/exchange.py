@@ -619,6 +619,12 @@ class Exchange:
         if self.span is not None:
             exchange_spans.end(self.host.tracing, self.span, attempts, self._settled(self._end))
         self.host.ended(self)
+        self._part_from_attempts()
+
+    def _part_from_attempts(self) -> None:
+        if not self.awaits_cost:
+            for opened in self.attempts:
+                opened.part_from_request()
 
     def _settled(self, end: _End) -> Settlement:
         """Return the settlement, with what the gateway has logged so far."""
@@ -673,6 +679,7 @@ class Exchange:
             self._cost_known.set()
         if self._end is not None and not self.awaits_cost:
             self.host.completed(self)
+            self._part_from_attempts()
 
     @property
     def settlement(self) -> Settlement | None:

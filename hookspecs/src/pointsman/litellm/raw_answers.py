@@ -278,6 +278,8 @@ def listen(response: httpx.Response, *, keeps_text: bool = False) -> Listener | 
             listener.broken = True
             raise
         finally:
+            # The answer must not keep what has listened: httpx's answers wait for the garbage collector.
+            vars(response).pop("aiter_bytes", None)
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
 

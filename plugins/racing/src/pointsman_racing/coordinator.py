@@ -14,7 +14,7 @@ from pointsman.types import AttemptKind, Execution, Outcome, UpstreamRequest
 from . import views
 from .budget import Bucket, delay_factor, take_from_all
 from .candidates import RacedModel, RacedModels, line_up
-from .hedging import TOGETHER, Entry, Plan, Reason, Won
+from .hedging import TOGETHER, Entry, Plan, Race, Reason, Won
 from .idempotency import not_repeatable_because
 from .runner import RaceAttempt, RaceRunner, WinnerStream, current_attempt
 from .scoring import quality
