@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from contextlib import asynccontextmanager
 
 import pytest
 import uvloop
@@ -47,7 +48,7 @@ def test_what_arrived_on_a_socket_meanwhile_too(run):
         ours, theirs = socket.socketpair()
         reader, writer = await asyncio.open_connection(sock=ours)
         theirs.sendall(b"answer\n")
-        async with deadline.within(TIMEOUT_S):
+        with deadline.Limit(TIMEOUT_S):
             time.sleep(STILL_S)  # noqa: ASYNC251  # what LiteLLM's imports do
             assert await reader.readline() == b"answer\n"
         writer.close()
@@ -59,9 +60,8 @@ def test_what_arrived_on_a_socket_meanwhile_too(run):
 def test_no_wait_is_endless(run):
     async def work():
         begun = time.monotonic()
-        with pytest.raises(TimeoutError):
-            async with deadline.within(TIMEOUT_S):
-                await asyncio.sleep(3600)
+        with pytest.raises(TimeoutError), deadline.Limit(TIMEOUT_S):
+            await asyncio.sleep(3600)
         assert time.monotonic() - begun > TIMEOUT_S / 2  # uvloop's timers count whole milliseconds
 
     run(work())
@@ -69,7 +69,7 @@ def test_no_wait_is_endless(run):
 
 def test_a_block_that_has_been_left_is_not_ended_later(run):
     async def work():
-        async with deadline.within(TIMEOUT_S):
+        with deadline.Limit(TIMEOUT_S):
             time.sleep(STILL_S)  # noqa: ASYNC251  # overdue when the loop goes on
         await asyncio.sleep(1.5 * STILL_S)
 
@@ -78,7 +78,7 @@ def test_a_block_that_has_been_left_is_not_ended_later(run):
 
 async def test_an_idle_limit_counts_only_the_time_without_a_step():
     idle = deadline.IdleLimit(TIMEOUT_S)
-    async with idle.within():
+    with idle:
         idle.step_started()
         idle.step_started()
         await asyncio.sleep(3 * TIMEOUT_S)
@@ -94,7 +94,7 @@ async def test_an_idle_limit_counts_only_the_time_without_a_step():
 def test_an_idle_limit_begins_again_after_a_step_although_its_timer_was_late(run):
     async def work():
         idle = deadline.IdleLimit(3 * STILL_S)
-        async with idle.within():
+        with idle:
             time.sleep(4 * STILL_S)  # noqa: ASYNC251  # overdue when the loop goes on
             await asyncio.sleep(0)
             idle.step_started()
@@ -110,7 +110,7 @@ async def test_an_idle_limit_ends_what_waits_for_no_step(after_a_step):
     idle = deadline.IdleLimit(TIMEOUT_S)
 
     async def work():
-        async with idle.within():
+        with idle:
             if after_a_step:
                 idle.step_started()
                 idle.step_ended()
@@ -120,12 +120,41 @@ async def test_an_idle_limit_ends_what_waits_for_no_step(after_a_step):
         await work()
 
 
+@pytest.mark.parametrize("swallows", [False, True])
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_limit_ends_as_a_timeout_of_asyncio(*, cancelled, swallows):
+    async def end_of(block):
+        """Return how a task ends whose block takes too long, and that may be cancelled for another reason at the same time."""
+
+        async def work():
+            async with block():
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    if cancelled:
+                        task.cancel()
+                    if not swallows:
+                        raise
+            return task.cancelling()
+
+        task = asyncio.create_task(work())
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        return ended if isinstance(ended, int) else type(ended)
+
+    @asynccontextmanager
+    async def limited():
+        with deadline.Limit(0.01):
+            yield
+
+    assert await end_of(limited) == await end_of(lambda: asyncio.timeout(0.01))
+
+
 async def test_an_idle_limit_has_one_timer_however_many_steps_there_are(monkeypatch):
     made = []
-    after = deadline.after
-    monkeypatch.setattr(deadline, "after", lambda *args: made.append(args) or after(*args))
+    timer = deadline.Timer
+    monkeypatch.setattr(deadline, "Timer", lambda *args: made.append(args) or timer(*args))
     idle = deadline.IdleLimit(TIMEOUT_S)
-    async with idle.within():
+    with idle:
         for _ in range(1000):
             idle.step_started()
             idle.step_ended()
@@ -136,7 +165,7 @@ async def test_an_idle_limit_is_counted_from_the_end_of_the_last_step():
     idle = deadline.IdleLimit(4 * TIMEOUT_S)
 
     async def work():
-        async with idle.within():
+        with idle:
             idle.step_started()
             await asyncio.sleep(3 * TIMEOUT_S)
             idle.step_ended()

@@ -218,6 +218,7 @@ class Waiting(Generic[T]):
         "_cancelled_itself",
         "_coroutine",
         "_grace_over",
+        "_task",
         "_timing",
         "_undelivered",
         "_yielded",
@@ -230,14 +231,17 @@ class Waiting(Generic[T]):
         coroutine: Coroutine[Any, Any, T],
         yielded: object,
         timing: Timing,
+        task: asyncio.Task[Any] | None,
+        *,
         started: float,
         held_s: float,
-        *,
         cancelled_itself: bool = False,
     ) -> None:
         self._coroutine = coroutine
         self._yielded = yielded
         self._timing = timing
+        #: The task that awaits it; None: there is none, it is driven by hand.
+        self._task = task
         self._grace_over = False
         self._cancelled = False
         self.started = started
@@ -253,18 +257,17 @@ class Waiting(Generic[T]):
         """
         try:
             try:
-                async with asyncio.timeout(None) as limit:
-                    timer = None if seconds is None else deadline.arm(limit, seconds)
-                    try:
-                        result: T = await self._to_its_end()
-                    finally:
-                        _stop(timer)
+                if seconds is None:
+                    result: T = await self._to_its_end()
+                else:
+                    with deadline.Limit(seconds, self._task) as limit:
+                        result = await self._to_its_end()
+                    if limit.expired:
+                        raise TimeoutError("it went on after its deadline")
             except SwallowedCancellationError as err:
                 if is_stray():
                     raise TimeoutError(str(err)) from err
                 raise
-            if limit.expired():
-                raise TimeoutError("it went on after its deadline")
             if self._cancelled and not is_stray():
                 raise SwallowedCancellationError("it returned although it had been cancelled")
         except asyncio.CancelledError as err:
@@ -287,13 +290,13 @@ class Waiting(Generic[T]):
             raise _by_itself()
         return result
 
-    def _step(self, task: asyncio.Task[Any] | None, advance: Callable[[Any], object], value: object) -> object:
+    def _step(self, advance: Callable[[Any], object], value: object) -> object:
         """Run the coroutine until it waits again.
 
         Raises:
             BaseException: what it raises; StopIteration at its end.
         """
-        timing = self._timing
+        timing, task = self._timing, self._task
         before = 0 if task is None else task.cancelling()
         started = perf_counter()
         try:
@@ -302,12 +305,11 @@ class Waiting(Generic[T]):
             seconds = perf_counter() - started
             self.held_s += seconds
             timing.held(seconds)
-            if _taken_back(task, before):
+            if task is not None and task.cancelling() > before and _taken_back(task, before):
                 self._cancelled_itself = self._undelivered = True
 
     def __await__(self) -> Generator[Any, Any, T]:
         yielded, coroutine = self._yielded, self._coroutine
-        task = asyncio.current_task()
         closing: asyncio.TimerHandle | None = None
         try:
             while True:
@@ -319,13 +321,13 @@ class Waiting(Generic[T]):
                         raise
                     except BaseException as err:  # noqa: BLE001  # a cancellation is the coroutine's to handle
                         if self._grace_over:
-                            _give_up(coroutine, task)
+                            _give_up(coroutine, self._task)
                         if isinstance(err, asyncio.CancelledError):
                             self._undelivered = False
                             self._cancelled = self._cancelled or not is_stray()
-                        yielded = self._step(task, coroutine.throw, err)
+                        yielded = self._step(coroutine.throw, err)
                     else:
-                        yielded = self._step(task, coroutine.send, sent)
+                        yielded = self._step(coroutine.send, sent)
                 except StopIteration as stop:
                     value: T = stop.value
                     return value
@@ -335,15 +337,15 @@ class Waiting(Generic[T]):
                     _stop(closing)
                     closing = None
                 elif self._cancelled:
-                    closing = closing or self._cancel_again(task)
+                    closing = closing or self._cancel_again()
         finally:
             _stop(closing)
 
-    def _cancel_again(self, task: asyncio.Task[Any] | None) -> asyncio.TimerHandle | None:
+    def _cancel_again(self) -> asyncio.TimerHandle:
         def cancel() -> None:
-            if task is not None:
+            if self._task is not None:
                 self._grace_over = True
-                task.cancel()
+                self._task.cancel()
 
         return asyncio.get_running_loop().call_later(GRACE_S, cancel)
 
@@ -419,9 +421,9 @@ def begin(
         held_s = perf_counter() - started
         timing.held(held_s)
         itself = _taken_back(task, before)
-        return Waiting(coroutine, yielded, timing, started, held_s, cancelled_itself=itself)
+        return Waiting(coroutine, yielded, timing, task, started=started, held_s=held_s, cancelled_itself=itself)
     rest = _ended_by_itself()
-    return Waiting(rest, rest.send(None), timing, started, held_s)
+    return Waiting(rest, rest.send(None), timing, task, started=started, held_s=held_s)
 
 
 def step_out() -> tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None:

@@ -196,7 +196,7 @@ class Executor:
         assert exchange is not None  # noqa: S101  # an executed call has one
         assert plugin is not None  # noqa: S101  # the caller has looked
         try:
-            async with upstream.idle.within():
+            with upstream.idle:
                 with self._host.tracing.current(exchange.span):
                     execution = await exchange.hooks.run_execute(
                         plugin, exchange.ctx, route, upstream, exchange.has_attempted

@@ -329,8 +329,9 @@ class RedisStore:
         if self._closed:
             raise StoreUnavailable(f"{self._where}: the store has been closed")
         try:
-            async with deadline.within(self._timeout_s), self._free_connections:
-                yield
+            with deadline.Limit(self._timeout_s):
+                async with self._free_connections:
+                    yield
         except TimeoutError:
             raise StoreUnavailable(f"{self._where} did not answer within {self._timeout_s:g} s") from None
         except (RedisError, RedisClusterException, OSError) as err:

@@ -326,7 +326,7 @@ class SqliteThread(Generic[W]):
         self._watching = bool(self._asked)
         if self._asked:
             oldest = self._asked[0]
-            deadline.after(self._loop, max(0.0, oldest.due - self._loop.time()), lambda: self._overdue(oldest.due))
+            deadline.Timer(self._loop, max(0.0, oldest.due - self._loop.time()), lambda: self._overdue(oldest.due))
 
     def _overdue(self, due: float) -> None:
         while self._asked and self._asked[0].due <= due:
