@@ -19,10 +19,12 @@ from pointsman.types import (
     AttemptError,
     Candidate,
     Deployment,
+    Execution,
     Identity,
     RequestContext,
     Route,
     Settlement,
+    UpstreamResponse,
     Usage,
 )
 
@@ -149,7 +151,19 @@ class Named(Point):
 
 
 #: Those that are built on every request.
-QUICK = (Usage, Attempt, AttemptError, Settlement, Identity, RequestContext, Deployment, Candidate, Route)
+QUICK = (
+    Usage,
+    Attempt,
+    AttemptError,
+    Settlement,
+    Identity,
+    RequestContext,
+    Deployment,
+    Candidate,
+    Route,
+    Execution,
+    UpstreamResponse,
+)
 
 
 def test_a_quick_value_is_built_as_any_dataclass():

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from typing import Any, Final, NoReturn, TypeVar
 
 from ..frozen import FrozenDict
@@ -31,6 +32,8 @@ _MOST_SECONDS: Final = 10**9
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _FORBIDDEN_HEADERS: Final = FRAMING_HEADERS | HOST_HEADERS
+#: Dictionaries first: whether a value is an abstract mapping takes longer to tell.
+_MAPPINGS: Final = (dict, Mapping)
 
 
 def as_exact_class(kind: type[T], value: T) -> T:
@@ -56,7 +59,7 @@ def int_or_none(value: object) -> int | None:
 
 
 def added_headers(
-    field: str, before: Mapping[str, str], after: Mapping[str, str], charset: str = "latin-1"
+    field: str, before: Mapping[str, str], after: Mapping[Any, Any], charset: str = "latin-1"
 ) -> Mapping[str, str]:
     """Return the headers of before together with those that a plugin has set: names in small letters, values as they arrive."""
     if after is before:
@@ -66,15 +69,17 @@ def added_headers(
     for name, value in after.items():
         if before.get(name) == value:
             continue
-        check_name(field, name)
-        lower = name.lower()
-        if not _HEADER_NAME.fullmatch(name) or lower in _FORBIDDEN_HEADERS or is_credential_header(lower):
+        lower = _header_name(plain(name)) if isinstance(name, str) else None
+        if lower is None:
+            check_name(field, name)
             reject(field, f"{name!r} cannot be set by a plugin")
-        new[plain(lower)] = _header_value(f"{field}[{name!r}]", plain(value), charset)
+        new[lower] = (
+            value.strip(" ") if is_simple(value) else _header_value(f"{field}[{name!r}]", plain(value), charset)
+        )
     if not new:
         return before
     merged = FrozenDict({**before, **new})
-    chars = sum(len(name) + len(value) for name, value in merged.items())
+    chars = sum(map(len, merged)) + sum(map(len, merged.values()))
     if len(merged) > _MOST_HEADERS or chars > _MOST_HEADER_CHARS:
         reject(
             field,
@@ -82,6 +87,20 @@ def added_headers(
             "clients refuse larger answers",
         )
     return merged
+
+
+@lru_cache(maxsize=1_024)
+def _header_name(name: str) -> str | None:
+    """Return a header's name in small letters; None where plugins cannot set it. Plugins set the same ones all the time."""
+    lower = name.lower()
+    if (
+        len(name) > _MOST_NAME_CHARS
+        or not _HEADER_NAME.fullmatch(name)
+        or lower in _FORBIDDEN_HEADERS
+        or is_credential_header(lower)
+    ):
+        return None
+    return lower
 
 
 def _header_value(field: str, value: str, charset: str) -> str:
@@ -155,10 +174,15 @@ def check_text(field: str, value: Any) -> None:
         reject(field, "contains a control character, such as a line break")
 
 
+def is_simple(value: object) -> bool:
+    """Return whether a value is a text as nearly all are: of ``str`` itself, short, and nothing but ASCII on one line."""
+    return type(value) is str and len(value) <= _MOST_NAME_CHARS and value.isascii() and value.isprintable()
+
+
 def check_name(field: str, value: Any) -> None:
     """Check that a value is a name: a short text on one line that is not empty."""
-    if type(value) is str and 0 < len(value) <= _MOST_NAME_CHARS and value.isascii() and value.isprintable():
-        return  # as nearly all are
+    if is_simple(value) and value:
+        return
     check_text(field, value)
     if not 0 < len(value) <= _MOST_NAME_CHARS:
         reject(field, f"a name of {len(value)} characters; 1 to {_MOST_NAME_CHARS} are possible")
@@ -190,7 +214,7 @@ def check_length(field: str, value: Collection[object]) -> None:
 
 def check_mapping(field: str, value: object) -> None:
     """Check that a value is a mapping."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, _MAPPINGS):
         reject(field, f"must be a mapping, not {type(value).__name__}")
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
 
 from ..store.protocol import JSON, AtomicOp, StateStore, Update
 from . import span_events
 from .counters import Family, Histogram, Point
 from .isolation import Timing
+
+T = TypeVar("T")
 
 
 def hook_families(timings: Iterable[Timing]) -> list[Family]:
@@ -51,7 +53,7 @@ class MeasuredStore:
         self._plugin = plugin
         self._durations = durations
 
-    async def _measured(self, operation: str, work: Any) -> Any:
+    async def _measured(self, operation: str, work: Awaitable[T]) -> T:
         started = time.perf_counter()
         error = ""
         try:
@@ -64,54 +66,47 @@ class MeasuredStore:
             self._durations.record((self._plugin, operation, error), spent_s)
             span_events.stored(self._plugin, spent_s)
 
-    async def get(self, key: str) -> JSON:
+    def get(self, key: str) -> Coroutine[Any, Any, JSON]:
         """See ``StateStore.get``."""
-        value: JSON = await self._measured("get", self._store.get(key))
-        return value
+        return self._measured("get", self._store.get(key))
 
-    async def get_many(self, keys: Sequence[str]) -> list[JSON]:
+    def get_many(self, keys: Sequence[str]) -> Coroutine[Any, Any, list[JSON]]:
         """See ``StateStore.get_many``."""
-        values: list[JSON] = await self._measured("get_many", self._store.get_many(keys))
-        return values
+        return self._measured("get_many", self._store.get_many(keys))
 
-    async def put(self, key: str, value: JSON, *, ttl_s: float | None = None) -> None:
+    def put(self, key: str, value: JSON, *, ttl_s: float | None = None) -> Coroutine[Any, Any, None]:
         """See ``StateStore.put``."""
-        await self._measured("put", self._store.put(key, value, ttl_s=ttl_s))
+        return self._measured("put", self._store.put(key, value, ttl_s=ttl_s))
 
-    async def delete(self, key: str) -> bool:
+    def delete(self, key: str) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.delete``."""
-        deleted: bool = await self._measured("delete", self._store.delete(key))
-        return deleted
+        return self._measured("delete", self._store.delete(key))
 
-    async def compare_and_set(self, key: str, expected: JSON, value: JSON, *, ttl_s: float | None = None) -> bool:
+    def compare_and_set(
+        self, key: str, expected: JSON, value: JSON, *, ttl_s: float | None = None
+    ) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.compare_and_set``."""
-        work = self._store.compare_and_set(key, expected, value, ttl_s=ttl_s)
-        done: bool = await self._measured("compare_and_set", work)
-        return done
+        return self._measured("compare_and_set", self._store.compare_and_set(key, expected, value, ttl_s=ttl_s))
 
-    async def add(self, key: str, amount: int = 1, *, ttl_s: float | None = None) -> int:
+    def add(self, key: str, amount: int = 1, *, ttl_s: float | None = None) -> Coroutine[Any, Any, int]:
         """See ``StateStore.add``."""
-        total: int = await self._measured("add", self._store.add(key, amount, ttl_s=ttl_s))
-        return total
+        return self._measured("add", self._store.add(key, amount, ttl_s=ttl_s))
 
-    async def scan(self, prefix: str) -> list[tuple[str, JSON]]:
+    def scan(self, prefix: str) -> Coroutine[Any, Any, list[tuple[str, JSON]]]:
         """See ``StateStore.scan``."""
-        pairs: list[tuple[str, JSON]] = await self._measured("scan", self._store.scan(prefix))
-        return pairs
+        return self._measured("scan", self._store.scan(prefix))
 
-    async def update(self, update: Update) -> bool:
+    def update(self, update: Update) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.update``."""
-        done: bool = await self._measured("update", self._store.update(update))
-        return done
+        return self._measured("update", self._store.update(update))
 
-    async def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> JSON:
+    def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> Coroutine[Any, Any, JSON]:
         """See ``StateStore.run``."""
-        result: JSON = await self._measured("run", self._store.run(op, keys, args))
-        return result
+        return self._measured("run", self._store.run(op, keys, args))
 
-    async def ping(self) -> None:
+    def ping(self) -> Coroutine[Any, Any, None]:
         """See ``StateStore.ping``."""
-        await self._measured("ping", self._store.ping())
+        return self._measured("ping", self._store.ping())
 
     async def close(self) -> None:
         """See ``StateStore.close``."""

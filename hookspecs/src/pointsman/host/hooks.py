@@ -106,19 +106,6 @@ def _fault_refusal(plugin: str) -> Refusal:
     return Refusal(reason=denial.message, status=denial.status, code=denial.code, plugin=plugin)
 
 
-async def _rest(impl: Impl, waiting: Waiting[Any]) -> object:
-    """Await a hook that waits, within its deadline."""
-    timing = impl.timing
-    try:
-        answer: object = await waiting.finish(impl.deadline_s)
-    finally:
-        spent_s = perf_counter() - waiting.started
-        timing.waited_s += spent_s - waiting.held_s
-    if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
-        span_events.waited(impl.plugin, impl.hook, spent_s, waiting.held_s)
-    return answer
-
-
 class _Chunks:
     """The chunks of an execution, isolated as its hook is.
 
@@ -314,11 +301,17 @@ class Hooks:
             answer: Its answer, a ``Waiting``, or ``_FAULT``.
         """
         if type(answer) is Waiting:
+            waiting: Waiting[Any] = answer
             try:
-                answer = await _rest(impl, answer)
+                answer = await waiting.finish(impl.deadline_s)
             except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                 self._failed(impl, request_id, err)
                 return _FAULT
+            finally:
+                spent_s = perf_counter() - waiting.started
+                impl.timing.waited_s += spent_s - waiting.held_s
+            if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
+                span_events.waited(impl.plugin, impl.hook, spent_s, waiting.held_s)
         return self._checked(impl, request_id, check, answer)
 
     def _checked(self, impl: Impl, request_id: str | None, check: Check | None, answer: Any) -> Any:
@@ -638,8 +631,9 @@ class Hooks:
 
     async def run_on_event(self, event: Event) -> None:
         """Run ``on_event`` of every plugin. A fault is logged and counted."""
-        for impl in self.on_event:
-            await self._ask(impl, None, None, event)
+        impls = iter(self.on_event)
+        while (begun := self._next_async(impls, None, event)) is not None:
+            await self._answer(begun[0], None, None, begun[1])
 
     # -- what the operator sees -----------------------------------------------------------------------------------------
 

@@ -515,7 +515,7 @@ class Host:
             prices=self.gateway.prices,
             tokenizer=self.gateway.tokenizer,
             upstream=self.gateway.upstream,
-            publish=lambda event: self.publish(replace(event, source=plugin)),
+            publish=lambda event: self.publish(event if event.source == plugin else replace(event, source=plugin)),
             statuses=self.statuses,
             # Two instances of a plugin that run at the same time are as two workers.
             worker=self.worker if built <= 1 else f"{self.worker}{REBUILT}{built}",

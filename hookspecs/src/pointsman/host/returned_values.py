@@ -49,6 +49,7 @@ from .field_checks import (
     check_tuple,
     int_or_none,
     is_number,
+    is_simple,
     plain,
     plain_texts,
     reject,
@@ -61,6 +62,8 @@ TENANT: Final = "tenant"
 _MOST_RETRIES: Final = 100
 _MOST_RESERVATIONS: Final = 1_000
 _MOST_DEPTH: Final = 200
+#: Those of Python first: whether a value is an abstract sequence takes longer to tell.
+_SEQUENCES: Final = (list, tuple, Sequence)
 #: Python refuses to write larger ones in decimal digits.
 _MOST_BITS: Final = 14_000
 #: The fields of a ``Usage`` by what they hold; a count that is known is never None.
@@ -160,7 +163,8 @@ def _labels(
         if before.get(name) == value and name in before:
             continue
         check_name("labels", name)
-        check_text(f"labels[{name!r}]", value)
+        if not is_simple(value):
+            check_text(f"labels[{name!r}]", value)
         if (owner := owners.get(name, plugin)) != plugin and name not in replaced:
             reject("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
         if name == TENANT and name not in owners:
@@ -214,12 +218,16 @@ def _reservation(plugin: str, one: object) -> Reservation:
     check_length("reservations.data", data)
     for name, value in data.items():
         check_name("reservations.data", name)
-        where = f"reservations.data[{name!r}]"
-        if isinstance(value, str):
-            check_encodable(where, value)
-        elif value is not None and not isinstance(value, bool) and not is_number(value):
-            reject(where, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
+        if not is_simple(value):
+            _check_datum(f"reservations.data[{name!r}]", value)
     return replace(one, plugin=plugin, id=plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
+
+
+def _check_datum(field: str, value: object) -> None:
+    if isinstance(value, str):
+        check_encodable(field, value)
+    elif value is not None and not isinstance(value, bool) and not is_number(value):
+        reject(field, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
 
 
 def denial(plugin: str, value: Denial) -> Denial:
@@ -407,7 +415,7 @@ def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ..
     Raises:
         TypeError, ValueError: they are not among those that were given, or a field has a value that is not allowed.
     """
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
+    if not isinstance(value, _SEQUENCES) or isinstance(value, str | bytes):
         raise TypeError(f"select returned {type(value).__name__}, not a sequence of Candidate, or None")
     by_id = {one.deployment.id: one for one in given}
     kept = []
@@ -471,7 +479,8 @@ def execution(ctx: RequestContext, value: object) -> Execution:
             reject("response", "is not from an attempt of this request; for an answer of its own a plugin has Reply")
         check_mapping("response.body", response.body)
         _gateways("response.raw", response.raw)
-        value = replace(value, response=response)
+        if response is not value.response:
+            value = replace(value, response=response)
     if value.chunks is not None and not isinstance(value.chunks, AsyncIterator):
         reject("chunks", f"must be an AsyncIterator, not {type(value.chunks).__name__}")
     return replace(value, headers=added_headers("headers", {}, value.headers)) if value.headers else value

@@ -71,7 +71,9 @@ def has_answer(ctx: RequestContext) -> bool:
 
 def is_file(value: object) -> bool:
     """Return whether a field of a request's body is an uploaded file, or several."""
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if value is None or isinstance(value, str | bytes | int | float):  # as most fields are
+        return False
+    if isinstance(value, Sequence):
         return any(map(is_file, value))
     return isinstance(value, Mapping) and isinstance(value.get("data"), bytes)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 
+from ..frozen import quick
 from .attempts import Attempt
 from .kinds import AttemptKind, Endpoint
 from .requests import RequestContext
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamRequest:
     """A call of our own to a deployment or model group.
@@ -37,6 +39,7 @@ class UpstreamRequest:
     timeout_s: float | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpstreamResponse:
     """A whole answer to a call of our own.
@@ -52,6 +55,7 @@ class UpstreamResponse:
     raw: object = field(repr=False, default=None)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
     """One piece of a stream.
@@ -67,6 +71,7 @@ class Chunk:
     raw: object = field(default=None, repr=False)
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """What an executor answers with: a whole response or a stream of chunks, never both.
