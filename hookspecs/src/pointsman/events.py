@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
+from .frozen import quick
 from .types import Event, Price
 
 Level = Literal["info", "warning", "error"]
@@ -68,6 +69,7 @@ class VersionActivated(Event):
     reason: str = ""
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetSpent(Event):
     """Money was spent on behalf of a tenant, as a billing plugin prices it: overrides and margins included.

@@ -9,7 +9,7 @@ import random
 import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 
 from .. import __version__, extensions
 from ..errors import ConfigError, Conflict, PluginLoadError
+from ..frozen import replace
 from ..plugin import Catalog, Clock, Prices, Services, Tokenizer, Upstream
 from ..store import ScopedStore
 from ..store.protocol import DropsKeys, StartsSlowly
@@ -515,7 +516,7 @@ class Host:
             prices=self.gateway.prices,
             tokenizer=self.gateway.tokenizer,
             upstream=self.gateway.upstream,
-            publish=lambda event: self.publish(event if event.source == plugin else replace(event, source=plugin)),
+            publish=lambda event: self.publish(replace(event, source=plugin)),
             statuses=self.statuses,
             # Two instances of a plugin that run at the same time are as two workers.
             worker=self.worker if built <= 1 else f"{self.worker}{REBUILT}{built}",
