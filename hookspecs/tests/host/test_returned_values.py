@@ -345,6 +345,27 @@ async def test_a_route_built_anew_loses_nothing(harness, plugin):
     assert [r.plugin for r in route.reservations] == ["first", "anew"]
 
 
+def test_no_field_of_a_route_is_lost():
+    before = Route(target="b", fallback=True)
+    after = Route(
+        target="a",
+        labels={"arm": "canary"},
+        fallbacks=("c",),
+        executor="race",
+        executes_fallbacks=True,
+        fallback=True,
+        headers={"x-a": "1"},
+        target_headers={"a": {"x-b": "2"}},
+        reservations=(reservation(plugin="p"),),
+        timeout_s=1.0,
+        retries=2,
+        upstream_headers={"x-c": "3"},
+    )
+    assert all(getattr(after, one.name) != getattr(Route(target=""), one.name) for one in fields(Route))
+    checked = returned_values.route("p", before, after, {}, executors={"race"}, upstream_headers={"x-c"})
+    assert checked == after
+
+
 async def test_shared_values_cannot_be_changed(harness, plugin):
     """A plugin that changes labels, headers, claims or the body in place fails; those after it see what was there."""
     changes = [

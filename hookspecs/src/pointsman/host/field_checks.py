@@ -181,8 +181,8 @@ def is_simple(value: object) -> bool:
 
 def check_name(field: str, value: Any) -> None:
     """Check that a value is a name: a short text on one line that is not empty."""
-    if is_simple(value) and value:
-        return
+    if type(value) is str and 0 < len(value) <= _MOST_NAME_CHARS and value.isascii() and value.isprintable():
+        return  # as nearly all are
     check_text(field, value)
     if not 0 < len(value) <= _MOST_NAME_CHARS:
         reject(field, f"a name of {len(value)} characters; 1 to {_MOST_NAME_CHARS} are possible")

@@ -118,8 +118,7 @@ def route(
     if after.fallback is not before.fallback:
         reject("fallback", "is set by the host")
     _limits(before, after, upstream_headers)
-    return replace(
-        after,
+    return Route(
         target=plain(after.target),
         timeout_s=before.timeout_s if after.timeout_s is None else after.timeout_s,
         retries=before.retries if after.retries is None else after.retries,
@@ -129,6 +128,7 @@ def route(
         fallbacks=plain_texts(after.fallbacks) or before.fallbacks,
         executor=plain(after.executor) or before.executor,
         executes_fallbacks=after.executes_fallbacks or before.executes_fallbacks,
+        fallback=before.fallback,
         headers=added_headers("headers", before.headers, after.headers),
         target_headers=target_headers(before.target_headers, after.target_headers),
         reservations=_reservations(plugin, before.reservations, after.reservations),
@@ -218,16 +218,13 @@ def _reservation(plugin: str, one: object) -> Reservation:
     check_length("reservations.data", data)
     for name, value in data.items():
         check_name("reservations.data", name)
-        if not is_simple(value):
-            _check_datum(f"reservations.data[{name!r}]", value)
+        if isinstance(value, str):
+            if not is_simple(value):
+                check_encodable(f"reservations.data[{name!r}]", value)
+        elif value is not None and not isinstance(value, bool) and not is_number(value):
+            what = f"must be a text, a finite number, a bool or None, not {type(value).__name__}"
+            reject(f"reservations.data[{name!r}]", what)
     return replace(one, plugin=plugin, id=plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
-
-
-def _check_datum(field: str, value: object) -> None:
-    if isinstance(value, str):
-        check_encodable(field, value)
-    elif value is not None and not isinstance(value, bool) and not is_number(value):
-        reject(field, f"must be a text, a finite number, a bool or None, not {type(value).__name__}")
 
 
 def denial(plugin: str, value: Denial) -> Denial:
