@@ -48,6 +48,7 @@ _SETTINGS: Final = frozenset(
 )  # fmt: skip
 #: Of these, the ones that may hold a schema, which a model reads.
 _SCHEMAS: Final = frozenset({"output_format", "response_format"})
+_SKIPPED: Final = _SETTINGS - _SCHEMAS
 _OWN_PREFIXES: Final = ("litellm_", "user_api_key")
 #: Fields whose names and values, at any depth, a model reads as JSON: definitions and arguments of tools, schemas.
 _JSON: Final = frozenset(
@@ -171,12 +172,13 @@ def read_prompt(body: Mapping[str, object], unseen_pages: int = UNSEEN_PAGES) ->
         unseen_pages: Pages of a document of which only the address or the id is known.
     """
     reader = _Reader(unseen_pages)
-    for name, value in body.items():
-        if name.startswith(_OWN_PREFIXES):
+    for name in body:
+        if name in _SKIPPED or name.startswith(_OWN_PREFIXES):
             continue
-        if isinstance(value, _OBJECTS) and (name not in _SETTINGS or name in _SCHEMAS):
+        value = body[name]
+        if isinstance(value, _OBJECTS):
             reader.read(name, value)
-        elif isinstance(value, _TEXTS) and name not in _SETTINGS:
+        elif isinstance(value, _TEXTS) and name not in _SCHEMAS:
             reader.leaf(_Place(name, {}, None), value)
     return reader.prompt()
 
