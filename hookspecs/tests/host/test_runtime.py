@@ -159,7 +159,7 @@ async def test_a_task_that_fails_is_counted_and_logged(group, caplog):
 
 @pytest.mark.parametrize("how", [ValueError, asyncio.CancelledError])
 async def test_repeated_work_goes_on_after_a_failure(group, clock, how):
-    """Now, and then again that long after each call has ended, whatever became of it."""
+    """Now, and then at the multiples of its interval, whatever became of the calls before."""
     rounds = []
 
     async def work():
@@ -170,9 +170,74 @@ async def test_repeated_work_goes_on_after_a_failure(group, clock, how):
 
     group.every(2.0, work, name="work")
     await clock.advance(8.5)
-    assert rounds == [0.0, 3.0, 6.0]
+    assert rounds == [0.0, 2.0, 4.0, 6.0, 8.0]
     assert group.names() == ["owner:work"]
     assert group._faults.of("owner") == {"task work": 1}
+
+
+@pytest.mark.parametrize(
+    ("starts_at", "takes_s", "rounds"),
+    [
+        (0.0, 0.0, [0.0, 2.0, 4.0, 6.0]),
+        (0.5, 0.0, [0.5, 2.0, 4.0, 6.0]),
+        (1.5, 0.0, [1.5, 2.5, 4.0, 6.0]),
+        (0.0, 1.5, [0.0, 2.5, 6.0]),
+        (0.0, 2.0, [0.0, 4.0, 8.0]),
+    ],
+    ids=["in time", "late", "just before its time", "slow", "for a whole interval"],
+)
+async def test_repeated_work_has_the_same_times_whenever_it_starts(group, clock, starts_at, takes_s, rounds):
+    """What is done every two seconds wakes the worker together; what is slow pauses for half of the interval."""
+    begun = []
+
+    async def work():
+        begun.append(clock.monotonic())
+        await clock.sleep(takes_s)
+
+    await clock.advance(starts_at)
+    group.every(2.0, work, name="work")
+    await clock.advance(8.4 - starts_at)
+    assert begun[: len(rounds)] == rounds
+
+
+async def test_intervals_are_counted_from_the_start_of_the_worker(clock):
+    """So that workers of one machine do not all ask the store at the same moment."""
+    group, begun = TaskGroup("owner", clock, Faults(), since=0.25), []
+
+    async def work():
+        begun.append(clock.monotonic())
+
+    await clock.advance(1.0)
+    group.every(0.5, work, name="work")
+    await clock.advance(1.0)
+    await group.cancel()
+    assert begun == [1.0, 1.25, 1.75]
+
+
+@pytest.mark.parametrize("interval_s", [0.1, 0.2, 0.3, 0.7, 1.1])
+@pytest.mark.parametrize("early_s", [0.0, 0.002], ids=["in time", "early"])
+async def test_a_timer_that_is_early_or_rounded_is_not_one_more_call(group, clock, interval_s, early_s):
+    begun = []
+
+    async def work():
+        begun.append(clock.monotonic())
+
+    group._clock = Early(clock, early_s)
+    group.every(interval_s, work, name="work")
+    await clock.advance(100 * interval_s - 0.01)
+    assert len(begun) == 100
+
+
+class Early:
+    """A clock whose timers end too early."""
+
+    def __init__(self, clock, early_s):
+        self.monotonic = clock.monotonic
+        self._clock = clock
+        self._early_s = early_s
+
+    async def sleep(self, seconds):
+        await self._clock.sleep(seconds - self._early_s)
 
 
 @pytest.mark.parametrize("ends", ["fails", "returns", "is cancelled by itself"])

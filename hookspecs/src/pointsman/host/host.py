@@ -170,7 +170,8 @@ class Host:
         self.plugins: Plugins = discovery.load(settings.entries, available)
         self.generation = 1
         self.reloads: Reloading | None = None
-        self._instances = Instances(self.clock, self.faults, lambda: self.gateway.catalog, self.services)
+        since = self.clock.monotonic()
+        self._instances = Instances(self.clock, self.faults, lambda: self.gateway.catalog, self.services, since)
         self.hooks = self._compiled()
         self.events = EventBus(self._deliver)
         self.admin: Starlette | None = None
@@ -188,7 +189,7 @@ class Host:
         self._dropped: str | None = None
         #: Whether the store ends with this worker, as configured.
         self._forgets = False
-        self._tasks = TaskGroup("pointsman", self.clock, self.faults)
+        self._tasks = TaskGroup("pointsman", self.clock, self.faults, since)
         self._open: set[Exchange] = set()
         self._late = LateCounting(self._complete, self.faults)
         self._announcement: Announcement | None = None

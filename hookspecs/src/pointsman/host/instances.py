@@ -35,15 +35,22 @@ class Instances:
         faults: Where what plugins do wrong is counted.
         catalog: Returns the gateway's catalog.
         services: Returns what a plugin is offered, by its name.
+        since: Where the intervals of periodic work begin, as ``TaskGroup`` has it.
     """
 
     def __init__(
-        self, clock: Clock, faults: Faults, catalog: Callable[[], Catalog], services: Callable[[str], Services]
+        self,
+        clock: Clock,
+        faults: Faults,
+        catalog: Callable[[], Catalog],
+        services: Callable[[str], Services],
+        since: float,
     ) -> None:
         self._clock = clock
         self._faults = faults
         self._catalog = catalog
         self._services = services
+        self._since = since
         self._listed_by: dict[str, InstanceCatalog] = {}
         #: Every hook that was ever called, also of plugins that a reload has replaced: no sum falls.
         self.timings: dict[tuple[str, str], Timing] = {}
@@ -58,7 +65,7 @@ class Instances:
 
     def tasks_of(self, plugin: str) -> TaskGroup:
         """Return the background work of a plugin's present instance."""
-        return self.tasks.setdefault(plugin, TaskGroup(plugin, self._clock, self._faults))
+        return self.tasks.setdefault(plugin, TaskGroup(plugin, self._clock, self._faults, self._since))
 
     def catalog_of(self, plugin: str) -> InstanceCatalog:
         """Return the catalog in which a plugin's present instance lists names."""

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, ContextVar, copy_context
+from math import isclose
 from types import MappingProxyType
 from typing import Final
 
@@ -26,6 +27,8 @@ RESTART_FIRST_S: Final = 1.0
 RESTART_MOST_S: Final = 60.0
 #: How long a failure of such a task is a problem in the status, in seconds.
 SHOWN_S: Final = 120.0
+#: How much too early a timer may end, in seconds: event loops count in milliseconds.
+_EARLY_S: Final = 0.003
 
 
 class SystemClock:
@@ -76,14 +79,22 @@ def _untraced() -> Context:
 class TaskGroup:
     """Background tasks of one plugin (or of the host); ended together.
 
+    Args:
+        owner: The plugin, or ``pointsman``.
+        clock: Time.
+        faults: Where errors are counted.
+        since: Where the intervals of periodic work begin, in seconds of the monotonic clock: the same for all groups of a
+            worker, so that one turn of the event loop does what is due at the same time.
+
     Attributes:
         owner: The plugin, or ``pointsman``.
     """
 
-    def __init__(self, owner: str, clock: Clock, faults: Faults) -> None:
+    def __init__(self, owner: str, clock: Clock, faults: Faults, since: float = 0.0) -> None:
         self.owner = owner
         self._clock = clock
         self._faults = faults
+        self._since = since
         self._tasks: set[asyncio.Task[object]] = set()
         #: When a task that runs for ever last failed, on the monotonic clock, and why.
         self._failed: dict[str, tuple[float, str]] = {}
@@ -97,7 +108,7 @@ class TaskGroup:
         task.add_done_callback(lambda _: work.close())
 
     def every(self, interval_s: float, work: Callable[[], Awaitable[object]], *, name: str) -> None:
-        """Call ``work`` now and ``interval_s`` seconds after each call has ended."""
+        """See ``Tasks.every``."""
         if not interval_s > 0:
             raise ValueError(f"task {name!r} of plugin {self.owner!r}: the interval must be more than 0 seconds")
         self.spawn(self._repeat(interval_s, work, name), name=name)
@@ -112,7 +123,14 @@ class TaskGroup:
                     raise
                 # The next round may succeed.
                 self._faults.record(self.owner, f"task {name}", None, err)
-            await self._clock.sleep(interval_s)
+            await self._clock.sleep(self._pause_s(interval_s))
+
+    def _pause_s(self, interval_s: float) -> float:
+        """Return the time until the next multiple of the interval, or half of it if that is sooner: work may be slow."""
+        left_s = interval_s - (self._clock.monotonic() - self._since) % interval_s
+        if left_s < _EARLY_S:
+            left_s += interval_s
+        return interval_s if isclose(left_s, interval_s) else max(left_s, interval_s / 2)
 
     def forever(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:
         """Keep ``work``, which does not end by itself, running until ``cancel``."""

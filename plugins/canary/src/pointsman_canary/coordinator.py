@@ -18,7 +18,7 @@ from .assignment import FULL_BP
 from .experiment import Target, Version
 from .lifecycle import Cause, Outcome, Refused
 from .observations import Observer
-from .repository import Repository
+from .repository import Repository, Stored
 from .rollout import Phase
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Coordinator:
                 begun, changes = lifecycle.create(experiment, "config", self.cause("config", "in the configuration"))
                 if await self.repository.save(stored, begun, changes):
                     _announce(self.services, begun, changes)
-        await self.refresh(force=True)
+        await self.refresh()
 
     def unknown_targets(self, experiment: Experiment) -> dict[str, str]:
         """Return the targets that are unknown to the gateway: key to the reason."""
@@ -227,17 +227,24 @@ class Coordinator:
 
     # -- keeping up ---------------------------------------------------------------------------------------------------
 
-    async def refresh(self, *, force: bool = False) -> None:
-        """Read what has changed; when the store answers, the worker is not blind."""
+    async def look(self, names: Sequence[str]) -> list[Stored]:
+        """Return these experiments as they are stored, and read all if something has changed: one read where nothing has."""
+        now = self.services.clock.monotonic()
+        revision, stored = await self.repository.look(names)
+        if self.blind or revision != self._revision or now - self._read_at >= _FIGURES_S:
+            await self.refresh()
+        self._seen_at = now
+        return stored
+
+    async def refresh(self) -> None:
+        """Read all experiments; when the store answers, the worker is not blind."""
         # An older reading must not replace a newer one.
         async with self._refreshing:
             now = self.services.clock.monotonic()
-            revision = await self.repository.revision()
-            if force or self.blind or revision != self._revision or now - self._read_at >= _FIGURES_S:
-                stored = await self.repository.load_all()
-                self._take({each.name: each.rollout for each in stored if each.rollout is not None})
-                self._revision, self._read_at = revision, now
-            self._seen_at = now
+            revision, _ = await self.repository.look(())
+            stored = await self.repository.load_all()
+            self._take({each.name: each.rollout for each in stored if each.rollout is not None})
+            self._revision, self._read_at, self._seen_at = revision, now, now
 
     def _take(self, rollouts: Mapping[str, Rollout], *, blind: bool = False) -> None:
         # The configuration's order comes first; an experiment that has left the configuration is over.
@@ -348,7 +355,7 @@ class Coordinator:
             stored = await self.repository.load(experiment.name)
             if stored.rollout is not None:
                 raise Conflict(f"there is an experiment {experiment.name!r} already; restart it or choose another name")
-            await self.refresh(force=True)
+            await self.refresh()
             self._check_rivals(experiment)
             begun, changes = lifecycle.create(experiment, "http", cause)
             if await self.repository.save(stored, begun, changes):
@@ -441,7 +448,7 @@ class Coordinator:
             if (warning := self.still_serving(rollout)) is not None:
                 log.error("%s", warning)
             try:
-                await self.refresh(force=True)
+                await self.refresh()
             except StoreUnavailable:
                 # The change is stored; the next tick reads it.
                 log.warning("%s was changed, but the store does not answer; the next tick reads it", rollout.name)

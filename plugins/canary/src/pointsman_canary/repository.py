@@ -93,10 +93,6 @@ class Repository:
         self._new_id = new_id
         self._read: dict[str, Stored] = {}
 
-    async def revision(self) -> JSON:
-        """Return a counter that changes whenever routing has to change."""
-        return await self._store.get(REVISION)
-
     async def names(self) -> list[str]:
         """Return the names of the experiments, in the order of their creation."""
         return _names(await self._store.get(INDEX))
@@ -107,7 +103,21 @@ class Repository:
         Raises:
             StoreCorrupt: the stored value is not a state.
         """
-        head, state, mail = await self._store.get_many([_key("head", name), _key("state", name), _key("mail", name)])
+        _, (stored,) = await self.look((name,))
+        return stored
+
+    async def look(self, names: Sequence[str]) -> tuple[JSON, list[Stored]]:
+        """Return a counter that changes whenever routing has to change, and these experiments, in one read.
+
+        Raises:
+            StoreCorrupt: a stored value is not a state.
+        """
+        keys = [_key(kind, name) for name in names for kind in ("head", "state", "mail")]
+        revision, *values = await self._store.get_many([REVISION, *keys])
+        rows = iter(values)
+        return revision, [self._stored(name, *row) for name, row in zip(names, zip(rows, rows, rows), strict=True)]
+
+    def _stored(self, name: str, head: JSON, state: JSON, mail: JSON) -> Stored:
         known = self._read.get(name)
         # The state of a known head is known: most reads are of a state that this worker has written.
         if known is not None and head is not None and known.head == head and (state is None) == (known.rollout is None):
@@ -118,7 +128,7 @@ class Repository:
 
     async def load_all(self) -> list[Stored]:
         """Read all experiments that there are, in the order of their creation."""
-        experiments = [await self.load(name) for name in await self.names()]
+        _, experiments = await self.look(await self.names())
         return [stored for stored in experiments if stored.rollout is not None]
 
     async def save(

@@ -114,7 +114,7 @@ class Admin:
 
     async def overview(self, _: Request) -> JSONResponse:
         """``GET /``: all experiments, in the order in which they are asked."""
-        await self._coordinator.refresh(force=True)
+        await self._coordinator.refresh()
         shown = [views.summary(rollout) for rollout in self._coordinator.rollouts.values()]
         return JSONResponse({"experiments": shown, "problems": self._coordinator.problems()})
 
@@ -126,7 +126,7 @@ class Admin:
 
     async def show(self, request: Request) -> JSONResponse:
         """``GET /{rollout}``: definition, state and analysis."""
-        await self._coordinator.refresh(force=True)
+        await self._coordinator.refresh()
         return JSONResponse(self._detail(self._rollout(request)))
 
     async def delete(self, request: Request) -> JSONResponse:

@@ -22,6 +22,7 @@ from .repository import LEASE_S, decode_mail
 if TYPE_CHECKING:
     from .coordinator import Coordinator
     from .lifecycle import Cause
+    from .repository import Stored
     from .rollout import Gate, Rollout
     from .webhooks import Webhooks
 
@@ -70,7 +71,7 @@ class Stepper:
         return self._leading
 
     async def tick(self) -> None:
-        """Flush, step when this worker has the lease, read changes.
+        """Flush, read changes, step when this worker has the lease.
 
         Raises:
             StoreError: the store failed; nothing is lost, the next tick continues.
@@ -78,10 +79,9 @@ class Stepper:
         try:
             self._look_at_registry()
             await self._coordinator.flush()
-            if await self._lead():
-                for name in list(self._coordinator.rollouts):
-                    await self._step(name)
-            await self._coordinator.refresh()
+            names = list(self._coordinator.rollouts) if await self._lead() else []
+            for stored in await self._coordinator.look(names):
+                await self._step(stored)
         except StoreError:
             self._coordinator.lost()
             raise
@@ -106,9 +106,10 @@ class Stepper:
             self._lease_at = now
         return self._leading
 
-    async def _step(self, name: str) -> None:
-        for _ in range(_TRIES):
-            stored = await self._coordinator.repository.load(name)
+    async def _step(self, stored: Stored) -> None:
+        for tried in range(_TRIES):
+            if tried:
+                stored = await self._coordinator.repository.load(stored.name)
             rollout = stored.rollout
             if rollout is None:
                 return
@@ -121,7 +122,7 @@ class Stepper:
                 break
             after, changes = lifecycle.tick(rollout, now, observed, late)
             if await self._coordinator.repository.save(stored, after, changes, took_mail=stored.mail is not None):
-                self._coordinator.rollouts[name] = rollout = after
+                self._coordinator.rollouts[stored.name] = rollout = after
                 await self._coordinator.changed(after, changes)
                 break
         else:
