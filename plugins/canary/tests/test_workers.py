@@ -27,6 +27,23 @@ async def test_experiment_is_begun_once_however_many_workers_start(fleet, kit):
     assert [entry["what"] for entry in await fleet.entries()] == ["create", "step"]
 
 
+async def test_a_tick_in_which_nothing_has_happened_reads_the_store_once(fleet, kit, monkeypatch):
+    """Whatever the number of experiments: the worker that steps and those that follow."""
+    for name in ("one", "two"):
+        await fleet.worker(kit.rollout(name="a"), kit.rollout(name="b", filter={"tenant": "x"}), name=name)
+    await fleet.ticks(3)
+    calls, carry_out = [], fleet.store._carry_out
+
+    async def counted(step):
+        calls.append(step.reads)
+        return await carry_out(step)
+
+    monkeypatch.setattr(fleet.store, "_carry_out", counted)
+    await fleet.ticks(1)
+    reads = [keys for keys in calls if any("{canary}" in key for key in keys)]
+    assert sorted(len(keys) for keys in reads) == [1, 7]
+
+
 async def test_rollback_reaches_every_worker_within_a_second(fleet, kit):
     """And no client sees an error, because stable answers what the canary cannot."""
     workers = [await fleet.worker(kit.rollout(fallback_to_stable=True), name=name) for name in ("one", "two")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import selectors
 import sys
 import threading
 import time
@@ -24,8 +25,10 @@ from .runtime import TaskGroup
 
 log: Final = logging.getLogger("pointsman")
 
-#: Time between two looks, in seconds. What holds the loop for ``BLOCKED_S`` is seen at least once when half of it has passed.
+#: Time between two looks, in seconds, and after one that has found the loop waiting. A hook that holds the loop for
+#: ``BLOCKED_S`` is seen at least once when half of it has passed.
 LOOK_S: Final = BLOCKED_S / 2
+LOOK_AT_IDLE_S: Final = BLOCKED_S
 #: What still holds the loop is logged after this time, and each time that has doubled, in seconds.
 STILL_S: Final = 1.0
 #: Instead of a hook, for what a plugin runs outside its hooks and its background tasks.
@@ -47,6 +50,9 @@ _RUN_HOOKS: Final = frozenset(
 
 #: The functions that run an event loop, asyncio's or uvloop's: what has called them is not on it.
 _RUN_LOOPS: Final = frozenset({asyncio.Runner.run.__code__, asyncio.BaseEventLoop.run_forever.__code__})
+#: The function in which asyncio's loop waits, and the one that calls it; uvloop's has no frame of its own.
+_WAIT: Final = selectors.DefaultSelector.select.__code__
+_TURN: Final = asyncio.BaseEventLoop._run_once.__code__  # type: ignore[attr-defined]  # noqa: SLF001  # its code alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,13 @@ def stack(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def waits(frame: FrameType | None) -> bool:
+    """Return whether the thread with this innermost frame waits in its event loop, or has ended."""
+    if frame is None or frame.f_code in _RUN_LOOPS:
+        return True
+    return frame.f_code is _WAIT and frame.f_back is not None and frame.f_back.f_code is _TURN
+
+
 def running(frame: FrameType | None, packages: Mapping[str, str], own: Collection[str] = ()) -> Step | None:
     """Return what a plugin runs in a thread; None where none of them does.
 
@@ -132,7 +145,8 @@ class Watchdog:
     def __init__(self, packages: Callable[[], Mapping[str, str]], own: Callable[[], Collection[str]]) -> None:
         self._packages = packages
         self._own = own
-        self._over = threading.Event()
+        #: Released at the end. To wait for a lock costs half of what waiting for an event does.
+        self._end = threading.Lock()
         self._thread: threading.Thread | None = None
         self._outside: dict[tuple[str, str], Timing] = {}
         self._hold: _Hold | None = None
@@ -141,14 +155,17 @@ class Watchdog:
     def start(self) -> None:
         """Start looking."""
         loop, ident = asyncio.get_running_loop(), threading.get_ident()
-        self._over.clear()
-        self._thread = threading.Thread(target=self._watch, args=(loop, ident), name="pointsman-watchdog", daemon=True)
+        self._end = end = threading.Lock()
+        end.acquire()
+        self._thread = threading.Thread(
+            target=self._watch, args=(loop, ident, end), name="pointsman-watchdog", daemon=True
+        )
         self._thread.start()
 
     def stop(self) -> None:
         """Stop looking; harmless where it has not started."""
-        self._over.set()
         if self._thread is not None:
+            self._end.release()
             self._thread.join(_END_S)
             self._thread = None
 
@@ -156,13 +173,15 @@ class Watchdog:
         """Return how long plugins have held the loop outside their hooks, where that was longer than ``BLOCKED_S``."""
         return [timing for timing in list(self._outside.values()) if timing.calls]
 
-    def _watch(self, loop: asyncio.AbstractEventLoop, ident: int) -> None:
-        while not self._over.wait(LOOK_S):
-            packages, own = self._packages(), self._own()
+    def _watch(self, loop: asyncio.AbstractEventLoop, ident: int, end: threading.Lock) -> None:
+        pause_s = LOOK_S
+        while not end.acquire(timeout=pause_s):
             with frame_of(ident) as frame:
-                step = running(frame, packages, own)
+                idle = waits(frame)
+                step = None if idle else running(frame, self._packages(), self._own())
             # It would keep alive what the loop has finished.
             del frame
+            pause_s = LOOK_AT_IDLE_S if idle else LOOK_S
             if step is None:
                 self._said = 0.0
             elif step.timing is not None and step.started is not None:

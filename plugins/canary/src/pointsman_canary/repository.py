@@ -114,8 +114,8 @@ class Repository:
         """
         keys = [_key(kind, name) for name in names for kind in ("head", "state", "mail")]
         revision, *values = await self._store.get_many([REVISION, *keys])
-        rows = iter(values)
-        return revision, [self._stored(name, *row) for name, row in zip(names, zip(rows, rows, rows), strict=True)]
+        rows = zip(names, values[0::3], values[1::3], values[2::3], strict=True)
+        return revision, [self._stored(*row) for row in rows]
 
     def _stored(self, name: str, head: JSON, state: JSON, mail: JSON) -> Stored:
         known = self._read.get(name)
