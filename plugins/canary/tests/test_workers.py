@@ -41,7 +41,7 @@ async def test_a_tick_in_which_nothing_has_happened_reads_the_store_once(fleet, 
     monkeypatch.setattr(fleet.store, "_carry_out", counted)
     await fleet.ticks(1)
     reads = [keys for keys in calls if any("{canary}" in key for key in keys)]
-    assert sorted(len(keys) for keys in reads) == [1, 7]
+    assert sorted(len(keys) for keys in reads) == [1, 5]
 
 
 async def test_rollback_reaches_every_worker_within_a_second(fleet, kit):

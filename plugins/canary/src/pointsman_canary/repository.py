@@ -103,32 +103,49 @@ class Repository:
         Raises:
             StoreCorrupt: the stored value is not a state.
         """
-        _, (stored,) = await self.look((name,))
-        return stored
+        return (await self._load([name]))[0]
 
     async def look(self, names: Sequence[str]) -> tuple[JSON, list[Stored]]:
-        """Return a counter that changes whenever routing has to change, and these experiments, in one read.
+        """Return a counter that changes whenever routing has to change, and these experiments.
+
+        One short read where no state has changed: the state of a known head is known, and most have been written here.
 
         Raises:
             StoreCorrupt: a stored value is not a state.
         """
-        keys = [_key(kind, name) for name in names for kind in ("head", "state", "mail")]
+        keys = [_key(kind, name) for name in names for kind in ("head", "mail")]
         revision, *values = await self._store.get_many([REVISION, *keys])
+        found: dict[str, Stored] = {}
+        for name, head, mail in zip(names, values[0::2], values[1::2], strict=True):
+            if (known := self._known(name, head)) is not None:
+                found[name] = Stored(name, head, known.rollout, mail)
+        for stored in await self._load([name for name in names if name not in found]):
+            found[stored.name] = stored
+        return revision, [found[name] for name in names]
+
+    async def _load(self, names: Sequence[str]) -> list[Stored]:
+        if not names:
+            return []
+        keys = [_key(kind, name) for name in names for kind in ("head", "state", "mail")]
+        values = await self._store.get_many(keys)
         rows = zip(names, values[0::3], values[1::3], values[2::3], strict=True)
-        return revision, [self._stored(*row) for row in rows]
+        return [self._stored(*row) for row in rows]
 
     def _stored(self, name: str, head: JSON, state: JSON, mail: JSON) -> Stored:
-        known = self._read.get(name)
-        # The state of a known head is known: most reads are of a state that this worker has written.
-        if known is not None and head is not None and known.head == head and (state is None) == (known.rollout is None):
+        known = self._known(name, head)
+        if known is not None and (state is None) == (known.rollout is None):
             return Stored(name, head, known.rollout, mail)
         stored = Stored(name, head, None if state is None else decode_rollout(state), mail)
         self._read[name] = stored
         return stored
 
+    def _known(self, name: str, head: JSON) -> Stored | None:
+        known = self._read.get(name)
+        return known if known is not None and head is not None and known.head == head else None
+
     async def load_all(self) -> list[Stored]:
         """Read all experiments that there are, in the order of their creation."""
-        _, experiments = await self.look(await self.names())
+        experiments = await self._load(await self.names())
         return [stored for stored in experiments if stored.rollout is not None]
 
     async def save(
