@@ -246,6 +246,21 @@ async def test_the_server_is_asked_for_a_disconnect_that_the_application_does_no
     assert exchange.disconnected is True
 
 
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_server_that_says_itself_whether_its_client_is_there_is_not_made_to_wait_for_a_message(
+    gone: bool,
+) -> None:
+    class Cycle:
+        disconnected = gone
+
+        async def receive(self) -> Any:
+            raise AssertionError("asked for a message")
+
+    exchange = Exchange()
+    await run(answering(exchange, START, END), Cycle().receive)
+    assert exchange.disconnected is gone
+
+
 async def test_a_server_that_cannot_be_asked_has_not_reported_a_disconnect() -> None:
     async def failing() -> Any:
         raise RuntimeError("closed")

@@ -80,8 +80,11 @@ class Departures:
 def has_gone(receive: Receive) -> bool:
     """Look, without waiting, whether the server has noticed that the client went away. The body must have been read.
 
-    One step of ``receive`` answers: it either has a message now, or would wait.
+    uvicorn says so where it reads requests. Of another server, one step of ``receive`` answers: it either has a message now, or
+    would wait.
     """
+    if isinstance(gone := getattr(getattr(receive, "__self__", None), "disconnected", None), bool):
+        return gone
     pending = receive()
     if not isinstance(pending, CoroutineType):
         return False

@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextvars import Context, copy_context
-from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from ..deadline import IdleLimit
 from ..errors import UpstreamError
-from ..frozen import thawed
+from ..frozen import replace, thawed
 from ..host.own_call_spans import PlannedCall
 from ..host.runtime import new_id
 from ..types import (
