@@ -91,13 +91,12 @@ def merged(theirs: Iterable[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]
     LiteLLM passes on the provider's headers, its rate limits too: a client could not know which of two values applies. Where
     some limits are ours, the rest of the provider's would be taken for ours as well.
     """
-    names = {name for name, _ in ours}
-    if any(name.startswith(_LIMITS) for name in names):
-        kept = [
-            header for header in theirs if (name := header[0].lower()) not in names and not name.startswith(_LIMITS)
-        ]
-    else:
-        kept = [header for header in theirs if header[0].lower() not in names]
+    names, limits = dict(ours), False
+    for name in names:
+        limits = limits or name.startswith(_LIMITS)
+    kept = [header for header in theirs if header[0].lower() not in names]
+    if limits:
+        kept = [header for header in kept if not header[0].lower().startswith(_LIMITS)]
     return kept + ours
 
 

@@ -313,16 +313,21 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
     async def async_post_call_success_hook(self, data: dict[str, Any], user_api_key_dict: Any, response: Any) -> None:
         """Close the attempt of a plain request."""
         call = client_call()
-        if call is not None and call.exchange is not None:
-            method, path = str(call.scope.get("method") or ""), call.path
-            await kept_objects.answered(self._host.owners, call.exchange.ctx, method, path, response)
-        running = None if call is None else call.running
-        if call is not None and call.exchange is not None and running is not None:
-            later = await self._charged_later(call, running, response, user_api_key_dict)
-            if call.followed:
-                return
-            cached = request_values.from_cache(data.get("litellm_logging_obj"))
-            self._closer.succeed(running, response, call.exchange.ctx, cached=cached, later=later)
+        exchange = None if call is None else call.exchange
+        if call is None or exchange is None:
+            return
+        ctx = exchange.ctx
+        method, path = str(call.scope.get("method") or ""), call.path
+        await kept_objects.answered(self._host.owners, ctx, method, path, response)
+        if (running := call.running) is None:
+            return
+        later = ctx.endpoint in stored_answers.STORED and await self._charged_later(
+            call, running, response, user_api_key_dict
+        )
+        if call.followed:
+            return
+        cached = request_values.from_cache(data.get("litellm_logging_obj"))
+        self._closer.succeed(running, response, ctx, cached=cached, later=later)
 
     async def _charged_later(self, call: ClientCall, running: OpenAttempt, response: Any, key: Any) -> bool:
         """Return whether an answer is charged when its usage is seen; a read that sees it first is charged."""

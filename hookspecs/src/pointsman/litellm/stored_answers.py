@@ -9,6 +9,8 @@ from typing import Any, Final
 
 from ..types import Endpoint, RequestContext
 
+#: The endpoints whose answers may be complete later, or show what was used earlier.
+STORED: Final = frozenset({Endpoint.BATCHES, Endpoint.RESPONSES})
 _WORKING: Final = frozenset({"queued", "in_progress"})
 _BATCH_ENDED: Final = frozenset({"completed", "failed", "expired", "cancelled"})
 _LONGEST_ID: Final = 4_096
