@@ -200,8 +200,9 @@ def settings_with(fields: AbstractSet[str], body: Mapping[str, object]) -> list[
     Returns:
         Each with what to put before its fields' names.
     """
-    found = [("", body)] if _HOLDERS.isdisjoint(body) else list(_settings_of(body))
-    return [part for part in found if not fields.isdisjoint(part[1])]
+    if _HOLDERS.isdisjoint(body):
+        return [] if fields.isdisjoint(body) else [("", body)]
+    return [part for part in _settings_of(body) if not fields.isdisjoint(part[1])]
 
 
 def _settings_of(body: Mapping[str, object]) -> Iterator[tuple[str, Mapping[str, object]]]:
