@@ -25,7 +25,6 @@ Value = str | bool | int | float | Sequence[str] | Sequence[float]
 _MOST_TEXT_CHARS: Final = 1_024
 #: The most elements of a list.
 _MOST_ELEMENTS: Final = 128
-_SCALARS: Final = frozenset({str, bool, int, float})
 #: The operations of the conventions; other endpoints have names of their own.
 _OPERATIONS: Final[Mapping[Endpoint, str]] = {
     Endpoint.CHAT: "chat",
@@ -77,6 +76,8 @@ def bounded(attributes: Mapping[str, object] | None, into: dict[str, Value] | No
                 found[name] = value  # type: ignore[assignment]  # as seen
             elif kind is float:
                 found[name] = value if math.isfinite(value) else str(value)  # type: ignore[arg-type,assignment]  # a float
+            elif (kind is list or kind is tuple) and _are_short_texts(value):  # type: ignore[arg-type]  # a list or a tuple
+                found[name] = tuple(value)  # type: ignore[arg-type]  # of texts
             elif (other := _bounded_value(value)) is not None:
                 found[name] = other
     return found
@@ -91,13 +92,20 @@ def _bounded_value(value: object) -> Value | None:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, bytes | bytearray) or not isinstance(value, list | tuple | Sequence):
         return None
-    elements = tuple(value[:_MOST_ELEMENTS])
-    kinds = set(map(type, elements))
-    if str in kinds:
-        elements = tuple([v[:_MOST_TEXT_CHARS] if isinstance(v, str) else v for v in elements])
-    if not kinds <= _SCALARS and not all(isinstance(v, str | int | float) for v in elements):
+    elements = tuple([v[:_MOST_TEXT_CHARS] if isinstance(v, str) else v for v in value[:_MOST_ELEMENTS]])
+    if not all(isinstance(v, str | int | float) for v in elements):
         return None
     return elements if finite(elements) else tuple([str(v) for v in elements])
+
+
+def _are_short_texts(values: Sequence[object]) -> bool:
+    """Return whether a list is one of texts, and nothing of it is to be cut."""
+    if len(values) > _MOST_ELEMENTS:
+        return False
+    for value in values:  # noqa: SIM110  # a generator takes three times as long
+        if type(value) is not str or len(value) > _MOST_TEXT_CHARS:
+            return False
+    return True
 
 
 def finite(value: object) -> bool:

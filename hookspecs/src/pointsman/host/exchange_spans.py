@@ -80,12 +80,13 @@ class Admission:
         target: Where the request went before a plugin was asked.
     """
 
-    __slots__ = ("_request", "_shown", "_tracing", "span")
+    __slots__ = ("_last", "_request", "_shown", "_tracing", "span")
 
     def __init__(self, tracing: Tracing, request: Span, target: str) -> None:
         self._tracing = tracing
         self._request = request
         self._shown: dict[str, Value] = {"pointsman.target": target}
+        self._last: tuple[Route, dict[str, Value]] | None = None
         self.span = tracing.start("pre_route", parent=request)
 
     def changed(self, plugin: str, route: Route) -> None:
@@ -94,6 +95,7 @@ class Admission:
         changes = {name: value for name, value in now.items() if shown.get(name) != value}
         self._tracing.event(self.span, plugin, changes)
         shown.update(now)
+        self._last = route, now
 
     def cancelled(self) -> None:
         """End it before the plugins have decided."""
@@ -109,7 +111,8 @@ class Admission:
         if decided is not None:
             self._tracing.set(self._request, decided)
         self._tracing.end(self.span, decided)
-        self._tracing.set(self._request, route_attributes(route))
+        last = self._last
+        self._tracing.set(self._request, last[1] if last is not None and last[0] is route else route_attributes(route))
 
 
 def begin_attempt(

@@ -96,38 +96,36 @@ def _text(text: str) -> str:
 
 def _put(pairs: Any, attributes: Mapping[str, Any] | None) -> None:
     """Add attributes to a message."""
+    add = pairs.add
     for name, value in (attributes or {}).items():
-        pair = pairs.add()
+        pair = add()
         try:
             pair.key = name
-            _set(pair.value, value)
+            kind = type(value)
+            # Most by their exact type at once: each attribute of each span comes by here.
+            if kind is str and value.isascii():
+                pair.value.string_value = value
+            elif kind is int:
+                pair.value.int_value = value
+            else:
+                _set(pair.value, value)
         except (TypeError, ValueError):
             del pairs[-1]
 
 
 def _set(message: Any, value: Any) -> None:
-    kind = type(value)
-    # By exact type: each attribute of each span comes by here.
-    if kind is str:
+    if isinstance(value, str):
         message.string_value = _text(value)
-    elif kind is bool:
+    elif isinstance(value, bool):
         message.bool_value = value
-    elif kind is int:
+    elif isinstance(value, int):
         message.int_value = value
-    elif kind is float:
+    elif isinstance(value, float):
         message.double_value = value
-    elif kind is tuple or kind is list:
+    elif isinstance(value, list | tuple):
         message.array_value.SetInParent()
         add = message.array_value.values.add
         for element in value:
             _set(add(), element)
     else:
-        _set_subclass(message, value)
-
-
-def _set_subclass(message: Any, value: Any) -> None:
-    for base in (str, int, float):
-        if isinstance(value, base):
-            _set(message, base(value))
-            return
-    raise TypeError(type(value))
+        raise TypeError(type(value))
