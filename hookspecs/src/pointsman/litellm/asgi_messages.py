@@ -94,10 +94,13 @@ def merged(theirs: Iterable[tuple[bytes, bytes]], ours: list[tuple[bytes, bytes]
     names, limits = dict(ours), False
     for name in names:
         limits = limits or name.startswith(_LIMITS)
-    kept = [header for header in theirs if header[0].lower() not in names]
-    if limits:
-        kept = [header for header in kept if not header[0].lower().startswith(_LIMITS)]
-    return kept + ours
+    found = []
+    for header in theirs:
+        name = header[0].lower()
+        if name not in names and not (limits and name.startswith(_LIMITS)):
+            found.append(header)
+    found += ours
+    return found
 
 
 def answer_headers(call: ClientCall) -> list[tuple[bytes, bytes]]:
