@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from ..frozen import quick
+
 
 class SignalStatus(StrEnum):
     """What is known about a deployment's ability to serve."""
@@ -58,6 +60,7 @@ class Quantiles:
     mean: float | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signal:
     """The latest knowledge about one deployment: plugins that observe write it, plugins that choose read it.

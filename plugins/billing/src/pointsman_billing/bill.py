@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pointsman.pricing import uses_tools
 from pointsman.types import Attempt, Endpoint, Outcome, RequestContext, Settlement, Usage
@@ -256,8 +256,7 @@ def implausible_counts(usage: Usage) -> str:
     return ", ".join(wrong[:_MOST_NAMED])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _About:
+class _About(NamedTuple):
     """The fields that all events of a request share."""
 
     request_id: str
@@ -269,8 +268,7 @@ class _About:
     on_connection: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Billed:
+class _Billed(NamedTuple):
     """A billed attempt: its figures and its event, and the parts of it that the event of its request may have too.
 
     Attributes:
