@@ -474,6 +474,28 @@ def test_amounts_are_added_exactly(database: Database, tmp_path: Path) -> None:
     assert reports.reconcile(ALWAYS)["requests"]["amount_usd_micros"] == 40
 
 
+@pytest.mark.parametrize("bills", [1, 2, 70])
+def test_writing_bills_takes_few_statements_however_many_they_are(database: Database, bills: int) -> None:
+    """Each gives the interpreter lock away, and so would a function of ours that a statement calls."""
+    database.append([a_bill(number) for number in range(100)])
+    statements: list[str] = []
+    database._connection.set_trace_callback(lambda statement: statements.append(statement.split("(")[0]))
+    database.append([a_bill(100 + number) for number in range(bills)])
+    database._connection.set_trace_callback(None)
+    assert len(statements) <= (6 if bills < 32 else 12), statements
+
+
+def test_many_sums_at_once_are_added(tmp_path: Path) -> None:
+    """More keys than one statement takes, some of them known."""
+    database = opened(tmp_path / "outbox", "a")
+    for start in (0, 50):
+        database.append([a_bill(start + number, at=1_750_000_000.0 + number) for number in range(150)])
+    reports = Reports(tmp_path / "outbox", ["a"], 1.0)
+    assert total(reports, "requests") == 200
+    assert total(reports, "requests", Span(1_750_000_100, 1_750_000_110)) == 20
+    database.close()
+
+
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 

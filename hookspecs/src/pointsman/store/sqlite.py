@@ -95,19 +95,17 @@ def file_numbers(database: Path) -> list[int]:
 
 
 def in_parts(items: Sequence[W], most: int) -> Iterator[Sequence[W]]:
-    """Yield the items in parts whose sizes are powers of two, so that few different statements have to be compiled.
+    """Yield the items in as few parts as possible.
 
-    A statement for many rows releases the interpreter lock once. On a busy event loop it takes milliseconds to get it back.
+    A statement releases the interpreter lock several times, and on a busy event loop it takes milliseconds to get it back: a
+    statement for many rows costs less than compiling one for each number of rows, which SQLite does once.
 
     Args:
         items: The items.
-        most: The largest part, a power of two.
+        most: The largest part.
     """
-    start = 0
-    while left := len(items) - start:
-        end = start + min(1 << left.bit_length() - 1, most)
-        yield items[start:end]
-        start = end
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
 
 
 class Outcome(NamedTuple):

@@ -110,13 +110,18 @@ def empty() -> list[int | Decimal]:
     return [0] * len(COUNTS) + [Decimal(0)] * len(MONEY)
 
 
-def add(row: list[int | Decimal], values: Iterable[Any]) -> None:
+def add(row: list[int | Decimal], values: Sequence[Any]) -> None:
     """Add values, in the order of ``SUMS``, to a row; amounts may be text."""
-    for index, value in enumerate(values):
-        if index < len(COUNTS):
-            row[index] += value
-        elif value != "0":
-            row[index] = CONTEXT.add(Decimal(row[index]), Decimal(value))
+    for index in range(len(COUNTS)):
+        row[index] += values[index]
+    add_money(row, values[len(COUNTS) :])
+
+
+def add_money(row: list[int | Decimal], amounts: Iterable[Decimal | str]) -> None:
+    """Add amounts, in the order of ``MONEY``, to a row."""
+    for index, amount in enumerate(amounts, len(COUNTS)):
+        if amount != "0":
+            row[index] = CONTEXT.add(Decimal(row[index]), Decimal(amount))
 
 
 def _key(bill: Bill, at_ms: int, step_s: int, kind: str, line: Line | None = None) -> Key:

@@ -13,14 +13,14 @@ import threading
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 
-from pointsman.pricing import CONTEXT
 from pointsman.store.sqlite import alone_in_opening, file_numbers, in_parts
 
 from . import pricing
-from .aggregates import COUNTS, DIMENSIONS, MONEY, QUARTER_S, Key, add, empty, of_bills, of_first_version
+from .aggregates import COUNTS, DIMENSIONS, MONEY, QUARTER_S, Key, add, add_money, empty, of_bills, of_first_version
 from .bill import Bill
 from .errors import OutboxFull, OutboxUnavailable
 from .events import BillEvent
@@ -48,14 +48,21 @@ _MOST_ROWS: Final = 64
 _DAY_MS: Final = 86_400_000
 _DAY_S: Final = 86_400
 _HOUR_S: Final = 3600
-_KEY_COLUMNS: Final = 1 + len(DIMENSIONS)
+_KEY_NAMES: Final = ("start", *DIMENSIONS)
+_Sums: TypeAlias = "dict[Key, list[int | Decimal]]"
 
-#: Amounts are text, and added by ``_exact_sum``: SQLite's own numbers are binary.
+#: Counts are added; amounts have been, see ``_add_sums``.
 _ADD: Final = (
-    f"ON CONFLICT (start, {', '.join(DIMENSIONS)}) DO UPDATE SET "
+    f"ON CONFLICT ({', '.join(_KEY_NAMES)}) DO UPDATE SET "
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in COUNTS)
-    + "".join(f", {name} = exact_sum({name}, excluded.{name})" for name in MONEY)
+    + "".join(f", {name} = excluded.{name}" for name in MONEY)
 )
+_HEADS_AND_BODIES: Final = "json_group_array(json_array(seq, id, type, tenant, at_ms)), group_concat(body, char(10))"
+#: Room that a bill and its events take beyond the events' bodies, in bytes, and the bodies with their indexes, at most.
+_BILL_BYTES: Final = 4000
+_BODY_FACTOR: Final = 2
+#: The room that is left is measured again when this part of it may be used up: other workers write, too.
+_ROOM_PARTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,8 @@ class Database:
         self.path = directory / FILE
         self._sinks = tuple(sinks)
         self._max_bytes = max_bytes
+        #: What may be written before the room that is left is measured again.
+        self._room_bytes = 0
         try:
             if not directory.exists():
                 directory.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +178,6 @@ class Database:
         run(f"PRAGMA synchronous = {'FULL' if fsync else 'NORMAL'}")
         run(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         run("PRAGMA cache_size = -16000")
-        self._connection.create_function("exact_sum", 2, _exact_sum, deterministic=True)
         # One transaction, so that workers that start together see all tables or none.
         self._connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} COMMIT;")
         run("BEGIN IMMEDIATE")
@@ -253,34 +261,45 @@ class Database:
         Raises:
             OutboxFull: there is no room.
         """
-        if self.used_bytes() >= self._max_bytes:
-            self.prune(before_ms=0, usage_before_s=0)
-            if self.used_bytes() >= self._max_bytes:
-                raise OutboxFull(
-                    f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be "
-                    "delivered; see which sink is failing, or raise the limit"
-                )
+        self._make_room(bills)
         ids = [bill.request_id for bill in bills]
-        known: dict[str, int] = {}
-        for some in in_parts(ids, _MOST_ROWS):
-            known |= self._connection.execute(
-                f"SELECT request_id, announced FROM requests WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
-                some,
-            ).fetchall()
+        # As one row: fetching a row releases the interpreter lock and waits for it again.
+        ((known_text, seq),) = self._connection.execute(
+            "SELECT (SELECT json_group_object(request_id, announced) FROM requests "
+            "WHERE request_id IN (SELECT value FROM json_each(?))), "
+            # The value that AUTOINCREMENT has given last: there is no other writer during this transaction.
+            "(SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'events')",
+            (json.dumps(ids),),
+        ).fetchall()
+        known: dict[str, int] = json.loads(known_text)
         new: dict[str, Bill] = {}
         for bill in bills:
             if bill.request_id not in known:
                 new.setdefault(bill.request_id, bill)
         if new:
-            self._insert(new.values(), holder)
+            self._insert(new.values(), seq, holder)
         if holder is not None and known:
             self._hand_over(list(known), holder)
         return [not known.get(id_) for id_ in ids]
 
-    def _insert(self, bills: Collection[Bill], holder: str | None) -> None:
-        # The value that AUTOINCREMENT would give: there is no other writer during this transaction.
-        last = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'events'").fetchone()
-        seq = last[0] if last is not None else 0
+    def _make_room(self, bills: Sequence[Bill]) -> None:
+        """Make sure that there is room for bills, or raise ``OutboxFull``."""
+        for bill in bills:
+            self._room_bytes -= _BILL_BYTES + sum(len(event.body) * _BODY_FACTOR for event in bill.events)
+        if self._room_bytes > 0:
+            return
+        left = self._max_bytes - self.used_bytes()
+        if left <= 0:
+            self.prune(before_ms=0, usage_before_s=0)
+            left = self._max_bytes - self.used_bytes()
+            if left <= 0:
+                raise OutboxFull(
+                    f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be "
+                    "delivered; see which sink is failing, or raise the limit"
+                )
+        self._room_bytes = left // _ROOM_PARTS
+
+    def _insert(self, bills: Collection[Bill], seq: int, holder: str | None) -> None:
         events: list[tuple[object, ...]] = []
         requests: list[tuple[object, ...]] = []
         held: list[tuple[object, ...]] = []
@@ -312,14 +331,34 @@ class Database:
         self._insert_rows("INSERT OR IGNORE INTO events", events)
         self._insert_rows("INSERT INTO requests", requests)
         if holder is None:
-            for table, step_s in STEPS_S.items():
-                self._add_sums(table, of_bills(bills, step_s))
+            self._add_sums(_sums_of(bills))
         else:
             self._insert_rows("INSERT INTO held", held)
 
-    def _add_sums(self, table: str, sums: Mapping[Key, Sequence[int | Decimal]]) -> None:
-        rows = [(*key, *_columns(row)) for key, row in sorted(sums.items())]
-        self._insert_rows(f"INSERT INTO {table}", rows, _ADD)
+    def _add_sums(self, sums: Mapping[str, _Sums]) -> None:
+        """Add sums to those of their tables.
+
+        Amounts are text, and added here: SQLite's own numbers are binary, and a function of ours that it calls waits for the
+        interpreter lock each time.
+        """
+        sums = {table: rows for table, rows in sums.items() if rows}
+        if not sums:
+            return
+        if any(len(rows) > _MOST_ROWS for rows in sums.values()):
+            for table, rows in sums.items():
+                for some in in_parts(list(rows.items()), _MOST_ROWS):
+                    self._add_sums({table: dict(some)})
+            return
+        (present,) = self._connection.execute(
+            "SELECT " + ", ".join(_select_money(table, len(rows)) for table, rows in sums.items()),
+            [value for rows in sums.values() for key in rows for value in key],
+        ).fetchall()
+        for (table, rows), text in zip(sums.items(), present, strict=True):
+            for values in json.loads(text):
+                add_money(rows[tuple(values[: len(_KEY_NAMES)])], values[len(_KEY_NAMES) :])
+            self._insert_rows(
+                f"INSERT INTO {table}", [(*key, *_columns(row)) for key, row in sorted(rows.items())], _ADD
+            )
 
     def _insert_rows(self, into: str, rows: Sequence[tuple[object, ...]], on_conflict: str = "") -> None:
         """Insert rows, many to a statement.
@@ -356,12 +395,14 @@ class Database:
                 f"SELECT request_id, sums FROM held WHERE request_id IN ({_marks(len(some))})",  # noqa: S608 - marks
                 some,
             ).fetchall()
-        for table in STEPS_S:
-            sums: dict[Key, list[int | Decimal]] = {}
-            for _, text in found:
-                for row in json.loads(text)[table]:
-                    add(sums.setdefault(tuple(row[:_KEY_COLUMNS]), empty()), row[_KEY_COLUMNS:])
-            self._add_sums(table, sums)
+        if not found:
+            return
+        sums: dict[str, _Sums] = {table: {} for table in STEPS_S}
+        for _, text in found:
+            for table, rows in json.loads(text).items():
+                for row in rows:
+                    add(sums[table].setdefault(tuple(row[: len(_KEY_NAMES)]), empty()), row[len(_KEY_NAMES) :])
+        self._add_sums(sums)
         self._drop_held([id_ for id_, _ in found])
 
     def discard(self, request_ids: Sequence[str]) -> int:
@@ -423,36 +464,22 @@ class Database:
 
     def next_batch(self, sink: str, most: int) -> Batch:
         """Return what the sink gets next: dead letters that are to be tried again, else what is behind its cursor."""
-        again = self._events(
-            "SELECT e.* FROM dead d JOIN events e ON e.seq = d.seq WHERE d.sink = ? AND d.again ORDER BY d.seq LIMIT ?",
+        ((heads, bodies, cursor, again),) = self._connection.execute(
+            f"SELECT {_HEADS_AND_BODIES}, (SELECT cursor FROM sinks WHERE name = ?1), "  # noqa: S608 - our own
+            "EXISTS (SELECT 1 FROM dead d JOIN events e ON e.seq = d.seq WHERE d.sink = ?1 AND d.again) FROM ("
+            "SELECT * FROM events WHERE seq > (SELECT cursor FROM sinks WHERE name = ?1) "
+            "AND seq < coalesce((SELECT min(first_seq) FROM held WHERE first_seq > 0), 1 << 62) ORDER BY seq LIMIT ?2)",
             (sink, most),
-        )
-        if again:
-            return Batch(again, 0, again=True)
-        ((cursor,),) = self._connection.execute("SELECT cursor FROM sinks WHERE name = ?", (sink,)).fetchall()
-        events = self._events(
-            "SELECT * FROM events WHERE seq > ? "
-            "AND seq < coalesce((SELECT min(first_seq) FROM held WHERE first_seq > 0), 1 << 62) ORDER BY seq LIMIT ?",
-            (cursor, most),
-        )
-        return Batch(events, events[-1][0] if events else cursor)
-
-    def _events(self, select: str, arguments: tuple[object, ...]) -> tuple[tuple[int, BillEvent], ...]:
-        """Return events in their order.
-
-        As one row: fetching a row releases the interpreter lock and waits for it again. A body is JSON on one line.
-        """
-        ((heads, bodies),) = self._connection.execute(
-            "SELECT json_group_array(json_array(seq, id, type, tenant, at_ms)), group_concat(body, char(10)) "  # noqa: S608 - our own
-            f"FROM ({select})",
-            arguments,
         ).fetchall()
-        return tuple(
-            (seq, BillEvent(id=id_, type=type_, tenant=tenant, at_ms=at_ms, body=body))
-            for (seq, id_, type_, tenant, at_ms), body in zip(
-                json.loads(heads), (bodies or "").splitlines(), strict=True
-            )
-        )
+        if again:
+            ((heads, bodies),) = self._connection.execute(
+                f"SELECT {_HEADS_AND_BODIES} FROM (SELECT e.* FROM dead d JOIN events e ON e.seq = d.seq "  # noqa: S608 - our own
+                "WHERE d.sink = ? AND d.again ORDER BY d.seq LIMIT ?)",
+                (sink, most),
+            ).fetchall()
+            return Batch(_events(heads, bodies), 0, again=True)
+        events = _events(heads, bodies)
+        return Batch(events, events[-1][0] if events else cursor)
 
     def confirm(self, sink: str, batch: Batch, delivered: int, worker: str, now_ms: int) -> None:
         """Note that the sink has confirmed a batch."""
@@ -632,19 +659,32 @@ def _is_held(lock: BaseFileLock) -> bool:
         return True
 
 
-def _exact_sum(one_usd: str, other_usd: str) -> str:
-    if other_usd == "0":
-        return one_usd
-    return pricing.decimal_text(CONTEXT.add(Decimal(one_usd), Decimal(other_usd)))
+def _events(heads: str, bodies: str | None) -> tuple[tuple[int, BillEvent], ...]:
+    """Return events in their order; a body is JSON on one line."""
+    return tuple(
+        (seq, BillEvent(id=id_, type=type_, tenant=tenant, at_ms=at_ms, body=body))
+        for (seq, id_, type_, tenant, at_ms), body in zip(json.loads(heads), (bodies or "").splitlines(), strict=True)
+    )
+
+
+def _sums_of(bills: Collection[Bill]) -> dict[str, _Sums]:
+    """Return the sums of bills for each table."""
+    return {table: of_bills(bills, step_s) for table, step_s in STEPS_S.items()}
+
+
+@cache
+def _select_money(table: str, count: int) -> str:
+    """Return the keys and amounts of the rows with these keys, as one row."""
+    columns = ", ".join(f"s.{name}" for name in (*_KEY_NAMES, *MONEY))
+    same = " AND ".join(f"s.{name} = k.column{number}" for number, name in enumerate(_KEY_NAMES, 1))
+    keys = ", ".join([f"({_marks(len(_KEY_NAMES))})"] * count)
+    return f"(SELECT json_group_array(json_array({columns})) FROM (VALUES {keys}) k CROSS JOIN {table} s ON {same})"  # noqa: S608 - our own names
 
 
 def _sums_text(bills: Collection[Bill]) -> str:
     """Return the sums of bills as JSON text."""
     return json.dumps(
-        {
-            table: [[*key, *_columns(row)] for key, row in of_bills(bills, step_s).items()]
-            for table, step_s in STEPS_S.items()
-        },
+        {table: [[*key, *_columns(row)] for key, row in rows.items()] for table, rows in _sums_of(bills).items()},
         separators=(",", ":"),
     )
 

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pointsman.events import Level, Notice
+from pointsman.store.sqlite import unhurried
 
 from .database import Batch, Database, sink_lock
 from .errors import OutboxUnavailable
@@ -31,6 +32,8 @@ TAKE_OVER_S: Final = 1.0
 LOOK_S: Final = 0.5
 #: Seconds for which events are collected before they are delivered.
 GATHER_S: Final = 0.1
+#: Seconds for which reading events and moving the cursor wait for other work of the outbox, while there is no backlog.
+_PATIENCE_S: Final = 0.05
 _ERROR_CHARS: Final = 300
 #: Tries of a batch at which the sink itself fails, which says nothing about its receiver.
 _MOST_BROKEN: Final = 50
@@ -80,6 +83,8 @@ class Delivery:
         self._opened = False
         self._wake = asyncio.Event()
         self._written = False
+        #: Whether the last batch was a whole one, so that there are probably more events.
+        self._behind = False
         self._idle = asyncio.Event()
         self._task: asyncio.Task[object] | None = None
 
@@ -116,13 +121,17 @@ class Delivery:
             return
         self.progress.active = True
         self._wake.clear()
-        batch = await self._outbox.read(lambda db: db.next_batch(self.name, self._config.batch_events))
-        if not batch.events:
-            self._idle.set()
+        with unhurried(0.0 if self._behind else _PATIENCE_S):
+            batch = await self._outbox.read(lambda db: db.next_batch(self.name, self._config.batch_events))
+            self._behind = batch.again or len(batch.events) == self._config.batch_events
+            if batch.events:
+                self._idle.clear()
+                await self._deliver(batch)
+        if not self._behind:
+            # What was read is all there was, and what has been written since is read after the pause.
+            if not batch.events or not self._written:
+                self._idle.set()
             await self._pause()
-            return
-        self._idle.clear()
-        await self._deliver(batch)
 
     def _may_deliver(self) -> bool:
         """Return whether this worker holds the lock; take it if it is free."""

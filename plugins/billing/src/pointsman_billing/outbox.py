@@ -34,7 +34,8 @@ class Outbox:
     """Carries out work on the database.
 
     Everything that is waiting when the thread is free goes into one transaction, so the cost of a commit is shared. Work
-    that fails by itself is undone alone; when the disk fails, nothing of the transaction is written.
+    that fails by itself is undone alone: all of them are carried out again, each in a part of the transaction that can be
+    undone. When the disk fails, nothing of the transaction is written.
 
     Args:
         directory: Where the database is.
@@ -127,6 +128,10 @@ class Outbox:
             log.warning("%s", err)
 
 
+class _WorkFailed(Exception):
+    """A work failed by itself; why is its cause."""
+
+
 class _Session:
     """The open database; lives on the thread.
 
@@ -167,6 +172,22 @@ class _Session:
         self._database.close()
 
     def _carry_out_all(self, works: Sequence[_Work], *, writes: bool) -> list[Outcome]:
+        try:
+            return self._carry_out_each(works)
+        except _WorkFailed:
+            # Rare, so that parts, each of which takes two statements, are only made then.
+            if writes:
+                self._database.rollback()
+                self._database.begin()
+            return [self._carry_out_part(work.call, writes=writes) for work in works]
+
+    def _carry_out_each(self, works: Sequence[_Work]) -> list[Outcome]:
+        """Carry out works; the bills of those with the same holder are written down together.
+
+        Raises:
+            _WorkFailed: one of them failed by itself.
+            sqlite3.OperationalError: the database failed.
+        """
         outcomes: dict[int, Outcome] = {}
         for holder in {work.holder for work in works if work.bills}:
             indexes = [index for index, work in enumerate(works) if work.bills and work.holder == holder]
@@ -174,48 +195,48 @@ class _Session:
             outcomes |= zip(indexes, appended, strict=True)
         for index, work in enumerate(works):
             if not work.bills:
-                outcomes[index] = self._carry_out_one(work.call, writes=writes)
+                outcomes[index] = self._carry_out_one(work.call)
         return [outcomes[index] for index in range(len(works))]
 
     def _append_all(self, works: Sequence[_Work], holder: str | None) -> list[Outcome]:
-        """Write the bills of all works down together; if that fails, those of each work by themselves.
-
-        Raises:
-            sqlite3.OperationalError: the database failed.
-        """
         if len(works) > 1:
             bills = [bill for work in works for bill in work.bills]
-            together = self._carry_out_one(lambda db: db.append(bills, holder=holder), writes=True)
+            together = self._carry_out_one(lambda db: db.append(bills, holder=holder))
             if together.error is None:
                 unannounced = iter(together.result)
                 return [Outcome(list(islice(unannounced, len(work.bills)))) for work in works]
-        return [self._carry_out_one(work.call, writes=True) for work in works]
+        return [self._carry_out_one(work.call) for work in works]
 
-    def _carry_out_one(self, call: Callable[[Database], Any], *, writes: bool) -> Outcome:
+    def _carry_out_one(self, call: Callable[[Database], Any]) -> Outcome:
+        try:
+            return Outcome(call(self._database))
+        except OutboxFull as err:
+            # It wrote nothing, but may have made some room.
+            return Outcome(None, err)
+        except sqlite3.OperationalError:
+            raise
+        except Exception as err:
+            raise _WorkFailed from err
+
+    def _carry_out_part(self, call: Callable[[Database], Any], *, writes: bool) -> Outcome:
         """Return the outcome of one work; one that fails by itself is undone alone.
 
         Raises:
             sqlite3.OperationalError: the database failed; the state of the other works is unknown.
         """
-        result: Any = None
-        failure: OutboxUnavailable | None = None
         if writes:
             self._database.begin_part()
         try:
-            result = call(self._database)
-        except OutboxFull as err:
-            # It wrote nothing, but may have made some room.
-            failure = err
-        except sqlite3.OperationalError:
-            raise
-        except Exception as err:  # noqa: BLE001 - an error of one work is not an error of the others
-            failure = self._failure(err)
-            failure.__cause__ = err
+            outcome = self._carry_out_one(call)
+        except _WorkFailed as failed:
+            failure = self._failure(failed.__cause__)
+            failure.__cause__ = failed.__cause__
+            outcome = Outcome(None, failure)
             if writes:
                 self._database.undo_part()
         if writes:
             self._database.end_part()
-        return Outcome(result, failure)
+        return outcome
 
-    def _failure(self, err: BaseException) -> OutboxUnavailable:
+    def _failure(self, err: BaseException | None) -> OutboxUnavailable:
         return OutboxUnavailable(f"{self._where} failed: {err}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from cachetools import FIFOCache
 
 from pointsman.events import BudgetSpent
+from pointsman.store.sqlite import unhurried
 
 from .errors import OutboxUnavailable
 
@@ -23,8 +24,8 @@ log: Final = logging.getLogger("pointsman.billing")
 
 #: Request ids whose announcement this worker remembers until the outbox has noted it.
 _MOST_REMEMBERED: Final = 2_000
-#: How long announcements are collected before they are noted, in seconds: it costs a commit.
-_NOTE_S: Final = 0.5
+#: How long announcements are collected before they are noted, and then wait for other work, in seconds: it costs a commit.
+_NOTE_S: Final = 0.25
 
 
 class Recorder:
@@ -129,4 +130,5 @@ class Recorder:
             self._noting = None
         noted, self._unnoted = self._unnoted, []
         if noted:
-            self._outbox.write_soon(lambda db: db.announced(noted))
+            with unhurried(_NOTE_S):
+                self._outbox.write_soon(lambda db: db.announced(noted))
