@@ -78,10 +78,12 @@ class Limit:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self.expired or self._task is None:
+        # Not kept: the task's context may lead back here, and nothing of a finished request is left to the garbage collector.
+        task, self._task = self._task, None
+        if not self.expired or task is None:
             return
         # Where more was asked of the task meanwhile, it is cancelled for that reason too.
-        if self._task.uncancel() <= self._before and isinstance(err, asyncio.CancelledError):
+        if task.uncancel() <= self._before and isinstance(err, asyncio.CancelledError):
             raise TimeoutError from err
 
     def _start(self, seconds: float) -> None:
