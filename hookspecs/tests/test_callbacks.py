@@ -15,6 +15,7 @@ import pytest
 
 from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import UpstreamError
+from pointsman.host.deferred import Origin
 from pointsman.host.settings import parse
 from pointsman.plugin import Services
 from pointsman.testing.provider import Behaviour, UpstreamServer
@@ -118,7 +119,7 @@ class Gateway:
         """Begin a request, as LiteLLM does once it has authenticated it; return what it goes on with."""
         headers = request.pop("headers", {})
         path = request.pop("path", "/v1/chat/completions")
-        scope = {"type": "http", "method": "POST", "path": path}
+        scope = {"type": "http", "method": request.pop("method", "POST"), "path": path}
         scope["headers"] = [(name.encode(), value.encode()) for name, value in headers.items()]
         self.call = calls.ClientCall(self.bridge.host.new_id(), scope, "192.0.2.1")
         self.call.let_in(admin=False, key="")
@@ -246,6 +247,22 @@ async def test_a_stream_is_passed_on_and_counted(gateway: Gateway) -> None:
     assert attempt.usage.completion_tokens == 16
     assert attempt.first_token_ms is not None
     assert len(pieces) >= 16
+
+
+async def test_a_read_that_is_the_first_to_see_what_an_answer_used_is_charged(gateway: Gateway) -> None:
+    used = {"input_tokens": 9, "output_tokens": 4, "total_tokens": 13}
+    answer = litellm.ResponsesAPIResponse(id="resp_kept", created_at=1, output=[], status="completed", usage=used)
+    await gateway.bridge.host.deferred.remember("resp_kept", Origin("spare", "spare-1"))
+    path = "/v1/responses/resp_kept"
+    data = await gateway.admit("", type_="aget_responses", method="GET", path=path, model_info={"id": "spare-1"})
+    await gateway.bridge.callbacks.async_pre_call_deployment_hook(data, None)
+    await gateway.bridge.callbacks.async_post_call_success_hook(data, keys.UserAPIKeyAuth(), answer)
+    gateway.end(200)
+    settlement = await gateway.settlement()
+    (attempt,) = settlement.attempts
+    assert (settlement.model, settlement.generates) == ("spare", True)
+    assert (attempt.usage.prompt_tokens, attempt.usage.completion_tokens) == (9, 4)
+    assert attempt.cost_usd_micros > 0
 
 
 async def test_a_client_that_leaves_a_stream_is_charged_for_what_it_got(gateway: Gateway) -> None:

@@ -327,7 +327,8 @@ class Callbacks(CustomLogger):  # type: ignore[misc]  # LiteLLM is not typed for
         if call.followed:
             return
         cached = request_values.from_cache(data.get("litellm_logging_obj"))
-        self._closer.succeed(running, response, ctx, cached=cached, later=later)
+        # Not the context of before: what is charged now has changed it.
+        self._closer.succeed(running, response, exchange.ctx, cached=cached, later=later)
 
     async def _charged_later(self, call: ClientCall, running: OpenAttempt, response: Any, key: Any) -> bool:
         """Return whether an answer is charged when its usage is seen; a read that sees it first is charged."""
