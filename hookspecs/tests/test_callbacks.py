@@ -265,6 +265,19 @@ async def test_a_read_that_is_the_first_to_see_what_an_answer_used_is_charged(ga
     assert attempt.cost_usd_micros > 0
 
 
+async def test_the_callers_facts_can_be_read_while_litellm_adds_to_them(gateway: Gateway) -> None:
+    class Adds(str):
+        __slots__ = ()
+
+        def startswith(self, *prefix: Any) -> bool:
+            gateway.call.told["hidden_params"] = {}  # as a thread that logs
+            return super().startswith(*prefix)
+
+    await gateway.admit(metadata={Adds("user_api_key_alias"): "k", "tags": []})
+    assert gateway.call.metadata == {"user_api_key_alias": "k"}
+    gateway.end(200)
+
+
 async def test_a_client_that_leaves_a_stream_is_charged_for_what_it_got(gateway: Gateway) -> None:
     await gateway.stream(leave_after=5)
     (attempt,) = (await gateway.settlement()).attempts

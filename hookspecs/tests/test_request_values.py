@@ -335,19 +335,36 @@ def test_headers_that_the_configuration_names_for_keys_are_withheld(
     assert request_values.client_headers(raw, settings) == left
 
 
-def test_settings_are_not_asked_for_headers_in_which_no_key_is_sent(request_values: Any) -> None:
-    class Unread(dict[str, Any]):
-        def get(self, *_: object) -> Any:
-            raise AssertionError("asked")
+@pytest.mark.parametrize("name", ["X-Request-Id", "user-agent"])
+def test_a_key_is_withheld_also_in_a_header_in_which_usually_none_is_sent(request_values: Any, name: str) -> None:
+    raw = [(b"Host", b"h"), (name.encode(), b"sk-1")]
+    assert request_values.client_headers(raw, {"litellm_key_header_name": name}) == {"host": "h"}
 
-    raw = [
-        (b"Host", b"h"),
-        (b"User-Agent", b"OpenAI/Python"),
-        (b"X-Stainless-Lang", b"python"),
-        (b"Authorization", b"x"),
-    ]
-    assert request_values.client_headers(raw, Unread()) == {
-        "host": "h",
-        "user-agent": "OpenAI/Python",
-        "x-stainless-lang": "python",
-    }
+
+def test_settings_are_rarely_asked_for_headers_in_which_usually_no_key_is_sent(request_values: Any) -> None:
+    class Counted(dict[str, Any]):
+        asked = 0
+
+        def get(self, *name: Any) -> Any:
+            self.asked += 1
+            return super().get(*name)
+
+    now = 0.0
+    settings = Counted()
+    known = request_values.KeyHeaders(lambda: now)
+    usual = {"host": "h", "user-agent": "OpenAI/Python", "x-stainless-lang": "python"}
+
+    def left(headers: dict[str, str]) -> dict[str, str]:
+        headers = dict(headers)
+        known.remove(headers, settings)
+        return headers
+
+    assert left(usual) == usual
+    asked = settings.asked
+    assert left(usual) == usual
+    assert settings.asked == asked
+    settings["litellm_key_header_name"] = "User-Agent"
+    now = 10.0
+    assert "user-agent" not in left(usual)
+    settings["litellm_key_header_name"] = "x-own"
+    assert left({**usual, "x-own": "sk-1"}) == usual  # a header that is not usual is looked up at once

@@ -103,7 +103,8 @@ class Call:
 
         It puts them there itself, over whatever the client has sent.
         """
-        return {name: value for name, value in self.told.items() if name.startswith("user_api_key")}
+        # Of a copy, which is made in one step: LiteLLM's threads, which log, add to the original.
+        return {name: value for name, value in dict(self.told).items() if name.startswith("user_api_key")}
 
     @property
     def cools_down(self) -> bool:

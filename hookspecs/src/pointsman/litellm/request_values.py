@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from time import monotonic
 from typing import Any, Final
 
 from ..frozen import FrozenDict, replace
@@ -20,7 +21,7 @@ from .usage_blocks import read as read_usage
 _PREFIX: Final = "llm_provider-"
 _LITELLMS: Final = "x-litellm-"
 _MOST_USD: Final = 10**12
-#: Headers of HTTP itself, of proxies in front and of OpenAI's client, in none of which a key is sent.
+#: Headers of HTTP itself, of proxies in front and of OpenAI's client, in none of which a key is usually sent.
 _ORDINARY: Final = frozenset(
     {
         "accept",
@@ -51,6 +52,36 @@ _ORDINARY: Final = frozenset(
         "x-stainless-runtime-version",
     }
 )
+#: For requests with such headers alone the settings are asked again after this time.
+_FRESH_S: Final = 10.0
+
+
+class KeyHeaders:
+    """The headers in which LiteLLM's settings let clients send their key to the proxy.
+
+    Args:
+        clock: Returns seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._asked: tuple[Mapping[str, Any] | None, float, tuple[str, ...]] = (None, 0.0, ())
+
+    def remove(self, headers: dict[str, str], general_settings: Mapping[str, Any]) -> None:
+        """Remove them from headers, whose names are lower case.
+
+        LiteLLM resolves each setting when it is asked for, which costs as much as all the rest.
+        """
+        settings, at, names = self._asked
+        now = self._clock()
+        if settings is not general_settings or now - at >= _FRESH_S or not headers.keys() <= _ORDINARY:
+            names = tuple(_key_headers(general_settings))
+            self._asked = (general_settings, now, names)
+        for name in names:
+            headers.pop(name, None)
+
+
+_KEY_HEADERS: Final = KeyHeaders()
 
 
 def client_headers(raw: Iterable[tuple[bytes, bytes]], general_settings: Mapping[str, Any] | None) -> dict[str, str]:
@@ -61,10 +92,8 @@ def client_headers(raw: Iterable[tuple[bytes, bytes]], general_settings: Mapping
         general_settings: LiteLLM's, which may name headers in which clients send their key to the proxy.
     """
     headers = request_headers(raw)
-    # LiteLLM resolves each setting when it is asked for, which costs as much as all the rest.
-    if general_settings is not None and not headers.keys() <= _ORDINARY:
-        for name in _key_headers(general_settings):
-            headers.pop(name, None)
+    if general_settings is not None:
+        _KEY_HEADERS.remove(headers, general_settings)
     return headers
 
 
