@@ -10,7 +10,8 @@ from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
 from pointsman.host.journal import HEARTBEAT_INTERVAL_S, RETRY_MOST_S
 from pointsman.host.journal_rows import parse
-from pointsman.testing import error, ok
+from pointsman.store.memory import MemoryStore
+from pointsman.testing import FakeClock, error, ok
 from pointsman.testing.harness import NotSettledError
 from pointsman.types import Identity, Outcome
 
@@ -49,6 +50,34 @@ async def test_a_settlement_is_in_the_store_before_it_is_acted_on(harness):
         await h.request()
         await h.settled()
         assert len(await rows(h)) == 1, "a finished row goes with the next write"
+
+
+class SlowStore(MemoryStore):
+    """Carries an update out when ``free`` is set."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def update(self, update):
+        await self.free.wait()
+        return await super().update(update)
+
+
+async def test_a_settlement_is_written_within_its_window_also_behind_a_write_that_takes_long(harness):
+    """What is not in the store when the worker is killed is lost: ``journal_window_ms`` says how much that is."""
+    clock = FakeClock()
+    store = SlowStore(clock=clock.now)
+    async with harness([ONE], store=store, clock=clock, host={"journal_window_ms": 100}) as h:
+        store.free.clear()
+        await h.request()
+        await h.clock.advance(0.06)
+        late = await h.request()
+        await h.clock.advance(0.06)
+        store.free.set()
+        await h.clock.advance(0.04)
+        assert late.request_id in str(await rows(h)), "its window is over"
 
 
 async def test_without_a_settling_plugin_nothing_is_written(harness, plugin):

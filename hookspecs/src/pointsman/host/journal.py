@@ -109,6 +109,8 @@ class Journal:
         self._worker = worker
         self._window_s = window_s
         self._waiting: list[Entry] = []
+        #: When the window of the oldest of them is over, in seconds of the monotonic clock.
+        self._due = 0.0
         self._wake = asyncio.Event()
         self._rows: dict[str, Row] = {}
         #: Rows to remove, with what is final then.
@@ -179,6 +181,8 @@ class Journal:
             entry.request = recorded
             entry.span = self._start_span(entry)
             self._tracing.link(span, entry.span, "settlement")
+        if not self._waiting:
+            self._due = self._clock.monotonic() + self._window_s
         self._waiting.append(entry)
         self._idle.clear()
         self._wake.set()
@@ -262,13 +266,18 @@ class Journal:
                         await self._clock.sleep(RETRY_FIRST_S)
                     continue
             self._wake.clear()
-            if self._window_s:
-                await self._clock.sleep(self._window_s / 2)
-            with unhurried(self._window_s / 2):
-                await self._write()
+            # What was submitted while the rows before it were written has waited for a part of its window already.
+            if self._window_s and (pause_s := self._left_s() - self._window_s / 2) > 0:
+                await self._clock.sleep(pause_s)
+            await self._write(most_s=self._window_s / 2)
 
-    async def _write(self) -> None:
-        entries, self._waiting = self._waiting, []
+    def _left_s(self) -> float:
+        """Return what is left of the window of what waits, in seconds; all of it where only rows are to be removed."""
+        return self._due - self._clock.monotonic() if self._waiting else self._window_s
+
+    async def _write(self, *, most_s: float = 0.0) -> None:
+        """Write what waits; for what is left of its window, and at most this long for each row, writes may wait for others."""
+        due, entries, self._waiting = self._due, self._waiting, []
         if not entries:
             return
         finished, self._finished = self._finished, {}
@@ -277,11 +286,10 @@ class Journal:
         # A settlement that waits for its cost does not hold up the others.
         complete = [entry for entry in entries if entry.completing is None]
         incomplete = [entry for entry in entries if entry.completing is not None]
-        if complete:
-            await self._write_row(self._row(complete), finished)
+        for some in filter(None, (complete, incomplete)):
+            with unhurried(max(0.0, min(most_s, due - self._clock.monotonic()))):
+                await self._write_row(self._row(some), finished)
             finished = {}
-        if incomplete:
-            await self._write_row(self._row(incomplete), finished)
 
     def _row(self, entries: list[Entry]) -> Row:
         row = Row(self.next_key(), entries)
