@@ -496,6 +496,37 @@ def test_many_sums_at_once_are_added(tmp_path: Path) -> None:
     database.close()
 
 
+def test_many_workers_that_fill_an_outbox_together_keep_its_limit(tmp_path: Path) -> None:
+    """Each of them measures again after at most a megabyte, however much room there was."""
+    workers = [opened(tmp_path / "outbox", "a", max_bytes=32 * MB) for _ in range(32)]
+    for number in range(20 * len(workers)):
+        bill = a_bill(number)
+        events = [replace(event, body="x" * 50_000) for event in bill.events]
+        with suppress(OutboxFull):
+            workers[number % len(workers)].append([replace(bill, events=events)])
+    used = workers[0].used_bytes()
+    for worker in workers:
+        worker.close()
+    assert used <= 48 * MB
+
+
+def test_room_that_a_transaction_made_is_not_there_when_it_is_undone(tmp_path: Path) -> None:
+    database = opened(tmp_path / "outbox", "a", max_bytes=MB)
+    number = 0
+    with suppress(OutboxFull):
+        while number < 10_000:
+            number += 1
+            database.append([a_bill(number)])
+    database.confirm("a", database.next_batch("a", 10_000), 0, "worker", 0)
+    before = database.used_bytes()
+    database.begin()
+    database.append([a_bill(number)])
+    assert database.used_bytes() < before
+    database.rollback()
+    assert database._room_bytes <= 0
+    database.close()
+
+
 # -- damage -----------------------------------------------------------------------------------------------------------
 
 

@@ -61,8 +61,9 @@ _HEADS_AND_BODIES: Final = "json_group_array(json_array(seq, id, type, tenant, a
 #: Room that a bill and its events take beyond the events' bodies, in bytes, and the bodies with their indexes, at most.
 _BILL_BYTES: Final = 4000
 _BODY_FACTOR: Final = 2
-#: The room that is left is measured again when this part of it may be used up: other workers write, too.
+#: The room that is left is measured again when this part of it may be used up, or so many bytes: other workers write, too.
 _ROOM_PARTS: Final = 8
+_ROOM_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +242,8 @@ class Database:
 
     def rollback(self) -> None:
         """Undo everything since ``begin``."""
+        # What was removed to make room is there again.
+        self._room_bytes = 0
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -297,7 +300,7 @@ class Database:
                     f"the outbox {self.path} has reached outbox.max_size_mb and everything in it is still to be "
                     "delivered; see which sink is failing, or raise the limit"
                 )
-        self._room_bytes = left // _ROOM_PARTS
+        self._room_bytes = min(left // _ROOM_PARTS, _ROOM_BYTES)
 
     def _insert(self, bills: Collection[Bill], seq: int, holder: str | None) -> None:
         events: list[tuple[object, ...]] = []
