@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -123,6 +124,18 @@ async def test_requests_attempts_and_tokens_are_counted_with_the_conventions_nam
     assert total(found, "gen_ai_client_token_usage_sum", gen_ai_operation_name=operation) > 0
     assert total(found, "gen_ai_client_operation_time_to_first_chunk_seconds_count") == int(stream)
     assert "the-secret-prompt" not in text
+
+
+async def test_a_call_of_the_store_that_is_cancelled_before_it_begins_leaves_nothing_behind(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    async with Harness([GATEKEEPER]) as h:
+        call = asyncio.ensure_future(h.plugin("gatekeeper").services.store.get("nothing"))
+        call.cancel()
+        await asyncio.wait({call})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(h.host.observed.measured(h.store, "gatekeeper").get("nothing"), 0)
+    assert not recwarn.list
 
 
 async def test_denials_faults_hooks_store_and_a_plugins_own_metrics_are_counted() -> None:
