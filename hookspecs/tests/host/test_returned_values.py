@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from pointsman import PluginConfig, hookimpl
 from pointsman.errors import PluginLoadError, UpstreamError
-from pointsman.host import returned_values
+from pointsman.host import field_checks, returned_values
 from pointsman.testing import deployment, ok
 from pointsman.types import (
     AttemptKind,
@@ -820,3 +820,11 @@ def test_whatever_a_route_holds_it_is_fit_for_the_journal_or_refused(value):
     text = json.dumps(adapter.dump_python(route, mode="json", warnings="error"), allow_nan=False)
     text.encode()
     assert adapter.validate_python(json.loads(text)) == route
+
+
+def test_names_of_headers_that_are_too_long_are_not_remembered():
+    """A plugin may pass on those of a client."""
+    field_checks._header_name.cache_clear()
+    with pytest.raises(ValueError, match="100000 characters"):
+        field_checks.added_headers("headers", {}, {"x" * 100_000: "1"})
+    assert field_checks._header_name.cache_info().currsize == 0

@@ -226,6 +226,29 @@ async def test_a_new_sink_begins_with_what_is_kept_or_with_now(tmp_path: Path) -
     assert (len(oldest.accepted), len(now.accepted)) == (6, 2)
 
 
+async def test_a_shutdown_does_not_wait_for_a_look_at_what_has_been_delivered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written while a whole batch is on its way is in the next one: nothing is left then, and no time has to pass."""
+    sending, free = asyncio.Event(), asyncio.Event()
+    send = NdjsonSink.send
+
+    async def slowly(sink: NdjsonSink, batch: Sequence[Any]) -> None:
+        sending.set()
+        await free.wait()
+        await send(sink, batch)
+
+    monkeypatch.setattr(NdjsonSink, "send", slowly)
+    async with worker(tmp_path, {"ndjson": {"path": "bills.ndjson", "batch_events": 4}}) as h:
+        await some(h, 2)
+        await eventually(h, sending.is_set)
+        await some(h, 1)
+        free.set()
+        async with asyncio.timeout(10):
+            await h.plugin("billing")._deliveries[0].drained()
+        assert len(lines(tmp_path / "bills.ndjson")) == 6
+
+
 async def test_one_worker_of_a_machine_delivers_and_another_takes_over(tmp_path: Path) -> None:
     """While it lives it delivers what both write; when it dies, the other goes on at once; each event comes once."""
     with SinkServer() as server:

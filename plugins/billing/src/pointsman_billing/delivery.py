@@ -120,7 +120,9 @@ class Delivery:
             await self._clock.sleep(TAKE_OVER_S)
             return
         self.progress.active = True
+        # What has been written until now is read now.
         self._wake.clear()
+        self._written = False
         with unhurried(0.0 if self._behind else _PATIENCE_S):
             batch = await self._outbox.read(lambda db: db.next_batch(self.name, self._config.batch_events))
             self._behind = batch.again or len(batch.events) == self._config.batch_events
@@ -300,7 +302,6 @@ class Delivery:
         if self._written:
             # Events come in numbers or one by one; together they share a read, a delivery and a commit.
             await asyncio.sleep(GATHER_S)
-            self._written = False
 
     async def _look_often(self) -> None:
         while True:
