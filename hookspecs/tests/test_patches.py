@@ -88,6 +88,7 @@ def test_whatever_the_bridge_reads_at_run_time_is_checked_at_the_start(patches: 
 PUBLIC = {
     ("litellm", "Timeout"),
     ("litellm", "Usage"),
+    ("litellm", "disable_token_counter"),
     ("litellm", "json_logs"),
     ("litellm", "utils"),
     ("litellm.proxy.proxy_server", "app"),
