@@ -6,10 +6,13 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from pointsman.litellm import departures
 from pointsman.litellm.call import ClientCall, UnmeteredError, client_call, current_call
@@ -729,6 +732,42 @@ async def test_a_request_that_is_never_answered_ends_when_its_client_has_left(pa
         await middleware(dict(SCOPE), Server(leaves=True).receive, unsent)
     assert (exchange.disconnected, exchange.closed_with) == (True, [0])
     assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]  # a test runs in a task
+
+
+@pytest.mark.parametrize("size", [10, 200_000])
+async def test_uvicorn_says_that_a_client_has_gone_also_after_a_large_body(size: int) -> None:
+    looks: list[bool] = []
+    read, done = asyncio.Event(), asyncio.Event()
+
+    async def app(_scope: Any, receive: Any, _send: Any) -> None:
+        try:
+            while (await receive()).get("more_body"):
+                pass
+            read.set()
+            for _ in range(200):
+                looks.append(departures.has_gone(receive))
+                if looks[-1]:
+                    break
+                await asyncio.sleep(0.01)
+        finally:
+            done.set()
+
+    loop = asyncio.get_running_loop()
+    config = uvicorn.Config(app, http="h11", ws="none", lifespan="off", log_level="critical")
+    config.load()
+    protocol = partial(config.http_protocol_class, config=config, server_state=ServerState(), app_state={})
+    server = await loop.create_server(protocol, "127.0.0.1", 0)
+    async with asyncio.timeout(20.0):
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size)
+        await asyncio.sleep(0.05)
+        writer.write(b"x" * size)
+        await read.wait()
+        await asyncio.sleep(0.05)
+        writer.close()
+        await done.wait()
+    server.close()
+    assert (looks[0], looks[-1]) == (False, True)
 
 
 @pytest.mark.usefixtures("often")

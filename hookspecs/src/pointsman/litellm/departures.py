@@ -81,9 +81,13 @@ def has_gone(receive: Receive) -> bool:
     """Look, without waiting, whether the server has noticed that the client went away. The body must have been read.
 
     uvicorn says so where it reads requests. Of another server, one step of ``receive`` answers: it either has a message now, or
-    would wait.
+    would wait. The step also lets uvicorn read on where it has paused, as after a body of more than 64 kB: until it does, it does
+    not notice that a client leaves.
     """
-    if isinstance(gone := getattr(getattr(receive, "__self__", None), "disconnected", None), bool):
+    server = getattr(receive, "__self__", None)
+    if isinstance(gone := getattr(server, "disconnected", None), bool) and (
+        gone or getattr(getattr(server, "flow", None), "read_paused", True) is False
+    ):
         return gone
     pending = receive()
     if not isinstance(pending, CoroutineType):
