@@ -19,6 +19,7 @@ from pointsman.host import runtime
 from pointsman.host.host import Environment
 from pointsman.host.isolation import Faults
 from pointsman.host.runtime import EventBus, SignalBoard, SystemClock, TaskGroup, new_id
+from pointsman.store.sqlite import Outcome, SqliteThread, unhurried
 from pointsman.testing import FakeClock, FragileStore
 from pointsman.types import Event, Signal, SignalStatus
 
@@ -498,3 +499,35 @@ async def test_a_start_is_announced(harness, plugin, caplog):
         async with harness([plugin(Mute)]):
             pass
     assert "is ready: plugins mute; store memory; tracing off" in caplog.text
+
+
+class _Answering:
+    """A database that answers with what it is asked for."""
+
+    def carry_out(self, works):
+        return [Outcome(work) for work in works]
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("begin", ["every", "forever"])
+async def test_work_that_goes_on_is_in_a_hurry_also_where_a_settlement_begins_it(begin):
+    database = SqliteThread(_Answering, name="answering", where="it", timeout_s=600, unavailable=StoreUnavailable)
+    await database.open()
+    group, done = TaskGroup("p", SystemClock(), Faults()), asyncio.Event()
+
+    async def work():
+        await database.ask("a")
+        done.set()
+        await asyncio.Event().wait()
+
+    with unhurried(60):
+        if begin == "every":
+            group.every(60, work, name="look")
+        else:
+            group.forever(work, name="look")
+    async with asyncio.timeout(20):
+        await done.wait()
+    await group.cancel()
+    await database.close()

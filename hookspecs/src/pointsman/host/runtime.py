@@ -16,6 +16,7 @@ from typing import Final
 from opentelemetry import context as otel_context
 
 from ..plugin import Clock
+from ..store.sqlite import unhurried
 from ..types import Event, Signal
 from .isolation import Faults, is_stray, let_through
 
@@ -111,7 +112,8 @@ class TaskGroup:
         """See ``Tasks.every``."""
         if not interval_s > 0:
             raise ValueError(f"task {name!r} of plugin {self.owner!r}: the interval must be more than 0 seconds")
-        self.spawn(self._repeat(interval_s, work, name), name=name)
+        with unhurried(0.0):  # it outlives what begins it, such as a settlement
+            self.spawn(self._repeat(interval_s, work, name), name=name)
 
     async def _repeat(self, interval_s: float, work: Callable[[], Awaitable[object]], name: str) -> None:
         while True:
@@ -134,7 +136,8 @@ class TaskGroup:
 
     def forever(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:
         """Keep ``work``, which does not end by itself, running until ``cancel``."""
-        self.spawn(self._supervise(work, name), name=name)
+        with unhurried(0.0):
+            self.spawn(self._supervise(work, name), name=name)
 
     async def _supervise(self, work: Callable[[], Awaitable[object]], name: str) -> None:
         wait_s = RESTART_FIRST_S

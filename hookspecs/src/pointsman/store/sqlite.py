@@ -71,7 +71,7 @@ def unhurried(seconds: float) -> Iterator[None]:
     """Let what this block asks of a database wait for other work, so that they share a transaction.
 
     It goes with the next work that is in a hurry, before it, or by itself when its time is over. This holds for tasks that
-    start within the block, too.
+    start within the block, too, but not for periodic and endless ones of ``Tasks``.
 
     Args:
         seconds: The longest wait; 0: none.
