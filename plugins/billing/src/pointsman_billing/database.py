@@ -468,11 +468,11 @@ class Database:
     def next_batch(self, sink: str, most: int) -> Batch:
         """Return what the sink gets next: dead letters that are to be tried again, else what is behind its cursor."""
         ((heads, bodies, cursor, again),) = self._connection.execute(
-            f"SELECT {_HEADS_AND_BODIES}, (SELECT cursor FROM sinks WHERE name = ?1), "  # noqa: S608 - our own
-            "EXISTS (SELECT 1 FROM dead d JOIN events e ON e.seq = d.seq WHERE d.sink = ?1 AND d.again) FROM ("
-            "SELECT * FROM events WHERE seq > (SELECT cursor FROM sinks WHERE name = ?1) "
-            "AND seq < coalesce((SELECT min(first_seq) FROM held WHERE first_seq > 0), 1 << 62) ORDER BY seq LIMIT ?2)",
-            (sink, most),
+            f"SELECT {_HEADS_AND_BODIES}, (SELECT cursor FROM sinks WHERE name = :sink), "  # noqa: S608 - our own
+            "EXISTS (SELECT 1 FROM dead d JOIN events e ON e.seq = d.seq WHERE d.sink = :sink AND d.again) FROM ("
+            "SELECT * FROM events WHERE seq > (SELECT cursor FROM sinks WHERE name = :sink) "
+            "AND seq < coalesce((SELECT min(first_seq) FROM held WHERE first_seq > 0), 1 << 62) ORDER BY seq LIMIT :most)",
+            {"sink": sink, "most": most},
         ).fetchall()
         if again:
             ((heads, bodies),) = self._connection.execute(
