@@ -260,10 +260,11 @@ class Tasks(Protocol):
         """Run a coroutine in the background."""
 
     def every(self, interval_s: float, work: Callable[[], Awaitable[object]], *, name: str) -> None:
-        """Call ``work`` now and then again and again until shutdown, at most ``interval_s`` seconds after each call has ended.
+        """Call ``work`` now and then repeatedly until shutdown, at most ``interval_s`` seconds after each call has ended.
 
         The calls come at multiples of the interval, which begin at the same time for all plugins, so that they wake the worker
-        together; there is at least half of the interval between the end of a call and the next one. A call that fails is logged and counted; the next one follows as usual.
+        together; there is at least half of the interval between the end of a call and the next one. A call that fails is logged
+        and counted; the next one follows as usual.
         """
 
     def forever(self, work: Callable[[], Awaitable[object]], *, name: str) -> None:

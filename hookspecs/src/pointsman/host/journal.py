@@ -1,8 +1,8 @@
 """Settlements, written to the store before they are acted on, so that each is settled even if this worker dies.
 
 A finished request is submitted. Settlements that finish within one window share one row in the store; then the
-``settle`` hooks run; then the row is removed. No client waits for any of it, so all of it is ``unhurried``. A row whose worker has died (its heartbeat is gone) is taken over by
-another worker, atomically. A plugin that fails is retried with growing delays; the row stays until it succeeds.
+``settle`` hooks run; then the row is removed. No client waits for any of it, so all of it is ``unhurried``. A row whose
+worker has died (its heartbeat is gone) is taken over by another worker, atomically. A plugin that fails is retried with growing delays; the row stays until it succeeds.
 What a plugin keeps in a place of its own is final when its row is gone, see ``takeovers``.
 """
 

@@ -61,7 +61,7 @@ _HEADS_AND_BODIES: Final = "json_group_array(json_array(seq, id, type, tenant, a
 #: Room that a bill and its events take beyond the events' bodies, in bytes, and the bodies with their indexes, at most.
 _BILL_BYTES: Final = 4000
 _BODY_FACTOR: Final = 2
-#: The room that is left is measured again when this part of it may be used up, or so many bytes: other workers write, too.
+#: The room that is left is measured again when this part of it may be used up, or this number of bytes: other workers write, too.
 _ROOM_PARTS: Final = 8
 _ROOM_BYTES: Final = 1 << 20
 
