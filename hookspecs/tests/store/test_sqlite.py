@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import uvloop
 
 from pointsman.store.sqlite import Outcome, SqliteThread, in_one_transaction, in_parts, unhurried
 
@@ -158,6 +159,22 @@ async def test_unhurried_work_goes_by_itself_when_its_time_is_over(made, path, s
         await asyncio.gather(*(unhurried_line(thread, "a", wait_s) for wait_s in seconds))
     await thread.close()
     assert lines(path) == ["a"] * len(seconds)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("seconds", [(0.0001, 60), (60, 0.0001), (0.0001, 0.0001), (0.0, 0.0001)])
+def test_unhurried_work_may_wait_for_less_than_a_loop_counts(made, path, run, seconds):
+    """A journal that writes at the end of its window has such times; uvloop's timers count whole milliseconds."""
+
+    async def write():
+        thread = made(timeout_s=600)
+        await thread.open()
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(unhurried_line(thread, "a", wait_s) for wait_s in seconds))
+        await thread.close()
+
+    run(write())
+    assert lines(path) == ["a", "a"]
 
 
 async def test_closing_does_not_wait_for_unhurried_work(made, path):

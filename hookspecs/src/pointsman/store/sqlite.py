@@ -229,7 +229,9 @@ class SqliteThread(Generic[W]):
         self._turn: list[_Job] = []
         #: Hands it over: at the end of this turn, or when the time of unhurried work is over.
         self._handing_over: asyncio.Handle | None = None
-        self._handing_over_later: asyncio.TimerHandle | None = None
+        self._handing_over_later: asyncio.Handle | None = None
+        #: When that time is over, on the loop's clock: uvloop's timers of less than half a millisecond do not say.
+        self._later_at = 0.0
         #: What was asked for in a turn; None closes.
         self._queue: SimpleQueue[list[_Job] | None] = SimpleQueue()
         self._opened: asyncio.Future[None] | None = None
@@ -304,9 +306,12 @@ class SqliteThread(Generic[W]):
         patience_s = min(_patience_s.get(), self._timeout_s * _PATIENCE_RATIO)
         if patience_s <= 0:
             self._handing_over = self._loop.call_soon(self._hand_over)
-        elif (later := self._handing_over_later) is None or later.when() > self._loop.time() + patience_s:
+            return
+        later, at = self._handing_over_later, self._loop.time() + patience_s
+        if later is None or self._later_at > at:
             if later is not None:
                 later.cancel()
+            self._later_at = at
             self._handing_over_later = self._loop.call_later(patience_s, self._hand_over)
 
     def _hand_over(self) -> None:
