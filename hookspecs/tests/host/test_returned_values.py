@@ -140,7 +140,9 @@ def test_what_an_author_has_derived_is_accepted_as_what_it_is_derived_from(kind)
 def test_candidates_of_a_class_of_its_own_are_the_contracts():
     candidate = Candidate(deployment=deployment("one"))
     given = (candidate,)
-    (kept,) = returned_values.candidates(given, [derived(replace(candidate, weight=2.0, notes=(Name.GOLD,)))])
+    (kept,) = returned_values.candidates(
+        "balance", [derived(replace(candidate, weight=2.0, notes=(Name.GOLD,)))], given
+    )
     assert kept == replace(candidate, weight=2.0, notes=("gold",))
     assert plain(kept.notes)
 

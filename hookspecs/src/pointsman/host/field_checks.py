@@ -31,6 +31,7 @@ MOST_INTEGER: Final = 2**63
 _MOST_SECONDS: Final = 10**9
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_TEXTS_ALONE: Final = {str}
 _FORBIDDEN_HEADERS: Final = FRAMING_HEADERS | HOST_HEADERS
 #: Dictionaries first: whether a value is an abstract mapping takes longer to tell.
 _MAPPINGS: Final = (dict, Mapping)
@@ -65,19 +66,18 @@ def added_headers(
     if after is before:
         return before
     check_mapping(field, after)
+    changed = {name: value for name, value in after.items() if not before.get(name) == value}  # noqa: SIM201  # a class of its own
+    if not changed:
+        return before
+    simple = are_simple(changed.values())
     new = {}
-    for name, value in after.items():
-        if before.get(name) == value:
-            continue
-        lower = _header_name(plain(name)) if isinstance(name, str) and len(name) <= _MOST_NAME_CHARS else None
+    for name, value in changed.items():
+        text = name if type(name) is str else plain(name)
+        lower = _header_name(text) if type(text) is str and len(text) <= _MOST_NAME_CHARS else None
         if lower is None:
             check_name(field, name)
             reject(field, f"{name!r} cannot be set by a plugin")
-        new[lower] = (
-            value.strip(" ") if is_simple(value) else _header_value(f"{field}[{name!r}]", plain(value), charset)
-        )
-    if not new:
-        return before
+        new[lower] = value.strip(" ") if simple else _header_value(f"{field}[{name!r}]", plain(value), charset)
     merged = FrozenDict({**before, **new})
     chars = sum(map(len, merged)) + sum(map(len, merged.values()))
     if len(merged) > _MOST_HEADERS or chars > _MOST_HEADER_CHARS:
@@ -169,9 +169,15 @@ def check_text(field: str, value: Any) -> None:
         reject(field, "contains a control character, such as a line break")
 
 
-def is_simple(value: object) -> bool:
-    """Return whether a value is a text as nearly all are: of ``str`` itself, short, and nothing but ASCII on one line."""
-    return type(value) is str and len(value) <= _MOST_NAME_CHARS and value.isascii() and value.isprintable()
+def are_simple(values: Collection[object]) -> bool:
+    """Return whether values are texts as nearly all are: of ``str`` itself, short all together, and nothing but ASCII on one line.
+
+    What is true of each is told by a few looks at all of them.
+    """
+    if {*map(type, values)} != _TEXTS_ALONE:
+        return False
+    together = "".join(values)  # type: ignore[arg-type]  # texts here
+    return len(together) <= _MOST_NAME_CHARS and together.isascii() and together.isprintable()
 
 
 def check_name(field: str, value: Any) -> None:

@@ -42,19 +42,23 @@ from .isolation import (
     SwallowedCancellationError,
     Timing,
     Waiting,
-    begin,
-    cancellations,
+    ended,
+    failed,
     is_readable,
     is_stray,
     resumed,
+    running_loop,
     step_in,
     step_out,
+    suspended,
+    task_of,
     timed,
 )
 from .span_events import LEAST_WAIT_S
 
-#: Returns what the host goes on with for what a plugin has returned, or raises: then it is a fault of the plugin.
-Check = Callable[[str, Any], Any]
+#: Returns what the host goes on with for what a plugin, which is its first argument, has returned, or raises: then it is a
+#: fault of the plugin.
+Check = Callable[..., Any]
 
 #: Hooks that are run for one plugin by its name.
 _BY_PLUGIN: Final = ("execute", "settle", "status")
@@ -259,7 +263,9 @@ class Hooks:
             raise asyncio.CancelledError from err
         return error
 
-    def _next_async(self, impls: Iterable[Impl], request_id: str | None, *args: object) -> tuple[Impl, Any] | None:
+    def _next_async(  # noqa: C901  # it surrounds every call: a layer costs as much as a short hook
+        self, impls: Iterable[Impl], request_id: str | None, *args: object
+    ) -> tuple[Impl, Any] | None:
         """Run the next async hooks, one after another, until one of them has an answer, fails, or waits.
 
         Args:
@@ -268,59 +274,75 @@ class Hooks:
             args: The hooks'.
 
         Returns:
-            That hook and what ``_answer`` takes; None when none is left.
+            That hook and its answer, a ``Waiting`` for ``_awaited``, or ``_FAULT``; None when none is left.
         """
-        task, before = cancellations()
+        task = task_of(running_loop())
+        before = 0 if task is None else task.cancelling()
+        started = perf_counter()
         for impl in impls:
             timing = impl.timing
             if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
                 continue
             timing.calls += 1
-            before_s = timing.total_s
             try:
-                answer = begin(impl.call(*args), timing, task, before)
+                coroutine = impl.call(*args)
+                # As ``isolation.begin``, written out.
+                try:
+                    yielded = coroutine.send(None)
+                except StopIteration as stop:
+                    answer = stop.value
+                    now = perf_counter()
+                    held_s = now - started
+                    timing.total_s += held_s
+                    if held_s > timing.longest_s or held_s > BLOCKED_S:
+                        timing.held_long(held_s)
+                    if task is not None and task.cancelling() > before:
+                        answer = ended(answer, timing, task, before, started)
+                    elif held_s >= LEAST_WAIT_S:
+                        span_events.waited(impl.plugin, impl.hook, held_s, held_s)
+                    started = now
+                except BaseException as err:  # noqa: BLE001  # which is raised again
+                    answer = failed(err, timing, task, before, started)
+                else:
+                    answer = suspended(coroutine, yielded, timing, task, before, started=started)
             except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                 self._failed(impl, request_id, err)
                 return impl, _FAULT
-            if timing.total_s - before_s >= LEAST_WAIT_S and type(answer) is not Waiting:
-                held_s = timing.total_s - before_s
-                span_events.waited(impl.plugin, impl.hook, held_s, held_s)
             if answer is not None:
                 return impl, answer
             if timing.failed_in_a_row:
                 timing.succeeded()
         return None
 
-    async def _answer(self, impl: Impl, request_id: str | None, check: Check | None, answer: Any) -> Any:
-        """Return the answer of an async hook, awaited within its deadline and checked; see ``_checked``.
+    async def _awaited(self, impl: Impl, request_id: str | None, waiting: Waiting[Any]) -> Any:
+        """Return the answer of an async hook that waits, awaited within its deadline; ``_FAULT``: the hook has failed."""
+        try:
+            answer = await waiting.finish(impl.deadline_s)
+        except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
+            self._failed(impl, request_id, err)
+            return _FAULT
+        finally:
+            spent_s = perf_counter() - waiting.started
+            impl.timing.waited_s += spent_s - waiting.held_s
+        if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
+            span_events.waited(impl.plugin, impl.hook, spent_s, waiting.held_s)
+        return answer
+
+    def _checked(self, impl: Impl, request_id: str | None, check: Check | None, answer: Any, *facts: object) -> Any:
+        """Return what a check makes of a hook's answer. None: there is none. ``_FAULT``: the hook has failed.
 
         Args:
             impl: The hook.
             request_id: Of the request.
-            check: Checks the answer.
-            answer: Its answer, a ``Waiting``, or ``_FAULT``.
+            check: Checks the answer; None where it means nothing.
+            answer: The answer, or ``_FAULT``.
+            facts: What else the check is given.
         """
-        if type(answer) is Waiting:
-            waiting: Waiting[Any] = answer
-            try:
-                answer = await waiting.finish(impl.deadline_s)
-            except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
-                self._failed(impl, request_id, err)
-                return _FAULT
-            finally:
-                spent_s = perf_counter() - waiting.started
-                impl.timing.waited_s += spent_s - waiting.held_s
-            if impl.hook != "execute":  # which makes the attempts: their spans tell how long they take
-                span_events.waited(impl.plugin, impl.hook, spent_s, waiting.held_s)
-        return self._checked(impl, request_id, check, answer)
-
-    def _checked(self, impl: Impl, request_id: str | None, check: Check | None, answer: Any) -> Any:
-        """Return what ``check`` makes of a hook's answer. None: there is none. ``_FAULT``: the hook has failed."""
         if answer is _FAULT:
             return _FAULT
         if answer is not None and check is not None:
             try:
-                answer = check(impl.plugin, answer)
+                answer = check(impl.plugin, answer, *facts)
             except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                 self._failed(impl, request_id, err)
                 return _FAULT
@@ -331,7 +353,12 @@ class Hooks:
     async def _ask(self, impl: Impl, request_id: str | None, check: Check | None, *args: object) -> Any:
         """Run one async hook within its deadline; see ``_checked``. None also where it is switched off."""
         begun = self._next_async((impl,), request_id, *args)
-        return None if begun is None else await self._answer(impl, request_id, check, begun[1])
+        if begun is None:
+            return None
+        answer = begun[1]
+        if type(answer) is Waiting:
+            answer = await self._awaited(impl, request_id, answer)
+        return self._checked(impl, request_id, check, answer)
 
     def _next_sync(self, impls: Iterator[Impl], request_id: str, *args: object) -> tuple[Impl, Any] | None:
         """Run the next sync hooks, one after another, until one of them has an answer or fails.
@@ -347,20 +374,21 @@ class Hooks:
             That hook and what ``_checked`` takes; None when none is left.
         """
         outside = step_out()
+        started = perf_counter()
         try:
             for impl in impls:
                 timing = impl.timing
                 if timing.off_until > 0.0 and timing.is_off(self.monotonic()):
                     continue
                 timing.calls += 1
-                started = perf_counter()
                 try:
                     answer = impl.call(*args)
                 except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                     timing.held(perf_counter() - started)
                     self._failed(impl, request_id, err)
                     return impl, _FAULT
-                held_s = perf_counter() - started
+                now = perf_counter()
+                held_s, started = now - started, now
                 # As ``held``, written out: this surrounds every call.
                 timing.total_s += held_s
                 if held_s > timing.longest_s or held_s > BLOCKED_S:
@@ -403,14 +431,12 @@ class Hooks:
         another value once a plugin has found its tenant.
         """
         owners = dict(self.labels)
-
-        def check(plugin: str, answer: object) -> Route | Denial | Reply:
-            return self._routed(plugin, route, answer, owners, stream=ctx.stream)
-
         impls = iter(self.pre_route)
         while (begun := self._next_async(impls, ctx.request_id, ctx, route)) is not None:
-            impl = begun[0]
-            answer = await self._answer(impl, ctx.request_id, check, begun[1])
+            impl, answer = begun
+            if type(answer) is Waiting:
+                answer = await self._awaited(impl, ctx.request_id, answer)
+            answer = self._checked(impl, ctx.request_id, self._routed, answer, route, owners, ctx.stream)
             if answer is None or answer is route:
                 continue
             if answer is _FAULT:
@@ -427,7 +453,7 @@ class Hooks:
         return route, None
 
     def _routed(
-        self, plugin: str, before: Route, answer: object, owners: dict[str, str], *, stream: bool
+        self, plugin: str, answer: object, before: Route, owners: dict[str, str], stream: bool
     ) -> Route | Denial | Reply:
         if isinstance(answer, Denial):
             return returned_values.denial(plugin, answer)
@@ -450,13 +476,10 @@ class Hooks:
         left = tuple(candidates)
         dropped: list[Dropped] = []
 
-        def check(_: str, answer: object) -> tuple[Candidate, ...]:
-            return returned_values.candidates(left, answer)
-
         impls = iter(self.select)
         while left and (told := self._next_sync(impls, ctx.request_id, ctx, left, route)) is not None:
             impl = told[0]
-            answer = self._checked(impl, ctx.request_id, check, told[1])
+            answer = self._checked(impl, ctx.request_id, returned_values.candidates, told[1], left)
             if answer is left:
                 continue
             if answer is _FAULT:
@@ -477,12 +500,14 @@ class Hooks:
         """Ask in order; the first refusal wins. A fault follows ``on_failure``."""
         impls = iter(self.before_attempt)
         while (begun := self._next_async(impls, ctx.request_id, ctx, attempt, route)) is not None:
-            impl = begun[0]
-            answer: Refusal | None = await self._answer(impl, ctx.request_id, returned_values.refusal, begun[1])
-            if answer is None:
+            impl, answer = begun
+            if type(answer) is Waiting:
+                answer = await self._awaited(impl, ctx.request_id, answer)
+            refusal: Refusal | None = self._checked(impl, ctx.request_id, returned_values.refusal, answer)
+            if refusal is None:
                 continue
-            if answer is not _FAULT:
-                return answer
+            if refusal is not _FAULT:
+                return refusal
             if impl.on_failure == "deny":
                 return _fault_refusal(impl.plugin)
         return None
@@ -622,7 +647,12 @@ class Hooks:
         if impl is None:
             return False
         begun = self._next_async((impl,), ctx.request_id, ctx, settlement)
-        return begun is None or await self._answer(impl, ctx.request_id, None, begun[1]) is not _FAULT
+        if begun is None:
+            return True
+        answer = begun[1]
+        if type(answer) is Waiting:
+            answer = await self._awaited(impl, ctx.request_id, answer)
+        return self._checked(impl, ctx.request_id, None, answer) is not _FAULT
 
     def has_waited(self, plugin: str) -> bool:
         """Return whether a plugin has ever waited while it settled."""
@@ -633,7 +663,10 @@ class Hooks:
         """Run ``on_event`` of every plugin. A fault is logged and counted."""
         impls = iter(self.on_event)
         while (begun := self._next_async(impls, None, event)) is not None:
-            await self._answer(begun[0], None, None, begun[1])
+            impl, answer = begun
+            if type(answer) is Waiting:
+                answer = await self._awaited(impl, None, answer)
+            self._checked(impl, None, None, answer)
 
     # -- what the operator sees -----------------------------------------------------------------------------------------
 

@@ -49,10 +49,10 @@ class SwallowedCancellationError(Exception):
 
 
 # What ``asyncio.current_task`` looks up, which costs as much as a whole hook before Python 3.12.
-_running_loop: Final = asyncio._get_running_loop  # noqa: SLF001  # documented for implementations of event loops
+running_loop: Final = asyncio._get_running_loop  # noqa: SLF001  # documented for implementations of event loops
 _leave_task: Final = asyncio.tasks._leave_task  # noqa: SLF001  # documented for implementations of tasks
 _enter_task: Final = asyncio.tasks._enter_task  # noqa: SLF001  # as above
-_task_of: Final[Callable[[object], asyncio.Task[Any] | None]] = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001  # as above
+task_of: Final[Callable[[object], asyncio.Task[Any] | None]] = asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]  # noqa: SLF001  # as above
 
 
 def is_stray() -> bool:
@@ -216,6 +216,7 @@ class Waiting(Generic[T]):
     __slots__ = (
         "_cancelled",
         "_cancelled_itself",
+        "_closing",
         "_coroutine",
         "_grace_over",
         "_task",
@@ -244,6 +245,8 @@ class Waiting(Generic[T]):
         self._task = task
         self._grace_over = False
         self._cancelled = False
+        #: Ends the time in which it may clean up.
+        self._closing: asyncio.TimerHandle | None = None
         self.started = started
         self.held_s = held_s
         #: It has cancelled the task that awaits it, and has not been told so yet.
@@ -258,10 +261,10 @@ class Waiting(Generic[T]):
         try:
             try:
                 if seconds is None:
-                    result: T = await self._to_its_end()
+                    result: T = await self
                 else:
                     with deadline.Limit(seconds, self._task) as limit:
-                        result = await self._to_its_end()
+                        result = await self
                     if limit.expired:
                         raise TimeoutError("it went on after its deadline")
             except SwallowedCancellationError as err:
@@ -276,19 +279,36 @@ class Waiting(Generic[T]):
             raise
         return result
 
-    async def _to_its_end(self) -> T:
+    def __await__(self) -> Generator[Any, Any, T]:  # noqa: C901  # every layer of a wait costs as much as a short hook
+        yielded, coroutine = self._yielded, self._coroutine
         try:
-            result: T = await self
-        except GeneratorExit:  # it is closed, and cannot wait
-            raise
-        except BaseException:
-            if self._undelivered:
-                await _delivered()
+            try:
+                while True:
+                    try:
+                        sent = yield yielded
+                    except GeneratorExit:
+                        coroutine.close()
+                        raise
+                    except BaseException as err:  # noqa: BLE001  # a cancellation is the coroutine's to handle
+                        self._note(err)
+                        yielded = self._step(coroutine.throw, err)
+                    else:
+                        yielded = self._step(coroutine.send, sent)
+                    if self._cancelled:
+                        self._expect_end()
+            finally:
+                if self._closing is not None:
+                    self._closing.cancel()
+        except StopIteration as stop:
+            value: T = stop.value
+        except BaseException as err:
+            if self._undelivered and not isinstance(err, GeneratorExit):  # then it is closed, and cannot wait
+                yield from _delivered()
             raise
         if self._undelivered:
-            await _delivered()
+            yield from _delivered()
             raise _by_itself()
-        return result
+        return value
 
     def _step(self, advance: Callable[[Any], object], value: object) -> object:
         """Run the coroutine until it waits again.
@@ -308,51 +328,28 @@ class Waiting(Generic[T]):
             if task is not None and task.cancelling() > before and _taken_back(task, before):
                 self._cancelled_itself = self._undelivered = True
 
-    def __await__(self) -> Generator[Any, Any, T]:
-        yielded, coroutine = self._yielded, self._coroutine
-        closing: asyncio.TimerHandle | None = None
-        try:
-            while True:
-                try:
-                    try:
-                        sent = yield yielded
-                    except GeneratorExit:
-                        coroutine.close()
-                        raise
-                    except BaseException as err:  # noqa: BLE001  # a cancellation is the coroutine's to handle
-                        if self._grace_over:
-                            _give_up(coroutine, self._task)
-                        if isinstance(err, asyncio.CancelledError):
-                            self._undelivered = False
-                            self._cancelled = self._cancelled or not is_stray()
-                        yielded = self._step(coroutine.throw, err)
-                    else:
-                        yielded = self._step(coroutine.send, sent)
-                except StopIteration as stop:
-                    value: T = stop.value
-                    return value
-                if self._cancelled and is_stray():
-                    # What cancelled it was a timeout of its own, which has ended.
-                    self._cancelled = False
-                    _stop(closing)
-                    closing = None
-                elif self._cancelled:
-                    closing = closing or self._cancel_again()
-        finally:
-            _stop(closing)
+    def _note(self, err: BaseException) -> None:
+        """Note what is raised where the coroutine waits; give it up when that ends the time in which it may clean up."""
+        if self._grace_over:
+            _give_up(self._coroutine, self._task)
+        if isinstance(err, asyncio.CancelledError):
+            self._undelivered = False
+            self._cancelled = self._cancelled or not is_stray()
 
-    def _cancel_again(self) -> asyncio.TimerHandle:
-        def cancel() -> None:
-            if self._task is not None:
-                self._grace_over = True
-                self._task.cancel()
+    def _expect_end(self) -> None:
+        """Cancel a cancelled coroutine once more, in a while; not one that was cancelled by a timeout of its own, which has ended."""
+        if not is_stray():
+            self._closing = self._closing or asyncio.get_running_loop().call_later(GRACE_S, self._cancel_again)
+            return
+        self._cancelled = False
+        if self._closing is not None:
+            self._closing.cancel()
+            self._closing = None
 
-        return asyncio.get_running_loop().call_later(GRACE_S, cancel)
-
-
-def _stop(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+    def _cancel_again(self) -> None:
+        if self._task is not None:
+            self._grace_over = True
+            self._task.cancel()
 
 
 def _give_up(coroutine: Coroutine[Any, Any, Any], task: asyncio.Task[Any] | None) -> NoReturn:
@@ -378,58 +375,100 @@ def _stray() -> StrayCancellationError:
     return StrayCancellationError("it waited for something that was cancelled")
 
 
-def cancellations() -> tuple[asyncio.Task[Any] | None, int]:
-    """Return the running task, and how many cancellations have been requested of it."""
-    task = _task_of(_running_loop())
-    return task, 0 if task is None else task.cancelling()
-
-
-def begin(
-    coroutine: Coroutine[Any, Any, T], timing: Timing, task: asyncio.Task[Any] | None, before: int
-) -> T | Waiting[T]:
+def begin(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T | Waiting[T]:
     """Run a coroutine until it returns, or until it first waits. Most hook calls never wait and end here.
 
     Args:
         coroutine: The hook's.
         timing: Gets the time for which it holds the event loop.
-        task: As ``cancellations`` has returned it, since when nothing has waited.
-        before: Likewise.
 
     Raises:
         StrayCancellationError: see ``bounded``.
     """
+    task = task_of(running_loop())
+    before = 0 if task is None else task.cancelling()
     started = perf_counter()
     try:
         yielded = coroutine.send(None)
     except StopIteration as stop:
-        held_s = perf_counter() - started
-        # As ``held``, written out: this surrounds every call.
-        timing.total_s += held_s
-        if held_s > timing.longest_s or held_s > BLOCKED_S:
-            timing.held_long(held_s)
-        if task is None or task.cancelling() <= before or not _taken_back(task, before):
-            value: T = stop.value
-            return value
-    except BaseException as err:
-        held_s = perf_counter() - started
-        timing.held(held_s)
-        if not _taken_back(task, before):
-            if isinstance(err, asyncio.CancelledError) and is_stray():
-                raise _stray() from err
-            raise
-    else:
-        held_s = perf_counter() - started
-        timing.held(held_s)
-        itself = _taken_back(task, before)
-        return Waiting(coroutine, yielded, timing, task, started=started, held_s=held_s, cancelled_itself=itself)
+        timing.held(perf_counter() - started)
+        value: T = stop.value
+        return value if task is None or task.cancelling() <= before else ended(value, timing, task, before, started)
+    except BaseException as err:  # noqa: BLE001  # which is raised again
+        return failed(err, timing, task, before, started)
+    return suspended(coroutine, yielded, timing, task, before, started=started)
+
+
+def suspended(
+    coroutine: Coroutine[Any, Any, T],
+    yielded: object,
+    timing: Timing,
+    task: asyncio.Task[Any] | None,
+    before: int,
+    *,
+    started: float,
+) -> Waiting[T]:
+    """Return a coroutine that waits after its first step.
+
+    Args:
+        coroutine: The hook's.
+        yielded: What it has yielded.
+        timing: Gets the time for which it holds the event loop.
+        task: The running task; None: there is none.
+        before: How many cancellations were requested of it before the step.
+        started: When the step began, in seconds of ``time.perf_counter``.
+    """
+    held_s = perf_counter() - started
+    timing.held(held_s)
+    itself = _taken_back(task, before)
+    return Waiting(coroutine, yielded, timing, task, started=started, held_s=held_s, cancelled_itself=itself)
+
+
+def ended(value: T, timing: Timing, task: asyncio.Task[Any], before: int, started: float) -> T | Waiting[T]:
+    """Return what a coroutine has returned in its first step, within which its task was cancelled: a wait for that, if it did.
+
+    Args:
+        value: What it has returned.
+        timing: As for ``suspended``, like the others.
+        task: The running task.
+        before: As above.
+        started: As above.
+    """
+    return _end_by_itself(timing, task, started) if _taken_back(task, before) else value
+
+
+def failed(
+    err: BaseException, timing: Timing, task: asyncio.Task[Any] | None, before: int, started: float
+) -> Waiting[Any]:
+    """Raise what a coroutine has raised in its first step, or return a wait for the cancellation of its task, if it did that.
+
+    Args:
+        err: What it has raised.
+        timing: As for ``suspended``, like the others.
+        task: As above.
+        before: As above.
+        started: As above.
+
+    Raises:
+        StrayCancellationError: see ``bounded``.
+    """
+    timing.held(perf_counter() - started)
+    if _taken_back(task, before):
+        return _end_by_itself(timing, task, started)
+    if isinstance(err, asyncio.CancelledError) and is_stray():
+        raise _stray() from err
+    raise err
+
+
+def _end_by_itself(timing: Timing, task: asyncio.Task[Any] | None, started: float) -> Waiting[Any]:
     rest = _ended_by_itself()
-    return Waiting(rest, rest.send(None), timing, task, started=started, held_s=held_s)
+    return Waiting(rest, rest.send(None), timing, task, started=started, held_s=perf_counter() - started)
 
 
 def step_out() -> tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]] | None:
     """Let no task run until ``step_in``, as in a callback of the event loop: sync hooks could cancel it."""
-    loop = _running_loop()
-    task = _task_of(loop)
+    loop = running_loop()
+    task = task_of(loop)
     if task is None or loop is None:
         return None
     _leave_task(loop, task)
@@ -470,7 +509,7 @@ async def bounded(coroutine: Coroutine[Any, Any, T], seconds: float | None, timi
     """
     timing = timing or Timing("", "")
     timing.calls += 1
-    value = begin(coroutine, timing, *cancellations())
+    value = begin(coroutine, timing)
     return await value.finish(seconds) if isinstance(value, Waiting) else value
 
 
@@ -480,7 +519,7 @@ async def resumed(coroutine: Coroutine[Any, Any, T], timing: Timing) -> T:
     Raises:
         StrayCancellationError, SelfCancellationError, SwallowedCancellationError: see ``bounded``.
     """
-    value = begin(coroutine, timing, *cancellations())
+    value = begin(coroutine, timing)
     return await value.finish(None) if isinstance(value, Waiting) else value
 
 

@@ -12,10 +12,11 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
+from itertools import compress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry.trace import Span, StatusCode
 
@@ -177,7 +178,7 @@ class Journal:
             return
         self.counts.submitted += 1
         entry = Entry(ctx, settlement, list(hooks.settle), completing=completing, hooks=hooks)
-        if (recorded := self._tracing.recorded(span)) is not None:
+        if span is not None and (recorded := self._tracing.recorded(span)) is not None:
             entry.request = recorded
             entry.span = self._start_span(entry)
             self._tracing.link(span, entry.span, "settlement")
@@ -433,31 +434,38 @@ class Journal:
         placed = self._takeovers.has_place(plugin)
         async with slots:
             left = [entry for entry in row.entries if plugin in entry.pending]
-            done = 0
-            while done < len(left):
-                if len(left) - done == 1 or not self.hooks.has_waited(plugin):
-                    await self._settle_entry(plugin, row, left[done], placed)
-                    done += 1
-                    continue
+            while left:
                 # A plugin that waits, for a commit as a rule, gets several at once, so that they share one.
-                some = left[done : done + TOGETHER]
-                await asyncio.gather(*(self._settle_entry(plugin, row, entry, placed) for entry in some))
-                done += len(some)
+                most = TOGETHER if self.hooks.has_waited(plugin) else 1
+                some, left = left[:most], left[most:]
+                if placed:
+                    some = self._not_taken(plugin, some)
+                if len(some) == 1:
+                    settled = [await self._settled(plugin, some[0])]
+                else:
+                    settled = await asyncio.gather(*(self._settled(plugin, entry) for entry in some))
+                for entry in compress(some, settled):
+                    entry.pending.remove(plugin)
+                    if placed:
+                        row.settled.setdefault(plugin, []).append(entry.settlement.request_id)
 
-    async def _settle_entry(self, plugin: str, row: Row, entry: Entry, placed: bool) -> None:
-        if placed and self._takeovers.is_taken(plugin, entry.settlement.request_id):
-            entry.pending.remove(plugin)
-            return
-        hooks = entry.hooks or self.hooks
-        if entry.span is None:
-            settled = await hooks.run_settle(plugin, entry.ctx, entry.settlement)
-        else:
-            with self._tracing.current(entry.span):
-                settled = await hooks.run_settle(plugin, entry.ctx, entry.settlement)
-        if settled:
-            entry.pending.remove(plugin)
-            if placed:
-                row.settled.setdefault(plugin, []).append(entry.settlement.request_id)
+    def _not_taken(self, plugin: str, entries: Sequence[Entry]) -> list[Entry]:
+        """Return what is left to a plugin with a place of its own; another machine has taken over the rest."""
+        left = []
+        for entry in entries:
+            if self._takeovers.is_taken(plugin, entry.settlement.request_id):
+                entry.pending.remove(plugin)
+            else:
+                left.append(entry)
+        return left
+
+    def _settled(self, plugin: str, entry: Entry) -> Coroutine[Any, Any, bool]:
+        settling = (entry.hooks or self.hooks).run_settle(plugin, entry.ctx, entry.settlement)
+        return settling if entry.span is None else self._in_span(entry.span, settling)
+
+    async def _in_span(self, span: Span, settling: Coroutine[Any, Any, bool]) -> bool:
+        with self._tracing.current(span):
+            return await settling
 
     async def _note_progress(self, row: Row) -> None:
         """Record which plugins have settled, so that a crash does not repeat them."""

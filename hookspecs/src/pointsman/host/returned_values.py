@@ -36,6 +36,7 @@ from ..types import (
 from .field_checks import (
     MOST_INTEGER,
     added_headers,
+    are_simple,
     as_exact_class,
     check_amount,
     check_count,
@@ -49,7 +50,6 @@ from .field_checks import (
     check_tuple,
     int_or_none,
     is_number,
-    is_simple,
     plain,
     plain_texts,
     reject,
@@ -64,6 +64,8 @@ _MOST_RESERVATIONS: Final = 1_000
 _MOST_DEPTH: Final = 200
 #: Those of Python first: whether a value is an abstract sequence takes longer to tell.
 _SEQUENCES: Final = (list, tuple, Sequence)
+#: What the data of a reservation may be besides numbers.
+_WORDS: Final = (str, bool, type(None))
 #: Python refuses to write larger ones in decimal digits.
 _MOST_BITS: Final = 14_000
 #: The fields of a ``Usage`` by what they hold; a count that is known is never None.
@@ -104,29 +106,34 @@ def route(
     if after is before:
         return before
     after = as_exact_class(Route, after)
-    if after.target != before.target:
+    target, fallbacks, executor = before.target, before.fallbacks, before.executor
+    if after.target != target:
         check_name("target", after.target)
-    if after.fallbacks != before.fallbacks:
+        target = plain(after.target)
+    if after.fallbacks != fallbacks:
         check_tuple("fallbacks", after.fallbacks)
         check_length("fallbacks", after.fallbacks)
         for group in after.fallbacks:
             check_name("fallbacks", group)
-    if after.executor is not None and after.executor not in executors:
-        reject("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
+        fallbacks = plain_texts(after.fallbacks) or fallbacks
+    if after.executor is not None and after.executor is not executor:
+        if after.executor not in executors:
+            reject("executor", f"{after.executor!r:.100} is not a loaded plugin that has the hook execute")
+        executor = plain(after.executor)
     if type(after.executes_fallbacks) is not bool:
         reject("executes_fallbacks", f"must be a bool, not {type(after.executes_fallbacks).__name__}")
     if after.fallback is not before.fallback:
         reject("fallback", "is set by the host")
     _limits(before, after, upstream_headers)
     return Route(
-        target=plain(after.target),
+        target=target,
         timeout_s=before.timeout_s if after.timeout_s is None else after.timeout_s,
         retries=before.retries if after.retries is None else after.retries,
         # Clients of providers send nothing but ASCII.
         upstream_headers=added_headers("upstream_headers", before.upstream_headers, after.upstream_headers, "ascii"),
         labels=_labels(plugin, before.labels, after.labels, owners, replaced),
-        fallbacks=plain_texts(after.fallbacks) or before.fallbacks,
-        executor=plain(after.executor) or before.executor,
+        fallbacks=fallbacks,
+        executor=executor,
         executes_fallbacks=after.executes_fallbacks or before.executes_fallbacks,
         fallback=before.fallback,
         headers=added_headers("headers", before.headers, after.headers),
@@ -158,13 +165,15 @@ def _labels(
     if after is before:
         return before
     check_mapping("labels", after)
-    new = {}
-    for name, value in after.items():
-        if before.get(name) == value and name in before:
-            continue
-        check_name("labels", name)
-        if not is_simple(value):
+    new = {name: value for name, value in after.items() if not (before.get(name) == value and name in before)}
+    if not new:
+        return before
+    if not are_simple((*new, *new.values())) or "" in new:
+        for name, value in new.items():
+            check_name("labels", name)
             check_text(f"labels[{name!r}]", value)
+        new = {plain(name): plain(value) for name, value in new.items()}
+    for name in new:
         if (owner := owners.get(name, plugin)) != plugin and name not in replaced:
             reject("labels", f"{name!r} is the label of the plugin {owner!r}, which alone may set it")
         if name == TENANT and name not in owners:
@@ -172,9 +181,6 @@ def _labels(
                 "labels",
                 f"{TENANT!r} says who pays; a plugin that sets it declares so: PluginInfo(..., labels=({TENANT!r},))",
             )
-        new[plain(name)] = plain(value)
-    if not new:
-        return before
     check_length("labels", merged := {**before, **new})
     owners.update(dict.fromkeys(new, plugin))
     return FrozenDict(merged)
@@ -204,27 +210,35 @@ def _reservation(plugin: str, one: object) -> Reservation:
         reject(
             "reservations", f"a reservation names the plugin {one.plugin!r:.100}; it must name the one that makes it"
         )
-    check_name("reservations.id", one.id)
     check_amount("reservations.expires_at", one.expires_at)
     check_mapping("reservations.amounts", one.amounts)
-    amounts = {plain(name): amount for name, amount in one.amounts.items()}
+    check_mapping("reservations.data", one.data)
+    amounts, data = dict(one.amounts), dict(one.data)
     check_length("reservations.amounts", amounts)
+    check_length("reservations.data", data)
+    names = (one.id, *amounts, *data)
+    if not are_simple((*names, *(value for value in data.values() if isinstance(value, str)))) or "" in names:
+        amounts = {plain(name): amount for name, amount in amounts.items()}
+        data = {plain(name): plain(value) for name, value in data.items()}
+        _check_texts(one.id, amounts, data)
     for name, amount in amounts.items():
-        check_name("reservations.amounts", name)
         if type(amount) is not int or abs(amount) > MOST_INTEGER:
             reject(f"reservations.amounts[{name!r}]", f"must be an int of 64 bits, not {amount!r:.100}")
-    check_mapping("reservations.data", one.data)
-    data = {plain(name): plain(value) for name, value in one.data.items()}
-    check_length("reservations.data", data)
     for name, value in data.items():
-        check_name("reservations.data", name)
-        if isinstance(value, str):
-            if not is_simple(value):
-                check_encodable(f"reservations.data[{name!r}]", value)
-        elif value is not None and not isinstance(value, bool) and not is_number(value):
+        if not (isinstance(value, _WORDS) or is_number(value)):
             what = f"must be a text, a finite number, a bool or None, not {type(value).__name__}"
             reject(f"reservations.data[{name!r}]", what)
     return replace(one, plugin=plugin, id=plain(one.id), amounts=FrozenDict(amounts), data=FrozenDict(data))
+
+
+def _check_texts(reservation_id: str, amounts: Mapping[str, object], data: Mapping[str, object]) -> None:
+    check_name("reservations.id", reservation_id)
+    for name in amounts:
+        check_name("reservations.amounts", name)
+    for name, value in data.items():
+        check_name("reservations.data", name)
+        if isinstance(value, str):
+            check_encodable(f"reservations.data[{name!r}]", value)
 
 
 def denial(plugin: str, value: Denial) -> Denial:
@@ -406,8 +420,12 @@ def _identity(value: Identity) -> Identity:
     return replace(value, models=models, claims=FrozenDict(claims), **texts)
 
 
-def candidates(given: Sequence[Candidate], value: object) -> tuple[Candidate, ...]:
-    """Return the candidates that a plugin's ``select`` has left.
+def candidates(
+    plugin: str,  # noqa: ARG001  # as all checks of answers
+    value: object,
+    given: Sequence[Candidate],
+) -> tuple[Candidate, ...]:
+    """Return the candidates that a plugin's ``select`` has left of those that it was given.
 
     Raises:
         TypeError, ValueError: they are not among those that were given, or a field has a value that is not allowed.

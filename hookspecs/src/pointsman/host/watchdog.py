@@ -44,6 +44,7 @@ _RUN_HOOKS: Final = frozenset(
         isolation.begin.__code__,
         isolation.Waiting._step.__code__,  # noqa: SLF001  # its code alone
         isolation.timed.__code__,
+        Hooks._next_async.__code__,  # noqa: SLF001  # as above
         Hooks._next_sync.__code__,  # noqa: SLF001  # as above
     }
 )
