@@ -6,7 +6,7 @@ import random
 import pytest
 
 from pointsman.testing import error, ok
-from pointsman_canary.repository import LEASE, LEASE_S
+from pointsman_canary.repository import LEASE, LEASE_S, Repository
 from pointsman_canary.rollout import Phase
 
 FINE = {"old": ok("old"), "new": ok("new")}
@@ -42,6 +42,57 @@ async def test_a_tick_in_which_nothing_has_happened_reads_the_store_once(fleet, 
     await fleet.ticks(1)
     reads = [keys for keys in calls if any("{canary}" in key for key in keys)]
     assert sorted(len(keys) for keys in reads) == [1, 5]
+
+
+@pytest.fixture
+async def idle(fleet, kit, monkeypatch):
+    """Two workers that have had nothing to do for a while, and for each look at the store how many experiments it steps."""
+    workers = [await fleet.worker(kit.rollout(), name=name) for name in ("one", "two")]
+    await fleet.ticks(3)
+    await kit.send(workers[0], 1, FINE, model="chat")
+    await fleet.clock.advance(10.0)
+    looks, look = [], Repository.look
+
+    async def counted(self, names):
+        looks.append(len(names))
+        return await look(self, names)
+
+    monkeypatch.setattr(Repository, "look", counted)
+    return workers, looks
+
+
+async def test_workers_with_nothing_to_do_read_the_store_once_a_second(fleet, kit, idle):
+    workers, looks = idle
+    await kit.send(workers[1], 3, model="old")  # no experiment's
+    looks.clear()
+    await fleet.clock.advance(5.0)
+    assert looks.count(1) in {5, 6}
+    assert looks.count(0) <= 8  # in addition, each worker reads all experiments every 5 s
+
+
+@pytest.mark.parametrize("number", [0, 1])
+async def test_a_request_of_an_experiment_wakes_a_worker_with_nothing_to_do(fleet, kit, idle, number):
+    """It reads at each tick again: the worker that steps, and the other one, whose observations wake the first."""
+    workers, looks = idle
+    await fleet.clock.advance(0.5)
+    await kit.send(workers[number], 1, FINE, model="chat")
+    looks.clear()
+    await fleet.clock.advance(2.0)
+    assert (looks.count(0) >= 9) == (number == 1)
+    assert looks.count(1) >= (9, 5)[number]
+    assert sum((await fleet.counted()).values()) + sum((await fleet.counted("stable")).values()) == 2
+
+
+async def test_a_change_reaches_workers_with_nothing_to_do_within_a_second(fleet, kit, idle):
+    """Whichever of them is asked for it."""
+    workers, _ = idle
+    for number, action in ((0, "pause"), (1, "rollback")):
+        await workers[number].admin.post(f"/canary/chat-v2/{action}", json={"who": "anna", "reason": "I say so"})
+        await fleet.clock.advance(1.0)
+        phases = {worker.host.statuses()["canary"].details["experiments"][0]["phase"] for worker in workers}
+        assert len(phases) == 1
+        await fleet.clock.advance(10.0)
+    assert set(kit.arms([each for worker in workers for each in await kit.send(worker, 20, FINE)])) == {"stable"}
 
 
 async def test_rollback_reaches_every_worker_within_a_second(fleet, kit):

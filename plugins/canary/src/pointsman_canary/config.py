@@ -54,7 +54,8 @@ class CanaryConfig(PluginConfig):
         default=0.2,
         ge=0.02,
         le=0.5,
-        description="Interval at which a worker flushes, decides and reads changes, in seconds.",
+        description="Interval at which a worker flushes, decides and reads changes, in seconds; one without anything to do for "
+        "5 s reads changes once a second.",
     )
     blind_limit_s: float = Field(
         default=30.0,

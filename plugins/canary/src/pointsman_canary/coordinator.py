@@ -83,6 +83,8 @@ class Coordinator:
         #: Whether all plugins have started, so that they can be asked for their statuses.
         self.all_started = False
         self.blind = False
+        #: Whether there may be something to do soon: a request that takes part, an observation, a change.
+        self.stirred = False
         self._defined = {experiment.name: experiment for experiment in config.experiments}
         self._revision: JSON = None
         self._read_at = services.clock.monotonic()
@@ -231,7 +233,9 @@ class Coordinator:
         """Return these experiments as they are stored, and read all if something has changed: one read where nothing has."""
         now = self.services.clock.monotonic()
         revision, stored = await self.repository.look(names)
-        if self.blind or revision != self._revision or now - self._read_at >= _FIGURES_S:
+        changed = self.blind or revision != self._revision
+        self.stirred |= changed
+        if changed or now - self._read_at >= _FIGURES_S:
             await self.refresh()
         self._seen_at = now
         return stored
@@ -294,6 +298,7 @@ class Coordinator:
         """Add the observations to the store; those that it cannot take are kept."""
         await self._flush_requests()
         waiting = self.observer.take()
+        self.stirred |= bool(waiting)
         try:
             for name in list(waiting):
                 mail = waiting.pop(name)
@@ -305,6 +310,7 @@ class Coordinator:
 
     async def _flush_requests(self) -> None:
         waiting = self.observer.take_requests()
+        self.stirred |= bool(waiting)
         try:
             for name in list(waiting):
                 requests = waiting.pop(name)
@@ -442,6 +448,7 @@ class Coordinator:
 
     async def changed(self, rollout: Rollout, changes: tuple[Change, ...]) -> None:
         """Announce a change that is in the store, and route by it at once."""
+        self.stirred |= bool(changes)
         _announce(self.services, rollout, changes)
         if changes:
             self.look_at_registry()

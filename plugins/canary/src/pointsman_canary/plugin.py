@@ -67,6 +67,7 @@ class CanaryPlugin:
     async def pre_route(self, ctx: RequestContext, route: Route) -> Route | None:
         """Route the request to its arm of the first experiment that it takes part in."""
         for entry in self._coordinator.table.get(ctx.model, ()):
+            self._coordinator.stirred = True
             try:
                 routed = entry.route(ctx, route)
             except Misplaced as err:

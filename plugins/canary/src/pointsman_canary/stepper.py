@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _TRIES: Final = 5
 #: Without observations a state is written this often, in seconds, so that its time goes on.
 _IDLE_S: Final = 1.0
+#: After this time without anything to do, in seconds, the store is read no more often than that.
+_QUIET_S: Final = 5.0
 _ACTIVATE_AGAIN_S: Final = 5.0
 _ACTIVATE_SELDOM_S: Final = 60.0
 #: Interval at which the registry's report is read, in seconds.
@@ -64,6 +66,9 @@ class Stepper:
         self._leading = False
         self._lease_at = float("-inf")
         self._looked_at = float("-inf")
+        #: When there was last something to do, and when the store was last read, on the monotonic clock.
+        self._busy_at = self._services.clock.monotonic()
+        self._read_at = float("-inf")
 
     @property
     def leading(self) -> bool:
@@ -79,12 +84,26 @@ class Stepper:
         try:
             self._look_at_registry()
             await self._coordinator.flush()
+            if not self._is_due():
+                return
             names = list(self._coordinator.rollouts) if await self._lead() else []
             for stored in await self._coordinator.look(names):
                 await self._step(stored)
         except StoreError:
+            self._coordinator.stirred = True
             self._coordinator.lost()
             raise
+
+    def _is_due(self) -> bool:
+        """Return whether to read the store: at each tick, and seldom where there has been nothing to do for a while."""
+        now = self._services.clock.monotonic()
+        if self._coordinator.stirred or self._superseded:
+            self._coordinator.stirred, self._busy_at = False, now
+        quiet = now - self._busy_at >= _QUIET_S
+        if quiet and now - self._read_at < _IDLE_S - self._coordinator.config.tick_s / 2:
+            return False
+        self._read_at = now
+        return True
 
     def _look_at_registry(self) -> None:
         now = self._services.clock.monotonic()
@@ -127,6 +146,9 @@ class Stepper:
                 break
         else:
             return
+        awaited = rollout.activation is not None and not rollout.activation.done
+        if stored.mail is not None or rollout.gate is not None or awaited:
+            self._coordinator.stirred = True
         self._ask(rollout)
         await self._activate(rollout)
         await self._end_superseded(rollout)
