@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from decimal import Decimal
 from itertools import pairwise
 
 import pytest
 from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
+from pointsman.host import journal
 from pointsman.host.journal import HEARTBEAT_INTERVAL_S, RETRY_MOST_S
 from pointsman.host.journal_rows import parse
 from pointsman.store.memory import MemoryStore
@@ -52,6 +59,19 @@ async def test_a_settlement_is_in_the_store_before_it_is_acted_on(harness):
         assert len(await rows(h)) == 1, "a finished row goes with the next write"
 
 
+async def open_request(h, name):
+    """Open a request of one attempt, and return both."""
+    before = await h.request()
+    await h.clock.advance(1.0)
+    await h.settled()
+    for plugin in h.host.plugins.names():
+        h.plugin(plugin).seen.clear()
+    exchange = h.host.open(replace(before.ctx, request_id=name))
+    await exchange.admit()
+    _, opened = await exchange.begin(before.settlement.attempts[0].deployment, gateway=True)
+    return exchange, opened
+
+
 class SlowStore(MemoryStore):
     """Carries an update out when ``free`` is set."""
 
@@ -78,6 +98,76 @@ async def test_a_settlement_is_written_within_its_window_also_behind_a_write_tha
         store.free.set()
         await h.clock.advance(0.04)
         assert late.request_id in str(await rows(h)), "its window is over"
+
+
+async def test_a_row_that_is_written_second_waits_no_longer_than_its_window(harness, monkeypatch):
+    """What waits for its cost is written after what does not, and what is left of the window is less then."""
+    patience = ContextVar("patience", default=0.0)
+    until = {}
+
+    @contextmanager
+    def unhurried(seconds):
+        token = patience.set(seconds)
+        yield
+        patience.reset(token)
+
+    class Store(SlowStore):
+        async def update(self, update):
+            until.update(dict.fromkeys(re.findall("prompt|late", str(update.puts)), clock.monotonic() + patience.get()))
+            return await super().update(update)
+
+    monkeypatch.setattr(journal, "unhurried", unhurried)
+    clock = FakeClock()
+    store = Store(clock=clock.now)
+    async with harness([ONE], store=store, clock=clock, host={"journal_window_ms": 100}) as h:
+        opened = [await open_request(h, name) for name in ("prompt", "late")]
+        opened[1][1].awaits_cost = True
+        store.free.clear()
+        ends_at = clock.monotonic() + 0.1
+        for exchange, attempt in opened:
+            attempt.end(Outcome.OK)
+            exchange.close(200)
+        await clock.advance(0.07)
+        store.free.set()
+        await clock.quiet()
+        assert until == {"prompt": pytest.approx(ends_at), "late": pytest.approx(ends_at)}
+        opened[1][1].log_cost(Decimal(1))
+        await clock.advance(1.0)
+        await h.settled()
+
+
+@pytest.mark.parametrize("number", range(6))
+async def test_an_unforeseen_error_strands_no_settlement(harness, monkeypatch, number):
+    """Whatever the store raises, whenever: each is settled while the worker lives, and its row is removed."""
+    async with harness([ONE, TWO], host={"journal_window_ms": 10}) as h:
+        exchange, opened = await open_request(h, "late")
+        opened.awaits_cost = True
+        updates, update = itertools.count(), h.store.update
+
+        async def odd(change):
+            if any("{journal}/" in key for key in (*change.puts, *change.deletes)) and next(updates) == number:
+                raise AttributeError("unforeseen")
+            return await update(change)
+
+        monkeypatch.setattr(h.store, "update", odd)
+        h.plugin("one").failing = True
+        opened.end(Outcome.OK)
+        exchange.close(200)
+        plain = await h.request()
+        await h.clock.advance(0.1)
+        opened.log_cost(Decimal(1))
+        await h.clock.advance(0.5)
+        h.plugin("one").failing = False
+        await h.clock.advance(20.0)
+        await h.settled()
+        assert set(h.plugin("one").ids) == set(h.plugin("two").ids) == {"late", plain.request_id}
+        assert counts(h)["settled"] == 3
+        await h.request()
+        await h.clock.advance(1.0)
+        await h.settled()
+        assert next(updates) > number, "the error has been met"
+        await h.restart()
+        assert await rows(h) == {}
 
 
 async def test_without_a_settling_plugin_nothing_is_written(harness, plugin):
@@ -209,6 +299,24 @@ async def test_with_the_store_down_the_stop_still_ends(harness):
         async with asyncio.timeout(30):
             await h.stop()
         assert len(h.plugin("one").seen) == 2
+
+
+@pytest.mark.parametrize("back", [True, False])
+async def test_a_stop_says_what_becomes_of_what_is_not_settled(harness, shared, caplog, back):
+    """What could not be written while the store was away is written at the stop; else it is lost, and said to be."""
+    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
+        a.plugin("one").gate = asyncio.Event()
+        a.store.down = True
+        results = [await a.request() for _ in range(3)]
+        await a.clock.quiet()
+        a.store.down = not back
+        await a.stop()
+    assert ("3 settlements are left in the journal" in caplog.text) == back
+    assert ("3 settlements are lost" in caplog.text) != back
+    async with harness([ONE], name="b", **shared) as b:
+        await pass_time(b.clock)
+        await b.settled()
+        assert sorted(b.plugin("one").ids) == sorted(result.request_id for result in results if back)
 
 
 async def test_a_stop_settles_what_is_open(harness):

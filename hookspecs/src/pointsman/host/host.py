@@ -362,9 +362,7 @@ class Host:
             exchange.close(status_code=0)
         await self.events.drain(max(0.0, deadline - self.clock.monotonic()))
         if self._journal is not None:
-            left = await self._journal.flush(max(0.0, deadline - self.clock.monotonic()))
-            if left:
-                log.warning("%d settlements are left in the journal; another worker will finish them", left)
+            await self._flush(self._journal, max(0.0, deadline - self.clock.monotonic()))
         # While the plugins can still be asked.
         await self._leave_peers()
         started, self._instances.started = self._instances.started, set()
@@ -384,6 +382,17 @@ class Host:
                 self.faults.record("pointsman", "shutdown", None, err)
         # At the same time: a collector that hangs takes all the time that either has.
         await asyncio.gather(asyncio.to_thread(self.tracing.shutdown), self.observed.sent())
+
+    async def _flush(self, journal: Journal, timeout_s: float) -> None:
+        """Settle what has been submitted; say what becomes of what is left."""
+        left, lost = await journal.flush(timeout_s)
+        if self._forgets:
+            left, lost = 0, left + lost
+        if left:
+            log.warning("%d settlements are left in the journal; another worker will finish them", left)
+        if lost:
+            why = "the store ends with this worker" if self._forgets else "the store could not be written"
+            log.error("%d settlements are lost: plugins have not made them in time, and %s", lost, why)
 
     async def _leave_peers(self) -> None:
         """Leave to the other workers what they are to know."""

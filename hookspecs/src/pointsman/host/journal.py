@@ -287,9 +287,10 @@ class Journal:
         # A settlement that waits for its cost does not hold up the others.
         complete = [entry for entry in entries if entry.completing is None]
         incomplete = [entry for entry in entries if entry.completing is not None]
-        for some in filter(None, (complete, incomplete)):
+        # Both at once: from here on a stop knows of them, whatever becomes of this task.
+        for row in [self._row(some) for some in (complete, incomplete) if some]:
             with unhurried(max(0.0, min(most_s, due - self._clock.monotonic()))):
-                await self._write_row(self._row(some), finished)
+                await self._write_row(row, finished)
             finished = {}
 
     def _row(self, entries: list[Entry]) -> Row:
@@ -309,10 +310,10 @@ class Journal:
         try:
             await self._step({row.key: Put(dump(row.entries))}, finished)
             row.written = True
-        except (StoreError, ValueError) as err:
+        except Exception as err:  # noqa: BLE001  # whatever it is, the settlements are still made
             self._finished.update(finished)
             # Another machine might find it.
-            row.doubtful = bool(self._takeovers) and isinstance(err, StoreError)
+            row.doubtful = bool(self._takeovers) and not isinstance(err, ValueError)
             if isinstance(err, ValueError) and len(row.entries) > 1:
                 # A value that the store cannot keep, which some plugin has put into a route: the others are kept.
                 parts = [self._row([entry]) for entry in row.entries]
@@ -329,7 +330,7 @@ class Journal:
         finished, self._finished = self._finished, {}
         try:
             await self._step({}, finished)
-        except (StoreError, ValueError) as err:
+        except Exception as err:  # noqa: BLE001  # whatever it is, they are removed later
             self._finished.update(finished)
             self.hooks.faults.record("pointsman", "journal", None, err)
 
@@ -349,8 +350,7 @@ class Journal:
 
     async def _settle(self, row: Row) -> None:
         with unhurried(self._window_s):
-            await self._complete(row)
-            while await self._try(row):
+            while await self._is_left(row):
                 await self._pause(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
         del self._rows[row.key]
         if not row.entries:
@@ -361,6 +361,16 @@ class Journal:
                 self._takeovers.decide(row.settled)
         if not self._rows and not self._waiting:
             self._idle.set()
+
+    async def _is_left(self, row: Row) -> bool:
+        """Settle a row once; return whether to try again later, as after an error of the host's own."""
+        try:
+            await self._complete(row)
+            return await self._try(row)
+        except Exception as err:  # noqa: BLE001  # a row that no task settles would wait until this worker ends
+            self.hooks.faults.record("pointsman", "settle", None, err)
+            row.tries += 1
+            return True
 
     async def _pause(self, seconds: float) -> None:
         """Wait this long, or until the store is back."""
@@ -474,7 +484,7 @@ class Journal:
             await self._step({row.key: Put(dump(row.entries))}, {})
             row.written = True
             self._takeovers.decide(settled)
-        except (StoreError, ValueError) as err:
+        except Exception as err:  # noqa: BLE001  # whatever it is, the row is still settled
             row.settled = settled
             self.hooks.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
 
@@ -515,11 +525,11 @@ class Journal:
         entries = [*self._waiting, *(entry for row in self._rows.values() for entry in row.entries)]
         return Counter(plugin for entry in entries for plugin in entry.pending)
 
-    async def flush(self, timeout_s: float) -> int:
-        """Settle everything submitted so far, at most this long.
+    async def flush(self, timeout_s: float) -> tuple[int, int]:
+        """Settle everything submitted so far, at most this long; write what is not settled, unless it is written.
 
         Returns:
-            The number of settlements left in the journal for another worker.
+            The number of settlements left in the journal for another worker, and of those that could not be written.
         """
         if self._waiting:
             self._tasks.spawn(self._write(), name="flush")
@@ -530,15 +540,24 @@ class Journal:
             pass
         if self._waiting:
             await self._write()
+        left = [row for row in self._rows.values() if row.entries]
+        for row in left:
+            if not row.written:
+                await self._note_progress(row)
+                if not row.written:
+                    break  # each further one would wait for the store as long
         if self._finished:
             await self._remove_finished()
-        for row in self._rows.values():
+        for row in left:
             for entry in row.entries:
                 self._end_span(entry)
-        return sum(len(row.entries) for row in self._rows.values())
+        lost = sum(len(row.entries) for row in left if not row.written)
+        return sum(len(row.entries) for row in left) - lost, lost
 
     async def leave(self) -> None:
         """Withdraw this worker's heartbeat, so that others take over its rows at once."""
+        if self._finished:
+            await self._remove_finished()
         try:
             if not (self._rows or self.forgotten or self._finished or self._parked):
                 await self._store.delete(f"{OWNER}{self._worker}")
