@@ -26,6 +26,7 @@ from pointsman.cli import main
 from pointsman.host.host import Host
 from pointsman.host.settings import parse
 from pointsman.testing.distribution import fake_distribution
+from pointsman.testing.fakes import FakeCatalog
 
 KEY = "sk-test-0123456789"
 HANDLER = "pointsman.litellm.handler"
@@ -160,7 +161,7 @@ def _serving(section: dict[str, Any], base: Path) -> Iterator[tuple[str, Host]]:
     """Serve the admin surface of a real host, started with this section; yield its URL and the host."""
     host = Host(
         parse(section, "test.yaml", base),
-        SimpleNamespace(catalog=None, prices=None, tokenizer=None, upstream=None),  # type: ignore[arg-type] # not used
+        SimpleNamespace(catalog=FakeCatalog([]), prices=None, tokenizer=None, upstream=None),  # type: ignore[arg-type] # not used
     )
     server = uvicorn.Server(uvicorn.Config(Starlette(), port=0, log_level="error", lifespan="off"))
     ready = threading.Event()

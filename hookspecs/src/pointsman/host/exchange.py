@@ -245,8 +245,11 @@ class Exchange:
                 trace.changed(plugin, route)
 
         try:
-            with host.tracing.current(None if trace is None else trace.span):
+            if trace is None:
                 self.route, ended = await self.hooks.run_pre_route(self.ctx, self.route, seen)
+            else:
+                with host.tracing.current(trace.span):
+                    self.route, ended = await self.hooks.run_pre_route(self.ctx, self.route, seen)
             if isinstance(ended, Reply):
                 self.reply = ended
                 self.route = self.route.with_headers(ended.headers)
@@ -283,7 +286,9 @@ class Exchange:
         )
         left: list[Candidate] = candidates
         dropped: Sequence[Dropped] = ()
-        if self.hooks.select:
+        if self.hooks.select and self.span is None:
+            left, dropped = self.hooks.run_select(self.ctx, candidates, self.route)
+        elif self.hooks.select:
             with self.host.tracing.current(self.span):
                 left, dropped = self.hooks.run_select(self.ctx, candidates, self.route)
         dropped = [*withheld, *out, *dropped]
@@ -349,7 +354,10 @@ class Exchange:
         if not self.hooks.before_attempt:
             return None, opened
         try:
-            refusal = await self._ask(opened)
+            if opened.span is None:
+                refusal = await self.hooks.run_before_attempt(self.ctx, attempt, self.route)
+            else:
+                refusal = await self._ask(opened, opened.span)
         except BaseException:
             opened.end(Outcome.CANCELLED)
             raise
@@ -510,11 +518,9 @@ class Exchange:
         last = self.attempts[-1] if self.attempts else None
         return exchange_spans.begin_attempt(self.host, self.span, self.ctx, attempt, last=last, selection=selection)
 
-    async def _ask(self, opened: OpenAttempt) -> Refusal | None:
+    async def _ask(self, opened: OpenAttempt, span: Span) -> Refusal | None:
         host = self.host
-        if opened.span is None:
-            return await self.hooks.run_before_attempt(self.ctx, opened.attempt, self.route)
-        hook = host.tracing.start("before_attempt", parent=opened.span)
+        hook = host.tracing.start("before_attempt", parent=span)
         refusal: Refusal | None = None
         try:
             with host.tracing.current(hook):
@@ -577,7 +583,9 @@ class Exchange:
         if self._answered or self.detached:
             return
         self._answered = True
-        if self.hooks.answered:
+        if self.hooks.answered and self.span is None:
+            self.hooks.run_answered(self.ctx)
+        elif self.hooks.answered:
             with self.host.tracing.current(self.span):
                 self.hooks.run_answered(self.ctx)
 

@@ -55,11 +55,12 @@ _ARGS: Final = {hook.__name__: tuple(inspect.signature(hook).parameters) for hoo
 
 @dataclass(frozen=True, slots=True)
 class Impl:
-    """One plugin's implementation of one hook, ready to call with the specification's arguments in order.
+    """One plugin's implementation of one hook, ready to call with the first arguments of the specification, in order.
 
     Attributes:
         plugin: The plugin.
-        call: The implementation.
+        call: The implementation: ``impl.call(*args[: impl.takes])``.
+        takes: How many arguments it takes; None: all.
         on_failure: What becomes of a request when it fails.
         deadline_s: How long it may take, in seconds; None sets no limit.
         hook: The hook.
@@ -76,6 +77,7 @@ class Impl:
     suspend_after: int | None = None
     suspend_s: float = 30.0
     timing: Timing = field(default_factory=lambda: Timing("", ""), compare=False)
+    takes: int | None = None
 
 
 def implementations(name: str, instance: object, config: PluginConfig) -> dict[str, Impl]:
@@ -110,9 +112,11 @@ def implementations(name: str, instance: object, config: PluginConfig) -> dict[s
     found: dict[str, Impl] = {}
     for hook in HOOK_NAMES:
         for impl in getattr(manager.hook, hook).get_hookimpls():
+            call, takes = _adapt(impl.function, impl.argnames, _ARGS[hook])
             found[hook] = Impl(
                 plugin=name,
-                call=_adapt(impl.function, impl.argnames, _ARGS[hook]),
+                call=call,
+                takes=takes,
                 on_failure=config.on_failure,
                 deadline_s=_deadline_s(hook, config),
                 hook=hook,
@@ -168,18 +172,19 @@ def is_async(hook: str) -> bool:
     return _ASYNC[hook]
 
 
-def _adapt(function: Callable[..., Any], wanted: Sequence[str], given: Sequence[str]) -> Callable[..., Any]:
-    """Return a function of the specification's arguments, in order, that passes on those that are wanted."""
-    if tuple(wanted) == tuple(given):
-        return function
-    if not wanted:
-        return lambda *_: function()
-    if tuple(wanted) == tuple(given[: len(wanted)]):  # nearly always, and a third of what a call costs
-        if len(wanted) == 1:
-            return lambda first, *_: function(first)
-        if len(wanted) == 2:  # noqa: PLR2004  # as above
-            return lambda first, second, *_: function(first, second)
+def _adapt(
+    function: Callable[..., Any], wanted: Sequence[str], given: Sequence[str]
+) -> tuple[Callable[..., Any], int | None]:
+    """Return what to call with how many of the specification's arguments, in order; None: all of them.
+
+    Args:
+        function: The implementation.
+        wanted: Its arguments.
+        given: The specification's.
+    """
+    if tuple(wanted) == tuple(given[: len(wanted)]):  # as nearly all
+        return function, len(wanted)
     pick = itemgetter(*map(given.index, wanted))
     if len(wanted) == 1:
-        return lambda *args: function(pick(args))
-    return lambda *args: function(*pick(args))
+        return lambda *args: function(pick(args)), None
+    return lambda *args: function(*pick(args)), None

@@ -69,7 +69,7 @@ class Instances:
 
     def catalog_of(self, plugin: str) -> InstanceCatalog:
         """Return the catalog in which a plugin's present instance lists names."""
-        return self.catalogs.setdefault(plugin, InstanceCatalog(self._catalog, self._listed_by))
+        return self.catalogs.setdefault(plugin, InstanceCatalog(self._catalog(), self._listed_by))
 
     def collect_routes(self, plugin: Loaded) -> None:
         """Take up the admin routes of an instance that has been started, if it has such.
@@ -99,7 +99,7 @@ class Instances:
         self.built[plugin.name] += 1
         if impl is not None:
             try:
-                await bounded(impl.call(self._services(plugin.name)), STARTUP_DEADLINE_S, impl.timing)
+                await bounded(impl.call(*(self._services(plugin.name),)[: impl.takes]), STARTUP_DEADLINE_S, impl.timing)
             except BaseException as err:
                 let_through(err)
                 what = f"took longer than {STARTUP_DEADLINE_S:.0f} s" if isinstance(err, TimeoutError) else f"{err}"
@@ -159,8 +159,9 @@ class Instances:
         impl = plugin.hooks.get("inherit")
         if impl is None or former is None or type(former.plugin.instance) is not type(plugin.instance):
             return
+        given = (former.plugin.instance,)
         try:
-            await bounded(self.measured(impl).call(former.plugin.instance), INHERIT_DEADLINE_S, impl.timing)
+            await bounded(self.measured(impl).call(*given[: impl.takes]), INHERIT_DEADLINE_S, impl.timing)
         except BaseException as err:  # noqa: BLE001  # it starts without what it would have inherited
             let_through(err)
             self._faults.record(plugin.name, "inherit", None, err)

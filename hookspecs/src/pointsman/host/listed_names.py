@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 from ..plugin import Catalog
-from ..types import Deployment
 
 
 class InstanceCatalog:
@@ -14,36 +13,25 @@ class InstanceCatalog:
     An instance that is on its way out no longer takes away a name that its successor lists.
 
     Args:
-        catalog: Returns the gateway's.
+        catalog: The gateway's.
         owners: The instance that lists each name, of all instances.
     """
 
-    def __init__(self, catalog: Callable[[], Catalog], owners: dict[str, InstanceCatalog]) -> None:
+    def __init__(self, catalog: Catalog, owners: dict[str, InstanceCatalog]) -> None:
         self._catalog = catalog
+        #: What is only read is the gateway's own: plugins ask several times a request.
+        self.deployments = catalog.deployments
+        self.is_group = catalog.is_group
+        self.reachable = catalog.reachable
+        self.resolved = catalog.resolved
         self._owners = owners
         self._listed: dict[str, tuple[str, Mapping[str, object] | None]] = {}
-
-    def deployments(self, target: str | None = None) -> Sequence[Deployment]:
-        """See ``Catalog``."""
-        return self._catalog().deployments(target)
-
-    def is_group(self, target: str) -> bool:
-        """See ``Catalog``."""
-        return self._catalog().is_group(target)
-
-    def reachable(self, name: str) -> Sequence[Deployment]:
-        """See ``Catalog``."""
-        return self._catalog().reachable(name)
-
-    def resolved(self, name: str) -> str:
-        """See ``Catalog``."""
-        return self._catalog().resolved(name)
 
     def list_model(self, name: str, target: str | None, *, info: Mapping[str, object] | None = None) -> None:
         """See ``Catalog``."""
         if target is None and self._owners.get(name, self) is not self:
             return
-        self._catalog().list_model(name, target, info=info)
+        self._catalog.list_model(name, target, info=info)
         if target is None:
             self._owners.pop(name, None)
             self._listed.pop(name, None)
