@@ -161,7 +161,7 @@ def _serving(section: dict[str, Any], base: Path) -> Iterator[tuple[str, Host]]:
     """Serve the admin surface of a real host, started with this section; yield its URL and the host."""
     host = Host(
         parse(section, "test.yaml", base),
-        SimpleNamespace(catalog=FakeCatalog([]), prices=None, tokenizer=None, upstream=None),  # type: ignore[arg-type] # not used
+        SimpleNamespace(catalog=FakeCatalog([]), prices=None, tokenizer=None, upstream=None),
     )
     server = uvicorn.Server(uvicorn.Config(Starlette(), port=0, log_level="error", lifespan="off"))
     ready = threading.Event()
