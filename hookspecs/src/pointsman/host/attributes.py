@@ -195,7 +195,8 @@ def request_attributes(ctx: RequestContext, kind: str = "request") -> dict[str, 
 def route_attributes(route: Route) -> dict[str, Value]:
     """Return where a route goes."""
     attributes: dict[str, Value] = {"pointsman.target": route.target}
-    attributes.update((f"pointsman.label.{name}", value) for name, value in route.labels.items())
+    for name, value in route.labels.items():
+        attributes[f"pointsman.label.{name}"] = value
     if route.fallbacks:
         attributes["pointsman.fallbacks"] = route.fallbacks
     if route.executor:
@@ -206,7 +207,8 @@ def route_attributes(route: Route) -> dict[str, Value]:
         for reservation in route.reservations:
             for unit, amount in reservation.amounts.items():
                 totals[unit] = totals.get(unit, 0) + amount
-        attributes.update((f"pointsman.reserved.{unit}", amount) for unit, amount in totals.items())
+        for unit, amount in totals.items():
+            attributes[f"pointsman.reserved.{unit}"] = amount
     return attributes
 
 
@@ -311,8 +313,8 @@ def attempt_start_attributes(ctx: RequestContext, attempt: Attempt) -> dict[str,
     }
     if ctx.stream:
         attributes["gen_ai.request.stream"] = True
-    if attempt.labels:
-        attributes.update((f"pointsman.label.{name}", value) for name, value in attempt.labels.items())
+    for name, value in attempt.labels.items():
+        attributes[f"pointsman.label.{name}"] = value
     return attributes
 
 
@@ -367,7 +369,7 @@ def usage_attributes(usage: Usage) -> dict[str, Value]:
         "gen_ai.usage.image.input_tokens": usage.image_prompt_tokens,
         "gen_ai.usage.image.output_tokens": usage.image_completion_tokens,
     }
-    attributes.update((name, count) for name, count in kinds.items() if count)
+    attributes |= {name: count for name, count in kinds.items() if count}
     if usage.estimated:
         attributes["pointsman.usage.estimated"] = True
     return attributes

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -107,9 +107,8 @@ class Tracing:
     ) -> None:
         self._tracer = tracer
         self._provider = provider
-        # Of our own provider, which bounds whatever a span is given; of another's, ours are bounded here.
+        #: Our own provider bounds whatever a span is given; what a span of another's gets, is bounded here.
         self._own = isinstance(provider, SpanProvider)
-        self._bounded: Callable[[Mapping[str, Value] | None], Mapping[str, Value]] = _as_given if self._own else bounded
         self._pipelines = tuple(pipelines)
         self._other = other
         self._trust: Trust = trust
@@ -220,7 +219,11 @@ class Tracing:
                 return parent.child(name, kind, attributes, links)
             context = trace.set_span_in_context(parent, Context()) if isinstance(parent, Span) else parent or Context()
             return self._tracer.start_span(
-                name, context=context, kind=kind, attributes=self._bounded(attributes), links=links
+                name,
+                context=context,
+                kind=kind,
+                attributes=attributes if self._own else bounded(attributes),
+                links=links,
             )
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
@@ -282,7 +285,7 @@ class Tracing:
         if span is None:
             return
         try:
-            span.set_attributes(self._bounded(attributes))
+            span.set_attributes(attributes if self._own else bounded(attributes))
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
 
@@ -291,7 +294,7 @@ class Tracing:
         if span is None:
             return
         try:
-            span.add_event(name, self._bounded(attributes))
+            span.add_event(name, attributes if self._own else bounded(attributes))
         except Exception as err:  # noqa: BLE001  # telemetry never harms a request
             self._failed(err)
 
@@ -317,7 +320,7 @@ class Tracing:
             return
         try:
             if attributes:
-                span.set_attributes(self._bounded(attributes))
+                span.set_attributes(attributes if self._own else bounded(attributes))
             if not self._own and isinstance(span, ReadableSpan):
                 # What plugins have set on it.
                 for name, value in (span.attributes or {}).items():
@@ -365,10 +368,6 @@ class Tracing:
         if flushing is not None:
             # Both have the same time.
             flushing.join(max(0.0, until - time.monotonic()))
-
-
-def _as_given(attributes: Mapping[str, Value] | None) -> Mapping[str, Value]:
-    return attributes or {}
 
 
 class _Current:
