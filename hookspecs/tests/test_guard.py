@@ -124,7 +124,7 @@ async def test_callbacks_of_the_operators_may_use_the_network(guard: Any) -> Non
         guard.check()
         return value + more
 
-    assert await guard.in_callbacks(hook, 1, more=2) == 3
+    assert await guard.around_callbacks(hook)(1, more=2) == 3
     with pytest.raises(Unmetered):
         guard.check()
 

@@ -66,7 +66,7 @@ class Request:
         assert exchange is not None
         guard.authenticated(KEY)
         for _ in range(CALLBACKS):
-            await guard.in_callbacks(hook)
+            await guard.around_callbacks(hook)()
         guard.beginning(self.call, exchange, DEPLOYMENT)
         guard.sending(client)
 

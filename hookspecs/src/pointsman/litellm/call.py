@@ -459,7 +459,8 @@ class OwnCall(Call):
 
     @property
     def running(self) -> OpenAttempt | None:  # noqa: D102  # as in the base class
-        return None if self.opened is None or self.opened.closed else self.opened
+        # Written out, as above.
+        return None if self.opened is None or self.opened.attempt.outcome is not None else self.opened
 
     @property
     def cools_down(self) -> bool:  # noqa: D102  # as in the base class

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from types import CoroutineType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive
@@ -84,11 +84,14 @@ def has_gone(receive: Receive) -> bool:
     would wait. The step also lets uvicorn read on where it has paused, as after a body of more than 64 kB: until it does, it does
     not notice that a client leaves.
     """
-    server = getattr(receive, "__self__", None)
-    if isinstance(gone := getattr(server, "disconnected", None), bool) and (
-        gone or getattr(getattr(server, "flow", None), "read_paused", True) is False
-    ):
-        return gone
+    try:
+        server: Any = receive.__self__  # type: ignore[attr-defined]  # uvicorn's is a method of one request
+        if server.disconnected is True:
+            return True
+        if server.disconnected is False and server.flow.read_paused is False:
+            return False
+    except AttributeError:
+        pass
     pending = receive()
     if not isinstance(pending, CoroutineType):
         return False

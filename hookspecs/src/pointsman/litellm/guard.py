@@ -8,7 +8,7 @@ known of the request that the call is made for: a request that LiteLLM has authe
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +19,7 @@ from litellm.types.llms.custom_http import httpxSpecialProvider
 
 from ..text import printable
 from ..types import Denial, Endpoint
-from .call import ClientCall, UnmeteredError, current_call
+from .call import Call, ClientCall, UnmeteredError, current_call
 from .endpoints import answers_with_usage, endpoint
 
 if TYPE_CHECKING:
@@ -96,13 +96,18 @@ class Guard:
             # Some are translated to protocols that no client of the table speaks, so nothing underneath would be asked.
             self._check(call)
 
-    async def in_callbacks(self, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Await LiteLLM's callbacks. They may use the network before the request is admitted: they are the operator's."""
-        token = _in_callback.set(True)
-        try:
-            return await hook(*args, **kwargs)
-        finally:
-            _in_callback.reset(token)
+    @staticmethod
+    def around_callbacks(hook: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        """Return what awaits LiteLLM's callbacks: before the request is admitted they may use the network, as the operator's."""
+
+        async def in_callbacks(*args: Any, **kwargs: Any) -> Any:
+            token = _in_callback.set(True)
+            try:
+                return await hook(*args, **kwargs)
+            finally:
+                _in_callback.reset(token)
+
+        return in_callbacks
 
     def cached(self, key: object, handler: Any) -> None:
         """Note what LiteLLM has made an HTTP client for.
@@ -193,8 +198,8 @@ class Guard:
             return None
         return _POLLED
 
-    def sending(self, client: Any) -> None:
-        """Check an HTTP request.
+    def sending(self, client: Any) -> Call | None:
+        """Check an HTTP request; return the call for which it asks a provider, or None.
 
         Args:
             client: The client that sends it.
@@ -202,8 +207,12 @@ class Guard:
         Raises:
             UnmeteredError: it must not be sent.
         """
-        if isinstance(call := current_call.get(), ClientCall) and client not in self._internal:
+        call = current_call.get()
+        if call is None or client in self._internal:
+            return None
+        if isinstance(call, ClientCall):
             self._check(call)
+        return call
 
     def _check(self, call: ClientCall) -> None:
         if call.admin is not False or call.over or _in_callback.get():

@@ -92,9 +92,9 @@ class RequestMiddleware:
         if spans is None:
             return self._serve(ClientCall(request_id, scope, peer), receive, send)
         span = spans.open(scope, request_id)
-        if span is None and spans.hides(scope):
-            return self._serve_hidden(spans, ClientCall(request_id, spans.hidden(scope), peer), receive, send)
         if span is None:
+            if spans.hides(scope):
+                return self._serve_hidden(spans, ClientCall(request_id, spans.hidden(scope), peer), receive, send)
             return self._serve(ClientCall(request_id, scope, peer), receive, send)
         call = ClientCall(request_id, spans.inner_scope(scope, span), peer, span)
         return self._serve_traced(spans, span, call, receive, send)
@@ -126,7 +126,7 @@ class RequestMiddleware:
             call.socket = self._meter(scope)
         token = current_call.set(call)
         watch: _Watch | SocketWatch = (
-            _Watch(call, receive, send, self._departures, PartsCounter(scope, self._most_parts))
+            _Watch(call, receive, send, self._departures, self._most_parts)
             if scope["type"] == "http"
             else SocketWatch(call, receive, send, self._silent)
         )
@@ -175,6 +175,7 @@ class _Watch:
         "_departures",
         "_early",
         "_held",
+        "_most_parts",
         "_parts",
         "_receive",
         "_rewriter",
@@ -185,10 +186,12 @@ class _Watch:
     )
 
     def __init__(
-        self, call: ClientCall, receive: Receive, send: Send, departures: Departures, parts: PartsCounter
+        self, call: ClientCall, receive: Receive, send: Send, departures: Departures, most_parts: Callable[[], int]
     ) -> None:
         self._call = call
-        self._parts = parts
+        self._most_parts = most_parts
+        #: None while the body cannot have too many parts.
+        self._parts: PartsCounter | None = None
         self._departures = departures
         self._receive = receive
         self._send = send
@@ -212,8 +215,10 @@ class _Watch:
         if message["type"] == "http.disconnect":
             self._call.leave()
             return message
-        last = not message.get("more_body", False)
-        if (denial := self._parts.refused(message.get("body", b""), last=last)) is not None:
+        last, body = not message.get("more_body", False), message.get("body", b"")
+        if self._parts is None and not (last and len(body) <= self._most_parts()):
+            self._parts = PartsCounter(self._call.scope, self._most_parts)
+        if self._parts is not None and (denial := self._parts.refused(body, last=last)) is not None:
             self._call.refuse(denial)
             raise EndedError
         if last:
@@ -262,10 +267,17 @@ class _Watch:
             # Some endpoints send headers and a first event before the executor has started: wait for it.
             self._held.append(message)
             return
-        waiting, self._held = [*self._held, message], []
-        for one in waiting:
+        if self._held:
+            await self._release()
+        if not self.refused:
+            await self._forward(message)
+
+    async def _release(self) -> None:
+        """Send what was held back."""
+        held, self._held = self._held, []
+        for message in held:
             if not self.refused:
-                await self._forward(one)
+                await self._forward(message)
 
     def _awaits_more(self, *, starts: bool) -> bool:
         """Return whether headers have to wait for the first content, or for the beginning of the answer.
@@ -297,9 +309,7 @@ class _Watch:
     async def _keep_alive(self, comment: Message) -> None:
         """Send a comment at once, after the headers: the client waits for a sign of life."""
         self._early = True
-        held, self._held = self._held, []
-        for message in held:
-            await self._forward(message)
+        await self._release()
         await self._send(comment)
 
     async def _ends_early(self, start: Message, message: Message) -> bool:
@@ -410,9 +420,11 @@ def _peer(scope: Scope, receive: Receive) -> str | None:
     uvicorn puts into the scope what ``X-Forwarded-For`` says where it trusts the peer; by default every peer on the same
     machine, so that any client of a proxy there could name its address. Its own transport knows better.
     """
-    transport = getattr(getattr(receive, "__self__", None), "transport", None)
-    if (extra := getattr(transport, "get_extra_info", None)) is not None:
-        address = extra("peername")
+    try:
+        address = receive.__self__.transport.get_extra_info("peername")  # type: ignore[attr-defined]  # see has_gone
+    except AttributeError:
+        pass
+    else:
         return str(address[0]) if isinstance(address, tuple) and address else None
     if any(name == _FORWARDED_FOR for name, _ in scope["headers"]):
         return None  # another server: whether the header has been applied is not known

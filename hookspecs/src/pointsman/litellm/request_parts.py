@@ -43,8 +43,6 @@ class PartsCounter:
             piece: The next piece of its body.
             last: Whether nothing follows.
         """
-        if last and not self._pieces and len(piece) <= self._most():
-            return None
         if self._is_form is None:
             self._is_form = _is_form(self._scope)
         if self._is_form:

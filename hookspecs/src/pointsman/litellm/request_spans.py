@@ -149,6 +149,8 @@ class FrameworkTelemetry:
     def __init__(self, original: Any, spans: RequestSpans) -> None:
         self._original = original
         self._spans = spans
+        #: Asked for each request.
+        self.enabled = original.enabled
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._original, name)

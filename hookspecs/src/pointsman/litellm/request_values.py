@@ -225,13 +225,17 @@ def provider_headers(*sources: Any) -> dict[str, str]:
     for source in sources:
         if not source:
             continue
+        prefixed, others = {}, {}
         try:
-            named = {str(name).lower(): str(value) for name, value in dict(source).items()}
+            for given, value in dict(source).items():
+                name = str(given).lower()
+                if name.startswith(_PREFIX):
+                    prefixed[name.removeprefix(_PREFIX)] = str(value)
+                elif not name.startswith(_LITELLMS):
+                    others[name] = str(value)
         except (TypeError, ValueError):
             continue
-        prefixed = {name.removeprefix(_PREFIX): value for name, value in named.items() if name.startswith(_PREFIX)}
-        found = prefixed or {name: value for name, value in named.items() if not name.startswith(_LITELLMS)}
-        if found:
+        if found := prefixed or others:
             return without_credentials(found)
     return {}
 

@@ -82,7 +82,7 @@ def of_providers(guard: Guard, authenticated: Authenticated) -> tuple[Patch, ...
                 where="litellm.proxy.utils.ProxyLogging",
                 expected=an_async_function(),
                 consequence=broken,
-                replace=lambda original: _noting_callbacks(original, guard),
+                replace=guard.around_callbacks,
             )
             for name in ("pre_call_hook", "during_call_hook")
         ),
@@ -149,10 +149,9 @@ def _guarded_send(send: Any, guard: Guard) -> Any:
     async def guarded(
         self: httpx.AsyncClient, request: httpx.Request, *, stream: bool = False, **kwargs: Any
     ) -> httpx.Response:
-        guard.sending(self)
-        call = current_call.get()
+        call = guard.sending(self)
         response: httpx.Response
-        if call is None or guard.is_internal(self):
+        if call is None:
             response = await send(self, request, stream=stream, **kwargs)
             return response
         url = request.url
@@ -197,13 +196,6 @@ def _guarded_connection(connect: Any, guard: Guard) -> Any:
         return await connect(self, *args, **kwargs)
 
     return guarded
-
-
-def _noting_callbacks(hook: Any, guard: Guard) -> Any:
-    def noting(self: Any, *args: Any, **kwargs: Any) -> Awaitable[Any]:
-        return guard.in_callbacks(hook, self, *args, **kwargs)
-
-    return noting
 
 
 def _noting_cached(keep: Any, guard: Guard) -> Any:
