@@ -130,10 +130,17 @@ def test_only_azures_model_routers_have_its_fee(prices: Any, provider: str) -> N
     assert prices.CostMap().get(deployment, Usage(model="gpt-5-mini")).input_usd in {None, Decimal("2.5E-7")}
 
 
-def test_prices_are_made_anew_only_when_the_map_has_changed(prices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are looked up again after a while; what was changed meanwhile counts, also deep inside an entry."""
+@pytest.mark.parametrize("unset", [(), ("off_peak_pricing", "tiered_pricing")])
+def test_prices_are_made_anew_only_when_the_map_has_changed(
+    prices: Any, monkeypatch: pytest.MonkeyPatch, unset: tuple[str, ...]
+) -> None:
+    """They are looked up again after a while; what was changed meanwhile counts, also deep inside an entry.
+
+    LiteLLM's router writes fields without a value into the entries of the models that it serves.
+    """
     searches = {"search_context_size_medium": 0.01}
     entry = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "search_context_cost_per_query": searches}
+    entry |= dict.fromkeys(unset)
     monkeypatch.setattr(prices.litellm, "model_cost", {"m": entry})
     monkeypatch.setattr(prices.litellm, "get_model_info", lambda key, _: {"key": key, **entry})
     now = [0.0]

@@ -203,7 +203,7 @@ class CostMap:
         # What the operator has set holds for whatever comes of the deployment.
         price = replace(price, configured=source.configured, for_all_tiers=source.configured)
         price = _with_units(price, units)
-        if "off_peak_pricing" not in entry:
+        if not _has_hours(entry):
             if len(self._usual) >= _MOST_KEPT:
                 self._usual.clear()
             # A copy: who changes the map may change what is in it.
@@ -397,10 +397,15 @@ def _range_prices(entry: Mapping[str, Any], ranges: list[tuple[int, Mapping[str,
     return replace(prices[0][1], above=tuple(prices[1:]))
 
 
+def _has_hours(entry: Mapping[str, Any]) -> bool:
+    """Return whether prices may depend on the hour. LiteLLM's router writes the field without a value into what it serves."""
+    return entry.get("off_peak_pricing") is not None
+
+
 def _in_hours(entry: Mapping[str, Any], price: Price) -> Price:
     """Return the prices as they are now, where a provider charges less at some hours."""
     apply = getattr(calculation, "apply_off_peak_pricing", None)
-    if apply is None or "off_peak_pricing" not in entry:
+    if apply is None or not _has_hours(entry):
         return price
     usual = calculation.TokenRates(math.nan, math.nan, math.nan, math.nan, None)
     rates = apply(entry, None, usual)
