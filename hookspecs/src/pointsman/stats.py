@@ -191,8 +191,16 @@ class Sketch:
         """Add another one with the same buckets, both as they are at a moment."""
         if not other:
             return
-        scale = self._unit(at) * other._scale(at)
         weights = self._weights
+        if self.half_life_s is None and other.half_life_s is None:
+            # Written out: counts are summed up every second, and mostly there is nothing yet to add them to.
+            for index, weight in other._weights.items() if weights else ():
+                weights[index] = weights[index] + weight if index in weights else weight
+            self._weights = weights or other._weights.copy()
+            self._total += other._total
+            self._sum += other._sum
+            return
+        scale = self._unit(at) * other._scale(at)
         for index, weight in other._weights.items():
             weights[index] = weights.get(index, 0) + weight * scale
         self._total += other._total * scale

@@ -14,6 +14,7 @@ from pointsman.plugin import Extensions
 from pointsman.store import open_store
 from pointsman.testing import DEFAULT_DEPLOYMENTS, FakeClock, Harness, deployment, disconnect, error, ok
 from pointsman.types import Outcome, SignalStatus, Status
+from pointsman_signals import repository
 from pointsman_signals.dialects import DIALECTS, Dialect
 from pointsman_signals.plugin import plugin
 from pointsman_signals.repository import key_of
@@ -202,6 +203,24 @@ async def test_restarting_again_and_again_counts_nothing_twice(harness):
             await h.request()
             await h.restart()
         assert signal(h).extra["requests"] == 4
+
+
+async def test_what_a_worker_has_written_itself_is_not_read_again(harness, monkeypatch):
+    read = []
+    real = repository.record_from_json
+    monkeypatch.setattr(repository, "record_from_json", lambda *given: read.append(given) or real(*given))
+    async with harness([plugin]) as h:
+        for _ in range(4):
+            await h.request(script=ok(latency_s=0.1))
+            # Some are counted in slices of their own.
+            await h.clock.advance(40.0)
+        assert not read
+        before = {name: one.latency_ms for name, one in h.host.signals.all().items()}
+        await h.restart()
+        assert read
+        after = h.host.signals.all()
+        assert {name: one.latency_ms for name, one in after.items()} == before
+        assert sum(one.extra["requests"] for one in after.values()) == 4
 
 
 async def test_a_worker_that_died_loses_the_last_moments_only(harness):

@@ -198,7 +198,13 @@ class Repository:
         """Return the record to write; the state also learns from the present record."""
         window = Window(pending.slice_s)
         state.facts.clean()
-        present = record_from_json(before, pending.slice_s, self._tracker.rules) if before is not None else None
+        present = None
+        if isinstance(before, dict) and before.get("revision") == state.revision:
+            # What this worker itself has written or read: it knows all of it.
+            if state.base.slice_s == window.slice_s:
+                window.merge(state.base)
+        elif before is not None:
+            present = record_from_json(before, pending.slice_s, self._tracker.rules)
         if present is not None and present.deployment_id == state.id:
             state.reset_elsewhere(present.facts.reset_at)
             counts = present.facts.reset_at >= state.facts.reset_at

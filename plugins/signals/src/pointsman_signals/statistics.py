@@ -239,7 +239,7 @@ def quantiles(sketch: Sketch) -> Quantiles | None:
     p50, p95, p99 = values
     # From the buckets, like the quantiles: sums are not in the store, and all workers must report the same.
     count = int(sketch.weight())
-    mean = sum(weight * BUCKETS.middle(index) for index, weight in sorted(sketch.weights().items())) / count
+    mean = sum([weight * BUCKETS.middle(index) for index, weight in sorted(sketch.weights().items())]) / count
     return Quantiles(p50=p50, p95=p95, p99=p99, count=count, mean=mean)
 
 
