@@ -11,6 +11,7 @@ from pointsman.types import (
     ErrorClass,
     Identity,
     RequestContext,
+    Route,
     without_credentials,
 )
 
@@ -34,6 +35,14 @@ from pointsman.types import (
 )
 def test_an_error_status_has_one_class(status, expected):
     assert ErrorClass.of_status(status) is expected
+
+
+@pytest.mark.parametrize("fallbacks", [False, True])
+def test_a_route_is_executed_by_a_plugin_with_labels(fallbacks):
+    route = Route(target="chat", labels={"arm": "a"}, retries=1)
+    labels = {"arm": "a", "race": "chat"}
+    expected = Route(target="chat", labels=labels, retries=1, executor="racing", executes_fallbacks=fallbacks)
+    assert route.executed_by("racing", fallbacks=fallbacks, race="chat") == expected
 
 
 def test_credentials_are_removed_from_headers():

@@ -240,6 +240,13 @@ class PluginInfo:
                 raise ValueError(f"PluginInfo(name={self.name!r}): {names} names the plugin itself")
 
 
+class Timer(Protocol):
+    """A call that is due later."""
+
+    def cancel(self) -> object:
+        """Call nothing; harmless when it has been called."""
+
+
 class Clock(Protocol):
     """Time, which a test can control."""
 
@@ -251,6 +258,9 @@ class Clock(Protocol):
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call something later, in a context of its own, unless that is cancelled: for less than a task that sleeps."""
 
 
 class Tasks(Protocol):
@@ -626,6 +636,7 @@ __all__ = [
     "Signals",
     "Takeovers",
     "Tasks",
+    "Timer",
     "Tokenizer",
     "UnpricedModel",
     "Upstream",

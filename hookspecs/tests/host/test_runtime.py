@@ -8,6 +8,8 @@ import logging
 import os
 import subprocess
 import sys
+import weakref
+from contextvars import ContextVar, copy_context
 
 import pytest
 from hypothesis import given
@@ -400,6 +402,27 @@ async def test_the_real_environment_is_real():
     await clock.sleep(0.01)
     assert clock.monotonic() > before
     assert clock.now() > 1_700_000_000
+
+
+async def test_a_timer_of_the_systems_clock_keeps_nothing_of_its_callers_context():
+    """The event loop keeps a timer that was cancelled until it would have been due."""
+
+    class Body(dict):
+        """A request's body."""
+
+    held: ContextVar[Body | None] = ContextVar("held", default=None)
+    rung = asyncio.get_running_loop().create_future()
+
+    def request():
+        body = Body()
+        held.set(body)
+        SystemClock().call_later(3600.0, rung.cancel).cancel()
+        return weakref.ref(body)
+
+    gone = copy_context().run(request)
+    assert gone() is None
+    SystemClock().call_later(0.0, lambda: rung.set_result(held.get()))
+    assert await rung is None
 
 
 # -- start and stop ---------------------------------------------------------------------------------------------------

@@ -91,6 +91,29 @@ async def test_a_cancelled_sleeper_is_forgotten(fake_clock):
     assert task.cancelled()
 
 
+async def test_a_timer_calls_once_at_its_time_unless_it_is_cancelled(fake_clock):
+    called = []
+    for after_s in (2.0, 0.0, 1.0):
+        fake_clock.call_later(after_s, lambda after_s=after_s: called.append((after_s, fake_clock.monotonic())))
+    cancelled = fake_clock.call_later(1.5, lambda: called.append("cancelled"))
+    cancelled.cancel()
+    assert (called, fake_clock.sleeping) == ([], 2)
+    await fake_clock.advance(3.0)
+    assert called == [(0.0, 0.0), (1.0, 1.0), (2.0, 2.0)]
+    cancelled.cancel()
+    await fake_clock.advance(3.0)
+    assert (len(called), fake_clock.sleeping) == (3, 0)
+
+
+async def test_a_run_moves_the_clock_for_its_timers(fake_clock):
+    async def work():
+        rung = asyncio.get_running_loop().create_future()
+        fake_clock.call_later(5.0, lambda: rung.set_result(fake_clock.monotonic()))
+        return await rung
+
+    assert await fake_clock.run(work()) == 5.0
+
+
 async def test_the_clock_cannot_go_back(fake_clock):
     """A negative step is an error, and no sleep at all only lets others run."""
     with pytest.raises(ValueError, match="cannot go back"):

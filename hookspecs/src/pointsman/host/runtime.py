@@ -43,6 +43,11 @@ class SystemClock:
         """Wait."""
         return asyncio.sleep(seconds)
 
+    def call_later(self, seconds: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call something later, unless that is cancelled."""
+        # The event loop keeps cancelled timers for a while: not with the context, and so the request, of their caller.
+        return asyncio.get_running_loop().call_later(seconds, call, context=Context())
+
 
 #: Random digits that are not used yet. To ask the system for ten bytes at a time costs more than all the rest of an id.
 _DIGITS: Final[list[str]] = []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Coroutine
-from contextvars import ContextVar, copy_context
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+if TYPE_CHECKING:
+    from ..plugin import Timer
 
 T = TypeVar("T")
 
@@ -77,6 +80,17 @@ class FakeClock:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._sleepers, _Sleeper(self._elapsed_s + seconds, self._order, future, _driven.get()))
         await future
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> Timer:
+        """Call something when the clock has been moved this far, unless that is cancelled."""
+        loop = asyncio.get_running_loop()
+        if seconds <= 0:
+            return loop.call_soon(call, context=Context())
+        self._order += 1
+        future: asyncio.Future[None] = loop.create_future()
+        future.add_done_callback(lambda due: None if due.cancelled() else call(), context=Context())
+        heapq.heappush(self._sleepers, _Sleeper(self._elapsed_s + seconds, self._order, future, _driven.get()))
+        return future
 
     async def advance(self, seconds: float) -> None:
         """Move the clock, waking sleepers in the order of their time, and let what they do come to rest.

@@ -162,6 +162,16 @@ class Route:
         """Return the route with these labels added."""
         return replace(self, labels={**self.labels, **labels})
 
+    def executed_by(self, plugin: str, *, fallbacks: bool = False, **labels: str) -> Self:
+        """Return the route with its attempts made by a plugin's ``execute``, and with these labels added.
+
+        Args:
+            plugin: The plugin's name, ``Services.plugin``.
+            fallbacks: Whether it also makes the attempts in model groups that the gateway falls back to.
+            labels: The labels.
+        """
+        return replace(self, executor=plugin, executes_fallbacks=fallbacks, labels={**self.labels, **labels})
+
     def with_headers(self, headers: Mapping[str, str]) -> Self:
         """Return the route with these answer headers added."""
         return replace(self, headers={**self.headers, **headers})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Final
 
@@ -147,7 +147,7 @@ class RacedModels:
 
 
 def _executed(route: Route, raced: RacedModel, executor: str) -> Route:
-    return replace(route, labels={**route.labels, LABEL: raced.name}, executor=executor, executes_fallbacks=True)
+    return route.executed_by(executor, fallbacks=True, **{LABEL: raced.name})
 
 
 def line_up(

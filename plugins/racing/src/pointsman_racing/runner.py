@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar, copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pointsman.errors import UpstreamError
@@ -17,7 +18,7 @@ from pointsman.types import Attempt, Chunk, Deployment, ErrorClass, Outcome, Ups
 from .hedging import Entry, Fault, Lost, Plan, Race, Reason, Start, Won
 
 if TYPE_CHECKING:
-    from pointsman.plugin import Clock, UpstreamCall
+    from pointsman.plugin import Clock, Timer, UpstreamCall
 
 log: Final = logging.getLogger("pointsman.racing")
 
@@ -170,7 +171,7 @@ class RaceRunner:
         self._begun_s = clock.monotonic()
         self._events: deque[Callable[[], list[Start]]] = deque()
         self._changed: asyncio.Future[None] | None = None
-        self._alarm: asyncio.Task[None] | None = None
+        self._alarm: Timer | None = None
         self._alarm_ms: float | None = None
         self._rang_ms = 0.0
         self._closing: set[asyncio.Task[None]] = set()
@@ -197,7 +198,7 @@ class RaceRunner:
                 while self._events:
                     self._launch(self._events.popleft()())
                 if race.result is None:
-                    # A clock whose sleep ends slightly early must not make the race wait for a moment that has passed.
+                    # A timer that is slightly early must not make the race wait for a moment that has passed.
                     self._launch(race.tick(max(self.now_ms, self._rang_ms)))
         except BaseException:
             await self.abandon()
@@ -339,11 +340,11 @@ class RaceRunner:
             self._alarm.cancel()
         self._alarm, self._alarm_ms = None, due_ms
         if due_ms is not None:
-            self._alarm = asyncio.create_task(self._ring(due_ms), name="race alarm")
+            self._alarm = self._clock.call_later(max(0.0, (due_ms - self.now_ms) / 1000), partial(self._ring, due_ms))
 
-    async def _ring(self, due_ms: float) -> None:
-        await self._clock.sleep(max(0.0, (due_ms - self.now_ms) / 1000))
-        self._alarm_ms, self._rang_ms = None, max(self._rang_ms, due_ms)
+    def _ring(self, due_ms: float) -> None:
+        self._alarm = self._alarm_ms = None
+        self._rang_ms = max(self._rang_ms, due_ms)
         self._wake()
 
 

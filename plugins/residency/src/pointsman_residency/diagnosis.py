@@ -12,7 +12,7 @@ from pointsman.plugin import Remark
 from .servers import Listed, ModelServer, ServerError, Trouble
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from .slots import Model
 
@@ -26,6 +26,10 @@ class WallClock:
     now = staticmethod(time.time)
     monotonic = staticmethod(time.monotonic)
     sleep = staticmethod(asyncio.sleep)
+
+    def call_later(self, seconds: float, call: Callable[[], object]) -> asyncio.TimerHandle:
+        """Call something later, unless that is cancelled."""
+        return asyncio.get_running_loop().call_later(seconds, call)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
