@@ -129,6 +129,26 @@ async def test_what_one_turn_of_the_loop_asks_for_is_one_transaction(made, path)
     assert lines(path) == list("abcd")
 
 
+async def test_work_that_nothing_waits_for_does_not_wake_the_loop(made, path, monkeypatch):
+    thread = made()
+    await thread.open()
+    loop, woken = asyncio.get_running_loop(), []
+    wake = loop.call_soon_threadsafe
+
+    def counted(callback, *args):
+        woken.append(callback)
+        return wake(callback, *args)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    for line in "ab":
+        thread.send(line)
+        await asyncio.sleep(0.02)
+    assert await thread.ask("c") == 3
+    assert len(woken) == 1
+    await thread.close()
+    assert lines(path) == list("abc")
+
+
 async def unhurried_line(thread, line, seconds):
     with unhurried(seconds):
         return await thread.ask(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeAlias, TypeVar
 
 from ..errors import StoreCorrupt, StoreError, StoreUnavailable
@@ -83,9 +83,8 @@ class DiskStore(EmbeddedStore):
         """Finish everything that was asked for, then close the database."""
         await self._thread.close()
 
-    async def _carry_out(self, step: Step[T]) -> T:
-        result: T = await self._thread.ask(step)
-        return result
+    def _carry_out(self, step: Step[T]) -> Awaitable[T]:
+        return self._thread.submit(step)
 
     async def _scan(self, prefix: str) -> list[tuple[str, str]]:
         pairs: list[tuple[str, str]] = await self._thread.ask(Scan(prefix))

@@ -8,7 +8,7 @@ whole, so a backend may carry out many steps in one transaction without one of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeAlias, TypeVar
 
 from . import json
@@ -163,7 +163,7 @@ class EmbeddedStore(ABC):
     """
 
     @abstractmethod
-    async def _carry_out(self, step: Step[T]) -> T:
+    def _carry_out(self, step: Step[T]) -> Awaitable[T]:
         """Carry out a step, alone or together with others, and return its result."""
 
     @abstractmethod

@@ -31,6 +31,8 @@ _NO_VALUE: Final = "None means 'no value' and cannot be stored: delete the key i
 
 def check_key(key: str) -> None:
     """Refuse what is not a key: see ``protocol``."""
+    if type(key) is str and 0 < len(key) <= MAX_KEY_CHARS and key.isascii() and "\0" not in key:
+        return  # as nearly all are
     if not isinstance(key, str):
         raise ValueError(f"a store key is text, not {type(key).__name__}")  # noqa: TRY004 - the protocol promises ValueError
     if not 0 < len(key) <= MAX_KEY_CHARS:

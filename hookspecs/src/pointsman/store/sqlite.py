@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from .. import deadline
 
@@ -176,18 +176,10 @@ def _because(failure: Exception, err: BaseException) -> Exception:
     return failure
 
 
-class _Job(NamedTuple):
-    """Work for the thread, and the caller's future for the outcome; None if the caller does not wait."""
-
-    work: Any
-    future: asyncio.Future[Any] | None
-
-
-class _Asked(NamedTuple):
-    """A call that waits, and when its time is over, in seconds of the loop's clock."""
-
-    future: asyncio.Future[Any]
-    due: float
+#: Work for the thread, and the caller's future for the outcome; None if the caller does not wait.
+_Job: TypeAlias = "tuple[Any, asyncio.Future[Any] | None]"
+#: The future of a call that waits, and when its time is over, in seconds of the loop's clock.
+_Asked: TypeAlias = tuple[asyncio.Future[Any], float]
 
 
 class SqliteThread(Generic[W]):
@@ -251,7 +243,7 @@ class SqliteThread(Generic[W]):
         """Change the longest time that a call may take, also for the calls that wait now."""
         self._timeout_s = timeout_s
         latest = self._loop.time() + timeout_s
-        self._asked = deque(asked._replace(due=min(asked.due, latest)) for asked in self._asked)
+        self._asked = deque((future, min(due, latest)) for future, due in self._asked)
         self._watch()
 
     async def ask(self, work: W) -> Any:
@@ -259,22 +251,26 @@ class SqliteThread(Generic[W]):
 
         It is carried out even if the caller stops waiting or gets no answer in time.
         """
+        return await self.submit(work)
+
+    def submit(self, work: W) -> asyncio.Future[Any]:
+        """Carry out work; return the future of what ``ask`` returns or raises, without a coroutine around it."""
         if self._closed is not None:
             raise self._unavailable(f"{self._where} has been closed")
         future: asyncio.Future[Any] = self._loop.create_future()
         asked = self._asked
-        while asked and asked[0].future.done():
+        while asked and asked[0][0].done():
             asked.popleft()
-        asked.append(_Asked(future, self._loop.time() + self._timeout_s))
+        asked.append((future, self._loop.time() + self._timeout_s))
         if not self._watching:
             self._watch()
-        self._take(_Job(work, future))
-        return await future
+        self._take((work, future))
+        return future
 
     def send(self, work: W) -> None:
         """Carry out work without waiting for it; an error of it is logged. Does nothing once this is closed."""
         if self._closed is None:
-            self._take(_Job(work, None))
+            self._take((work, None))
 
     def close_soon(self) -> None:
         """Close the database when everything that was asked for is done. Harmless when it has been called before."""
@@ -324,16 +320,16 @@ class SqliteThread(Generic[W]):
 
     def _watch(self) -> None:
         """Look again when the time of the oldest call that waits is over; one timer is enough, since all have the same time."""
-        while self._asked and self._asked[0].future.done():
+        while self._asked and self._asked[0][0].done():
             self._asked.popleft()
         self._watching = bool(self._asked)
         if self._asked:
-            oldest = self._asked[0]
-            deadline.Timer(self._loop, max(0.0, oldest.due - self._loop.time()), lambda: self._overdue(oldest.due))
+            _, due = self._asked[0]
+            deadline.Timer(self._loop, max(0.0, due - self._loop.time()), lambda: self._overdue(due))
 
     def _overdue(self, due: float) -> None:
-        while self._asked and self._asked[0].due <= due:
-            future = self._asked.popleft().future
+        while self._asked and self._asked[0][1] <= due:
+            future, _ = self._asked.popleft()
             if not future.done():
                 future.set_exception(self._unavailable(self._silence))
         self._watch()
@@ -358,8 +354,8 @@ class SqliteThread(Generic[W]):
             jobs = [job for turn in waiting if turn is not None for job in turn]
             closing = None in waiting
             if jobs:
-                outcomes = session.carry_out([job.work for job in jobs])
-                listening = self._answer([job.future for job in jobs], outcomes)
+                outcomes = session.carry_out([work for work, _ in jobs])
+                listening = self._answer([future for _, future in jobs], outcomes)
         session.close()
         if listening:
             self._answer([self._closed], [Outcome(None)])
@@ -368,6 +364,8 @@ class SqliteThread(Generic[W]):
         """Give the callers their outcomes, all in one go; False when their event loop is gone."""
         for lost in {str(error) for future, (_, error) in zip(futures, outcomes, strict=True) if error and not future}:
             self._log.warning("%s", lost)
+        if not any(futures):
+            return not self._loop.is_closed()  # nothing waits, so the loop is not woken
         try:
             self._loop.call_soon_threadsafe(_resolve, futures, outcomes)
         except RuntimeError:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from ..errors import Conflict, StoreError
 from . import json
@@ -38,40 +38,43 @@ class ScopedStore:
         self._store = store
         self._prefix = prefix
 
-    async def get(self, key: str) -> JSON:
+    # Plain functions, which return the store's own coroutines: requests make several of these calls.
+
+    def get(self, key: str) -> Coroutine[Any, Any, JSON]:
         """See ``StateStore.get``."""
-        return await self._store.get(self._full(key))
+        return self._store.get(self._full(key))
 
-    async def get_many(self, keys: Sequence[str]) -> list[JSON]:
+    def get_many(self, keys: Sequence[str]) -> Coroutine[Any, Any, list[JSON]]:
         """See ``StateStore.get_many``."""
-        return await self._store.get_many([self._full(key) for key in keys])
+        return self._store.get_many([self._full(key) for key in keys])
 
-    async def put(self, key: str, value: JSON, *, ttl_s: float | None = None) -> None:
+    def put(self, key: str, value: JSON, *, ttl_s: float | None = None) -> Coroutine[Any, Any, None]:
         """See ``StateStore.put``."""
-        await self._store.put(self._full(key), value, ttl_s=ttl_s)
+        return self._store.put(self._full(key), value, ttl_s=ttl_s)
 
-    async def delete(self, key: str) -> bool:
+    def delete(self, key: str) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.delete``."""
-        return await self._store.delete(self._full(key))
+        return self._store.delete(self._full(key))
 
-    async def compare_and_set(self, key: str, expected: JSON, value: JSON, *, ttl_s: float | None = None) -> bool:
+    def compare_and_set(
+        self, key: str, expected: JSON, value: JSON, *, ttl_s: float | None = None
+    ) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.compare_and_set``."""
-        return await self._store.compare_and_set(self._full(key), expected, value, ttl_s=ttl_s)
+        return self._store.compare_and_set(self._full(key), expected, value, ttl_s=ttl_s)
 
-    async def add(self, key: str, amount: int = 1, *, ttl_s: float | None = None) -> int:
+    def add(self, key: str, amount: int = 1, *, ttl_s: float | None = None) -> Coroutine[Any, Any, int]:
         """See ``StateStore.add``."""
-        return await self._store.add(self._full(key), amount, ttl_s=ttl_s)
+        return self._store.add(self._full(key), amount, ttl_s=ttl_s)
 
     async def scan(self, prefix: str) -> list[tuple[str, JSON]]:
         """See ``StateStore.scan``."""
         pairs = await self._store.scan(self._prefix + prefix)
         return [(key.removeprefix(self._prefix), value) for key, value in pairs]
 
-    async def update(self, update: Update) -> bool:
+    def update(self, update: Update) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.update``."""
-        return await self._store.update(
-            replace(
-                update,
+        return self._store.update(
+            Update(
                 checks=self._full_names(update.checks),
                 puts=self._full_names(update.puts),
                 deletes=[self._full(key) for key in update.deletes],
@@ -79,13 +82,13 @@ class ScopedStore:
             )
         )
 
-    async def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> JSON:
+    def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> Coroutine[Any, Any, JSON]:
         """See ``StateStore.run``."""
-        return await self._store.run(op, [self._full(key) for key in keys], args)
+        return self._store.run(op, [self._full(key) for key in keys], args)
 
-    async def ping(self) -> None:
+    def ping(self) -> Coroutine[Any, Any, None]:
         """See ``StateStore.ping``."""
-        await self._store.ping()
+        return self._store.ping()
 
     async def close(self) -> None:
         """Do nothing: the code that opened the whole store closes it."""

@@ -86,7 +86,7 @@ class Outbox:
         Raises:
             OutboxUnavailable: it was not carried out, or there was no answer in time.
         """
-        result: T = await self._thread.ask(_Work(call, writes=True))
+        result: T = await self._thread.submit(_Work(call, writes=True))
         return result
 
     async def append(self, bills: Sequence[Bill], *, holder: str | None = None) -> list[bool]:
@@ -100,7 +100,7 @@ class Outbox:
             OutboxUnavailable: as for ``write``.
         """
         work = _Work(lambda db: db.append(bills, holder=holder), writes=True, bills=bills, holder=holder)
-        result: list[bool] = await self._thread.ask(work)
+        result: list[bool] = await self._thread.submit(work)
         return result
 
     async def read(self, call: Callable[[Database], T]) -> T:
@@ -109,7 +109,7 @@ class Outbox:
         Raises:
             OutboxUnavailable: not possible.
         """
-        result: T = await self._thread.ask(_Work(call, writes=False))
+        result: T = await self._thread.submit(_Work(call, writes=False))
         return result
 
     def write_soon(self, call: Callable[[Database], object]) -> None:
