@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pointsman.types import Price, Usage
-from pointsman_billing import bill
+from pointsman_billing import aggregates, bill
 from pointsman_billing.aggregates import DIMENSIONS, SUMS, Span
 from pointsman_billing.database import Database, sink_lock
 from pointsman_billing.errors import OutboxFull, OutboxUnavailable
@@ -483,6 +483,14 @@ def test_writing_bills_takes_few_statements_however_many_they_are(database: Data
     database.append([a_bill(100 + number) for number in range(bills)])
     database._connection.set_trace_callback(None)
     assert len(statements) <= (6 if bills < 32 else 12), statements
+
+
+@pytest.mark.parametrize("apart_s", [0.0, 0.3, 7.3, 400.0])
+def test_sums_by_quarter_are_those_by_second_added_up(apart_s: float) -> None:
+    bills = [a_bill(number, at=1_750_000_000.0 + number * apart_s) for number in range(100)]
+    by_second = aggregates.of_bills(bills, 1)
+    assert aggregates.coarser(by_second, aggregates.QUARTER_S) == aggregates.of_bills(bills, aggregates.QUARTER_S)
+    assert by_second == aggregates.of_bills(bills, 1)
 
 
 def test_many_sums_at_once_are_added(tmp_path: Path) -> None:

@@ -101,6 +101,14 @@ def of_bills(bills: Iterable[Bill], step_s: int) -> dict[Key, list[int | Decimal
     return sums
 
 
+def coarser(sums: Mapping[Key, list[int | Decimal]], step_s: int) -> dict[Key, list[int | Decimal]]:
+    """Return the sums for each ``step_s`` seconds, of those for each of a part of them."""
+    found: dict[Key, list[int | Decimal]] = {}
+    for (start, *rest), values in sums.items():
+        add(_row(found, (int(start) // step_s * step_s, *rest)), values)
+    return found
+
+
 def _row(sums: dict[Key, list[int | Decimal]], key: Key) -> list[int | Decimal]:
     return sums.setdefault(key, empty())
 
@@ -120,7 +128,8 @@ def add(row: list[int | Decimal], values: Sequence[Any]) -> None:
 def add_money(row: list[int | Decimal], amounts: Iterable[Decimal | str]) -> None:
     """Add amounts, in the order of ``MONEY``, to a row."""
     for index, amount in enumerate(amounts, len(COUNTS)):
-        if amount != "0":
+        # Most are nothing. To compare a decimal with text takes long.
+        if amount != "0" if isinstance(amount, str) else amount:
             row[index] = CONTEXT.add(Decimal(row[index]), Decimal(amount))
 
 

@@ -20,7 +20,19 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
 from pointsman.store.sqlite import alone_in_opening, file_numbers, in_parts
 
 from . import pricing
-from .aggregates import COUNTS, DIMENSIONS, MONEY, QUARTER_S, Key, add, add_money, empty, of_bills, of_first_version
+from .aggregates import (
+    COUNTS,
+    DIMENSIONS,
+    MONEY,
+    QUARTER_S,
+    Key,
+    add,
+    add_money,
+    coarser,
+    empty,
+    of_bills,
+    of_first_version,
+)
 from .bill import Bill
 from .errors import OutboxFull, OutboxUnavailable
 from .events import BillEvent
@@ -370,8 +382,8 @@ class Database:
         longer than the rows do.
         """
         for some in in_parts(rows, _MOST_ROWS):
-            marks = ", ".join([f"({_marks(len(some[0]))})"] * len(some))
-            self._connection.execute(f"{into} VALUES {marks} {on_conflict}", [value for row in some for value in row])
+            statement = _insert_values(into, len(some[0]), len(some), on_conflict)
+            self._connection.execute(statement, [value for row in some for value in row])
 
     def announced(self, request_ids: Sequence[str]) -> None:
         """Note that what was spent has been announced."""
@@ -672,7 +684,15 @@ def _events(heads: str, bodies: str | None) -> tuple[tuple[int, BillEvent], ...]
 
 def _sums_of(bills: Collection[Bill]) -> dict[str, _Sums]:
     """Return the sums of bills for each table."""
-    return {table: of_bills(bills, step_s) for table, step_s in STEPS_S.items()}
+    seconds = of_bills(bills, 1)
+    return {table: seconds if step_s == 1 else coarser(seconds, step_s) for table, step_s in STEPS_S.items()}
+
+
+@cache
+def _insert_values(into: str, width: int, count: int, on_conflict: str) -> str:
+    """Return the statement that inserts this number of rows of this number of values."""
+    rows = ", ".join([f"({_marks(width)})"] * count)
+    return f"{into} VALUES {rows} {on_conflict}"
 
 
 @cache
