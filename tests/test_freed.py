@@ -81,7 +81,7 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxyServer]:
             },
         }
         env = {"LEFT_BEHIND": str(directory / "left.json"), "OTEL_EXPORTER_OTLP_ENDPOINT": None}
-        with ProxyServer(config, directory / "proxy", env=env, python_path=(library,), fresh=True) as running:
+        with ProxyServer(config, directory / "proxy", env=env, python_path=(library,)) as running:
             yield running
 
 

@@ -127,7 +127,7 @@ def known(proxy: ProxyServer) -> dict[str, int]:
 
 def test_under_load_nothing_fails_and_every_request_is_settled_and_billed_once(tmp_path: Path) -> None:
     """By HTTP, by SIGHUP and by command; a file that is wrong changes nothing."""
-    with Rig(tmp_path, model_list, plugins=plugins(tmp_path), fresh=True) as rig:
+    with Rig(tmp_path, model_list, plugins=plugins(tmp_path)) as rig:
         proxy = rig.proxy
         for model in ("gpt-4o-mini", "gpt-4o"):
             rig.upstream.behave(model, Behaviour(latency=Delay(median_ms=60), tokens=10))
@@ -200,7 +200,7 @@ def client_reload(proxy: ProxyServer) -> dict[str, Any]:
 
 
 def test_every_worker_follows_the_one_that_was_asked(tmp_path: Path) -> None:
-    with Rig(tmp_path, model_list, plugins=plugins(tmp_path), workers=2, fresh=True) as rig:
+    with Rig(tmp_path, model_list, plugins=plugins(tmp_path), workers=2) as rig:
         proxy = rig.proxy
         rig.upstream.behave("gpt-4o-mini", Behaviour(latency=Delay(median_ms=60), tokens=10))
         rig.upstream.behave("gpt-4o", Behaviour(latency=Delay(median_ms=60), tokens=10))

@@ -62,7 +62,7 @@ def counting(config: Mapping[str, Any], directory: Path) -> ProxyServer:
         "OWN_CALLS": str(directory / "calls.json"),
         "OTEL_EXPORTER_OTLP_ENDPOINT": None,
     }
-    return ProxyServer(config, directory, env=env, python_path=(library,), fresh=True)
+    return ProxyServer(config, directory, env=env, python_path=(library,))
 
 
 def per_request(proxy: ProxyServer, path: str, body: Mapping[str, Any]) -> int:

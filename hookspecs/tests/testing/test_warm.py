@@ -75,6 +75,21 @@ def test_a_fork_is_what_a_real_start_is(tmp_path):
         assert killed.stop(signal.SIGKILL) == -signal.SIGKILL
 
 
+def test_several_workers_are_forks_too(tmp_path):
+    """Each starts as LiteLLM does, and all end with their supervisor, with the code of a real start."""
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "shows.py").write_text(CALLBACKS)
+    config = {"model_list": [MODEL], "litellm_settings": {"callbacks": ["shows.handler"]}}
+    with ProxyServer(config, tmp_path / "proxy", workers=2, python_path=(tmp_path / "library",)) as proxy:
+        assert isinstance(proxy._process, warm.Forked)
+        # A supervisor that spawns has one more, for semaphores.
+        workers = [int(pid) for pid in Path(f"/proc/{proxy.pid}/task/{proxy.pid}/children").read_text().split()]
+        assert len(workers) == 2
+        assert proxy.log().count("SHOWN") == 2
+    assert proxy.stop() == 0
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists() and not zombie(pid)]
+
+
 @pytest.mark.parametrize(("name", "value"), [("LITELLM_LOG", "ERROR"), ("LITELLM_OTEL_V2", "true")])
 def test_a_variable_that_litellm_reads_at_import_needs_a_real_start(tmp_path, name, value):
     proxy = ProxyServer({"model_list": [MODEL]}, tmp_path, env={name: value})

@@ -72,7 +72,7 @@ class ProxyServer:
         self.config_path = directory / "litellm.yaml"
         self._env = dict(env or {})
         self._python_path = python_path
-        self._fresh = fresh or python is not None or workers > 1
+        self._fresh = fresh or python is not None
         self._python = Path(sys.executable) if python is None else python
         self._may_end = False
         self._logged_before = 0

@@ -5,9 +5,11 @@ for a whole run of tests, pytest-xdist's workers included; each proxy is a fork 
 environment, working directory, module path, log and session of a real start, and then runs LiteLLM's own command. The
 parent has one thread and nothing of Pointsman's.
 
-A fork is not a real start in one way: all proxies of a run share one hash seed. A variable that LiteLLM has read while it
-was imported cannot be changed any more: such a proxy is started for real, and so are one with several workers, which uvicorn
-spawns, and everything where there is no Linux.
+The workers of a proxy with several, which uvicorn spawns after a real start, are forks of the proxy in the same way.
+
+A fork is not a real start in two ways: all proxies of a run share one hash seed, and of several workers what is registered
+with ``atexit`` does not run. A variable that LiteLLM has read while it was imported cannot be changed any more: such a proxy is
+started for real, and so is everything where there is no Linux.
 
 Run as a file, not as a module, so that nothing of Pointsman's is imported; it uses the standard library alone.
 """
@@ -17,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import importlib
 import json
+import multiprocessing
 import os
 import selectors
 import signal
@@ -377,6 +381,12 @@ def _become(job: Job) -> None:
     modules = filter(None, job.env.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:0] = [str(Path("../..").resolve()), str(Path(job.argv[0]).parent), *modules]
     sys.argv[:] = job.argv
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")  # of the module path of now
+    # Spawned, each worker would import LiteLLM again.
+    from uvicorn import _subprocess  # noqa: PLC0415  # not before LiteLLM
+
+    _subprocess.spawn = multiprocessing.get_context("fork")  # type: ignore[assignment]  # it has the same methods
 
 
 def main() -> None:
