@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -35,24 +37,41 @@ os.environ.setdefault("JITTER", "0.015")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that divides the cases."""
+    """Add the option that chooses some of all cases."""
     parser.addoption(
-        "--cases",
+        "--sample",
         metavar="NUMBER/OF",
         default="1/1",
-        help="run one part of all cases: 1/2 every second of them, 2/2 the others",
+        help="run each test with several cases with one of them, and one of so many parts of the others; "
+        "samples of other numbers have other cases and tests",
     )
 
 
-def chosen(items: list[pytest.Item], part: str) -> list[pytest.Item]:
-    """Return one of several parts of all cases, disjoint ones; in the order that spares fixtures, which pytest has made."""
-    number, of = map(int, part.split("/"))
-    # The cases of a test follow one another: one with several has some in each part.
+def chosen(items: list[pytest.Item], sample: str) -> list[pytest.Item]:
+    """Return a sample of all cases, disjoint with the others; in the order that spares fixtures, which pytest has made.
+
+    Every test with as many cases as there are samples has one in each; of those with fewer, each sample has its part.
+    """
+    number, of = map(int, sample.split("/"))
+    if of == 1:
+        return items
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
-    kept = set(list(itertools.chain.from_iterable(cases.values()))[number - 1 :: of])
+    kept = {found[(2 * number - 1) * len(found) // (2 * of)] for found in cases.values() if len(found) >= of}
+    few = itertools.chain.from_iterable(found for found in cases.values() if len(found) < of)
+    kept.update(list(few)[number - 1 :: of])
     return [item for item in items if item in kept]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect without the garbage collector, which would look again and again at what all stays."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(trylast=True)  # of the cases that are left
@@ -63,7 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Of each kind, files whose tests may take long come first, and those with proxies end earlier: no worker is left alone
     with a long one at the end.
     """
-    kept = chosen(items, config.getoption("--cases"))
+    kept = chosen(items, config.getoption("--sample"))
     if left_out := set(items) - set(kept):
         config.hook.pytest_deselected(items=list(left_out))
 
