@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pointsman.store.memory import MemoryStore
 from pointsman.testing import FakeClock
 from pointsman_billing.errors import OutboxUnavailable
 from pointsman_billing.held import Held
-from pointsman_billing.neighbours import Neighbours
+from pointsman_billing.neighbours import LOOK_S, Neighbours
 from pointsman_billing.outbox import Outbox
 
 from .outbox_writer import MB, a_bill
@@ -43,10 +45,22 @@ class Setup:
     """An outbox with two bills that a dead worker holds, and the worker that finds them."""
 
     def __init__(self, outbox: Outbox) -> None:
-        self.outbox, self.takeovers, self.tasks = outbox, Takeovers(), []
+        self.outbox, self.takeovers, self.tasks, self.clock = outbox, Takeovers(), [], FakeClock(1000.0)
         spawn = SimpleNamespace(spawn=lambda work, **_: self.tasks.append(asyncio.ensure_future(work)))
-        services: Any = SimpleNamespace(worker="mine", takeovers=self.takeovers, tasks=spawn, clock=FakeClock(1000.0))
-        self.held = Held(outbox, services, lambda: None, Neighbours(outbox, services, "machine", "mine"))
+        self.store = MemoryStore(clock=self.clock.now)
+        services: Any = SimpleNamespace(
+            worker="mine", takeovers=self.takeovers, tasks=spawn, clock=self.clock, store=self.store
+        )
+        self.neighbours = Neighbours(outbox, services, "machine", "mine")
+        self.held = Held(outbox, services, lambda: None, self.neighbours)
+
+    async def look(self, *elsewhere: str, times: int = 3) -> None:
+        """Look for other users of the outbox; these note themselves in the store alone, as with a copy."""
+        for _ in range(times):
+            known = {worker: int(self.clock.now()) for worker in elsewhere}
+            await self.store.put("users/machine", known | ((await self.store.get("users/machine")) or {}) | known)
+            await self.neighbours.look()
+            await self.clock.advance(LOOK_S)
 
     async def come_back(self) -> None:
         """Settle the requests here, as a worker does to which their row has come back."""
@@ -61,14 +75,20 @@ class Setup:
         return {json.loads(event.body)["request_id"] for _, event in batch.events}
 
 
-@pytest.fixture
-async def left(tmp_path: Path) -> AsyncIterator[Setup]:
+async def opened(tmp_path: Path) -> AsyncGenerator[Setup, None]:
     outbox = Outbox(tmp_path / "outbox", sinks=["a"], fsync=False, timeout_s=5.0, max_bytes=100 * MB)
     await outbox.open()
     await outbox.write(lambda db: db.join("a", from_now=False))
     await outbox.append([a_bill(1), a_bill(2)], holder="dead")
     yield Setup(outbox)
     await outbox.close()
+
+
+@pytest.fixture
+async def left(tmp_path: Path) -> AsyncIterator[Setup]:
+    async for setup in opened(tmp_path):
+        await setup.look()
+        yield setup
 
 
 async def test_what_another_machine_bills_goes_and_the_rest_counts(left: Setup) -> None:
@@ -113,7 +133,7 @@ async def test_what_comes_back_before_the_outbox_could_remove_it_stays(
 
 
 @pytest.mark.parametrize(
-    ("store", "at", "released"), [("other", 990, False), ("other", 900, True), ("mine", 990, True)]
+    ("store", "at", "released"), [("other", 1020, False), ("other", 930, True), ("mine", 1020, True)]
 )
 async def test_what_a_gateway_with_another_store_may_hold_is_left_to_it(
     left: Setup, store: str, at: int, released: bool
@@ -122,3 +142,26 @@ async def test_what_a_gateway_with_another_store_may_hold_is_left_to_it(
     await left.outbox.write(lambda db: db.used(store, "other", at))
     await left.held.resolve()
     assert bool(await left.deliverable()) is released
+
+
+async def test_what_a_gateway_with_a_copy_has_as_well_is_decided_on_once(left: Setup) -> None:
+    """What a dead worker had held waits until the copy is out of use; what a worker holds that lives is its own there."""
+    await left.outbox.append([a_bill(3)], holder="there")
+    await left.look("there")
+    await left.held.resolve()
+    assert await left.deliverable() == set()
+    assert await left.holders() == {"dead": IDS}, "the other is discarded"
+    await left.look(times=5)
+    await left.held.resolve()
+    assert await left.deliverable() == set(IDS)
+
+
+async def test_bills_of_the_dead_wait_until_a_copy_would_have_been_seen(tmp_path: Path) -> None:
+    async with contextlib.aclosing(opened(tmp_path)) as setups:
+        setup = await anext(setups)
+        for _ in range(3):
+            await setup.held.resolve()
+            assert await setup.deliverable() == set()
+            await setup.look(times=1)
+        await setup.held.resolve()
+        assert await setup.deliverable() == set(IDS)

@@ -87,7 +87,12 @@ class Held:
             self._taken = [id_ for id_ in self._taken if id_ in taken]
         await self.flush()
         held = await self._outbox.read(lambda db: db.held_by_others(self._services.worker))
-        if held and await self._neighbours.has_other_store():
+        for worker in held.keys() & self._neighbours.elsewhere:
+            ids = held.pop(worker)
+            log.warning("worker %s decides in another copy of the outbox on %d bills that it held", worker, len(ids))
+            await self._outbox.write(partial(_discard, worker, ids))
+            self._on_events()
+        if held and not await self._neighbours.are_known():
             return
         for worker, ids in held.items():
             if await self._services.takeovers.has_left(worker):
@@ -103,6 +108,10 @@ def _decide(worker: str, request_ids: Sequence[str], taken: Collection[str], db:
         _say_taken(len(gone))
     db.discard(gone)
     db.release([id_ for id_ in still if id_ not in taken])
+
+
+def _discard(worker: str, request_ids: Sequence[str], db: Database) -> None:
+    db.discard(db.held_by(worker, request_ids))
 
 
 def _say_taken(count: int) -> None:

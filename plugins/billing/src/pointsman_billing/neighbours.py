@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Interval at which a worker notes that it uses the outbox, in seconds.
 LOOK_S: Final = 10.0
+#: Looks after which a worker that lives has been seen to.
+_LOOKS: Final = 3
 #: How long such a note is believed, in seconds.
 _FRESH_S: Final = 3 * LOOK_S
 OTHER_STORE: Final = (
@@ -46,6 +48,7 @@ class Neighbours:
 
     Attributes:
         life: As given, or that of the store since it was emptied.
+        elsewhere: Workers that have been seen to use a copy of the outbox. What they held when it was copied is theirs.
     """
 
     def __init__(self, outbox: Outbox, services: Services, machine: str, life: str) -> None:
@@ -60,6 +63,8 @@ class Neighbours:
         self._former: set[str] = set()
         self._other_store = False
         self._copied = False
+        self._looks = 0
+        self.elsewhere: set[str] = set()
         self._stopped = asyncio.Event()
 
     def lives_on_as(self, life: str) -> None:
@@ -98,7 +103,10 @@ class Neighbours:
             return
         # Each worker notes itself in the outbox before the store.
         here = await self._outbox.write(lambda db: self._answered(db, life, now))
-        self._copied = any(self._there[one] < at and here.get(one, 0) < at for one, at in there.items())
+        elsewhere = {one for one, at in there.items() if self._there[one] < at and here.get(one, 0) < at}
+        self._copied = bool(elsewhere)
+        self.elsewhere |= elsewhere
+        self._looks += 1
 
     @staticmethod
     def _answered(db: Database, life: str, now: int) -> Mapping[str, int]:
@@ -115,12 +123,18 @@ class Neighbours:
 
         return await modify(self._services.store, self._key, noted, what="the users of the outbox")
 
-    async def has_other_store(self) -> bool:
-        """Return whether a gateway with another store may use the outbox: what its workers hold is not known here.
+    async def are_known(self) -> bool:
+        """Return whether all users of the outbox are known, and use this store and no copy.
+
+        What a gateway with another store holds is not known here; what a worker had held that has died, the gateway with
+        the copy has as well.
 
         Raises:
             OutboxUnavailable: the outbox cannot be read.
         """
+        return self._looks >= _LOOKS and not self._copied and not await self._has_other_store()
+
+    async def _has_other_store(self) -> bool:
         since, life = int(self._services.clock.now() - _FRESH_S), self.life
 
         def other(db: Database) -> bool:
