@@ -103,6 +103,33 @@ def test_an_ordering_option_is_refused(plugin, option):
     assert f"hook 'select' sets {option}; the order is that of the configuration" in refused(Mine, plugin)
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        "",
+        "ctx",
+        "attempt",
+        "answer",
+        "ctx, attempt",
+        "attempt, answer",
+        "ctx, answer",
+        "answer, ctx",
+        "ctx, attempt, answer",
+    ],
+)
+def test_an_implementation_gets_the_arguments_that_it_names(wanted):
+    """Whichever they are: the first, the last, those in between, with gaps, in another order."""
+    scope = {"hookimpl": hookimpl}
+    exec(
+        f"class Mine:\n  @hookimpl\n  def post_response({', '.join(filter(None, ('self', wanted)))}): return [{wanted}]",
+        scope,
+    )  # noqa: S102  # a class of this test
+    impl = implementations("mine", scope["Mine"](), PluginConfig())["post_response"]
+    given = {"ctx": 1, "attempt": 2, "answer": 3}
+    args = tuple(given.values())
+    assert impl.call(*args[impl.takes]) == [given[name] for name in wanted.split(", ") if name]
+
+
 async def test_arguments_may_be_left_out_and_reordered(harness, plugin):
     """An implementation takes the arguments it needs, in any order; inherited and static ones count too."""
     seen = []

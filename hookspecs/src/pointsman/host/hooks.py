@@ -285,7 +285,7 @@ class Hooks:
                 continue
             timing.calls += 1
             try:
-                coroutine = impl.call(*args[: impl.takes])
+                coroutine = impl.call(*args[impl.takes])
                 # As ``isolation.begin``, written out.
                 try:
                     yielded = coroutine.send(None)
@@ -382,7 +382,7 @@ class Hooks:
                     continue
                 timing.calls += 1
                 try:
-                    answer = impl.call(*args[: impl.takes])
+                    answer = impl.call(*args[impl.takes])
                 except BaseException as err:  # noqa: BLE001  # isolation: any fault of a plugin ends here
                     timing.held(perf_counter() - started)
                     self._failed(impl, request_id, err)
@@ -550,7 +550,8 @@ class Hooks:
         self, impl: Impl, ctx: RequestContext, attempt: Attempt, pieces: AsyncIterator[Mapping[str, Any]]
     ) -> AsyncIterator[Any] | None:
         """Ask one plugin for its stage of a stream; None leaves the stream as it is."""
-        made: object = timed(impl.call, impl.timing, *(ctx, attempt, pieces)[: impl.takes])
+        args: tuple[object, ...] = (ctx, attempt, pieces)
+        made: object = timed(impl.call, impl.timing, *args[impl.takes])
         if made is not None and not isinstance(made, AsyncIterator):
             raise TypeError(f"transform_stream returned {type(made).__name__}, not an async iterator or None")
         return made

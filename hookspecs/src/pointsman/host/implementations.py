@@ -55,12 +55,12 @@ _ARGS: Final = {hook.__name__: tuple(inspect.signature(hook).parameters) for hoo
 
 @dataclass(frozen=True, slots=True)
 class Impl:
-    """One plugin's implementation of one hook, ready to call with the first arguments of the specification, in order.
+    """One plugin's implementation of one hook, ready to call with those arguments of the specification that it takes.
 
     Attributes:
         plugin: The plugin.
-        call: The implementation: ``impl.call(*args[: impl.takes])``.
-        takes: How many arguments it takes; None: all.
+        call: The implementation: ``impl.call(*args[impl.takes])``.
+        takes: Which arguments it takes.
         on_failure: What becomes of a request when it fails.
         deadline_s: How long it may take, in seconds; None sets no limit.
         hook: The hook.
@@ -77,7 +77,7 @@ class Impl:
     suspend_after: int | None = None
     suspend_s: float = 30.0
     timing: Timing = field(default_factory=lambda: Timing("", ""), compare=False)
-    takes: int | None = None
+    takes: slice = field(default_factory=lambda: slice(None), compare=False)
 
 
 def implementations(name: str, instance: object, config: PluginConfig) -> dict[str, Impl]:
@@ -174,17 +174,17 @@ def is_async(hook: str) -> bool:
 
 def _adapt(
     function: Callable[..., Any], wanted: Sequence[str], given: Sequence[str]
-) -> tuple[Callable[..., Any], int | None]:
-    """Return what to call with how many of the specification's arguments, in order; None: all of them.
+) -> tuple[Callable[..., Any], slice]:
+    """Return what to call with which of the specification's arguments.
 
     Args:
         function: The implementation.
         wanted: Its arguments.
         given: The specification's.
     """
-    if tuple(wanted) == tuple(given[: len(wanted)]):  # as nearly all
-        return function, len(wanted)
+    first = given.index(wanted[0]) if wanted else 0
+    takes = slice(first, first + len(wanted))
+    if tuple(wanted) == tuple(given[takes]):  # as nearly all
+        return function, takes
     pick = itemgetter(*map(given.index, wanted))
-    if len(wanted) == 1:
-        return lambda *args: function(pick(args)), None
-    return lambda *args: function(*pick(args)), None
+    return lambda *args: function(*pick(args)), slice(None)

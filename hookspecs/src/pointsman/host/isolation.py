@@ -420,7 +420,7 @@ def suspended(
     """
     held_s = perf_counter() - started
     timing.held(held_s)
-    itself = _taken_back(task, before)
+    itself = task is not None and task.cancelling() > before and _taken_back(task, before)
     return Waiting(coroutine, yielded, timing, task, started=started, held_s=held_s, cancelled_itself=itself)
 
 
