@@ -119,11 +119,9 @@ def test_an_ordering_option_is_refused(plugin, option):
 )
 def test_an_implementation_gets_the_arguments_that_it_names(wanted):
     """Whichever they are: the first, the last, those in between, with gaps, in another order."""
+    method = f"def post_response({', '.join(filter(None, ('self', wanted)))}): return [{wanted}]"
     scope = {"hookimpl": hookimpl}
-    exec(
-        f"class Mine:\n  @hookimpl\n  def post_response({', '.join(filter(None, ('self', wanted)))}): return [{wanted}]",
-        scope,
-    )  # noqa: S102  # a class of this test
+    exec(f"class Mine:\n  @hookimpl\n  {method}", scope)  # noqa: S102  # a class of this test
     impl = implementations("mine", scope["Mine"](), PluginConfig())["post_response"]
     given = {"ctx": 1, "attempt": 2, "answer": 3}
     args = tuple(given.values())
