@@ -302,6 +302,21 @@ async def test_a_worker_that_ended_soon_after_its_start_leaves_no_sign_of_a_loss
         assert not c.lost
 
 
+@pytest.mark.parametrize(("ahead_s", "lost"), [(86_400.0, False), (100.0, True)])
+async def test_a_clock_that_was_ahead_before_the_start_is_no_sign_of_a_loss(workers, caplog, ahead_s, lost):
+    """A plugin's file says that it was used in what is the future now: that says nothing of the store, and is logged."""
+    a = workers.start()
+    for _ in range(3):
+        await workers.beat(a)
+    noted = {a.name: workers.clock.now() + ahead_s}
+    await workers.clock.skip(200.0)
+    b = workers.start()
+    assert not await b.lost_something()
+    b.known(noted)
+    assert b.lost is lost
+    assert ("the clock has been set back" in caplog.text) is not lost
+
+
 async def test_a_plugin_that_starts_later_finds_no_loss(workers):
     """As after a change of the configuration: its file has been used since the worker began, as the store has."""
     a = workers.start()

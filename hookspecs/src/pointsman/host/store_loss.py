@@ -12,12 +12,15 @@ is old, it leaves that time as it is, and takes nothing over, until each living 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, cast
 
 from ..store.protocol import JSON, Put, StateStore, Update
 from .journal_rows import HEARTBEAT_TTL_S
+
+log: Final = logging.getLogger("pointsman")
 
 _KEY: Final = "{journal}life"
 _BEATS: Final = "{journal}beats"
@@ -42,6 +45,10 @@ _EMPTIED: Final = (
 _WENT_BACK: Final = (
     "what was changed over HTTP since then is lost, and what budgets had spent since then is, unless billing knows it; let the "
     "store write everything to its disk (redis: appendonly yes)"
+)
+
+_CLOCK: Final = (
+    "the clock has been set back since this gateway last ran, so that a store that went back meanwhile is not found"
 )
 
 
@@ -173,6 +180,9 @@ class Lifetime:
         elif (
             isinstance(noted, Mapping) and self._beat_at and noted.get(self.name, 0.0) > self._beat_at + _NOTED_LATER_S
         ):
+            if noted[self.name] > self._now() + _NOTED_LATER_S:
+                log.warning("%s", _CLOCK)
+                return self.name
             self.since, self._unnamed = self._beat_at, True
             self._lose("while the gateway was down, which was found")
         return self.name

@@ -293,8 +293,8 @@ class RedisStore:
             return None
         return (
             f"{self._where} has dropped {self._dropped} keys because its memory is full, since this worker started: budgets may be too "
-            "low, and tenants, versions and experiments that were added over HTTP may be missing; set maxmemory-policy to noeviction "
-            "and give it more memory"
+            "low, settlements that killed workers have left may be lost, and tenants, versions and experiments that were added over HTTP "
+            "may be missing; set maxmemory-policy to noeviction and give it more memory"
         )
 
     async def close(self) -> None:

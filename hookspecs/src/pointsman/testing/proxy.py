@@ -75,6 +75,7 @@ class ProxyServer:
         self._fresh = fresh or python is not None
         self._python = Path(sys.executable) if python is None else python
         self._may_end = False
+        self._group_ended = False
         self._logged_before = 0
         self._process: subprocess.Popen[bytes] | warm.Forked | None = None
         directory.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ class ProxyServer:
 
     def launch(self) -> None:
         """Start the process without waiting until it answers."""
-        self._may_end = False
+        self._may_end = self._group_ended = False
         env = {**os.environ, **warm.standard_environment()}
         for name, value in self._env.items():
             if value is None:
@@ -248,9 +249,12 @@ class ProxyServer:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            # Workers whose supervisor is gone would keep the port.
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if not self._group_ended:
+            # Once: later, the number may be that of other processes.
+            self._group_ended = True
+            with contextlib.suppress(ProcessLookupError):
+                # Workers whose supervisor is gone would keep the port.
+                os.killpg(self._process.pid, signal.SIGKILL)
         return self._process.returncode
 
     def client(self, **kwargs: Any) -> httpx.Client:
