@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import pytest
 
+from ...host.implementations import Impl
 from ...host.watchdog import OUTSIDE
 from ...plugin import PluginConfig, PluginInfo
 from ...specs import hookimpl
@@ -222,18 +223,22 @@ class ContractBase(Judged):
         check(not faults, f"{when}: hooks of {name!r} failed: {described(h, name)}")
 
     def hooks(self, h: Harness) -> dict[str, Callable[..., Any]]:
-        """Return the plugin's hooks as the host calls them."""
+        """Return the plugin's hooks, to call with all arguments of their specifications."""
         loaded = next(loaded for loaded in h.host.plugins.loaded if loaded.name == self.info.name)
-        return {hook: impl.call for hook, impl in loaded.hooks.items()}
+        return {hook: lambda *args, impl=impl: impl.call(*args[impl.takes]) for hook, impl in loaded.hooks.items()}
 
     def rewire(self, h: Harness, hook: str, call: Callable[..., Any]) -> None:
-        """Let the host call something else instead of the plugin's hook."""
+        """Let the host call something else instead of the plugin's hook, with all arguments of the specification."""
+
+        def other(impl: Impl) -> Impl:
+            return replace(impl, call=call, takes=slice(None))
+
         hooks = h.host.hooks
         found = getattr(hooks, hook)
         name = self.info.name
         if isinstance(found, Mapping):
-            rewired: Any = {n: replace(impl, call=call) if n == name else impl for n, impl in found.items()}
+            rewired: Any = {n: other(impl) if n == name else impl for n, impl in found.items()}
         else:
-            rewired = tuple(replace(impl, call=call) if impl.plugin == name else impl for impl in found)
+            rewired = tuple(other(impl) if impl.plugin == name else impl for impl in found)
         # In place: the journal holds the same object.
         object.__setattr__(hooks, hook, rewired)

@@ -155,7 +155,7 @@ class CancellingContract(ContractBase):
     def _cut_off_start(self, host: Host, point: CancelPoint) -> None:
         hooks = host.hooks
         started = [
-            replace(impl, call=lambda services, impl=impl: point.run(impl.call(services)))
+            replace(impl, call=lambda *args, impl=impl: point.run(impl.call(*args)))
             if impl.plugin == self.info.name
             else impl
             for impl in hooks.startup
