@@ -94,10 +94,13 @@ class Delivery:
         self._written = True
         self._wake.set()
 
+    async def look(self) -> None:
+        """Look for events that other workers have written."""
+        self._wake.set()
+
     async def run(self) -> None:
         """Deliver until cancelled."""
         self._task = asyncio.current_task()
-        looking = asyncio.create_task(self._look_often(), name=f"look for events for {self.name}")
         try:
             while True:
                 try:
@@ -106,7 +109,6 @@ class Delivery:
                     await self._note(0, f"{err}")
                     await self._clock.sleep(TAKE_OVER_S)
         finally:
-            looking.cancel()
             self._idle.set()
             try:
                 await self._sink.close()
@@ -120,10 +122,12 @@ class Delivery:
             await self._clock.sleep(TAKE_OVER_S)
             return
         self.progress.active = True
+        # Where this worker does not write either, there is nothing to wait for.
+        patience_s = _PATIENCE_S if self._written and not self._behind else 0.0
         # What has been written until now is read now.
         self._wake.clear()
         self._written = False
-        with unhurried(0.0 if self._behind else _PATIENCE_S):
+        with unhurried(patience_s):
             batch = await self._outbox.read(lambda db: db.next_batch(self.name, self._config.batch_events))
             self._behind = batch.again or len(batch.events) == self._config.batch_events
             if batch.events:
@@ -302,11 +306,6 @@ class Delivery:
         if self._written:
             # Events come in numbers or one by one; together they share a read, a delivery and a commit.
             await asyncio.sleep(GATHER_S)
-
-    async def _look_often(self) -> None:
-        while True:
-            await self._clock.sleep(LOOK_S)
-            self._wake.set()
 
     def _now_ms(self) -> int:
         return int(self._clock.now() * 1000)

@@ -19,6 +19,7 @@ from pointsman.types import OWN_CALLS, OwnCallEnded, StoreEmptied
 from . import bill, views
 from .aggregates import SharedAggregates, Span
 from .config import BillingConfig
+from .delivery import LOOK_S as LOOK_FOR_EVENTS_S
 from .delivery import Delivery
 from .errors import OutboxUnavailable
 from .held import Held
@@ -135,6 +136,7 @@ class Billing:
         services.tasks.spawn(self._keep_open(), name="outbox")
         for delivery in self._deliveries:
             services.tasks.forever(delivery.run, name=f"deliver to {delivery.name}")
+            services.tasks.every(LOOK_FOR_EVENTS_S, delivery.look, name=f"look for events for {delivery.name}")
         services.tasks.forever(self._own_calls.run, name="own calls")
         services.tasks.every(_LATE_S, self._unlogged.give_up, name="own calls without a logged cost")
         services.tasks.every(_PRUNE_S, self._prune, name="prune")
