@@ -319,6 +319,19 @@ async def test_a_stop_says_what_becomes_of_what_is_not_settled(harness, shared, 
         assert sorted(b.plugin("one").ids) == sorted(result.request_id for result in results if back)
 
 
+async def test_a_stop_notes_what_has_been_settled(harness, shared, caplog):
+    """Of a row that one plugin has not settled in time, the others are not asked again."""
+    async with harness([ONE, TWO], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
+        a.plugin("one").gate = asyncio.Event()
+        result = await a.request()
+        await a.stop()
+    assert "1 settlements are left in the journal" in caplog.text
+    async with harness([ONE, TWO], name="b", **shared) as b:
+        await pass_time(b.clock)
+        await b.settled()
+        assert (b.plugin("one").ids, b.plugin("two").ids) == ([result.request_id], [])
+
+
 async def test_a_stop_settles_what_is_open(harness):
     """Requests that run when the worker stops are settled as cancelled; what was submitted a moment ago is settled."""
     async with harness([ONE], host={"journal_window_ms": 50}) as h:

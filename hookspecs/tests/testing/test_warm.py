@@ -85,6 +85,9 @@ def test_several_workers_are_forks_too(tmp_path):
     config = {"model_list": [MODEL], "litellm_settings": {"callbacks": ["shows.handler"]}}
     with ProxyServer(config, tmp_path / "proxy", workers=2, python_path=(tmp_path / "library",)) as proxy:
         assert isinstance(proxy._process, warm.Forked)
+        assert len(list(Path(f"/proc/{proxy.pid}/task").iterdir())) == 1, (
+            "a lock of another thread is held for ever in a fork"
+        )
         # A supervisor that spawns has one more, for semaphores.
         workers = [int(pid) for pid in Path(f"/proc/{proxy.pid}/task/{proxy.pid}/children").read_text().split()]
         assert len(workers) == 2

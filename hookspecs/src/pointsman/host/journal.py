@@ -477,8 +477,8 @@ class Journal:
         with self._tracing.current(span):
             return await settling
 
-    async def _note_progress(self, row: Row) -> None:
-        """Record which plugins have settled, so that a crash does not repeat them."""
+    async def _note_progress(self, row: Row) -> bool:
+        """Record which plugins have settled, so that a crash does not repeat them; return whether it is recorded."""
         settled, row.settled = row.settled, {}
         try:
             await self._step({row.key: Put(dump(row.entries))}, {})
@@ -487,6 +487,8 @@ class Journal:
         except Exception as err:  # noqa: BLE001  # whatever it is, the row is still settled
             row.settled = settled
             self.hooks.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
+            return False
+        return True
 
     # -- what recovery takes over ---------------------------------------------------------------------------------------
 
@@ -526,7 +528,7 @@ class Journal:
         return Counter(plugin for entry in entries for plugin in entry.pending)
 
     async def flush(self, timeout_s: float) -> tuple[int, int]:
-        """Settle everything submitted so far, at most this long; write what is not settled, unless it is written.
+        """Settle everything submitted so far, at most this long; write what is not settled then.
 
         Returns:
             The number of settlements left in the journal for another worker, and of those that could not be written.
@@ -540,19 +542,17 @@ class Journal:
             pass
         if self._waiting:
             await self._write()
-        left = [row for row in self._rows.values() if row.entries]
+        left = [row for row in self._rows.values() if any(entry.pending for entry in row.entries)]
         for row in left:
-            if not row.written:
-                await self._note_progress(row)
-                if not row.written:
-                    break  # each further one would wait for the store as long
+            if not await self._note_progress(row):
+                break  # each further one would wait for the store as long
         if self._finished:
             await self._remove_finished()
         for row in left:
             for entry in row.entries:
                 self._end_span(entry)
-        lost = sum(len(row.entries) for row in left if not row.written)
-        return sum(len(row.entries) for row in left) - lost, lost
+        kept = [bool(row.written) for row in left for entry in row.entries if entry.pending]
+        return kept.count(True), kept.count(False)
 
     async def leave(self) -> None:
         """Withdraw this worker's heartbeat, so that others take over its rows at once."""

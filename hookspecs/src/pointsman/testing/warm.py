@@ -383,6 +383,10 @@ def _become(job: Job) -> None:
     sys.argv[:] = job.argv
     with contextlib.suppress(ModuleNotFoundError):
         importlib.import_module("sitecustomize")  # of the module path of now
+    from litellm.proxy import proxy_cli  # noqa: PLC0415  # not before LiteLLM
+
+    # Its thread in the supervisor may hold a lock, of an import, while a worker is forked, in which nothing frees it.
+    proxy_cli.start_query_engine_reaper = lambda: None
     # Spawned, each worker would import LiteLLM again.
     from uvicorn import _subprocess  # noqa: PLC0415  # not before LiteLLM
 
