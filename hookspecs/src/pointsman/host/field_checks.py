@@ -191,6 +191,8 @@ def check_name(field: str, value: Any) -> None:
 
 def is_number(value: object) -> bool:
     """Return whether a value is a finite number that can be stored."""
+    if type(value) is int:  # as nearly all are
+        return -MOST_INTEGER <= value <= MOST_INTEGER
     return (isinstance(value, float) and math.isfinite(value)) or (
         isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST_INTEGER
     )

@@ -550,8 +550,7 @@ class Hooks:
         self, impl: Impl, ctx: RequestContext, attempt: Attempt, pieces: AsyncIterator[Mapping[str, Any]]
     ) -> AsyncIterator[Any] | None:
         """Ask one plugin for its stage of a stream; None leaves the stream as it is."""
-        args: tuple[object, ...] = (ctx, attempt, pieces)
-        made: object = timed(impl.call, impl.timing, *args[impl.takes])
+        made: object = timed(impl, impl.timing, ctx, attempt, pieces)
         if made is not None and not isinstance(made, AsyncIterator):
             raise TypeError(f"transform_stream returned {type(made).__name__}, not an async iterator or None")
         return made

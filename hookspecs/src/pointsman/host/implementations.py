@@ -79,6 +79,10 @@ class Impl:
     timing: Timing = field(default_factory=lambda: Timing("", ""), compare=False)
     takes: slice = field(default_factory=lambda: slice(None), compare=False)
 
+    def __call__(self, *args: object) -> Any:
+        """Call it with the specification's arguments, in order."""
+        return self.call(*args[self.takes])
+
 
 def implementations(name: str, instance: object, config: PluginConfig) -> dict[str, Impl]:
     """Return a plugin's hook implementations by hook, checked against the specifications.

@@ -99,8 +99,7 @@ class Instances:
         self.built[plugin.name] += 1
         if impl is not None:
             try:
-                given: tuple[object, ...] = (self._services(plugin.name),)
-                await bounded(impl.call(*given[impl.takes]), STARTUP_DEADLINE_S, impl.timing)
+                await bounded(impl(self._services(plugin.name)), STARTUP_DEADLINE_S, impl.timing)
             except BaseException as err:
                 let_through(err)
                 what = f"took longer than {STARTUP_DEADLINE_S:.0f} s" if isinstance(err, TimeoutError) else f"{err}"
@@ -160,9 +159,8 @@ class Instances:
         impl = plugin.hooks.get("inherit")
         if impl is None or former is None or type(former.plugin.instance) is not type(plugin.instance):
             return
-        given: tuple[object, ...] = (former.plugin.instance,)
         try:
-            await bounded(self.measured(impl).call(*given[impl.takes]), INHERIT_DEADLINE_S, impl.timing)
+            await bounded(self.measured(impl)(former.plugin.instance), INHERIT_DEADLINE_S, impl.timing)
         except BaseException as err:  # noqa: BLE001  # it starts without what it would have inherited
             let_through(err)
             self._faults.record(plugin.name, "inherit", None, err)
