@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from ..store.protocol import JSON, AtomicOp, StateStore, Update
 from . import span_events
@@ -40,6 +41,30 @@ def hook_families(timings: Iterable[Timing]) -> list[Family]:
     ]
 
 
+def _measured(
+    method: Callable[Concatenate[MeasuredStore, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[MeasuredStore, P], Coroutine[Any, Any, T]]:
+    """Measure what a method of a ``MeasuredStore`` returns, under its name."""
+    operation = method.__name__
+
+    @wraps(method)
+    async def measured(store: MeasuredStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        # Called here: a coroutine that is made before would be lost, with a warning, where a task is cancelled before it begins.
+        started = time.perf_counter()
+        error = ""
+        try:
+            return await method(store, *args, **kwargs)
+        except Exception as err:
+            error = type(err).__name__
+            raise
+        finally:
+            spent_s = time.perf_counter() - started
+            store.durations.record((store.plugin, operation, error), spent_s)
+            span_events.stored(store.plugin, spent_s)
+
+    return measured
+
+
 class MeasuredStore:
     """Measures how long a plugin waits for the store.
 
@@ -51,66 +76,60 @@ class MeasuredStore:
 
     def __init__(self, store: StateStore, plugin: str, durations: Histogram) -> None:
         self._store = store
-        self._plugin = plugin
-        self._durations = durations
+        self.plugin = plugin
+        self.durations = durations
 
-    async def _measured(
-        self, operation: str, method: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
-        # Called here: a coroutine that is made before would be lost, with a warning, where a task is cancelled before it begins.
-        started = time.perf_counter()
-        error = ""
-        try:
-            return await method(*args, **kwargs)
-        except Exception as err:
-            error = type(err).__name__
-            raise
-        finally:
-            spent_s = time.perf_counter() - started
-            self._durations.record((self._plugin, operation, error), spent_s)
-            span_events.stored(self._plugin, spent_s)
-
+    @_measured
     def get(self, key: str) -> Coroutine[Any, Any, JSON]:
         """See ``StateStore.get``."""
-        return self._measured("get", self._store.get, key)
+        return self._store.get(key)
 
+    @_measured
     def get_many(self, keys: Sequence[str]) -> Coroutine[Any, Any, list[JSON]]:
         """See ``StateStore.get_many``."""
-        return self._measured("get_many", self._store.get_many, keys)
+        return self._store.get_many(keys)
 
+    @_measured
     def put(self, key: str, value: JSON, *, ttl_s: float | None = None) -> Coroutine[Any, Any, None]:
         """See ``StateStore.put``."""
-        return self._measured("put", self._store.put, key, value, ttl_s=ttl_s)
+        return self._store.put(key, value, ttl_s=ttl_s)
 
+    @_measured
     def delete(self, key: str) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.delete``."""
-        return self._measured("delete", self._store.delete, key)
+        return self._store.delete(key)
 
+    @_measured
     def compare_and_set(
         self, key: str, expected: JSON, value: JSON, *, ttl_s: float | None = None
     ) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.compare_and_set``."""
-        return self._measured("compare_and_set", self._store.compare_and_set, key, expected, value, ttl_s=ttl_s)
+        return self._store.compare_and_set(key, expected, value, ttl_s=ttl_s)
 
+    @_measured
     def add(self, key: str, amount: int = 1, *, ttl_s: float | None = None) -> Coroutine[Any, Any, int]:
         """See ``StateStore.add``."""
-        return self._measured("add", self._store.add, key, amount, ttl_s=ttl_s)
+        return self._store.add(key, amount, ttl_s=ttl_s)
 
+    @_measured
     def scan(self, prefix: str) -> Coroutine[Any, Any, list[tuple[str, JSON]]]:
         """See ``StateStore.scan``."""
-        return self._measured("scan", self._store.scan, prefix)
+        return self._store.scan(prefix)
 
+    @_measured
     def update(self, update: Update) -> Coroutine[Any, Any, bool]:
         """See ``StateStore.update``."""
-        return self._measured("update", self._store.update, update)
+        return self._store.update(update)
 
+    @_measured
     def run(self, op: AtomicOp, keys: Sequence[str], args: JSON) -> Coroutine[Any, Any, JSON]:
         """See ``StateStore.run``."""
-        return self._measured("run", self._store.run, op, keys, args)
+        return self._store.run(op, keys, args)
 
+    @_measured
     def ping(self) -> Coroutine[Any, Any, None]:
         """See ``StateStore.ping``."""
-        return self._measured("ping", self._store.ping)
+        return self._store.ping()
 
     async def close(self) -> None:
         """See ``StateStore.close``."""
