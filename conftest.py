@@ -42,8 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--sample",
         metavar="NUMBER/OF",
         default="1/1",
-        help="run each test with several cases with one of them, and one of so many parts of the others; "
-        "samples of other numbers have other cases and tests",
+        help="run one case of each test that has several, and of the other tests one part in OF; samples of other numbers "
+        "have other cases and tests; with --last-failed, run all that failed",
     )
 
 
@@ -76,13 +76,14 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(trylast=True)  # of the cases that are left
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the cases of other parts, and put files in the order in which workers are given them.
+    """Leave out what is not in the sample, and put files in the order in which workers are given them.
 
     Those with proxies, in which much is waited for, are spread over the run, so that there is always something to compute.
     Of each kind, files whose tests may take long come first, and those with proxies end earlier: no worker is left alone
     with a long one at the end.
     """
-    kept = chosen(items, config.getoption("--sample"))
+    # Pytest has collected only what failed: a sample of that would lose the rest.
+    kept = items if config.getoption("lf", False) else chosen(items, config.getoption("--sample"))
     if left_out := set(items) - set(kept):
         config.hook.pytest_deselected(items=list(left_out))
 
