@@ -34,7 +34,7 @@ FIRST = {
 }
 ALL = {**FIRST, **DOORS}
 #: How often it asks: in turns where there are two gateways.
-TIMES = 6
+TIMES = 12
 
 
 def models(upstream: str) -> list[dict[str, Any]]:
