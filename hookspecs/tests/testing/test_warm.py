@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import litellm
 import pytest
@@ -112,6 +113,22 @@ def test_what_litellm_itself_sets_when_it_is_imported_needs_none(tmp_path):
     assert "TIKTOKEN_CACHE_DIR" in os.environ
     with ProxyServer({"model_list": [MODEL]}, tmp_path) as proxy:
         assert isinstance(proxy._process, warm.Forked)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["none of its own", "one of its own"])
+def test_a_fork_loads_its_sitecustomize_where_the_parent_has_another(tmp_path, monkeypatch, own):
+    """Debian's Python brings one, which the parent has loaded."""
+    debian, mine = tmp_path / "debian", tmp_path / "mine"
+    for directory in (debian, mine):
+        directory.mkdir()
+        monkeypatch.syspath_prepend(directory)
+    (debian / "sitecustomize.py").write_text("whose = 'debian'")
+    if own:
+        (mine / "sitecustomize.py").write_text("whose = 'mine'")
+    monkeypatch.setitem(sys.modules, "sitecustomize", ModuleType("sitecustomize"))
+    warm._customize()
+    expected = "mine" if own else "debian"
+    assert sys.modules["sitecustomize"].whose == expected
 
 
 def test_without_a_run_every_start_is_real(tmp_path, monkeypatch):

@@ -381,8 +381,7 @@ def _become(job: Job) -> None:
     modules = filter(None, job.env.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:0] = [str(Path("../..").resolve()), str(Path(job.argv[0]).parent), *modules]
     sys.argv[:] = job.argv
-    with contextlib.suppress(ModuleNotFoundError):
-        importlib.import_module("sitecustomize")  # of the module path of now
+    _customize()
     from litellm.proxy import proxy_cli  # noqa: PLC0415  # not before LiteLLM
 
     # Its thread in the supervisor may hold a lock, of an import, while a worker is forked, in which nothing frees it.
@@ -391,6 +390,13 @@ def _become(job: Job) -> None:
     from uvicorn import _subprocess  # noqa: PLC0415  # not before LiteLLM
 
     _subprocess.spawn = multiprocessing.get_context("fork")  # type: ignore[assignment]  # it has the same methods
+
+
+def _customize() -> None:
+    """Load the ``sitecustomize`` of the module path of now; the parent may have loaded another one, as Debian's Python has."""
+    sys.modules.pop("sitecustomize", None)
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("sitecustomize")
 
 
 def main() -> None:
