@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import weakref
 
 import pytest
 
@@ -335,3 +337,31 @@ async def test_order_is_that_of_the_configuration(harness, plugin):
     for order in ("ab", "ba"):
         async with harness([make(letter) for letter in order]) as h:
             assert (await h.request()).route == Route(target=f"chat{order}")
+
+
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("kind", [ValueError, asyncio.CancelledError])
+async def test_an_error_of_a_hook_ends_with_its_request(harness, plugin, kind, waits):
+    """Its traceback refers to the request and its body: they are gone at once, not when garbage is next collected."""
+    raised = []
+
+    class OwnError(kind):
+        def __init__(self):
+            raised.append(weakref.ref(self))
+
+    class Faulty:
+        @hookimpl
+        async def pre_route(self):
+            if waits:
+                await asyncio.sleep(0)
+            raise OwnError
+
+    async with harness([plugin(Faulty)]) as h:
+        await h.request()  # the log of the test keeps its error
+        gc.disable()
+        try:
+            await h.request()
+            await h.settled()
+            assert raised[-1]() is None
+        finally:
+            gc.enable()

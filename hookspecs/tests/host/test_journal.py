@@ -332,6 +332,43 @@ async def test_a_stop_notes_what_has_been_settled(harness, shared, caplog):
         assert (b.plugin("one").ids, b.plugin("two").ids) == ([result.request_id], [])
 
 
+async def test_a_stop_notes_each_settlement_of_those_that_a_plugin_gets_at_once(harness, shared):
+    """A plugin that waits gets several at once: what one of them waits for does not make the others be settled again."""
+    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05, "journal_window_ms": 50}, **shared) as a:
+        one = a.plugin("one")
+        one.gate = asyncio.Event()
+        await a.request()
+        await a.clock.advance(1.0)
+        one.gate.set()
+        await a.settled()
+        one.seen.clear()
+        one.gate = None
+        one.held = asyncio.Event()
+        results = [await a.request() for _ in range(3)]
+        await a.clock.advance(1.0)
+        assert len(one.seen) == 3, "all of them at once"
+        await a.stop()
+    async with harness([ONE], name="b", **shared) as b:
+        await pass_time(b.clock)
+        await b.settled()
+        assert b.plugin("one").ids == [results[0].request_id]
+
+
+async def test_a_settlement_is_tried_for_days(harness, monkeypatch):
+    """However many tries have failed, there is another one."""
+    monkeypatch.setattr(journal, "RETRY_MOST_S", 0.001)
+    async with harness([ONE]) as h:
+        one = h.plugin("one")
+        one.failing = True
+        await h.request()
+        await h.clock.advance(1.2)
+        assert len(one.seen) > 1_100
+        one.failing = False
+        await h.clock.advance(0.01)
+        await h.settled()
+        assert (counts(h)["settled"], counts(h)["waiting"]) == (1, {})
+
+
 async def test_a_stop_settles_what_is_open(harness):
     """Requests that run when the worker stops are settled as cancelled; what was submitted a moment ago is settled."""
     async with harness([ONE], host={"journal_window_ms": 50}) as h:

@@ -455,9 +455,13 @@ def failed(
     timing.held(perf_counter() - started)
     if _taken_back(task, before):
         return _end_by_itself(timing, task, started)
-    if isinstance(err, asyncio.CancelledError) and is_stray():
-        raise _stray() from err
-    raise err
+    try:
+        if isinstance(err, asyncio.CancelledError) and is_stray():
+            raise _stray() from err
+        raise err
+    finally:
+        # Its traceback has this frame: with it, the request would be kept until garbage is collected.
+        del err
 
 
 def _end_by_itself(timing: Timing, task: asyncio.Task[Any] | None, started: float) -> Waiting[Any]:

@@ -12,11 +12,10 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from itertools import compress
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from opentelemetry.trace import Span, StatusCode
 
@@ -351,7 +350,7 @@ class Journal:
     async def _settle(self, row: Row) -> None:
         with unhurried(self._window_s):
             while await self._is_left(row):
-                await self._pause(min(RETRY_MOST_S, RETRY_FIRST_S * 2 ** (row.tries - 1)))
+                await self._pause(min(RETRY_MOST_S, RETRY_FIRST_S * 2.0 ** min(row.tries - 1, 10)))
         del self._rows[row.key]
         if not row.entries:
             if row.written or row.doubtful:
@@ -451,13 +450,9 @@ class Journal:
                 if placed:
                     some = self._not_taken(plugin, some)
                 if len(some) == 1:
-                    settled = [await self._settled(plugin, some[0])]
+                    await self._settle_entry(plugin, row, some[0], placed)
                 else:
-                    settled = await asyncio.gather(*(self._settled(plugin, entry) for entry in some))
-                for entry in compress(some, settled):
-                    entry.pending.remove(plugin)
-                    if placed:
-                        row.settled.setdefault(plugin, []).append(entry.settlement.request_id)
+                    await asyncio.gather(*(self._settle_entry(plugin, row, entry, placed) for entry in some))
 
     def _not_taken(self, plugin: str, entries: Sequence[Entry]) -> list[Entry]:
         """Return what is left to a plugin with a place of its own; another machine has taken over the rest."""
@@ -469,13 +464,18 @@ class Journal:
                 left.append(entry)
         return left
 
-    def _settled(self, plugin: str, entry: Entry) -> Coroutine[Any, Any, bool]:
-        settling = (entry.hooks or self.hooks).run_settle(plugin, entry.ctx, entry.settlement)
-        return settling if entry.span is None else self._in_span(entry.span, settling)
-
-    async def _in_span(self, span: Span, settling: Coroutine[Any, Any, bool]) -> bool:
-        with self._tracing.current(span):
-            return await settling
+    async def _settle_entry(self, plugin: str, row: Row, entry: Entry, placed: bool) -> None:
+        """Settle one entry, and note it at once: a stop may come while others of the row are still settled."""
+        hooks = entry.hooks or self.hooks
+        if entry.span is None:
+            settled = await hooks.run_settle(plugin, entry.ctx, entry.settlement)
+        else:
+            with self._tracing.current(entry.span):
+                settled = await hooks.run_settle(plugin, entry.ctx, entry.settlement)
+        if settled:
+            entry.pending.remove(plugin)
+            if placed:
+                row.settled.setdefault(plugin, []).append(entry.settlement.request_id)
 
     async def _note_progress(self, row: Row) -> bool:
         """Record which plugins have settled, so that a crash does not repeat them; return whether it is recorded."""

@@ -7,11 +7,15 @@ from pointsman.host.journal import HEARTBEAT_TTL_S
 
 
 class Ledger:
-    """Records what was settled when; fails as long as ``failing`` is set."""
+    """Records what was settled when; fails as long as ``failing`` is set.
+
+    All wait for ``gate``, and the first for ``held``, where there are such.
+    """
 
     def __init__(self, config):
         self.failing = False
         self.gate = None
+        self.held = None
         self.seen = []
         self.heard = []
 
@@ -24,6 +28,8 @@ class Ledger:
         self.seen.append((self.clock.monotonic(), ctx, settlement))
         if self.gate is not None:
             await self.gate.wait()
+        if self.held is not None and len(self.seen) == 1:
+            await self.held.wait()
         if self.failing:
             raise RuntimeError("not now")
 
