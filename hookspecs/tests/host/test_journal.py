@@ -14,6 +14,7 @@ from itertools import pairwise
 import pytest
 from ledger_plugin import ONE, TWO, counts, pass_time, rows
 
+from pointsman.errors import StoreError
 from pointsman.host import journal
 from pointsman.host.journal import HEARTBEAT_INTERVAL_S, RETRY_MOST_S
 from pointsman.host.journal_rows import parse
@@ -352,6 +353,41 @@ async def test_a_stop_notes_each_settlement_of_those_that_a_plugin_gets_at_once(
         await pass_time(b.clock)
         await b.settled()
         assert b.plugin("one").ids == [results[0].request_id]
+
+
+@pytest.mark.parametrize("written", [False, True])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_stop_keeps_nothing_of_what_is_settled_meanwhile(harness, shared, monkeypatch, written, fails):
+    """While it notes one row, all end: whatever the store does, the stop goes on, and nothing is settled again."""
+    async with harness([ONE], name="a", host={"flush_timeout_s": 0.05}, **shared) as a:
+        one = a.plugin("one")
+        one.gate = asyncio.Event()
+        a.store.down = not written
+        for _ in range(2):
+            await a.request()
+            await a.clock.quiet()
+        a.store.down = False
+        updates, update = itertools.count(), a.store.update
+
+        async def slow(change):
+            if not any("{journal}/" in key for key in change.puts):
+                return await update(change)
+            next(updates)
+            one.gate.set()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            if fails:
+                raise StoreError("on purpose")
+            return await update(change)
+
+        monkeypatch.setattr(a.store, "update", slow)
+        await a.stop()
+        assert next(updates) == 1, "only one row was left to be noted"
+        assert await shared["store"].scan("host/{journal}/") == []
+    async with harness([ONE], name="b", **shared) as b:
+        await pass_time(b.clock)
+        await b.settled()
+        assert (len(one.ids), b.plugin("one").ids) == (2, [])
 
 
 async def test_a_settlement_is_tried_for_days(harness, monkeypatch):

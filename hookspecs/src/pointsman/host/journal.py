@@ -478,17 +478,25 @@ class Journal:
                 row.settled.setdefault(plugin, []).append(entry.settlement.request_id)
 
     async def _note_progress(self, row: Row) -> bool:
-        """Record which plugins have settled, so that a crash does not repeat them; return whether it is recorded."""
+        """Record which plugins have settled, so that a crash does not repeat them; return whether it is recorded.
+
+        Plugins may settle more of it meanwhile, or all that is left.
+        """
         settled, row.settled = row.settled, {}
+        first = row.entries[0].settlement.request_id
         try:
             await self._step({row.key: Put(dump(row.entries))}, {})
-            row.written = True
+            row.written = noted = True
             self._takeovers.decide(settled)
         except Exception as err:  # noqa: BLE001  # whatever it is, the row is still settled
-            row.settled = settled
-            self.hooks.faults.record("pointsman", "journal", row.entries[0].settlement.request_id, err)
-            return False
-        return True
+            noted = False
+            for plugin, ids in settled.items():
+                row.settled[plugin] = [*ids, *row.settled.get(plugin, ())]
+            self.hooks.faults.record("pointsman", "journal", first, err)
+        if not row.entries:
+            self._finished.setdefault(row.key, row.settled)
+            self._wake.set()
+        return noted
 
     # -- what recovery takes over ---------------------------------------------------------------------------------------
 
@@ -544,7 +552,7 @@ class Journal:
             await self._write()
         left = [row for row in self._rows.values() if any(entry.pending for entry in row.entries)]
         for row in left:
-            if not await self._note_progress(row):
+            if row.entries and not await self._note_progress(row):
                 break  # each further one would wait for the store as long
         if self._finished:
             await self._remove_finished()
