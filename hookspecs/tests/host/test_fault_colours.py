@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 
 import pytest
 
@@ -203,6 +205,46 @@ async def test_waiting_does_not_count_as_holding_the_loop(harness, plugin):
         await h.request(script=ok("text"))
         (row,) = [row for row in h.host.describe()["hooks"] if row["plugin"] == "waits"]
         assert (row["blocked"], row["total_ms"] < 100.0) == (0, True)
+
+
+async def test_no_plugin_is_charged_with_the_log_about_another(harness, plugin):
+    """Of hooks that run one after another, each has its own time on the event loop."""
+    written = []
+
+    class SlowLog(logging.Handler):
+        def emit(self, record):
+            if "held the event loop" in record.getMessage():
+                written.append(record)
+                time.sleep(0.12)
+
+    class Holds:
+        @hookimpl
+        async def pre_route(self):
+            time.sleep(0.11)  # noqa: ASYNC251  # what it does wrong
+
+        @hookimpl
+        def select(self):
+            time.sleep(0.11)
+
+    class Quick:
+        @hookimpl
+        async def pre_route(self):
+            pass
+
+        @hookimpl
+        def select(self):
+            pass
+
+    log, slow = logging.getLogger("pointsman"), SlowLog()
+    log.addHandler(slow)
+    try:
+        async with harness([plugin(Holds), plugin(Quick)]) as h:
+            await h.request()
+            blocked = {(row["plugin"], row["hook"]): row["blocked"] for row in h.host.describe()["hooks"]}
+    finally:
+        log.removeHandler(slow)
+    assert len(written) == 2
+    assert {hook for hook, times in blocked.items() if times} == {("holds", "pre_route"), ("holds", "select")}
 
 
 async def test_a_plugin_that_keeps_failing_is_switched_off_for_a_while(harness, plugin):

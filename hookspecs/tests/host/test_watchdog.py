@@ -40,6 +40,10 @@ async def _async(self):
     hold()
 
 
+async def _at_once(self):
+    hold()
+
+
 async def _stage(pieces):
     async for piece in pieces:
         hold()
@@ -59,6 +63,7 @@ def rows(h, name):
     [
         ("startup", _async),
         ("pre_route", _async),
+        ("pre_route", _at_once),
         ("select", _sync),
         ("post_response", _sync),
         ("transform_stream", _stream),

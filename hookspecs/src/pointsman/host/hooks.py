@@ -296,6 +296,7 @@ class Hooks:
                     timing.total_s += held_s
                     if held_s > timing.longest_s or held_s > BLOCKED_S:
                         timing.held_long(held_s)
+                        now = perf_counter()  # the log may take its time
                     if task is not None and task.cancelling() > before:
                         answer = ended(answer, timing, task, before, started)
                     elif held_s >= LEAST_WAIT_S:
@@ -393,6 +394,7 @@ class Hooks:
                 timing.total_s += held_s
                 if held_s > timing.longest_s or held_s > BLOCKED_S:
                     timing.held_long(held_s)
+                    started = perf_counter()  # the log may take its time
                 if answer is not None:
                     return impl, answer
                 if timing.failed_in_a_row:
