@@ -82,6 +82,30 @@ def test_a_forgotten_marker_is_named(plugin, hook):
     assert f"its method {hook!r} has a hook's name but is not marked @hookimpl" in refused(Mine, plugin)
 
 
+def test_an_argument_that_can_only_be_named_is_refused(plugin):
+    """The host passes arguments by position: the hook would fail each time. One that need not be given harms nothing."""
+
+    class Mine:
+        @hookimpl
+        async def pre_route(self, ctx, *, route, other=None):
+            return route
+
+    assert "hook 'pre_route' takes route by name only" in refused(Mine, plugin)
+
+
+@pytest.mark.parametrize("kind", ["partial", "Callable"])
+def test_a_hook_that_is_no_function_is_refused(plugin, kind):
+    """It would not be called, and nothing would say so."""
+
+    class Callable:
+        async def __call__(self, ctx):
+            pass
+
+    made = functools.partial(Callable.__call__, None) if kind == "partial" else Callable()
+    message = refused(type("Mine", (), {"pre_route": hookimpl(made)}), plugin)
+    assert f"'pre_route' is marked @hookimpl and is a {kind}" in message
+
+
 def test_an_unknown_argument_is_named_with_those_allowed(plugin):
     class Mine:
         @hookimpl

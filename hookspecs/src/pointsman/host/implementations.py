@@ -139,7 +139,7 @@ def _deadline_s(hook: str, config: PluginConfig) -> float | None:
 
 def _check_methods(name: str, instance: object) -> None:
     """Check what pluggy does not: colour, spelling, missing markers, ordering options."""
-    for attribute, method in _methods(instance):
+    for attribute, method in _methods(name, instance):
         if not hasattr(method, f"{specs.PROJECT}_impl"):
             if attribute in HOOK_NAMES:
                 raise HookSignatureError(
@@ -157,6 +157,11 @@ def _check_methods(name: str, instance: object) -> None:
         if inspect.iscoroutinefunction(method) != _ASYNC[attribute]:
             want, have = ("async", "a plain function") if _ASYNC[attribute] else ("a plain function", "async")
             raise HookSignatureError(name, f"hook {attribute!r} must be {want}; the implementation is {have}")
+        if by_name := [one.name for one in inspect.signature(method).parameters.values() if _must_be_named(one)]:
+            raise HookSignatureError(
+                name,
+                f"hook {attribute!r} takes {', '.join(by_name)} by name only; the host passes arguments by position",
+            )
         if forbidden := [key for key in ("tryfirst", "trylast", "wrapper", "hookwrapper") if options.get(key)]:
             raise HookSignatureError(
                 name,
@@ -164,11 +169,25 @@ def _check_methods(name: str, instance: object) -> None:
             )
 
 
-def _methods(instance: object) -> Iterator[tuple[str, Any]]:
-    """Yield the methods by name, without running a property: those may need a plugin that has been started."""
+def _must_be_named(parameter: inspect.Parameter) -> bool:
+    return parameter.kind is parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+
+
+def _methods(name: str, instance: object) -> Iterator[tuple[str, Any]]:
+    """Yield the methods by name, without running a property: those may need a plugin that has been started.
+
+    Raises:
+        HookSignatureError: what is marked as a hook is something else, which pluggy leaves out.
+    """
     for attribute in dir(instance):
-        if isinstance(inspect.getattr_static(instance, attribute, None), _METHODS):
+        found = inspect.getattr_static(instance, attribute, None)
+        if isinstance(found, _METHODS):
             yield attribute, getattr(instance, attribute)
+        elif isinstance(inspect.getattr_static(found, f"{specs.PROJECT}_impl", None), dict):
+            raise HookSignatureError(
+                name,
+                f"{attribute!r} is marked @hookimpl and is a {type(found).__name__}; a hook is a function or a method",
+            )
 
 
 def is_async(hook: str) -> bool:
