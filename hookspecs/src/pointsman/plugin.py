@@ -503,6 +503,7 @@ class Takeovers(Protocol):
             place: An id that no other place has.
             final: Called with ids of requests that this worker has settled, once no other worker can settle them.
             taken: Called instead with those that a worker of another place has taken over: they must not count here.
+                Neither is called again where it fails; that is counted as a fault of the plugin, ``takeovers``.
 
         Returns:
             Whether settlements have to wait for ``final``. False where all workers share every place (the stores

@@ -12,8 +12,9 @@ from decimal import Decimal
 from itertools import pairwise
 
 import pytest
-from ledger_plugin import ONE, TWO, counts, pass_time, rows
+from ledger_plugin import ONE, TWO, Ledger, counts, pass_time, rows
 
+from pointsman import PluginConfig, PluginInfo, hookimpl
 from pointsman.errors import StoreError
 from pointsman.host import journal
 from pointsman.host.journal import HEARTBEAT_INTERVAL_S, RETRY_MOST_S
@@ -169,6 +170,36 @@ async def test_an_unforeseen_error_strands_no_settlement(harness, monkeypatch, n
         assert next(updates) > number, "the error has been met"
         await h.restart()
         assert await rows(h) == {}
+
+
+@pytest.mark.parametrize("kind", [ValueError, SystemExit])
+async def test_a_plugin_that_fails_to_hear_what_is_final_harms_no_settlement(harness, shared, kind):
+    """Its fault is its own: no row is written twice, or said to be lost."""
+    heard = []
+
+    class Keeper(Ledger):
+        @hookimpl
+        async def startup(self, services):
+            self.clock = services.clock
+            services.takeovers.keep_at("place", final=self.final, taken=self.final)
+
+        def final(self, ids):
+            heard.extend(ids)
+            raise kind("on purpose")
+
+    keeper = PluginInfo(name="keeper", config=PluginConfig, factory=Keeper)
+    host = {"store": {"backend": "redis", "url": "redis://shared.test"}, "journal_window_ms": 10}
+    async with harness([keeper, ONE], host=host, **shared) as h:
+        results = []
+        for _ in range(3):
+            results.append(await h.request())
+            await h.clock.advance(1.0)
+        await h.settled()
+        assert (counts(h)["settled"], counts(h)["unjournaled"], counts(h)["waiting"]) == (3, 0, {})
+        await h.stop()
+        assert set(h.faults) == {"keeper.takeovers"}
+        assert heard == [result.request_id for result in results]
+        assert await shared["store"].scan("host/{journal}/") == []
 
 
 async def test_without_a_settling_plugin_nothing_is_written(harness, plugin):

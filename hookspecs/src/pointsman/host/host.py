@@ -254,7 +254,9 @@ class Host:
                 raise ConfigError(f"{self.settings.source}: pointsman.store: {err}") from err
         await self._store.ping()
         journal_store = ScopedStore(self.observed.measured(self._store, "pointsman"), "host/")
-        self._takeovers = Takeovers(journal_store, shared=config.store.backend == "redis", owner_keys=owner_keys)
+        self._takeovers = Takeovers(
+            journal_store, shared=config.store.backend == "redis", owner_keys=owner_keys, faults=self.faults
+        )
         await self.notices.start(journal_store, self._tasks)
         self._tasks.forever(self.events.run, name="events")
         if broadcast.wanted():

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Final, cast
 
 from ..store.protocol import JSON, Put, StateStore, Update
+from .isolation import Faults, let_through
 
 #: One hash tag with the rows of the journal: one step moves a row and writes the log.
 _LOG: Final = "{journal}taken/"
@@ -49,10 +50,14 @@ class Takeovers:
         store: The host's part of the store.
         shared: Whether machines share the store. Where they do not, all workers share every place and nothing is logged.
         owner_keys: Returns the keys that exist as long as anything of a worker is left to be settled.
+        faults: Where what plugins do wrong is counted.
     """
 
-    def __init__(self, store: StateStore, *, shared: bool, owner_keys: Callable[[str], Sequence[str]]) -> None:
+    def __init__(
+        self, store: StateStore, *, shared: bool, owner_keys: Callable[[str], Sequence[str]], faults: Faults
+    ) -> None:
         self._store = store
+        self._faults = faults
         self._shared = shared
         self._owner_keys = owner_keys
         self._places: dict[str, _Place] = {}
@@ -106,10 +111,13 @@ class Takeovers:
             place = self._places[plugin]
             taken = [id_ for id_ in ids if id_ in place.ids]
             final = [id_ for id_ in ids if id_ not in place.ids]
-            if final:
-                place.final(final)
-            if taken:
-                place.taken(taken)
+            for tell, told in ((place.final, final), (place.taken, taken)):
+                try:
+                    if told:
+                        tell(told)
+                except BaseException as err:  # noqa: BLE001  # the journal has decided, whatever the plugin makes of it
+                    let_through(err)
+                    self._faults.record(plugin, "takeovers", None, err)
 
     async def logged(self, update: Update, pending: Mapping[str, Sequence[str]], places: Mapping[str, str]) -> Update:
         """Return the step that moves a row, with the logs of the places that it leaves.
