@@ -12,6 +12,7 @@ from pointsman.store import open_store
 from pointsman.testing import FakeClock, Harness, error, ok
 from pointsman.testing import deployment as fleet_deployment
 from pointsman.types import AttemptError, ErrorClass, SignalStatus
+from pointsman_signals import repository
 from pointsman_signals.config import SignalsConfig
 from pointsman_signals.dialects import Dialect
 from pointsman_signals.plugin import plugin
@@ -128,6 +129,27 @@ async def test_a_reset_forgets_statistics_and_failures_in_all_workers(two_worker
     await h.clock.advance(5.0)
     assert h.host.signals.get("chat-a").extra["requests"] == 1
     assert (await h.admin.post("/signals/nothing/reset")).status_code == 404
+
+
+async def test_a_reset_while_observations_are_written_stays_in_force(harness, monkeypatch):
+    async with harness([plugin]) as h:
+        real, resets = repository.modify, 1
+
+        async def overtaken(*given, **more):
+            nonlocal resets
+            record = await real(*given, **more)
+            if resets:
+                resets = 0
+                assert (await h.admin.post("/signals/chat-a/reset")).status_code == 200
+            return record
+
+        monkeypatch.setattr(repository, "modify", overtaken)
+        for _ in range(3):
+            await h.request(script={"chat-a": error(500)}, retries=0)
+        await h.clock.advance(20.0)
+        assert not resets
+        signal = h.host.signals.get("chat-a")
+        assert (signal.extra["requests"], signal.consecutive_errors) == (0, 0)
 
 
 async def test_windows_may_differ_by_deployment(harness):

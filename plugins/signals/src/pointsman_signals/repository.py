@@ -128,18 +128,22 @@ class Repository:
         if state.pending is not None:
             return
         tracker, key = self._tracker, key_of(state.id)
-        pending, written = state.delta, False
+        pending, written, reset_at = state.delta, False, 0.0
         state.pending, state.delta, state.unsaved = pending, Window(pending.slice_s), False
 
         def merge(present: JSON) -> tuple[Put, Record]:
+            nonlocal reset_at
             now = self._clock.now()
             record = self._merged(state, present, pending, now)
+            reset_at = state.facts.reset_at
             ttl_s = max(tracker.rules.ttl_s, pending.slice_s * SLICES, state.quota.ends_at(now) - now)
             return Put(record_to_json(record), ttl_s), record
 
         try:
             record = await modify(self._store, key, merge, what=f"the record of the deployment {state.id!r}")
-            state.base, state.revision = record.window, record.revision
+            # What has been reset while it was written does not count: the next write adds to nothing.
+            state.base = record.window if state.facts.reset_at == reset_at else Window(record.window.slice_s)
+            state.revision = record.revision
             self.writes += 1
             written = True
         except Conflict as err:
