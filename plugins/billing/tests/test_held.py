@@ -44,14 +44,14 @@ class Takeovers:
 class Setup:
     """An outbox with two bills that a dead worker holds, and the worker that finds them."""
 
-    def __init__(self, outbox: Outbox) -> None:
+    def __init__(self, outbox: Outbox, life: str) -> None:
         self.outbox, self.takeovers, self.tasks, self.clock = outbox, Takeovers(), [], FakeClock(1000.0)
         spawn = SimpleNamespace(spawn=lambda work, **_: self.tasks.append(asyncio.ensure_future(work)))
         self.store = MemoryStore(clock=self.clock.now)
         services: Any = SimpleNamespace(
             worker="mine", takeovers=self.takeovers, tasks=spawn, clock=self.clock, store=self.store
         )
-        self.neighbours = Neighbours(outbox, services, "machine", "mine")
+        self.neighbours = Neighbours(outbox, services, "machine", life)
         self.held = Held(outbox, services, lambda: None, self.neighbours)
 
     async def look(self, *elsewhere: str, times: int = 3) -> None:
@@ -75,12 +75,12 @@ class Setup:
         return {json.loads(event.body)["request_id"] for _, event in batch.events}
 
 
-async def opened(tmp_path: Path) -> AsyncGenerator[Setup, None]:
+async def opened(tmp_path: Path, life: str = "mine") -> AsyncGenerator[Setup, None]:
     outbox = Outbox(tmp_path / "outbox", sinks=["a"], fsync=False, timeout_s=5.0, max_bytes=100 * MB)
     await outbox.open()
     await outbox.write(lambda db: db.join("a", from_now=False))
     await outbox.append([a_bill(1), a_bill(2)], holder="dead")
-    yield Setup(outbox)
+    yield Setup(outbox, life)
     await outbox.close()
 
 
@@ -163,5 +163,14 @@ async def test_bills_of_the_dead_wait_until_a_copy_would_have_been_seen(tmp_path
             await setup.held.resolve()
             assert await setup.deliverable() == set()
             await setup.look(times=1)
+        await setup.held.resolve()
+        assert await setup.deliverable() == set(IDS)
+
+
+async def test_bills_of_the_dead_count_where_each_worker_has_a_store_of_its_own(tmp_path: Path) -> None:
+    """Such a store has no life, and no other users can be seen in it: they were held while the gateway shared one."""
+    async with contextlib.aclosing(opened(tmp_path, life="")) as setups:
+        setup = await anext(setups)
+        await setup.look()
         await setup.held.resolve()
         assert await setup.deliverable() == set(IDS)

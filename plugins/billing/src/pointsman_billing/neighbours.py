@@ -132,7 +132,9 @@ class Neighbours:
         Raises:
             OutboxUnavailable: the outbox cannot be read.
         """
-        return self._looks >= _LOOKS and not self._copied and not await self._has_other_store()
+        # Where each worker has a store of its own, no look finds others.
+        looked = not self.life or self._looks >= _LOOKS
+        return looked and not self._copied and not await self._has_other_store()
 
     async def _has_other_store(self) -> bool:
         since, life = int(self._services.clock.now() - _FRESH_S), self.life
