@@ -246,6 +246,20 @@ async def test_store_that_is_lost_keeps_observations_and_at_last_holds_everythin
     assert sum(count["ok"] for count in counted) >= 60
 
 
+async def test_an_idle_worker_holds_nothing_at_stable_for_a_single_answer_that_failed(fleet, kit):
+    worker = await fleet.worker(kit.rollout(interval_s=86_400), blind_limit_s=1, tick_s=0.35)
+    await fleet.ticks(3)
+    await fleet.clock.advance(10.0)
+    seen = []
+    for _ in range(6):
+        worker.store.down = True
+        await fleet.clock.advance(0.35)
+        seen += problems(worker)
+        worker.store.down = False
+        await fleet.clock.advance(0.35)
+    assert seen == []
+
+
 async def test_definition_changed_in_the_configuration_is_reported_and_applied_by_a_restart(fleet, kit):
     """Nothing is lost, and a rollback does not come undone by editing a file."""
     worker = await fleet.worker(kit.rollout())

@@ -99,8 +99,11 @@ class Stepper:
         now = self._services.clock.monotonic()
         if self._coordinator.stirred or self._superseded:
             self._coordinator.stirred, self._busy_at = False, now
+        config = self._coordinator.config
+        # One answer that fails must not be as long as the limit for a store that does not answer.
+        seldom_s = min(_IDLE_S, config.blind_limit_s / 5)
         quiet = now - self._busy_at >= _QUIET_S
-        if quiet and now - self._read_at < _IDLE_S - self._coordinator.config.tick_s / 2:
+        if quiet and now - self._read_at < seldom_s - config.tick_s / 2:
             return False
         self._read_at = now
         return True
