@@ -37,17 +37,19 @@ def one_redis(folder: Path) -> Iterator[str]:
 def redis_cluster(folder: Path) -> Iterator[str]:
     """Run a cluster of three nodes; yield the URL of one."""
     with contextlib.ExitStack() as stack:
-        ports = []
+        # Redis's own choice for the bus, 10 000 above the port, is among the ports of outgoing connections.
+        ports, buses = [], [free_port() for _ in range(_NODES)]
         for number in range(_NODES):
             where = folder / f"node-{number}"
             where.mkdir(parents=True)
-            ports.append(stack.enter_context(_server(where, "--cluster-enabled", "yes")))
+            bus = ("--cluster-port", str(buses[number]))
+            ports.append(stack.enter_context(_server(where, "--cluster-enabled", "yes", *bus)))
         share = -(-_SLOTS // _NODES)
         for number, port in enumerate(ports):
             with redis.Redis(port=port) as client:
                 last = min((number + 1) * share, _SLOTS) - 1
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * share, last)
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0])
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", ports[0], buses[0])
         for port in ports:
             _wait(port, ("cluster_state:ok", f"cluster_known_nodes:{_NODES}"))
         yield f"redis://127.0.0.1:{ports[0]}/0"

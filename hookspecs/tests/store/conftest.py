@@ -46,6 +46,7 @@ class RedisServer:
     password: str | None = None
     whole: bool = True  # a cluster node serves all keys by itself
     port: int = 0
+    bus_port: int = 0
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -61,6 +62,10 @@ class RedisServer:
         assert binary is not None
         command = [binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         command += ["--dir", str(self.directory), *self.options]
+        if "--cluster-enabled" in self.options:
+            # Its own choice, 10 000 above the port, is among those of outgoing connections.
+            self.bus_port = self.bus_port or free_port()
+            command += ["--cluster-port", str(self.bus_port)]
         if self.password:
             command += ["--requirepass", self.password]
         with (self.directory / "log").open("ab") as log:
@@ -142,7 +147,7 @@ def redis_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServe
             node.start()
             with node.client() as client:
                 client.execute_command("CLUSTER", "ADDSLOTSRANGE", number * 5462, min(number * 5462 + 5461, 16383))
-                client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, nodes[0].bus_port)
         give_up_at = time.monotonic() + START_PATIENCE_S
         for node in nodes:
             with node.client() as client:

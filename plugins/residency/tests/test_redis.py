@@ -42,6 +42,8 @@ def url(request, tmp_path_factory):
     cluster = request.param == "cluster"
     command = [server, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     command += ["--dir", str(tmp_path_factory.mktemp("redis")), "--cluster-enabled", "yes" if cluster else "no"]
+    # Redis's own choice for the bus, 10 000 above the port, is among the ports of outgoing connections.
+    command += ["--cluster-port", str(free_port())] if cluster else []
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL) as process,  # noqa: S603  # our own command
         redis.Redis(port=port) as client,
