@@ -131,7 +131,7 @@ def test_only_azures_model_routers_have_its_fee(prices: Any, provider: str) -> N
 
 
 @pytest.mark.parametrize("unset", [(), ("off_peak_pricing", "tiered_pricing")])
-def test_prices_are_made_anew_only_when_the_map_has_changed(
+def test_prices_are_made_again_only_when_the_map_has_changed(
     prices: Any, monkeypatch: pytest.MonkeyPatch, unset: tuple[str, ...]
 ) -> None:
     """They are looked up again after a while; what was changed meanwhile counts, also deep inside an entry.
