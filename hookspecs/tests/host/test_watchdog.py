@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import inspect
 import logging
@@ -215,6 +216,54 @@ def test_nothing_is_collected_while_another_thread_is_looked_at():
     assert counts[0] > 1
     assert counts[1:] == [100_000, 0]
     assert gc.isenabled()
+
+
+class _Loop:
+    """A loop that turns at once when it is asked to, or never."""
+
+    def __init__(self, turns):
+        self.turns = turns
+        self.asked = 0
+
+    def call_soon_threadsafe(self, callback):
+        self.asked += 1
+        if self.turns:
+            callback()
+
+
+class _End:
+    """The end of the watch, after some times."""
+
+    def __init__(self, times):
+        self.left = times
+
+    def acquire(self, timeout):
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.mark.parametrize(("turns", "asked", "looked_at"), [(True, 50, 0), (False, 1, 49)])
+def test_only_a_loop_that_does_not_turn_is_looked_at(monkeypatch, turns, asked, looked_at):
+    """CPython 3.11 may crash when the frames of a thread are looked at while it runs."""
+    looks = []
+
+    @contextlib.contextmanager
+    def look(ident):
+        looks.append(ident)
+        yield None
+
+    monkeypatch.setattr(watchdog, "frame_of", look)
+    loop = _Loop(turns)
+    watchdog.Watchdog(dict, set)._watch(loop, 1, _End(50))
+    assert (loop.asked, looks) == (asked, [1] * looked_at)
+
+
+def test_a_loop_that_is_closed_is_not_looked_at(monkeypatch):
+    """Its thread may run anything else by then."""
+    monkeypatch.setattr(watchdog, "frame_of", None)
+    loop = asyncio.new_event_loop()
+    loop.close()
+    watchdog.Watchdog(dict, set)._watch(loop, 1, _End(5))
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])

@@ -1,6 +1,7 @@
 """Which plugin holds the event loop at this moment, and at which line.
 
-A thread looks at what the loop's thread runs: no hook call pays for it, and a hook that never returns is named too.
+A thread looks at what the loop's thread runs: no hook call pays for it, and a hook that never returns is named too. It looks
+only when the loop has not turned for a while: CPython 3.11 may crash when the frames of a thread that runs are looked at.
 """
 
 from __future__ import annotations
@@ -25,10 +26,9 @@ from .runtime import TaskGroup
 
 log: Final = logging.getLogger("pointsman")
 
-#: Time between two looks, in seconds, and after one that has found the loop waiting. A hook that holds the loop for
-#: ``BLOCKED_S`` is seen at least once when half of it has passed.
+#: Time in which the loop has to turn, in seconds. A hook that holds it for ``BLOCKED_S`` is seen at least once when half of that
+#: has passed.
 LOOK_S: Final = BLOCKED_S / 2
-LOOK_AT_IDLE_S: Final = BLOCKED_S
 #: What still holds the loop is logged after this time, and each time that has doubled, in seconds.
 STILL_S: Final = 1.0
 #: Instead of a hook, for what a plugin runs outside its hooks and its background tasks.
@@ -152,10 +152,13 @@ class Watchdog:
         self._outside: dict[tuple[str, str], Timing] = {}
         self._hold: _Hold | None = None
         self._said = 0.0
+        #: Whether the loop has turned since it was last asked to note it.
+        self._turned = True
 
     def start(self) -> None:
         """Start looking."""
         loop, ident = asyncio.get_running_loop(), threading.get_ident()
+        self._turned = True
         self._end = end = threading.Lock()
         end.acquire()
         self._thread = threading.Thread(
@@ -175,20 +178,36 @@ class Watchdog:
         return [timing for timing in list(self._outside.values()) if timing.calls]
 
     def _watch(self, loop: asyncio.AbstractEventLoop, ident: int, end: threading.Lock) -> None:
-        pause_s = LOOK_S
-        while not end.acquire(timeout=pause_s):
-            with frame_of(ident) as frame:
-                idle = waits(frame)
-                step = None if idle else running(frame, self._packages(), self._own())
-            # It would keep alive what the loop has finished.
-            del frame
-            pause_s = LOOK_AT_IDLE_S if idle else LOOK_S
-            if step is None:
+        while not end.acquire(timeout=LOOK_S):
+            if self._turned:
                 self._said = 0.0
-            elif step.timing is not None and step.started is not None:
-                self._note(step.timing, step.place, time.perf_counter() - step.started)
+                self._ask(loop)
             else:
-                self._look_outside(step, loop)
+                self._look(loop, ident)
+
+    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let the loop note that it turns."""
+        self._turned = False
+        try:
+            loop.call_soon_threadsafe(self._turn)
+        except RuntimeError:  # the loop has just been closed
+            self._turned = True
+
+    def _turn(self) -> None:
+        self._turned = True
+
+    def _look(self, loop: asyncio.AbstractEventLoop, ident: int) -> None:
+        """Look at what holds the loop."""
+        with frame_of(ident) as frame:
+            step = None if waits(frame) else running(frame, self._packages(), self._own())
+        # It would keep alive what the loop has finished.
+        del frame
+        if step is None:
+            self._said = 0.0
+        elif step.timing is not None and step.started is not None:
+            self._note(step.timing, step.place, time.perf_counter() - step.started)
+        else:
+            self._look_outside(step, loop)
 
     def _look_outside(self, step: Step, loop: asyncio.AbstractEventLoop) -> None:
         """Note what holds the loop since an earlier look: nothing tells when a step of a task began."""
